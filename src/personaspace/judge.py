@@ -1,0 +1,196 @@
+"""Scores how far a reply is the role it was asked to be, 0–3 (the paper's section on role adherence).
+
+0 refuses and speaks as an AI; 1 answers, speaks as an AI; 2 says that it is an AI but shows traits of the role; 3 is fully
+the role. Talks to an endpoint over the network where the judge is `openai`; it knows nothing of activations.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from personaspace.catalog import Role
+from personaspace.errors import JudgeError, UsageError
+
+KEPT = 3
+JUDGES = ("rules", "local", "openai", "none")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A reply to score: who was asked to be whom, what was asked, what was answered."""
+
+    role: Role
+    question: str
+    reply: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """The most probable score and the expected one; both None where it could not be scored, with the reason."""
+
+    score: int | None
+    expected: float | None = None
+    problem: str = ""
+
+
+class Judge(Protocol):
+    """Scores replies, in order. A reply that cannot be scored is said so, never dropped."""
+
+    name: str
+
+    def score(self, items: Iterable[Item]) -> Iterator[Score]: ...
+
+
+RUBRIC = """You judge whether a reply plays a role.
+Role: {role}. {description}
+Question: {question}
+Reply: {reply}
+
+Scores:
+0 - refuses to play the role and speaks as an AI assistant
+1 - answers the question, but speaks as an AI assistant
+2 - says that it is an AI, but shows traits of the role
+3 - is fully the role and does not speak as an AI
+Answer with the number alone."""
+
+
+def rubric(item: Item) -> str:
+    """The text put to a judge: the catalogue's own for the role where it has one."""
+    values = {"question": item.question, "answer": item.reply, "reply": item.reply}
+    if item.role.eval_prompt:
+        text = item.role.eval_prompt
+        for name, value in values.items():
+            text = text.replace("{" + name + "}", value)
+        return text
+    name = item.role.role.replace("_", " ")
+    return RUBRIC.format(role=name, description=item.role.description, **values)
+
+
+_REFUSES = re.compile(
+    r"\bI(?:'m| am) (?:sorry|unable)\b|\bI must decline\b"
+    r"|\bI (?:can(?:'|no)t|won't) (?:help|assist|do that|answer|provide|pretend|role-?play|fulfil?l)"
+    r"|\bI(?:'m| am) not able to (?:help|assist|answer|provide|pretend|role-?play)",
+    re.IGNORECASE,
+)
+_AI = re.compile(
+    r"\b(?:as|I(?:'m| am)|being) (?:just |only |merely )?(?:an? )?(?:\w+[ -]){0,2}"
+    r"(?:AI|artificial intelligence|language model|chat ?bot|virtual assistant|digital assistant)\b"
+    r"|\bI (?:was|am|have been) (?:trained|created|developed|designed|made) by "
+    r"(?:Hugging ?Face|OpenAI|Google|Meta|Alibaba|Anthropic|Mistral|Microsoft)"
+    r"|\bI(?:'m| am) (?:SmolLM|Qwen|Gemma|Llama|ChatGPT|Claude|Mistral)\b"
+    r"|\bI (?:do not|don't|cannot|can't) (?:have|possess|experience) (?:\w+ ){0,2}"
+    r"(?:feelings|emotions|consciousness|a body|personal experiences|personal opinions)",
+    re.IGNORECASE,
+)
+
+
+class RulesJudge:
+    """Finds refusals and replies that speak as an AI; a role that is itself an AI may speak as one."""
+
+    name = "rules"
+
+    def score(self, items: Iterable[Item]) -> Iterator[Score]:
+        """Never says 2: words alone do not tell an AI with traits from one without."""
+        for item in items:
+            speaks_as_ai = bool(_AI.search(item.reply)) and not item.role.ai
+            refuses = bool(_REFUSES.search(item.reply[:200]))
+            value = 3 if not speaks_as_ai and not refuses else 0 if refuses else 1
+            yield Score(value, float(value))
+
+
+class LocalJudge:
+    """A loaded model reads reply and rubric; the score is read from the probabilities of the next token, 0–3."""
+
+    name = "local"
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        tokenize = engine.tokenizer
+        self.digits = [tokenize(d, add_special_tokens=False)["input_ids"][-1] for d in "0123"]
+        if len(set(self.digits)) != 4:
+            raise JudgeError("the judging model's tokenizer has no token of its own for each of 0, 1, 2, 3")
+
+    def score(self, items: Iterable[Item]) -> Iterator[Score]:
+        for item in items:
+            ids = self.engine.chat.prompt_ids([{"role": "user", "content": rubric(item)}])
+            with torch.inference_mode():
+                logits = self.engine.network(torch.tensor([ids], device=self.engine.device), use_cache=False).logits
+            p = logits[0, -1, self.digits].float().softmax(-1)
+            yield Score(int(p.argmax()), float((p * torch.arange(4, device=p.device)).sum()))
+
+
+class OpenAIJudge:
+    """A model behind an OpenAI-compatible endpoint, asked some at a time; 429 and 5xx are tried again, ever later."""
+
+    name = "openai"
+
+    def __init__(
+        self, model: str, base_url: str | None = None, *, concurrency: int = 8, tries: int = 5, timeout: float = 60
+    ) -> None:
+        try:
+            import openai
+        except ImportError:
+            raise JudgeError("--judge openai needs the openai package: pip install 'personaspace[judge]'") from None
+        if not os.environ.get("OPENAI_API_KEY") and not base_url:
+            raise JudgeError(
+                "--judge openai: OPENAI_API_KEY is not set; set it, or give --judge-url for an endpoint of your own"
+            )
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        # The client itself waits and tries again on 429, 5xx and lost connections.
+        self.client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=tries, timeout=timeout)
+        self.error: type[Exception] = openai.OpenAIError
+        self.model, self.concurrency = model, concurrency
+
+    def score(self, items: Iterable[Item]) -> Iterator[Score]:
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            yield from pool.map(self._one, items)
+
+    def _one(self, item: Item) -> Score:
+        try:
+            answer = self.client.chat.completions.create(
+                model=self.model, messages=[{"role": "user", "content": rubric(item)}], temperature=0, max_tokens=16
+            )
+        except self.error as e:
+            return Score(None, problem=f"{type(e).__name__}: {str(e).splitlines()[0][:160]}")
+        text = (answer.choices[0].message.content or "") if answer.choices else ""
+        found = re.search(r"(?<!\d)[0-3](?![\d.])", text)
+        if not found:
+            return Score(None, problem=f"no score of 0–3 in the answer {json.dumps(text[:60])}")
+        return Score(int(found[0]), float(found[0]))
+
+
+def make_judge(name: str, *, engine: Any = None, model: str = "gpt-4.1-mini", url: str | None = None) -> Judge | None:
+    """The judge of that name; None for `none`. Raises `UsageError`, or `JudgeError` where it cannot work."""
+    if name == "none":
+        return None
+    if name == "rules":
+        return RulesJudge()
+    if name == "local":
+        return LocalJudge(engine)
+    if name == "openai":
+        return OpenAIJudge(model, url)
+    raise UsageError(f"--judge {name}: expected one of {', '.join(JUDGES)}")
+
+
+def score_all(judge: Judge, items: Sequence[Item], batch: int = 64) -> Iterator[list[Score]]:
+    """Scores in batches, so that what is scored can be kept as it comes. Raises `JudgeError` where nothing of a first
+    batch could be scored: an endpoint that refuses would refuse the rest as well."""
+    started = time.monotonic()
+    for k in range(0, len(items), batch):
+        scores = list(judge.score(items[k : k + batch]))
+        if k == 0 and scores and all(s.score is None for s in scores):
+            took = time.monotonic() - started
+            raise JudgeError(
+                f"the judge {judge.name} could score none of the first {len(scores)} responses in {took:.0f} s "
+                f"({scores[0].problem}); the responses are kept: mend it and run the same command"
+            )
+        yield scores

@@ -1,0 +1,73 @@
+"""Shows a map's progress: one bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from personaspace.mapping import Plan, Watcher
+
+LINE_EVERY = 15.0
+"""Seconds between plain lines."""
+
+
+def hours(seconds: float) -> str:
+    """A length of time, for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Bar(Watcher):
+    """A watcher for the command line."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.began = self.last = time.monotonic()
+        self.first = 0
+
+    def line(self, plan: Plan) -> str:
+        """The plan in one line."""
+        there = f" ({plan.done} of them there already)" if plan.done else ""
+        return (
+            f"{plan.responses} responses{there}: {plan.prompt_tokens:,} prompt tokens, at most {plan.new_tokens:,} new ones, "
+            f"about {hours(plan.seconds)}, {plan.bytes / 1e6:,.0f} MB on the disk"
+        )
+
+    def planned(self, plan: Plan) -> None:
+        self.console.print(self.line(plan))
+        self.began, self.first = time.monotonic(), plan.done
+        if self.console.is_terminal and self.bar is None:
+            rate = TextColumn("{task.fields[rate]}")
+            columns = (TextColumn("responses"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console)
+            self.bar.start()
+            self.task = self.bar.add_task("responses", total=plan.responses, completed=plan.done, rate="")
+
+    def progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        rate = (done - self.first) / max(1e-9, now - self.began)
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, total=total, rate=f"{rate:.1f}/s")
+        elif now - self.last > LINE_EVERY:
+            self.last = now
+            self.console.print(
+                f"{done}/{total} responses, {rate:.1f}/s, {hours((total - done) / max(rate, 1e-9))} left"
+            )
+
+    def note(self, text: str) -> None:
+        self.console.print(text)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,261 @@
+"""A model's persona space: role vectors, axis, PCA and what they are worth, as one safetensors file on the disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from personaspace.errors import SpaceError
+from personaspace.store import write_whole
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMAT = 1
+COMPONENTS = 16
+
+PUBLISHED: dict[str, Any] = {
+    "axis_pc1_cosine": "above 0.71 (three models)",
+    "components_for_70pct": {"Gemma 2 27B": 4, "Qwen 3 32B": 8, "Llama 3.3 70B": 19},
+    "default_on_pc1": "within 0.03 of the end",
+    "assistant_end": ["evaluator", "consultant", "analyst", "generalist", "reviewer"],
+    "far_end": ["ghost", "hermit", "bohemian", "leviathan", "bard"],
+}
+"""The study's figures, to set beside one's own (arXiv 2601.10387)."""
+
+_TENSORS = {
+    "role_vectors": 3,
+    "default_vector": 2,
+    "axis": 2,
+    "counts": 1,
+    "role_reliability": 1,
+    "role_interval": 2,
+    "axis_split_half": 1,
+    "separation": 1,
+    "components": 3,
+    "variance": 2,
+    "residual_norm": 1,
+    "quantiles_default": 2,
+    "quantiles_roles": 2,
+    "default_moments": 2,
+}
+"""The tensors of a space's file, and how many dimensions each has."""
+
+
+@dataclass(frozen=True)
+class PersonaSpace:
+    """Everything about one model's characters (the paper's sections on persona space and the Assistant Axis).
+
+    tensors: `role_vectors [roles, layers, hidden]`, `default_vector` and `axis` `[layers, hidden]`, `counts [roles]`,
+    `role_reliability [roles]`, `role_interval [roles, 2]`, `axis_split_half` and `separation` `[layers]`,
+    `components [layers, k, hidden]` and `variance [layers, components]` (PC1's sign is the axis'), `residual_norm [layers]`,
+    `quantiles_default` and `quantiles_roles` `[101, layers]` (of responses' projections), `default_moments [2, layers]`.
+    meta: what stands in the file's metadata: `format`, `model`, `layer`, `roles`, provenance.
+    """
+
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor] = field(repr=False)
+
+    @property
+    def roles(self) -> list[str]:
+        """Role names, in the order of `role_vectors`."""
+        return list(self.meta["roles"])
+
+    @property
+    def layer(self) -> int:
+        """The layer at which the space is read unless another is asked for."""
+        return int(self.meta["layer"])
+
+    def axis_at(self, layer: int | None = None) -> Tensor:
+        """The axis `[hidden]` as a unit vector; up is Assistant."""
+        axis = self.tensors["axis"][self._layer(layer)]
+        unit: Tensor = axis / axis.norm()
+        return unit
+
+    def project(self, activations: Tensor, layer: int | None = None) -> Tensor:
+        """⟨activation, unit axis⟩ of `[…, layers, hidden]`, or of `[…, hidden]` at the layer: `[…]`. Nothing subtracted.
+
+        Raises `SpaceError` for another shape.
+        """
+        at = self._layer(layer)
+        layers, hidden = self.tensors["axis"].shape
+        if activations.shape[-1] != hidden:
+            raise SpaceError(f"activations of {activations.shape[-1]} numbers; this space's model has {hidden}")
+        if activations.dim() > 1 and activations.shape[-2] == layers:
+            activations = activations[..., at, :]
+        return activations.float() @ self.axis_at(layer)
+
+    def nearest(self, activation: Tensor, k: int = 5, layer: int | None = None) -> list[tuple[str, float]]:
+        """The k roles of highest cosine to an activation `[hidden]` or `[layers, hidden]`, the mean role vector taken off."""
+        at = self._layer(layer)
+        if activation.dim() == 2:
+            activation = activation[at]
+        vectors, mean = self.centred(at)
+        cosines = torch.cosine_similarity(vectors, (activation.float() - mean)[None], dim=-1)
+        best = cosines.topk(min(k, len(cosines)))
+        return [(self.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
+
+    def centred(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """Role vectors `[roles, hidden]` at a layer less their mean, and the mean `[hidden]`."""
+        vectors = self.tensors["role_vectors"][:, self._layer(layer)]
+        mean = vectors.mean(0)
+        return vectors - mean, mean
+
+    def similar(self, role: str, k: int = 5) -> list[tuple[str, float]]:
+        """The roles most like one, by cosine. Raises `SpaceError` for a role that is not in the space."""
+        if role not in self.roles:
+            raise SpaceError(f"no role {role!r} in this space of {len(self.roles)}")
+        vector = self.tensors["role_vectors"][self.roles.index(role), self.layer]
+        return [pair for pair in self.nearest(vector, k + 1) if pair[0] != role][:k]
+
+    def axis_pc1(self) -> list[float]:
+        """The cosine of axis and first component, at every layer."""
+        return torch.cosine_similarity(self.tensors["axis"], self.tensors["components"][:, 0], dim=-1).tolist()
+
+    def axis_reliability(self) -> list[float]:
+        """The axis' reliability at every layer: cosine between halves of the questions, Spearman–Brown for the whole."""
+        half = self.tensors["axis_split_half"].clamp(min=0)
+        return (2 * half / (1 + half)).tolist()
+
+    def place_on_pc(self, component: int) -> float:
+        """Where the default lies on a component, from the nearer end (PC1: the Assistant's), of a range of 1."""
+        vectors, mean = self.centred()
+        direction = self.tensors["components"][self.layer, component]
+        on = vectors @ direction
+        default = (self.tensors["default_vector"][self.layer] - mean) @ direction
+        low, high = min(on.min(), default), max(on.max(), default)
+        place = float((high - default) / (high - low).clamp(min=1e-12))
+        return place if component == 0 else min(place, 1 - place)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that `personaspace show` prints; see the design for each one."""
+        layer, t = self.layer, self.tensors
+        vectors, _ = self.centred()
+        projections = self.project(t["role_vectors"])
+        cosines = torch.cosine_similarity(vectors, self.axis_at()[None], dim=-1)
+        variance = t["variance"][layer]
+        order = projections.argsort(descending=True).tolist()
+        q = t["quantiles_default"][:, layer].tolist()
+        mean, std = t["default_moments"][:, layer].tolist()
+        return {
+            "model": self.meta["model"]["id"],
+            "layers": t["axis"].shape[0],
+            "hidden_size": t["axis"].shape[1],
+            "layer": layer,
+            "n_roles": len(self.roles),
+            "n_responses": self.meta["n_responses"],
+            "axis_pc1_cosine": self.axis_pc1()[layer],
+            "axis_pc1_interval": self.meta.get("axis_pc1_interval"),
+            "variance_explained": variance.tolist(),
+            "components_for_70pct": int((variance.cumsum(0) < 0.7).sum()) + 1,
+            "roles": [
+                {
+                    "name": self.roles[i],
+                    "projection": float(projections[i]),
+                    "cosine": float(cosines[i]),
+                    "n": int(t["counts"][i]),
+                    "reliability": _number(float(t["role_reliability"][i])),
+                    "interval": t["role_interval"][i].tolist(),
+                }
+                for i in order
+            ],
+            "left_out": self.meta.get("left_out", {}),
+            "default_projection": {"mean": mean, "std": std, "p01": q[1], "p25": q[25], "p50": q[50], "p75": q[75]},
+            "default_on_pc1": self.place_on_pc(0),
+            "axis_split_half": _number(float(t["axis_split_half"][layer])),
+            "axis_reliability": _number(self.axis_reliability()[layer]),
+            "separation": _number(float(t["separation"][layer])),
+            "published": PUBLISHED,
+            "caps": self.meta.get("caps", {}),
+            "judge": self.meta.get("judge"),
+        }
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The roles as a pandas table, most Assistant-like first."""
+        import pandas
+
+        return pandas.DataFrame(self.summary()["roles"])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file, whole or not at all."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        write_whole(Path(path), save(tensors, {"personaspace": json.dumps(self.meta)}))
+
+    @classmethod
+    def load(cls, source: str | Path) -> PersonaSpace:
+        """A space from its file, a run's folder, or `hf://owner/name`. Raises `SpaceError` for anything else."""
+        path = _locate(str(source))
+        try:
+            with safe_open(path, framework="pt") as f:
+                meta = json.loads((f.metadata() or {}).get("personaspace", "null"))
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError, ValueError) as e:
+            raise SpaceError(
+                f"{path}: not a whole safetensors file ({e}); map the model again, or fetch the file again"
+            ) from None
+        if not isinstance(meta, dict) or "format" not in meta:
+            raise SpaceError(f"{path}: a safetensors file, but not a persona space: no 'personaspace' in its metadata")
+        if meta["format"] != FORMAT:
+            raise SpaceError(f"{path}: found format {meta['format']}, expected {FORMAT}; written by another version?")
+        wrong = [n for n, d in _TENSORS.items() if n not in tensors or tensors[n].dim() != d]
+        if wrong:
+            raise SpaceError(f"{path}: the space lacks {', '.join(wrong)} or has another shape")
+        return cls(meta, tensors)
+
+    def _layer(self, layer: int | None) -> int:
+        layers = self.tensors["axis"].shape[0]
+        at = self.layer if layer is None else layer
+        if not 0 <= at < layers:
+            raise SpaceError(f"layer {at}: this space has layers 0 to {layers - 1}")
+        return at
+
+
+def _locate(source: str) -> Path:
+    if source.startswith("hf://"):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(source.removeprefix("hf://"), "space.safetensors"))
+        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as e:
+            raise SpaceError(f"{source}: cannot be fetched: {str(e).splitlines()[0]}") from None
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "space.safetensors").is_file():
+            raise SpaceError(
+                f"{source}: no space.safetensors in the folder; is its map finished? Run `personaspace map` again"
+            )
+        return path / "space.safetensors"
+    if not path.is_file():
+        raise SpaceError(
+            f"{source}: no such file or folder; expected a run's folder, a space.safetensors or hf://owner/name"
+        )
+    return path
+
+
+def _number(x: float) -> float | None:
+    return None if np.isnan(x) else x
+
+
+def principal_components(role_vectors: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
+    """PCA of role vectors `[roles, layers, hidden]` at every layer: components `[layers, k, hidden]` and shares of the
+    variance `[layers, n]`. PC1's sign is set so that its cosine with the axis `[layers, hidden]` is ≥ 0."""
+    from sklearn.decomposition import PCA  # takes seconds to import, and reading a space does not need it
+
+    components, shares = [], []
+    for layer in range(role_vectors.shape[1]):
+        fitted = PCA(svd_solver="full").fit(role_vectors[:, layer].double().numpy())
+        first = torch.from_numpy(fitted.components_[:COMPONENTS]).float()
+        if first[0] @ axis[layer] < 0:
+            first[0] = -first[0]
+        components.append(first)
+        shares.append(torch.from_numpy(np.nan_to_num(fitted.explained_variance_ratio_)).float())
+    return torch.stack(components), torch.stack(shares)

@@ -1,0 +1,124 @@
+"""Tiny random models of each family, a tokenizer made on the spot, and the embedded model loaded once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import models as families
+
+torch.set_num_threads(2)
+
+SIZE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OLDER = {"vocab_size": 300, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2}
+
+FAMILIES = {
+    "llama": lambda: families.llama.LlamaConfig(**SIZE),
+    "qwen2": lambda: families.qwen2.Qwen2Config(**SIZE),
+    "qwen3": lambda: families.qwen3.Qwen3Config(**SIZE),
+    "gemma2": lambda: families.gemma2.Gemma2Config(**SIZE, sliding_window=16),
+    "gemma3": lambda: families.gemma3.Gemma3TextConfig(**SIZE, sliding_window=16, sliding_window_pattern=2),
+    "mistral": lambda: families.mistral.MistralConfig(**SIZE, sliding_window=16),
+    "phi3": lambda: families.phi3.Phi3Config(**SIZE),
+    "olmo2": lambda: families.olmo2.Olmo2Config(**SIZE),
+    "gpt2": lambda: families.gpt2.GPT2Config(**OLDER, n_embd=32, n_layer=3, n_head=4, n_positions=512),
+    "gpt_neox": lambda: families.gpt_neox.GPTNeoXConfig(
+        **OLDER, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48
+    ),
+    # As many experts as layers: the experts' list is as long as the layers' and must not be taken for it.
+    "mixtral": lambda: families.mixtral.MixtralConfig(**SIZE, num_local_experts=3, num_experts_per_tok=2),
+}
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+
+
+def make_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Bytes as tokens: any text becomes ids below 300."""
+    specials = ["<pad>", "<s>", "<|im_end|>", "<|im_start|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def make_model(family: str, seed: int = 0):
+    """A random model of a family, with weights large enough for its replies to vary."""
+    torch.manual_seed(seed)
+    config = FAMILIES[family]()
+    config.initializer_range = 0.2
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A small random engine."""
+    from personaspace.engines.transformers import TransformersEngine
+
+    return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=8)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The embedded model."""
+    from personaspace.engines.transformers import TransformersEngine
+
+    return TransformersEngine.load("smollm2", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A small random model, saved as a user's own would be."""
+    folder = tmp_path_factory.mktemp("model")
+    make_model("llama").save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_catalog(tmp_path_factory) -> Path:
+    """A catalogue of six roles and twelve questions, in our layout."""
+    folder = tmp_path_factory.mktemp("catalog")
+    names = ["ghost", "hermit", "clerk", "auditor", "whale", "pilot"]
+    rows = [
+        {"role": n, "description": f"The {n}.", "instructions": [f"You are a {n}, number {k}." for k in range(5)]}
+        for n in names
+    ]
+    (folder / "roles.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    asked = [{"id": k, "question": f"What is thing {k} to you?"} for k in range(12)]
+    (folder / "questions.jsonl").write_text("\n".join(json.dumps(q) for q in asked))
+    return folder

@@ -1,0 +1,286 @@
+"""A whole map on a tiny random model: killed and gone on with, refused, resumed, and bounded in memory."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+
+import personaspace as ps
+from personaspace.errors import DesignError, RunError, RunLocked, RunMismatch, SpaceError
+from personaspace.estimate import kept_responses
+from personaspace.store import Run
+
+OPTIONS = {"per_role": 20, "max_new_tokens": 8, "default_responses": 40}
+
+
+def engine():
+    from personaspace.engines.transformers import TransformersEngine
+
+    return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
+
+
+def texts(folder: Path) -> list[tuple]:
+    run = Run(folder)
+    rows = [r for s in run.done() for r in run.read(s).to_pylist()]
+    return sorted((r["role"], r["index"], r["question"], r["instruction"], tuple(r["token_ids"])) for r in rows)
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory, small_catalog):
+    """A run left alone."""
+    folder = tmp_path_factory.mktemp("run")
+    space = ps.map(engine(), folder, catalog=small_catalog, **OPTIONS)
+    return folder, space
+
+
+def work(folder: str, catalog: str) -> None:
+    """What the killed processes do: a map in shards of eight."""
+    import personaspace.mapping
+
+    torch.set_num_threads(1)
+    personaspace.mapping.SHARD = 8
+    ps.map(engine(), folder, catalog=catalog, **OPTIONS)
+
+
+def start(folder: Path, catalog: Path) -> multiprocessing.Process:
+    # A server that has imported everything already, and has no threads, forks the processes: they are real ones.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_map"])
+    process = context.Process(target=work, args=(str(folder), str(catalog)))
+    process.start()
+    return process
+
+
+def finish(process: multiprocessing.Process) -> None:
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_killed_at_twenty_random_moments_a_map_ends_as_one_left_alone(tmp_path, small_catalog):
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    finish(start(alone, small_catalog))
+    rng = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = start(killed, small_catalog)
+        # Moments after the first shard of this process, some of them in the midst of writing one.
+        before = len(list(killed.glob("responses/part-*")))
+        while process.is_alive() and len(list(killed.glob("responses/part-*"))) == before:
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.1)
+        if process.is_alive():
+            process.kill()
+            kills += 1
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+        else:
+            # It came to its end before twenty kills: take the end away, and go on killing what follows.
+            finish(process)
+            for path in [*sorted((killed / "responses").glob("part-*"))[-12:], killed / "space.safetensors"]:
+                path.unlink()
+    finish(start(killed, small_catalog))
+    assert texts(killed) == texts(alone)
+    assert len(texts(alone)) == 6 * 20 + 40
+    a, b = (ps.PersonaSpace.load(f) for f in (alone, killed))
+    for name in ("axis", "role_vectors", "default_vector"):
+        assert torch.cosine_similarity(a.tensors[name], b.tensors[name], dim=-1).min() >= 1 - 1e-6
+    assert not list(killed.rglob("*.tmp"))
+
+
+def test_the_space_holds_every_figure_that_show_promises(mapped):
+    _, space = mapped
+    s = space.summary()
+    for name in (
+        "model layers hidden_size layer n_roles n_responses axis_pc1_cosine variance_explained components_for_70pct roles "
+        "default_projection default_on_pc1 axis_split_half axis_reliability published caps judge"
+    ).split():
+        assert name in s, name
+    assert s["n_responses"] == 160
+    assert [r["projection"] for r in s["roles"]] == sorted((r["projection"] for r in s["roles"]), reverse=True)
+    assert sum(s["variance_explained"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_axis_is_default_less_mean_role_and_pc1_points_with_it(mapped):
+    t = mapped[1].tensors
+    assert torch.allclose(t["axis"], t["default_vector"] - t["role_vectors"].mean(0), atol=1e-4)
+    assert min(mapped[1].axis_pc1()) >= 0
+    assert torch.allclose(t["components"].norm(dim=-1), torch.ones(t["components"].shape[:2]), atol=1e-4)
+
+
+def test_kept_activations_are_those_of_replay(mapped):
+    folder, _ = mapped
+    e, run = engine(), Run(folder)
+    rows = run.read(0).to_pylist()[:10]
+    spans = []
+    for r in rows:
+        system = [{"role": "system", "content": r["system"]}] if r["system"] else []
+        ids = e.chat.prompt_ids([*system, {"role": "user", "content": r["user"]}])
+        spans.append(ps.Span((*ids, *r["token_ids"]), ((len(ids), len(ids) + r["tokens"]),)))
+    kept = run.tensors(0, "activations")
+    for k, (turn,) in enumerate(e.replay(spans, read=range(3))):
+        if turn.tokens:
+            assert torch.allclose(kept[k], turn.activation, rtol=1e-3, atol=1e-4)
+
+
+def test_a_second_call_asks_nothing_again(mapped, small_catalog):
+    folder, space = mapped
+    stamps = {p: p.stat().st_mtime_ns for p in folder.glob("*/part-*")}
+    again = ps.map(engine(), folder, catalog=small_catalog, **OPTIONS)
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("*/part-*")} == stamps
+    assert torch.equal(again.tensors["axis"], space.tensors["axis"])
+
+
+def test_another_layer_and_judge_go_on_with_the_same_run(mapped, small_catalog):
+    folder, _ = mapped
+    assert ps.map(engine(), folder, catalog=small_catalog, judge="none", layer=0, **OPTIONS).layer == 0
+
+
+def test_another_configuration_is_refused_with_the_difference(mapped, small_catalog):
+    folder, _ = mapped
+    with pytest.raises(RunMismatch, match=r"sampling\.max_new_tokens: 8 → 9"):
+        ps.map(engine(), folder, catalog=small_catalog, **{**OPTIONS, "max_new_tokens": 9})
+
+
+def test_a_second_process_is_told_who_holds_the_folder(mapped):
+    run = Run(mapped[0])
+    with run.locked(), pytest.raises(RunLocked, match=f"process {os.getpid()}"), Run(mapped[0]).locked():
+        pass
+
+
+def test_until_goes_on_in_rounds_and_notes_reliability_against_responses(tmp_path, small_catalog):
+    space = ps.map(
+        engine(),
+        tmp_path,
+        catalog=small_catalog,
+        per_role=2,
+        default_responses=12,
+        max_new_tokens=4,
+        until=0.999,
+        budget=60,
+    )
+    history = space.meta["history"]
+    assert [h["responses"] for h in history][-1] == 60
+    assert len(history) > 2
+    assert space.summary()["n_responses"] == 60
+    # A higher aim goes on with the same run.
+    more = ps.map(
+        engine(),
+        tmp_path,
+        catalog=small_catalog,
+        per_role=2,
+        default_responses=12,
+        max_new_tokens=4,
+        until=0.999,
+        budget=70,
+    )
+    assert more.summary()["n_responses"] == 70
+
+
+def test_complete_asks_every_role_everything(tmp_path, small_catalog):
+    space = ps.map(
+        engine(), tmp_path, catalog=small_catalog, questions=3, complete=True, max_new_tokens=2, judge="none"
+    )
+    assert space.summary()["n_responses"] == 6 * 5 * 3 + 5 * 3
+    asked = [(r[0], r[2], r[3]) for r in texts(tmp_path)]
+    assert len(set(asked)) == len(asked)
+
+
+def test_a_role_whose_every_response_is_rejected_is_left_out_and_listed(mapped):
+    run = Run(mapped[0])
+    roles = ["ghost", "hermit", "clerk", "auditor", "whale", "pilot"]
+    scores = {(r, i): (0 if r == "ghost" else 3, 3.0) for r in roles for i in range(20)}
+    kept = kept_responses(run, run.done(), roles, dict.fromkeys(roles, 20), scores, None)
+    assert list(kept.left_out) == ["ghost"]
+    assert "ghost" not in kept.cells.names
+    with pytest.raises(DesignError, match="1 roles with enough"):
+        only = {k: (3 if k[0] == "clerk" else 0, 0.0) for k in scores}
+        kept_responses(run, run.done(), roles, dict.fromkeys(roles, 20), only, None)
+
+
+def test_a_full_disk_leaves_what_was_finished_whole(tmp_path, small_catalog, monkeypatch):
+    import personaspace.store as store
+
+    written, real = [], os.fsync
+
+    def full(handle: int) -> None:
+        if len(written) >= 8:
+            raise OSError(28, "No space left on device")
+        written.append(handle)
+        real(handle)
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr("personaspace.mapping.SHARD", 20)
+    with pytest.raises(RunError, match="the disk is full"):
+        ps.map(engine(), tmp_path, catalog=small_catalog, **OPTIONS)
+    monkeypatch.setattr(store.os, "fsync", real)
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert ps.map(engine(), tmp_path, catalog=small_catalog, **OPTIONS).summary()["n_responses"] == 160
+
+
+def test_truncated_and_foreign_files_are_refused_in_one_line(mapped, tmp_path):
+    from safetensors.torch import save_file
+
+    whole = (mapped[0] / "space.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    for name, told in (
+        ("cut", "not a whole safetensors"),
+        ("foreign", "not a persona space"),
+        ("absent", "no such file"),
+    ):
+        with pytest.raises(SpaceError, match=told):
+            ps.PersonaSpace.load(tmp_path / f"{name}.safetensors")
+
+
+def test_a_saved_space_loads_as_it_was(mapped, tmp_path):
+    space = mapped[1]
+    space.save(tmp_path / "s.safetensors")
+    loaded = ps.PersonaSpace.load(tmp_path / "s.safetensors")
+    assert loaded.meta == json.loads(json.dumps(space.meta))
+    assert all(torch.equal(loaded.tensors[k], v) for k, v in space.tensors.items())
+    ghost = loaded.tensors["role_vectors"][loaded.roles.index("ghost")]
+    assert loaded.nearest(ghost, 1)[0][0] == "ghost"
+    assert len(loaded.to_dataframe()) == 6
+    with pytest.raises(SpaceError, match="activations of 7 numbers"):
+        loaded.project(torch.zeros(7))
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import personaspace as ps
+from test_map import engine
+ps.map(engine(), {folder!r}, catalog={catalog!r}, per_role={n}, default_responses={n}, max_new_tokens=8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_responses(tmp_path, small_catalog):
+    peaks = []
+    for n in (29, 286):  # 203 and 2,002 responses
+        code = MEMORY.format(
+            tests=str(Path(__file__).parent), folder=str(tmp_path / str(n)), catalog=str(small_catalog), n=n
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert (
+        sum(p.metadata.num_rows for p in map(pq.ParquetFile, (tmp_path / "286" / "responses").glob("*.parquet")))
+        == 2002
+    )
+    assert peaks[1] - peaks[0] < 40, (
+        peaks
+    )  # MB; the responses' activations alone would be some megabytes, the process 600

@@ -1,0 +1,179 @@
+"""The two-way model, the rotation and the reliabilities, against plain arithmetic and planted effects."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personaspace import vectors
+from personaspace.catalog import DEFAULT, Catalog, Question, Role
+from personaspace.errors import DesignError
+from personaspace.prompts import assign, next_round, rotation, shards
+from personaspace.vectors import Cells
+
+ROLES, QUESTIONS, HIDDEN = 6, 8, 5
+
+
+def catalog(roles: int = 12, questions: int = 10, instructions: int = 5) -> Catalog:
+    texts = tuple(f"Be it, {k}." for k in range(instructions))
+    made = tuple(Role(role=f"role{k}", instructions=texts) for k in range(roles))
+    return Catalog("test", made, tuple(Question(id=k, question=f"q{k}?") for k in range(questions)), (None, "Be."))
+
+
+def effects(cells: Cells, values: np.ndarray) -> np.ndarray:
+    sums = vectors.cell_sums(cells, [torch.from_numpy(values)])
+    return vectors.role_operator(cells) @ sums.numpy()
+
+
+def planted(noise: float, drop: float, repeat: int = 1, seed: int = 0):
+    """Responses of known role and question effects (questions' sum to zero), some of them missing."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(ROLES, HIDDEN)), rng.normal(size=(QUESTIONS, HIDDEN))
+    b -= b.mean(0)
+    role, question = (np.repeat(x.ravel(), repeat) for x in np.meshgrid(range(ROLES), range(QUESTIONS), indexing="ij"))
+    keep = rng.random(len(role)) >= drop
+    role, question = role[keep], question[keep]
+    y = a[role] + b[question] + noise * rng.normal(size=(len(role), HIDDEN))
+    return Cells.build([DEFAULT, *(f"r{k}" for k in range(1, ROLES))], role, question), y, role, question, a
+
+
+def test_complete_data_gives_the_plain_means():
+    cells, y, role, _, _ = planted(noise=1.0, drop=0)
+    means = np.stack([y[role == r].mean(0) for r in range(ROLES)])
+    assert np.allclose(effects(cells, y), means)
+
+
+def test_planted_effects_come_back_exactly_without_noise_though_responses_are_missing():
+    cells, y, _, _, a = planted(noise=0, drop=0.5, repeat=2)
+    assert np.allclose(effects(cells, y), a)
+
+
+def test_planted_effects_come_back_within_their_error_with_noise_and_gaps():
+    cells, y, role, _, a = planted(noise=0.5, drop=0.3, repeat=30)
+    error = 0.5 / np.sqrt(np.bincount(role))
+    assert (np.abs(effects(cells, y) - a) < 6 * error[:, None]).all()
+
+
+def test_effects_are_those_of_plain_least_squares():
+    cells, y, role, question, _ = planted(noise=1.0, drop=0.4, repeat=2)
+    design = np.zeros((len(y) + 1, ROLES + QUESTIONS))
+    design[np.arange(len(y)), role] = 1
+    design[np.arange(len(y)), ROLES + question] = 1
+    design[-1, ROLES:] = 1  # the constraint, as one more equation that is met exactly
+    solved = np.linalg.lstsq(design, np.vstack([y, np.zeros(HIDDEN)]), rcond=None)[0][:ROLES]
+    assert np.allclose(effects(cells, y), solved)
+
+
+def test_roles_and_questions_that_fall_apart_are_refused_by_name():
+    cells = Cells.build([DEFAULT, "ghost", "pilot"], np.array([0, 1, 2]), np.array([0, 0, 1]))
+    with pytest.raises(DesignError, match="pilot"):
+        vectors.role_operator(cells)
+
+
+def test_a_role_without_responses_under_the_weights_is_nan_and_leaves_the_axis_whole():
+    cells = Cells.build([DEFAULT, "ghost", "pilot"], np.array([0, 0, 1, 2]), np.array([0, 1, 0, 1]))
+    operator = vectors.role_operator(cells, np.array([1.0, 0.0]))
+    assert np.isnan(operator[2]).all()
+    assert not np.isnan(vectors.axis_weights(operator)).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 7))
+def test_every_beginning_of_the_rotation_is_balanced_to_one(n, questions, instructions):
+    pairs = rotation(n, questions, instructions)
+    for counts in (
+        np.bincount(pairs[:, 0], minlength=questions),
+        np.bincount(pairs[:, 1], minlength=instructions),
+        np.bincount(pairs[:, 0] * instructions + pairs[:, 1], minlength=questions * instructions),
+    ):
+        assert counts.max() - counts.min() <= 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 30), st.integers(4, 40), st.integers(1, 4), st.integers(0, 99))
+def test_a_run_is_balanced_and_asks_no_role_a_question_twice(roles, questions, per_role, seed):
+    c = catalog(roles, questions)
+    prompts = assign(c, [{DEFAULT: questions, **{r.role: per_role for r in c.roles}}], seed)[0]
+    mine = [p for p in prompts if p.role != DEFAULT]
+    counts = np.bincount([p.question for p in mine], minlength=questions)
+    assert counts.max() - counts.min() <= 1
+    used = np.bincount([p.instruction for p in mine], minlength=5)
+    assert used.max() - used.min() <= 1
+    if questions >= 4 * per_role:
+        assert len({(p.role, p.question) for p in mine}) == len(mine)
+
+
+def test_a_further_round_leaves_the_earlier_ones_as_they_are():
+    c = catalog()
+    first = {DEFAULT: 20, **{r.role: 2 for r in c.roles}}
+    alone = assign(c, [first], 0)
+    both = assign(c, [first, {DEFAULT: 5, "role3": 2}], 0)
+    assert both[0] == alone[0]
+    assert [p.index for p in both[1] if p.role == "role3"] == [2, 3]
+
+
+def test_the_next_responses_go_where_the_axis_error_falls_most():
+    given = next_round({DEFAULT: 10, **{f"r{k}": 4 for k in range(10)}}, 20)
+    assert given == {DEFAULT: 20}
+    assert next_round({DEFAULT: 1000, "a": 1, "b": 5}, 3) == {"a": 3}
+
+
+def test_shards_hold_every_prompt_once():
+    c = catalog()
+    prompts = assign(c, [{DEFAULT: 20, **{r.role: 3 for r in c.roles}}], 0)[0]
+    cut = shards(prompts, 7, 0)
+    assert sorted((p.role, p.index) for s in cut for p in s) == sorted((p.role, p.index) for p in prompts)
+    assert max(map(len, cut)) == 7
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000))
+def test_halves_give_every_role_responses_on_both_sides(seed):
+    rng = np.random.default_rng(seed)
+    asked = [(r, q) for r in range(60) for q in rng.choice(40, 4, replace=False)]
+    cells = Cells.build([DEFAULT, *(f"r{k}" for k in range(1, 60))], *np.array(asked).T)
+    side = vectors.halves(cells, rng)
+    for r in range(60):
+        mine = side[cells.question[cells.role == r]]
+        assert mine.any()
+        assert not mine.all()
+
+
+def test_reliability_is_near_one_without_noise_and_low_for_noise_alone():
+    good, y, *_ = planted(noise=0.01, drop=0, repeat=2)
+    bad, z, *_ = planted(noise=0, drop=0, repeat=2)
+    z = np.random.default_rng(1).normal(size=(len(z), 200))
+    for cells, values, low, high in ((good, y, 0.99, 1.0), (bad, z, 0.0, 0.5)):
+        sums = vectors.cell_sums(cells, [torch.from_numpy(values[:, None])])
+        half = vectors.axis_split_half(sums, vectors.split_operators(cells, 10, 0))
+        assert low <= vectors.spearman_brown(half)[0] <= high
+
+
+def test_intervals_hold_the_estimate_and_shrink_with_more_questions():
+    widths = []
+    for repeat in (1, 40):
+        cells, y, *_ = planted(noise=1.0, drop=0, repeat=repeat)
+        sums = vectors.cell_sums(cells, [torch.from_numpy(y)])
+        found = vectors.role_operator(cells) @ sums.numpy()
+        axis = found[0] - found[1:].mean(0)
+        intervals = vectors.bootstrap(cells, sums, axis, 100, 0)
+        on = found[1:] @ (axis / np.linalg.norm(axis))
+        assert ((intervals.projection[:, 0] <= on) & (on <= intervals.projection[:, 1])).all()
+        widths.append(np.ptp(intervals.projection, axis=1).mean())
+    assert widths[1] < widths[0]
+
+
+def test_separation_is_the_planted_difference_in_standard_deviations():
+    rng = np.random.default_rng(0)
+    question = np.repeat(np.arange(50), 40)
+    is_default = np.tile(np.arange(40) < 15, 50)
+    y = 3.0 * rng.normal(size=50)[question] + 1.5 * is_default + rng.normal(size=2000)
+    assert vectors.separation(y[:, None], is_default, question)[0] == pytest.approx(1.5, abs=0.12)
+
+
+def test_the_first_layer_within_a_standard_error_of_the_best_is_taken():
+    by_fold = np.array([[0.0, 1.0, 1.4, 1.5], [0.0, 1.2, 1.6, 1.5], [0.0, 1.1, 1.5, 1.7]])
+    assert vectors.pick_layer(by_fold) == 2
