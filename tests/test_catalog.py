@@ -1,0 +1,105 @@
+"""The package's catalogue, and anybody's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from personaspace.catalog import load_catalog
+from personaspace.errors import CatalogError, UsageError
+
+CATALOG = load_catalog()
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def runs(text: str, n: int = 6) -> set[tuple[str, ...]]:
+    w = words(text)
+    return {tuple(w[k : k + n]) for k in range(len(w) - n + 1)}
+
+
+def test_the_counts_are_those_of_the_study():
+    assert (len(CATALOG.roles), len(CATALOG.questions), len(CATALOG.defaults)) == (275, 240, 5)
+    assert all(len(r.instructions) == 5 and r.description for r in CATALOG.roles)
+    assert CATALOG.defaults[0] is None
+
+
+def test_nothing_stands_there_twice():
+    texts = [t for r in CATALOG.roles for t in r.instructions] + [q.question for q in CATALOG.questions]
+    texts += [r.role for r in CATALOG.roles] + [r.description for r in CATALOG.roles]
+    assert [t for t, n in Counter(texts).items() if n > 1] == []
+
+
+def test_no_two_instructions_of_a_role_share_a_run_of_six_words():
+    for role in CATALOG.roles:
+        seen = [runs(t) for t in role.instructions]
+        assert not [(a, b) for a in range(5) for b in range(a) if seen[a] & seen[b]], role.role
+
+
+def test_no_question_names_a_role():
+    names = {r.role.replace("_", " ") for r in CATALOG.roles}
+    for q in CATALOG.questions:
+        text = f" {' '.join(words(q.question))} "
+        assert not [n for n in names for form in (n, n + "s", n + "es") if f" {form} " in text], q.question
+
+
+def test_roles_that_are_machines_are_marked():
+    assert {r.role for r in CATALOG.roles if r.ai} == {"assistant", "robot", "simulacrum", "avatar"}
+
+
+def test_an_unknown_role_is_told_the_nearest_names():
+    with pytest.raises(CatalogError, match="did you mean ghost"):
+        CATALOG.select("goast,pilot")
+
+
+@pytest.mark.parametrize(
+    ("roles", "questions"), [("all", 0), ("all", 241), ("1", None), ("276", None), ("ghost,ghost", None)]
+)
+def test_numbers_that_make_no_sense_are_refused(roles, questions):
+    with pytest.raises(UsageError):
+        CATALOG.select(roles, questions)
+
+
+def test_a_number_of_roles_is_spread_over_the_list():
+    assert [r.role[0] for r in CATALOG.select("5").roles] == ["a", "c", "f", "m", "s"]
+
+
+def test_a_broken_line_is_named_with_file_and_line(tmp_path):
+    good = json.dumps({"role": "a", "instructions": ["Be a."]})
+    (tmp_path / "questions.jsonl").write_text('{"id": 0, "question": "a?"}\n{"id": 1, "question": "b?"}')
+    for broken, told in (
+        ("{", r"roles\.jsonl:2: not JSON"),
+        ('{"role": "b", "instructions": []}', r"roles\.jsonl:2: instructions"),
+    ):
+        (tmp_path / "roles.jsonl").write_text(f"{good}\n{broken}\n")
+        with pytest.raises(CatalogError, match=told):
+            load_catalog(tmp_path)
+    (tmp_path / "roles.jsonl").write_text(f"{good}\n{good}\n")
+    with pytest.raises(CatalogError, match="'a' stands there twice"):
+        load_catalog(tmp_path)
+
+
+def test_the_studys_layout_is_read(tmp_path):
+    folder = tmp_path / "roles" / "instructions"
+    folder.mkdir(parents=True)
+    for name in ("ghost", "pilot", "default"):
+        body = {
+            "instruction": [{"pos": f"You are {name} {k}."} for k in range(5)],
+            "questions": [],
+            "eval_prompt": "{answer}?",
+        }
+        (folder / f"{name}.json").write_text(json.dumps(body, indent=1))
+    lines = [json.dumps({"question": f"q{k}?", "id": k}) for k in range(3)]
+    (tmp_path / "extraction_questions.jsonl").write_text("\n".join(lines))
+    read = load_catalog(tmp_path)
+    assert [r.role for r in read.roles] == ["ghost", "pilot"]
+    assert read.defaults[0] == "You are default 0."
+    assert read.roles[0].eval_prompt == "{answer}?"
+    (folder / "pilot.json").write_text('{"instruction": [\n{"pos": 3}]}')
+    with pytest.raises(CatalogError, match=r"pilot\.json:1: instruction\.0\.pos"):
+        load_catalog(tmp_path)
