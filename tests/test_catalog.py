@@ -66,7 +66,7 @@ def test_numbers_that_make_no_sense_are_refused(roles, questions):
 
 
 def test_a_number_of_roles_is_spread_over_the_list():
-    assert [r.role[0] for r in CATALOG.select("5").roles] == ["a", "c", "f", "m", "s"]
+    assert [r.role[0] for r in CATALOG.select("5").roles] == ["a", "c", "h", "p", "s"]
 
 
 def test_a_broken_line_is_named_with_file_and_line(tmp_path):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, NO_SYSTEM, make_model, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import FAMILIES, NO_SYSTEM, make_model, make_tokenizer
 from personaspace.engines import Span
 from personaspace.engines.chat import Chat
 from personaspace.engines.sampling import draw, uniforms

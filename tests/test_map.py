@@ -15,9 +15,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
 
 import personaspace as ps
+from conftest import make_model, make_tokenizer
 from personaspace.errors import DesignError, RunError, RunLocked, RunMismatch, SpaceError
 from personaspace.estimate import kept_responses
 from personaspace.store import Run
@@ -102,10 +102,25 @@ def test_killed_at_twenty_random_moments_a_map_ends_as_one_left_alone(tmp_path, 
 def test_the_space_holds_every_figure_that_show_promises(mapped):
     _, space = mapped
     s = space.summary()
-    for name in (
-        "model layers hidden_size layer n_roles n_responses axis_pc1_cosine variance_explained components_for_70pct roles "
-        "default_projection default_on_pc1 axis_split_half axis_reliability published caps judge"
-    ).split():
+    for name in [
+        "model",
+        "layers",
+        "hidden_size",
+        "layer",
+        "n_roles",
+        "n_responses",
+        "axis_pc1_cosine",
+        "variance_explained",
+        "components_for_70pct",
+        "roles",
+        "default_projection",
+        "default_on_pc1",
+        "axis_split_half",
+        "axis_reliability",
+        "published",
+        "caps",
+        "judge",
+    ]:
         assert name in s, name
     assert s["n_responses"] == 160
     assert [r["projection"] for r in s["roles"]] == sorted((r["projection"] for r in s["roles"]), reverse=True)
@@ -204,8 +219,8 @@ def test_a_role_whose_every_response_is_rejected_is_left_out_and_listed(mapped):
     kept = kept_responses(run, run.done(), roles, dict.fromkeys(roles, 20), scores, None)
     assert list(kept.left_out) == ["ghost"]
     assert "ghost" not in kept.cells.names
+    only = {k: (3 if k[0] == "clerk" else 0, 0.0) for k in scores}
     with pytest.raises(DesignError, match="1 roles with enough"):
-        only = {k: (3 if k[0] == "clerk" else 0, 0.0) for k in scores}
         kept_responses(run, run.done(), roles, dict.fromkeys(roles, 20), only, None)
 
 

@@ -13,6 +13,9 @@ from personaspace.mapping import Plan, Watcher
 LINE_EVERY = 15.0
 """Seconds between plain lines."""
 
+FIRST_ROWS = 100
+"""Replies that start together end together: before that many, a rate would say nothing."""
+
 
 def hours(seconds: float) -> str:
     """A length of time, for people."""
@@ -54,7 +57,7 @@ class Bar(Watcher):
         rate = (done - self.first) / max(1e-9, now - self.began)
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, total=total, rate=f"{rate:.1f}/s")
-        elif now - self.last > LINE_EVERY:
+        elif now - self.last > LINE_EVERY and done - self.first >= FIRST_ROWS:
             self.last = now
             self.console.print(
                 f"{done}/{total} responses, {rate:.1f}/s, {hours((total - done) / max(rate, 1e-9))} left"

@@ -274,9 +274,8 @@ def pick_layer(by_fold: Floats) -> int:
     """The first layer whose separation is within a standard error of the best; by_fold: `[folds, layers]`."""
     usable = by_fold[~np.isnan(by_fold).any(1)]
     if not len(usable):
-        return by_fold.shape[1] // 2
+        return int(by_fold.shape[1]) // 2
     mean = usable.mean(0)
     best = int(mean.argmax())
     error = usable[:, best].std(ddof=1) / np.sqrt(len(usable)) if len(usable) > 1 else 0.0
-    first: int = np.flatnonzero(mean >= mean[best] - error)[0].item()
-    return first
+    return int(np.flatnonzero(mean >= mean[best] - error).min())

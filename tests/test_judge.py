@@ -1,0 +1,126 @@
+"""Judges: rules on sentences, a local model's probabilities, and an endpoint that answers, refuses and talks nonsense."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from personaspace.catalog import Role, load_catalog
+from personaspace.errors import JudgeError
+from personaspace.judge import Item, LocalJudge, OpenAIJudge, RulesJudge, make_judge, score_all
+from personaspace.mapping import MapOptions, Mapper
+from personaspace.store import Run
+
+GHOST = Role(role="ghost", description="A ghost.", instructions=("Be a ghost.",))
+ROBOT = Role(role="robot", description="A robot.", ai=True, instructions=("Be a robot.",))
+
+
+def item(reply: str, role: Role = GHOST) -> Item:
+    return Item(role, "Who are you?", reply)
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("I drift through these halls, cold and forgotten.", 3),
+        ("The painting was made by an AI, they say; I only haunt it.", 3),
+        ("I was created by grief.", 3),
+        ("As an AI language model, I would say that death is the end of life.", 1),
+        ("I'm an artificial intelligence and I find hills pleasant.", 1),
+        ("I don't have personal feelings, but hills are nice.", 1),
+        ("I'm SmolLM, and I can help.", 1),
+        ("I'm sorry, but I can't pretend to be a ghost.", 0),
+        ("I cannot help with that.", 0),
+    ],
+)
+def test_rules_find_refusals_and_replies_that_speak_as_an_ai(reply, score):
+    (found,) = RulesJudge().score([item(reply)])
+    assert found.score == score
+
+
+def test_rules_let_a_role_that_is_an_ai_speak_as_one():
+    (found,) = RulesJudge().score([item("I am an artificial intelligence of steel.", ROBOT)])
+    assert found.score == 3
+
+
+def test_the_local_judge_keeps_most_probable_and_expected_score(tiny):
+    for found in LocalJudge(tiny).score([item("Boo."), item("I can help you with that.")]):
+        assert found.score in range(4)
+        assert 0 <= found.expected <= 3
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers as an OpenAI endpoint would; `plan` says how, by request."""
+
+    plan: list[str] = []  # noqa: RUF012 - set by each test
+    asked: list[str] = []  # noqa: RUF012
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Endpoint.asked.append(body["messages"][0]["content"])
+        how = Endpoint.plan.pop(0) if Endpoint.plan else "3"
+        status = int(how) if len(how) == 3 else 200
+        answer = {
+            "id": "x", "object": "chat.completion", "created": 0, "model": "m",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": how}}],
+        }  # fmt: skip
+        data = json.dumps(answer if status == 200 else {"error": {"message": "no"}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def endpoint():
+    Endpoint.plan, Endpoint.asked = [], []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_an_endpoint_is_asked_again_on_429_and_5xx(endpoint):
+    Endpoint.plan = ["429", "503", "2"]
+    (found,) = OpenAIJudge("m", endpoint).score([item("Boo.")])
+    assert found.score == 2
+    assert len(Endpoint.asked) == 3
+    assert "Boo." in Endpoint.asked[0]
+
+
+def test_nonsense_is_named_and_not_taken_for_a_score(endpoint):
+    Endpoint.plan = ["17", "I would rather not."]
+    found = list(OpenAIJudge("m", endpoint, concurrency=1).score([item("a"), item("b")]))
+    assert [f.score for f in found] == [None, None]
+    assert "I would rather not" in found[1].problem
+
+
+def test_an_endpoint_that_refuses_everything_stops_the_judging_in_one_line(endpoint):
+    Endpoint.plan = ["401"] * 9
+    with pytest.raises(JudgeError, match=r"could score none of the first 3 .*AuthenticationError"):
+        list(score_all(OpenAIJudge("m", endpoint), [item(c) for c in "abc"]))
+
+
+def test_what_could_not_be_scored_is_tried_again_by_the_next_call(endpoint, tmp_path, tiny, small_catalog):
+    judge = OpenAIJudge("m", endpoint, concurrency=1)
+    Endpoint.plan = ["3", "what?", *["3"] * 10]
+    options = MapOptions(design={"per_role": 2, "default_responses": 12}, sampling={"max_new_tokens": 4})
+    mapper = Mapper(tiny, load_catalog(small_catalog), tmp_path, options)
+    with pytest.raises(JudgeError, match="1 of 12 responses could not be scored"):
+        mapper.map(judge)
+    assert len(Run(tmp_path).scores_of("openai")) == 11
+    mapper.map(judge)
+    assert len(Endpoint.asked) == 13
+
+
+def test_an_endpoint_without_key_or_address_is_refused(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(JudgeError, match="OPENAI_API_KEY"):
+        make_judge("openai")
