@@ -123,7 +123,8 @@ class LocalJudge:
         for item in items:
             ids = self.engine.chat.prompt_ids([{"role": "user", "content": rubric(item)}])
             with torch.inference_mode():
-                logits = self.engine.network(torch.tensor([ids], device=self.engine.device), use_cache=False).logits
+                tokens = torch.tensor([ids], device=self.engine.device)
+                logits = self.engine.network(tokens, use_cache=False, logits_to_keep=1).logits
             p = logits[0, -1, self.digits].float().softmax(-1)
             yield Score(int(p.argmax()), float((p * torch.arange(4, device=p.device)).sum()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -114,7 +115,8 @@ class Mapper:
             self.run.update(manifest)
             history: list[dict[str, float]] = []
             spent = 0.0
-            for k in range(1000):
+            # Without an aim, everything that was asked counts; with one, it is looked at round by round.
+            for k in itertools.count(0 if self.options.until else len(manifest["rounds"]) - 1):
                 rounds = manifest["rounds"][: k + 1]
                 groups = self._assign(rounds)
                 spent += self._ask(groups)
@@ -290,7 +292,7 @@ class Mapper:
 
 def named(catalog: Catalog, model: str) -> Catalog:
     """The catalogue with the model's own name in the default prompts."""
-    name = "SmolLM2" if model == "smollm2" else Path(model).stem.split("-Q")[0]
+    name = "SmolLM2" if model == "smollm2" else Path(model).name.removesuffix(".gguf")
     defaults = tuple(t.replace("{model}", name) if t else t for t in catalog.defaults)
     return Catalog(catalog.name, catalog.roles, catalog.questions, defaults)
 
