@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-# The GGUF reader's own bars would stand among ours; it looks at this when it is imported.
-os.environ.setdefault("TQDM_DISABLE", "1")
-
 import typer
 from rich.console import Console
 from rich.table import Table

@@ -122,25 +122,21 @@ def axis_weights(operator: Floats) -> Floats:
 
 def halves(cells: Cells, rng: np.random.Generator) -> NDArray[np.bool_]:
     """A split of the questions, `[questions]`, in which every role asked two or more has responses on both sides."""
-    asked = [np.unique(cells.question[cells.role == r]) for r in range(len(cells.names))]
-    asked = [a for a in asked if len(a) > 1]
+    asks = np.zeros((len(cells.names), cells.questions))
+    asks[cells.role, cells.question] = 1
+    asks = asks[asks.sum(1) > 1]
+    total = asks.sum(1)
     side = rng.permutation(np.arange(cells.questions) % 2 == 0)
-
-    def broken() -> list[Ints]:
-        return [a for a in asked if side[a].all() or not side[a].any()]
-
-    for _ in range(50 * len(asked) + 50):
-        bad = broken()
-        if not bad:
+    for _ in range(50 * len(asks) + 50):
+        there = asks @ side
+        bad = np.flatnonzero((there == 0) | (there == total))
+        if not len(bad):
             return side
-        # Turn over the question of a broken role that breaks the fewest others.
-        candidates = bad[rng.integers(len(bad))]
-        costs = []
-        for q in candidates:
-            side[q] = ~side[q]
-            costs.append(len(broken()))
-            side[q] = ~side[q]
-        best = candidates[rng.choice(np.flatnonzero(np.array(costs) == min(costs)))]
+        # Turn over the question of a broken role that leaves the fewest roles broken.
+        candidates = np.flatnonzero(asks[rng.choice(bad)])
+        turned = there[:, None] + asks[:, candidates] * np.where(side[candidates], -1, 1)
+        costs = ((turned == 0) | (turned == total[:, None])).sum(0)
+        best = candidates[rng.choice(np.flatnonzero(costs == costs.min()))]
         side[best] = ~side[best]
     raise DesignError("no split of the questions gives every role responses in both halves")
 

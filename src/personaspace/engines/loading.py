@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
+import struct
 import tempfile
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -133,14 +136,15 @@ def _converted(gguf: Path) -> Path:
     whole = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
         options = {"gguf_file": gguf.name, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+        with contextlib.redirect_stderr(io.StringIO()):  # the reader draws bars of its own
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
         if quantizer := getattr(model, "hf_quantizer", None):
             quantizer.remove_quantization_config(model)
         model.save_pretrained(whole)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(whole)
         if not target.exists():
             whole.rename(target)
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as e:
         raise ModelError(f"{gguf}: cannot read the GGUF file: {str(e).splitlines()[0] if str(e) else e!r}") from None
     finally:
         shutil.rmtree(whole, ignore_errors=True)
