@@ -65,7 +65,7 @@ def test_mistakes_get_one_line_and_the_right_exit_code(tmp_path, tiny_folder, sm
         (("map", tiny_folder, *here, "--dtype", "fp8"), 2, "--dtype fp8"),
         (("map", tiny_folder, "--out", mapped, "--catalog", small_catalog, *MAP, "--seed", "1"), 1, "seed: 0 → 1"),
         (("show", tmp_path / "nowhere"), 1, "no such file or folder"),
-        (("map",), 2, "Missing parameter"),
+        (("map",), 2, "Missing argument"),
         (("map", "x", "--hlep"), 2, "No such option"),
     ):
         assert told in run(*arguments, expect=code).stderr
