@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "personaspace"
 ORDER = [
     "errors",
     "catalog",
+    "interventions",
     "prompts",
     "residual",
     "engines",

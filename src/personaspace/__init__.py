@@ -7,13 +7,18 @@
 
 from personaspace.api import map
 from personaspace.catalog import Catalog, load_catalog
-from personaspace.engines import Engine, Response, Span, Turn, load_engine
+from personaspace.engines import Engine, Response, Span, Token, Turn, load_engine
 from personaspace.errors import PersonaSpaceError
+from personaspace.interventions import Ablate, Add, Cap
 from personaspace.prompts import Design, Prompt, Sampling
 from personaspace.report import write_report
+from personaspace.residual import attach
 from personaspace.space import PersonaSpace
 
 __all__ = [
+    "Ablate",
+    "Add",
+    "Cap",
     "Catalog",
     "Design",
     "Engine",
@@ -23,7 +28,9 @@ __all__ = [
     "Response",
     "Sampling",
     "Span",
+    "Token",
     "Turn",
+    "attach",
     "load_catalog",
     "load_engine",
     "map",

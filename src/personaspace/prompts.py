@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from personaspace.catalog import DEFAULT, Catalog
 from personaspace.errors import UsageError
+from personaspace.interventions import Intervention
 
 Message = Mapping[str, str]
 
@@ -27,7 +28,10 @@ class Sampling(BaseModel):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages to answer, and where they come from: indices into the catalogue; `index` counts a role's prompts."""
+    """Messages to answer, and where they come from: indices into the catalogue; `index` counts a role's prompts.
+
+    sampling, interventions: the prompt's own, in place of those that `respond` is given.
+    """
 
     messages: tuple[Message, ...]
     role: str = ""
@@ -36,6 +40,7 @@ class Prompt:
     index: int = 0
     sampling: Sampling | None = None
     seed: int | None = None
+    interventions: tuple[Intervention, ...] | None = None
 
 
 class Design(BaseModel):

@@ -1,4 +1,4 @@
-"""Finds a model's residual stream and reads means from it while it runs; it knows nothing of tokens or roles.
+"""Finds a model's residual stream, reads means from it and intervenes in it while it runs; it knows nothing of roles.
 
 Layer l means the residual stream after decoder layer l, counted from 0 (the paper's section on activations).
 """
@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from personaspace.errors import ModelError
+from personaspace.errors import ModelError, UsageError
+from personaspace.interventions import Intervention
 
 
 def text_config(model: Any) -> Any:
@@ -106,20 +107,119 @@ def reading(layers: nn.ModuleList, read: Sequence[int], sink: Sink) -> Iterator[
             handle.remove()
 
 
+class Intervening:
+    """Applies interventions in the layers' hooks, each to the rows of the forward pass that it is meant for.
+
+    groups: row numbers `[rows]` (None: all of them) with what is done to them, in order. generated: `[rows, tokens]`, which
+    tokens are generated ones; None where that was seen to before. touched: `[rows, tokens]`, filled where it is given.
+    """
+
+    def __init__(self) -> None:
+        self.groups: list[tuple[Tensor | None, tuple[Intervention, ...]]] = []
+        self.generated: Tensor | None = None
+        self.touched: Tensor | None = None
+
+    def __call__(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """The residual stream after the interventions at a layer; None where there are none."""
+        result: Tensor | None = None
+        for rows, interventions in self.groups:
+            here = [i for i in interventions if layer in i.layers_touched()]
+            if not here:
+                continue
+            before = hidden if rows is None else hidden[rows]
+            after = before
+            for i in here:
+                changed = i.apply(after, layer)
+                if i.where == "generated" and self.generated is not None:
+                    mask = self.generated if rows is None else self.generated[rows]
+                    changed = torch.where(mask[..., None], changed, after)
+                after = changed
+            if self.touched is not None:
+                at = slice(None) if rows is None else rows
+                self.touched[at] |= (after != before).any(-1)
+            if rows is None:
+                result = after
+            else:
+                result = hidden.clone() if result is None else result
+                result[rows] = after
+        return result
+
+    @contextmanager
+    def on(self, layers: nn.ModuleList) -> Iterator[None]:
+        """While it lasts, every forward pass goes through it. Afterwards the model is as it was, also after an exception."""
+
+        def tap(layer: int) -> Callable[..., Any]:
+            def hook(_: nn.Module, __: Any, output: Any) -> Any:
+                changed = self(layer, hidden_of(output)) if self.groups else None
+                if changed is None:
+                    return None
+                return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+            return hook
+
+        handles = [layer.register_forward_hook(tap(k)) for k, layer in enumerate(layers)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def check_interventions(interventions: Sequence[Intervention], layers: int, hidden: int) -> None:
+    """Raises `UsageError` for one that acts on a layer that does not exist, or on vectors of another size."""
+    for i in interventions:
+        name = type(i).__name__
+        beyond = [layer for layer in i.layers_touched() if layer >= layers]
+        if beyond:
+            raise UsageError(f"{name} at layers {beyond}: the model has layers 0 to {layers - 1}")
+        if i.vector.shape[-1] != hidden:
+            raise UsageError(
+                f"{name}: a vector of {i.vector.shape[-1]} numbers; the model's residual stream has {hidden}"
+            )
+
+
+@contextmanager
+def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
+    """While it lasts, any forward pass or `generate` of a `transformers` model of yours has the interventions on.
+
+    Those for generated tokens alone act on passes of a single token, which is how `generate` makes them. Afterwards the model
+    is as it was. Raises `UsageError`, `ModelError`.
+    """
+    layers = find_layers(model)
+    check_interventions(interventions, len(layers), text_config(model).hidden_size)
+    applied = Intervening()
+    everywhere = tuple(i for i in interventions if i.where == "all")
+
+    def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        applied.groups = [(None, tuple(interventions) if hidden.shape[1] == 1 else everywhere)]
+
+    handle = layers[0].register_forward_pre_hook(choose, with_kwargs=True)
+    try:
+        with applied.on(layers):
+            yield
+    finally:
+        handle.remove()
+
+
 class RunningMeans:
     """Sums, row by row, of the residual stream and of its norm over tokens that arrive one a step, in fp32.
 
-    Its size is rows × layers × hidden, however long the replies become. `counting` says which rows' token counts.
+    Its size is rows × layers × hidden, however long the replies become. `counting` says which rows' token counts; `last` is
+    the last token's own, `[rows, layers, hidden]`, where it is asked for.
     """
 
-    def __init__(self, rows: int, layers: int, hidden: int, device: torch.device) -> None:
+    def __init__(self, rows: int, layers: int, hidden: int, device: torch.device, last: bool = False) -> None:
         self.sums = torch.zeros(rows, layers, hidden, device=device)
         self.norms = torch.zeros(rows, layers, device=device)
         self.counts = torch.zeros(rows, dtype=torch.long, device=device)
+        self.last = torch.zeros_like(self.sums) if last else None
         self.counting: Tensor | None = None  # [rows in flight], 0 or 1; None where all count
 
     def __call__(self, k: int, hidden: Tensor) -> None:
         token = hidden[:, -1].float()
+        if self.last is not None:
+            self.last[: len(token), k] = token
         norm = torch.linalg.vector_norm(token, dim=-1)
         if self.counting is not None:
             token, norm = token * self.counting[:, None], norm * self.counting
@@ -137,8 +237,9 @@ class RunningMeans:
 
     def move(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copies rows onto others, as rows that leave are replaced."""
-        for buffer in (self.sums, self.norms, self.counts):
-            buffer[list(target)] = buffer[list(source)]
+        for buffer in (self.sums, self.norms, self.counts, self.last):
+            if buffer is not None:
+                buffer[list(target)] = buffer[list(source)]
 
     def clear(self, rows: slice) -> None:
         """Empties rows for those that join."""
@@ -150,10 +251,19 @@ class SpanMeans:
     """Means of the residual stream over given spans of a batch, `[spans, layers, hidden]`, pooled as each layer runs.
 
     weights: `[spans, tokens]` over the flattened spans' own rows, each row summing to one; `rows` says whose they are.
+    ranges: where given, as (row, start, end), each token's own is kept in `each`, a list over spans of one over layers.
     """
 
-    def __init__(self, weights: Tensor, rows: Tensor, layers: int, hidden: int) -> None:
-        self.weights, self.rows = weights, rows
+    def __init__(
+        self,
+        weights: Tensor,
+        rows: Tensor,
+        layers: int,
+        hidden: int,
+        ranges: Sequence[tuple[int, int, int]] | None = None,
+    ) -> None:
+        self.weights, self.rows, self.ranges = weights, rows, ranges or []
+        self.each: list[list[Tensor]] = [[] for _ in self.ranges]
         self.means = torch.empty(len(rows), layers, hidden, device=weights.device)
         self.norms = torch.empty(len(rows), layers, device=weights.device)
 
@@ -162,3 +272,5 @@ class SpanMeans:
         self.norms[:, k] = (norm[self.rows] * self.weights).sum(-1)
         for span, row in enumerate(self.rows.tolist()):
             self.means[span, k] = self.weights[span] @ hidden[row].float()
+        for kept, (row, a, b) in zip(self.each, self.ranges, strict=True):
+            kept.append(hidden[row, a:b].float())

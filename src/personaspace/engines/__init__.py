@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from personaspace.errors import UsageError
+from personaspace.interventions import Intervention
 from personaspace.prompts import Message, Prompt, Sampling
 
 Layers = Sequence[int]
@@ -31,7 +33,9 @@ class ModelInfo:
 @dataclass(frozen=True)
 class Response:
     """A prompt's reply. activation: `[layers, hidden]`, fp32, the mean over the reply's tokens, the end-of-turn marker
-    not among them; norms: `[layers]`, the mean ‖h‖ over them. Both None where nothing was read, zeros for an empty reply."""
+    not among them; norms: `[layers]`, the mean ‖h‖ over them. Both None where nothing was read, zeros for an empty reply.
+    before: the activation as it was before the interventions, where that was asked for. touched: how many of the reply's tokens
+    an intervention changed."""
 
     prompt: Prompt
     text: str
@@ -39,6 +43,24 @@ class Response:
     finish_reason: str
     activation: Tensor | None = None
     norms: Tensor | None = None
+    before: Tensor | None = None
+    touched: int = 0
+
+
+@dataclass(frozen=True)
+class Token:
+    """A step of a reply in the making: the text that it adds, and what was read of the token before it.
+
+    id: None on a last step that only says how the reply ended. activation: `[layers, hidden]` of token `index - 1`, which
+    is known one step after the token; None on the first. touched: whether an intervention changed that token.
+    """
+
+    index: int
+    id: int | None
+    text: str
+    activation: Tensor | None = None
+    touched: bool = False
+    finish_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,12 +73,19 @@ class Span:
 
 @dataclass(frozen=True)
 class Turn:
-    """An assistant turn of a replayed conversation: its place among the messages, and what was read of its tokens."""
+    """An assistant turn of a replayed conversation: its place among the messages, and what was read of its tokens.
+
+    activation: `[layers, hidden]`; norms: `[layers]`; each: every token's own, `[tokens, layers, hidden]`, where asked for;
+    logprob: the mean log-probability of its tokens, where asked for; touched: how many an intervention changed.
+    """
 
     index: int
     tokens: int
-    activation: Tensor  # [layers, hidden]
-    norms: Tensor  # [layers]
+    activation: Tensor
+    norms: Tensor
+    each: Tensor | None = None
+    logprob: float | None = None
+    touched: int = 0
 
 
 Conversation = Sequence[Message] | Span
@@ -69,13 +98,43 @@ class Engine(Protocol):
     def model(self) -> ModelInfo: ...
 
     def respond(
-        self, prompts: Iterable[Prompt], sampling: Sampling, *, read: Layers | None = None
+        self,
+        prompts: Iterable[Prompt],
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+        before: bool = False,
     ) -> Iterator[Response]:
-        """Yields each response as it finishes, with the mean activation of the layers in `read`."""
+        """Yields each response as it finishes, with the mean activation of the layers in `read`, after the interventions;
+        with `before`, also as it was before them."""
         ...
 
-    def replay(self, conversations: Sequence[Conversation], *, read: Layers) -> Iterator[list[Turn]]:
+    def replay(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        read: Layers,
+        interventions: Sequence[Intervention] = (),
+        each: bool = False,
+        logprobs: bool = False,
+    ) -> Iterator[list[Turn]]:
         """Reads the assistant turns of text that already exists, one list a conversation, in order."""
+        ...
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+    ) -> Iterator[Token]:
+        """One reply, token by token."""
+        ...
+
+    def intervening(self, *interventions: Intervention) -> AbstractContextManager[None]:
+        """While it lasts, every row gets the interventions, before its own."""
         ...
 
 

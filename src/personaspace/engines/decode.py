@@ -1,4 +1,4 @@
-"""One decode loop for everything: rows with their own sampling and seed that join and leave between steps.
+"""One decode loop for everything: rows with their own sampling, seed and interventions that join and leave between steps.
 
 It knows nothing of text. Keys and values stand in one buffer a layer, `[rows, heads, columns, head size]`: every row ends
 at the same column, so a step writes one slice and reads one view, without the copies of a cache that grows. A row that
@@ -10,45 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from personaspace.engines.rows import Row, by_beginning, by_interventions, chunks
 from personaspace.engines.sampling import draw
 from personaspace.errors import ModelError
-from personaspace.prompts import Sampling
-from personaspace.residual import RunningMeans, reading
+from personaspace.residual import Intervening, RunningMeans, Sink, reading
 
 SLACK = 64
 """Columns beyond the longest row, so that rows need to be moved to the left only every so many steps."""
 
-SHARED_TOKENS = 64
-"""A shared beginning is computed apart where it saves at least that many tokens."""
 
+@dataclass(frozen=True)
+class Done:
+    """A row that is done, and what was read of it: means `[layers, hidden]` and mean norms `[layers]`."""
 
-@dataclass
-class Row:
-    """One reply in the making. `ids` are the prompt's; `random` holds a number for each token it may get."""
-
-    key: int
-    ids: list[int]
-    sampling: Sampling
-    random: np.ndarray
-    out: list[int] = field(default_factory=list)
-    length: int = 0  # tokens in the cache
-    finish: str = ""
-
-    @property
-    def next_token(self) -> int:
-        return self.out[-1] if self.out else self.ids[-1]
-
-    @property
-    def full(self) -> bool:
-        return len(self.out) >= self.sampling.max_new_tokens
+    row: Row
+    mean: Tensor | None = None
+    norms: Tensor | None = None
+    before: Tensor | None = None
 
 
 @dataclass
@@ -96,7 +81,10 @@ class _Buffer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class DecodeLoop:
-    """Rows in flight, at most `rows` of at most `columns` tokens each, and what is read of the layers in `read`."""
+    """Rows in flight, at most `rows` of at most `columns` tokens each, and what is read of the layers in `read`.
+
+    before: also reads them as they were before the interventions. last: keeps each row's last token's, for who watches.
+    """
 
     def __init__(
         self,
@@ -109,6 +97,8 @@ class DecodeLoop:
         read: Sequence[int] = (),
         end_ids: frozenset[int] = frozenset(),
         prefill_tokens: int = 1024,
+        before: bool = False,
+        last: bool = False,
     ) -> None:
         self.model, self.layers, self.read, self.end_ids = model, layers, tuple(read), end_ids
         self.device = next(model.parameters()).device
@@ -117,22 +107,31 @@ class DecodeLoop:
         self.buffers = [_Buffer(self.window, rows, self.columns) for _ in layers]
         self.cache = Cache(layers=self.buffers)
         self.mask = torch.zeros(rows, self.columns, dtype=torch.bool, device=self.device)
-        self.means = RunningMeans(rows, len(self.read), hidden, self.device)
+        self.means = RunningMeans(rows, len(self.read), hidden, self.device, last)
+        self.before = RunningMeans(rows, len(self.read), hidden, self.device) if before else None
+        self.read_means = [m for m in (self.means, self.before) if m is not None]
+        self.applied = Intervening()
         self.rows: list[Row] = []
         self._decoding = False
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """While it lasts, the layers' hooks are on."""
+    def _hooks(self) -> Iterator[None]:
+        """While it lasts, the layers' hooks are on: never between steps, where somebody else may use the model. A layer's
+        run in this order: read, intervene, read again."""
         with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
+            if self.before:
+                stack.enter_context(reading(self.layers, self.read, self._sink(self.before)))
+            stack.enter_context(self.applied.on(self.layers))
             if self.read:
-                stack.enter_context(reading(self.layers, self.read, self._sink))
+                stack.enter_context(reading(self.layers, self.read, self._sink(self.means)))
             yield
 
-    def _sink(self, k: int, hidden: Tensor) -> None:
-        if self._decoding:
-            self.means(k, hidden)
+    def _sink(self, means: RunningMeans) -> Sink:
+        def sink(k: int, hidden: Tensor) -> None:
+            if self._decoding:
+                means(k, hidden)
+
+        return sink
 
     @property
     def free(self) -> int:
@@ -140,6 +139,7 @@ class DecodeLoop:
 
     # -- joining ---------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> None:
         """Takes rows in: their prompts' tokens but the last are computed now, the last one by the next step."""
         first, known = len(self.rows), max(len(r.ids) for r in rows) - 1
@@ -148,11 +148,16 @@ class DecodeLoop:
         elif known > self.window.column:
             self._align(known)
         self.mask[first : first + len(rows)] = False
-        self.means.clear(slice(first, first + len(rows)))
+        for means in self.read_means:
+            means.clear(slice(first, first + len(rows)))
         slots = {r.key: first + k for k, r in enumerate(rows)}
-        for prefix, group in _by_beginning(rows):
-            for chunk in _chunks(group, prefix, self.prefill_tokens):
-                self._prefill(chunk, prefix, slots)
+        self.applied.touched = None
+        for alike in by_interventions(rows).values():
+            self.applied.groups = [(None, alike[0].applied)] if alike[0].applied else []
+            with self._hooks():
+                for prefix, group in by_beginning(alike):
+                    for chunk in chunks(group, prefix, self.prefill_tokens):
+                        self._prefill(chunk, prefix, slots)
         self.rows.extend(rows)
 
     def _prefill(self, rows: Sequence[Row], prefix: int, slots: dict[int, int]) -> None:
@@ -208,15 +213,17 @@ class DecodeLoop:
 
     # -- stepping --------------------------------------------------------------------------------------------------
 
-    def step(self) -> list[tuple[Row, Tensor | None, Tensor | None]]:
-        """One token for every row; returns the rows that are done, with mean activation and mean norm where read."""
+    @torch.inference_mode()
+    def step(self) -> list[Done]:
+        """One token for every row; returns the rows that are done."""
         n, w = len(self.rows), self.window
         longest = max(r.length for r in self.rows)
         if w.column == self.columns:
             self._align(longest)
         w.rows, w.start = n, w.column - longest
         self.mask[:n, w.column] = True
-        drawn = self._next_tokens(n)
+        with self._hooks():
+            drawn = self._next_tokens(n)
         w.column += 1
         done = []
         for k, row in enumerate(self.rows):
@@ -231,16 +238,23 @@ class DecodeLoop:
                     row.finish = "length"
             if row.finish:
                 done.append(k)
-        finished = [(self.rows[k], *(self.means.mean(k) if self.read else (None, None))) for k in done]
+        finished = [self._done(k) for k in done]
         self._leave(done)
         return finished
+
+    def _done(self, k: int) -> Done:
+        if not self.read:
+            return Done(self.rows[k])
+        return Done(self.rows[k], *self.means.mean(k), self.before.mean(k)[0] if self.before else None)
 
     def _next_tokens(self, n: int) -> list[int]:
         rows, w = self.rows, self.window
         ids = torch.tensor([[r.next_token] for r in rows], device=self.device)
         positions = torch.tensor([[r.length] for r in rows], device=self.device)
         counting = [float(bool(r.out)) for r in rows]
-        self.means.counting = None if all(counting) else torch.tensor(counting, device=self.device)
+        for means in self.read_means:
+            means.counting = None if all(counting) else torch.tensor(counting, device=self.device)
+        self._intervene()
         wanted = not all(r.full for r in rows)
         self._decoding = True
         try:
@@ -254,7 +268,11 @@ class DecodeLoop:
             )
         finally:
             self._decoding = False
-        self.means.step(n)
+        for means in self.read_means:
+            means.step(n)
+        if self.applied.touched is not None:
+            for row, touched in zip(rows, self.applied.touched[:, 0].tolist(), strict=True):
+                row.touched += touched and bool(row.out)
         if not wanted:
             return [-1] * n
         at = [min(len(r.out), r.sampling.max_new_tokens - 1) for r in rows]
@@ -264,6 +282,18 @@ class DecodeLoop:
         )
         chosen: list[int] = draw(output.logits[:, -1], settings[:, 0], settings[:, 1], settings[:, 2]).tolist()
         return chosen
+
+    def _intervene(self) -> None:
+        """Sets what is done to each row's next token."""
+        slots = {id(row): k for k, row in enumerate(self.rows)}
+        groups = by_interventions(self.rows)
+        self.applied.groups = []
+        for alike in groups.values():
+            if alike[0].applied:
+                at = torch.tensor([slots[id(r)] for r in alike], device=self.device) if len(groups) > 1 else None
+                self.applied.groups.append((at, alike[0].applied))
+        some = bool(self.applied.groups)
+        self.applied.touched = torch.zeros(len(self.rows), 1, dtype=torch.bool, device=self.device) if some else None
 
     def _leave(self, done: Sequence[int]) -> None:
         """Puts the last rows in the places of those that are done."""
@@ -276,48 +306,8 @@ class DecodeLoop:
                 buffer.keys[target, :, seen] = buffer.keys[source, :, seen]
                 buffer.values[target, :, seen] = buffer.values[source, :, seen]
             self.mask[target] = self.mask[source]
-            self.means.move(source, target)
+            for means in self.read_means:
+                means.move(source, target)
             for s, t in zip(source, target, strict=True):
                 self.rows[t] = self.rows[s]
         del self.rows[left:]
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
-
-
-def _by_beginning(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
-    """Rows in groups, each with the length of the beginning that its rows share and that is worth computing apart."""
-    groups: list[tuple[int, list[Row]]] = []
-    rest: list[Row] = []
-    ordered = sorted(rows, key=lambda r: r.ids)
-    k = 0
-    while k < len(ordered):
-        prefix, size = len(ordered[k].ids) - 1, 1
-        while k + size < len(ordered):
-            common = min(prefix, _shared(ordered[k].ids[:-1], ordered[k + size].ids[:-1]))
-            # A row that shares less would cost the group more than it brings.
-            if common < 8 or (size > 1 and (common * size) < prefix * (size - 1)):
-                break
-            prefix, size = common, size + 1
-        if prefix * (size - 1) >= SHARED_TOKENS:
-            groups.append((prefix, ordered[k : k + size]))
-        else:
-            rest.extend(ordered[k : k + size])
-        k += size
-    return [*groups, (0, rest)] if rest else groups
-
-
-def _chunks(rows: Sequence[Row], prefix: int, tokens: int) -> Iterator[list[Row]]:
-    """Rows of like length, as many as fit the tokens of one forward pass."""
-    ordered = sorted(rows, key=lambda r: len(r.ids), reverse=True)
-    k = 0
-    while k < len(ordered):
-        fit = max(1, tokens // max(1, len(ordered[k].ids) - prefix))
-        yield ordered[k : k + fit]
-        k += fit

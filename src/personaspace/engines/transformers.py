@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from personaspace.engines import Conversation, Layers, ModelInfo, Response, Span, Turn, loading
+from personaspace.engines import Conversation, Layers, ModelInfo, Response, Span, Token, Turn, loading
 from personaspace.engines.chat import Chat
-from personaspace.engines.decode import DecodeLoop, Row
+from personaspace.engines.decode import DecodeLoop, Done
+from personaspace.engines.replay import Replayer
+from personaspace.engines.rows import Row
 from personaspace.engines.sampling import uniforms
 from personaspace.errors import ActivationError, UsageError
+from personaspace.interventions import Intervention
 from personaspace.prompts import Prompt, Sampling
-from personaspace.residual import SpanMeans, check_layers, find_layers, reading, text_config
+from personaspace.residual import check_interventions, check_layers, find_layers, text_config
 
 
 class TransformersEngine:
@@ -43,6 +46,7 @@ class TransformersEngine:
         self.prefill_tokens = 1024 if cpu else 16384
         config = text_config(model)
         self.hidden: int = config.hidden_size
+        self._ambient: tuple[Intervention, ...] = ()
         self.model = ModelInfo(
             id=id,
             revision=revision or getattr(model.config, "_commit_hash", None),
@@ -63,52 +67,109 @@ class TransformersEngine:
         model, tokenizer, _ = loading.load(name, where, loading.pick_dtype(dtype, where))
         return cls(model, tokenizer, id=name, **options)
 
+    @contextmanager
+    def intervening(self, *interventions: Intervention) -> Iterator[None]:
+        """While it lasts, every row gets the interventions, before its own. Raises `UsageError`."""
+        check_interventions(interventions, len(self.layers), self.hidden)
+        outside = self._ambient
+        self._ambient = (*outside, *interventions)
+        try:
+            yield
+        finally:
+            self._ambient = outside
+
     # -- answering -------------------------------------------------------------------------------------------------
 
     def respond(
-        self, prompts: Iterable[Prompt], sampling: Sampling, *, read: Layers | None = None
+        self,
+        prompts: Iterable[Prompt],
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+        before: bool = False,
     ) -> Iterator[Response]:
         """See `Engine.respond`. Raises `ActivationError` where NaN or Inf is read, naming layer and response."""
         asked = list(prompts)
-        if not asked:
+        rows = [self._row(k, p, sampling, interventions) for k, p in enumerate(asked)]
+        return self._respond(asked, rows, self._layers(read), before)
+
+    def _respond(
+        self, asked: Sequence[Prompt], waiting: list[Row], layers: tuple[int, ...], before: bool
+    ) -> Iterator[Response]:
+        if not waiting:
             return
-        waiting = [self._row(k, p, sampling) for k, p in enumerate(asked)]
-        columns = max(len(r.ids) + r.sampling.max_new_tokens for r in waiting)
         # Neighbours in this order share their beginnings; the last is taken first.
         waiting.sort(key=lambda r: r.ids, reverse=True)
-        layers = self._layers(read)
-        loop = DecodeLoop(
+        loop = self._loop(waiting, layers, before=before)
+        while waiting or loop.rows:
+            # Joining costs a pass of its own, so places are filled some at a time.
+            if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
+                loop.join([waiting.pop() for _ in range(min(loop.free, len(waiting)))])
+            for done in loop.step():
+                yield self._response(asked[done.row.key], done, layers)
+
+    def _loop(
+        self, rows: Sequence[Row], layers: tuple[int, ...], *, before: bool = False, last: bool = False
+    ) -> DecodeLoop:
+        columns = max(len(r.ids) + r.sampling.max_new_tokens for r in rows)
+        return DecodeLoop(
             self.network,
             self.layers,
-            rows=min(len(waiting), self._rows_that_fit(columns)),
+            rows=min(len(rows), self._rows_that_fit(columns)),
             columns=columns,
             hidden=self.hidden,
             read=layers,
             end_ids=self.chat.end_ids,
             prefill_tokens=self.prefill_tokens,
+            before=before,
+            last=last,
         )
-        with loop.running():
-            while waiting or loop.rows:
-                # Joining costs a pass of its own, so places are filled some at a time.
-                if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
-                    loop.join([waiting.pop() for _ in range(min(loop.free, len(waiting)))])
-                for row, mean, norms in loop.step():
-                    yield self._response(asked[row.key], row, mean, norms, layers)
 
-    def _row(self, key: int, prompt: Prompt, sampling: Sampling) -> Row:
+    def _row(self, key: int, prompt: Prompt, sampling: Sampling, interventions: Sequence[Intervention]) -> Row:
         own = prompt.sampling or sampling
-        return Row(key, self.chat.prompt_ids(prompt.messages), own, uniforms(prompt.seed or 0, own.max_new_tokens))
+        mine = (*self._ambient, *(interventions if prompt.interventions is None else prompt.interventions))
+        check_interventions(mine, len(self.layers), self.hidden)
+        ids = self.chat.prompt_ids(prompt.messages)
+        return Row(key, ids, own, uniforms(prompt.seed or 0, own.max_new_tokens), mine)
 
-    def _response(
-        self, prompt: Prompt, row: Row, mean: Tensor | None, norms: Tensor | None, layers: Sequence[int]
-    ) -> Response:
+    def _response(self, prompt: Prompt, done: Done, layers: Sequence[int]) -> Response:
+        row, mean = done.row, done.mean
         if mean is not None and not torch.isfinite(mean).all():
             bad = layers[int((~torch.isfinite(mean)).any(-1).nonzero()[0])]
             raise ActivationError(
                 f"NaN or Inf in layer {bad} of the response of {prompt.role or 'the model'} to question {prompt.question} "
                 f"(instruction {prompt.instruction}); try --dtype fp32"
             )
-        return Response(prompt, self.chat.decode(row.out), tuple(row.out), row.finish, mean, norms)
+        text = self.chat.decode(row.out)
+        return Response(prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+    ) -> Iterator[Token]:
+        """See `Engine.stream`."""
+        row = self._row(0, prompt, sampling, interventions)
+        return self._stream(row, self._layers(read))
+
+    def _stream(self, row: Row, layers: tuple[int, ...]) -> Iterator[Token]:
+        loop = self._loop([row], layers, last=True)
+        shown, touched = "", 0
+        loop.join([row])
+        while not row.finish:
+            fed = len(row.out)
+            loop.step()
+            read = loop.means.last[0].cpu().clone() if loop.means.last is not None and fed and layers else None
+            text = self.chat.decode(row.out)
+            # The bytes of a character may be spread over tokens: it is shown once it is whole.
+            ready = text if row.finish else text.rstrip("\ufffd")
+            new = row.out[-1] if len(row.out) > fed else None
+            yield Token(fed, new, ready[len(shown) :], read, row.touched > touched, row.finish)
+            shown, touched = ready, row.touched
 
     def _rows_that_fit(self, columns: int) -> int:
         config = text_config(self.network)
@@ -125,40 +186,35 @@ class TransformersEngine:
 
     # -- replaying -------------------------------------------------------------------------------------------------
 
-    def replay(self, conversations: Sequence[Conversation], *, read: Layers) -> Iterator[list[Turn]]:
+    def replay(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        read: Layers,
+        interventions: Sequence[Intervention] = (),
+        each: bool = False,
+        logprobs: bool = False,
+    ) -> Iterator[list[Turn]]:
         """See `Engine.replay`. A `Span` is read as it stands; messages are rendered and tokenised once."""
-        layers = self._layers(read)
+        mine = (*self._ambient, *interventions)
+        check_interventions(mine, len(self.layers), self.hidden)
+        replayer = Replayer(self.network, self.layers, self._layers(read), self.hidden, mine, each, logprobs)
         spans, places = [], []
         for c in conversations:
             span, at = (c, list(range(len(c.spans)))) if isinstance(c, Span) else self.chat.spans(c)
             spans.append(span)
             places.append(at)
+        return self._replay(replayer, spans, places)
+
+    def _replay(
+        self, replayer: Replayer, spans: Sequence[Span], places: Sequence[Sequence[int]]
+    ) -> Iterator[list[Turn]]:
         results: dict[int, list[Turn]] = {}
-        order = sorted(range(len(spans)), key=lambda k: len(spans[k].token_ids))
-        while order:
-            longest = len(spans[order[-1]].token_ids)
-            fit = max(1, self.prefill_tokens // max(1, longest))
-            batch, order = order[-fit:], order[:-fit]
-            for k, turns in zip(batch, self._replay([spans[k] for k in batch], layers), strict=True):
-                results[k] = [Turn(i, *t) for i, t in zip(places[k], turns, strict=True)]
+        for batch, found in replayer.batches(spans, self.prefill_tokens):
+            for k, reads in zip(batch, found, strict=True):
+                results[k] = [Turn(i, **vars(r)) for i, r in zip(places[k], reads, strict=True)]
         for k in range(len(spans)):
             yield results[k]
-
-    def _replay(self, batch: Sequence[Span], layers: Sequence[int]) -> list[list[tuple[int, Tensor, Tensor]]]:
-        longest = max(len(s.token_ids) for s in batch)
-        ids = torch.tensor([[*s.token_ids, *[0] * (longest - len(s.token_ids))] for s in batch], device=self.device)
-        ranges = [(row, a, b) for row, s in enumerate(batch) for a, b in s.spans]
-        weights = torch.zeros(len(ranges), longest, device=self.device)
-        for k, (_, a, b) in enumerate(ranges):
-            weights[k, a:b] = 1 / max(1, b - a)
-        rows = torch.tensor([row for row, _, _ in ranges], dtype=torch.long, device=self.device)
-        sink = SpanMeans(weights, rows, len(layers), self.hidden)
-        with torch.inference_mode(), reading(self.layers, layers, sink):
-            self.network.base_model(input_ids=ids, use_cache=False)
-        turns: list[list[tuple[int, Tensor, Tensor]]] = [[] for _ in batch]
-        for k, (row, a, b) in enumerate(ranges):
-            turns[row].append((b - a, sink.means[k].cpu(), sink.norms[k].cpu()))
-        return turns
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

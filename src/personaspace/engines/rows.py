@@ -1,0 +1,94 @@
+"""A reply in the making, and how those of one batch are put together; it knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from personaspace.interventions import Intervention
+from personaspace.prompts import Sampling
+
+SHARED_TOKENS = 64
+"""A shared beginning is computed apart where it saves at least that many tokens."""
+
+
+@dataclass
+class Row:
+    """One reply in the making. `ids` are the prompt's; `random` holds a number for each token it may get.
+
+    touched: how many of the reply's tokens an intervention changed at any layer, of those that were fed.
+    """
+
+    key: int
+    ids: list[int]
+    sampling: Sampling
+    random: np.ndarray
+    interventions: tuple[Intervention, ...] = ()
+    touched: int = 0
+    out: list[int] = field(default_factory=list)
+    length: int = 0  # tokens in the cache
+    finish: str = ""
+
+    @property
+    def next_token(self) -> int:
+        return self.out[-1] if self.out else self.ids[-1]
+
+    @property
+    def full(self) -> bool:
+        return len(self.out) >= self.sampling.max_new_tokens
+
+    @property
+    def applied(self) -> tuple[Intervention, ...]:
+        """What is done to the next token: to the prompt's, only what is for all tokens."""
+        return self.interventions if self.out else tuple(i for i in self.interventions if i.where == "all")
+
+
+def by_interventions(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
+    """Rows in groups to whose next token the same is done."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(i.key for i in row.applied), []).append(row)
+    return groups
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def by_beginning(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
+    """Rows in groups, each with the length of the beginning that its rows share and that is worth computing apart."""
+    groups: list[tuple[int, list[Row]]] = []
+    rest: list[Row] = []
+    ordered = sorted(rows, key=lambda r: r.ids)
+    k = 0
+    while k < len(ordered):
+        prefix, size = len(ordered[k].ids) - 1, 1
+        while k + size < len(ordered):
+            common = min(prefix, _shared(ordered[k].ids[:-1], ordered[k + size].ids[:-1]))
+            # A row that shares less would cost the group more than it brings.
+            if common < 8 or (size > 1 and (common * size) < prefix * (size - 1)):
+                break
+            prefix, size = common, size + 1
+        if prefix * (size - 1) >= SHARED_TOKENS:
+            groups.append((prefix, ordered[k : k + size]))
+        else:
+            rest.extend(ordered[k : k + size])
+        k += size
+    return [*groups, (0, rest)] if rest else groups
+
+
+def chunks(rows: Sequence[Row], prefix: int, tokens: int) -> Iterator[list[Row]]:
+    """Rows of like length, as many as fit the tokens of one forward pass."""
+    ordered = sorted(rows, key=lambda r: len(r.ids), reverse=True)
+    k = 0
+    while k < len(ordered):
+        fit = max(1, tokens // max(1, len(ordered[k].ids) - prefix))
+        yield ordered[k : k + fit]
+        k += fit
