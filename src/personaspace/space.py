@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +15,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from personaspace.errors import SpaceError
+from personaspace.interventions import Add, Cap, Where
 from personaspace.store import write_whole
 
 if TYPE_CHECKING:
     import pandas
 
 FORMAT = 1
+BUNDLED = Path(__file__).parent / "data" / "smollm2.safetensors"
 COMPONENTS = 16
 
 PUBLISHED: dict[str, Any] = {
@@ -31,10 +34,8 @@ PUBLISHED: dict[str, Any] = {
 }
 """The study's figures, to set beside one's own (arXiv 2601.10387)."""
 
-_TENSORS = {
-    "role_vectors": 3,
-    "default_vector": 2,
-    "axis": 2,
+_REQUIRED = {"role_vectors": 3, "default_vector": 2, "axis": 2}
+_OPTIONAL = {
     "counts": 1,
     "role_reliability": 1,
     "role_interval": 2,
@@ -45,20 +46,40 @@ _TENSORS = {
     "residual_norm": 1,
     "quantiles_default": 2,
     "quantiles_roles": 2,
+    "quantiles_default_tokens": 2,
+    "quantiles_roles_tokens": 2,
+    "quantiles_all_tokens": 2,
     "default_moments": 2,
 }
-"""The tensors of a space's file, and how many dimensions each has."""
+"""The tensors of a space's file, and how many dimensions each has. Imported and compact spaces lack some."""
+
+_COMPACT = [*_REQUIRED, *(n for n in _OPTIONAL if n not in ("components", "variance"))]
+
+
+class ModelLike(Protocol):
+    """What a space asks of a model's description (`ModelInfo` has it)."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class PersonaSpace:
     """Everything about one model's characters (the paper's sections on persona space and the Assistant Axis).
 
-    tensors: `role_vectors [roles, layers, hidden]`, `default_vector` and `axis` `[layers, hidden]`, `counts [roles]`,
-    `role_reliability [roles]`, `role_interval [roles, 2]`, `axis_split_half` and `separation` `[layers]`,
+    tensors: `role_vectors [roles, layers, hidden]`, `default_vector` and `axis` `[layers, hidden]`, and where known `counts
+    [roles]`, `role_reliability [roles]`, `role_interval [roles, 2]`, `axis_split_half` and `separation` `[layers]`,
     `components [layers, k, hidden]` and `variance [layers, components]` (PC1's sign is the axis'), `residual_norm [layers]`,
-    `quantiles_default` and `quantiles_roles` `[101, layers]` (of responses' projections), `default_moments [2, layers]`.
-    meta: what stands in the file's metadata: `format`, `model`, `layer`, `roles`, provenance.
+    `quantiles_default` and `quantiles_roles` `[101, layers]` (of responses' projections; `…_tokens` of tokens', after
+    calibration), `default_moments [2, layers]` (mean and standard deviation of the default responses' projections).
+    meta: what stands in the file's metadata: `format`, `model`, `layer`, `roles`, `caps`, provenance. A compact space has role
+    vectors at one layer only, and says which: `role_layers`.
     """
 
     meta: dict[str, Any]
@@ -103,32 +124,100 @@ class PersonaSpace:
         best = cosines.topk(min(k, len(cosines)))
         return [(self.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
 
+    def role_vectors_at(self, layer: int | None = None) -> Tensor:
+        """Role vectors `[roles, hidden]` at a layer. Raises `SpaceError` where the space does not hold them."""
+        at, held = self._layer(layer), self.meta.get("role_layers")
+        if held is None:
+            return self.tensors["role_vectors"][:, at]
+        if at not in held:
+            raise SpaceError(
+                f"layer {at}: this compact space holds role vectors at layer {held[0]} only; map the model"
+            )
+        return self.tensors["role_vectors"][:, held.index(at)]
+
     def centred(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
         """Role vectors `[roles, hidden]` at a layer less their mean, and the mean `[hidden]`."""
-        vectors = self.tensors["role_vectors"][:, self._layer(layer)]
+        vectors = self.role_vectors_at(layer)
         mean = vectors.mean(0)
         return vectors - mean, mean
 
+    def direction(self, name: str, layer: int | None = None) -> Tensor:
+        """The axis (`axis`) or a role less the mean role, `[hidden]`, of unit length. Raises `SpaceError`."""
+        if name == "axis":
+            return self.axis_at(layer)
+        vector = self.centred(layer)[0][self._role(name)]
+        unit: Tensor = vector / vector.norm()
+        return unit
+
+    def steer(self, alpha: float, direction: str = "axis", layer: int | None = None, where: Where = "all") -> Add:
+        """Steering along the axis (positive is towards the Assistant) or towards a role, α in units of the layer's mean
+        residual norm (the paper's section on steering). Raises `SpaceError`."""
+        norm = float(self._tensor("residual_norm")[self._layer(layer)])
+        return Add(self.direction(direction, layer), self._layer(layer), alpha, norm=norm, where=where)
+
+    def cap(self, name: str = "capped", where: Where = "all") -> Cap:
+        """The named cap that calibration stored. Raises `SpaceError` with the names there are."""
+        caps = self.meta.get("caps", {})
+        if name not in caps:
+            there = ", ".join(caps) or "none; `personaspace calibrate` makes them"
+            raise SpaceError(f"no cap {name!r} in this space: it has {there}")
+        layers = caps[name]["layers"]
+        axis = torch.stack([self.axis_at(layer) for layer in layers])
+        return Cap(axis, tuple(layers), floor=tuple(caps[name]["floors"]), where=where)
+
+    def drift(self, projection: float, layer: int | None = None) -> float:
+        """How far a projection has fallen from the default's mean, in its standard deviations; positive is away from
+        the Assistant. Raises `SpaceError` where the space does not know them."""
+        mean, std = self._tensor("default_moments")[:, self._layer(layer)].tolist()
+        fallen: float = (mean - projection) / std
+        return fallen
+
+    def check_model(self, model: ModelLike) -> str | None:
+        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ."""
+        layers, hidden = self.tensors["axis"].shape
+        if (layers, hidden) != (model.layers, model.hidden):
+            raise SpaceError(
+                f"the space of {self.meta['model']['id']} is for {layers} layers of {hidden} numbers; "
+                f"{model.id} has {model.layers} of {model.hidden}"
+            )
+        known = self.meta["model"].get("fingerprint")
+        if known == model.fingerprint:
+            return None
+        return (
+            f"the space was made from other weights than {model.id}'s "
+            f"(fingerprint {known or 'unknown'}, found {model.fingerprint}); a variant's figures may differ"
+        )
+
+    def compact(self) -> PersonaSpace:
+        """The same space, small: role vectors at its layer only, no components. Enough to project, monitor, steer and cap."""
+        tensors = {name: t for name, t in self.tensors.items() if name in _COMPACT}
+        tensors["role_vectors"] = self.role_vectors_at()[:, None].clone()
+        facts = {}
+        if "components" in self.tensors:
+            full = self.summary()
+            facts = {
+                k: full[k] for k in ("axis_pc1_cosine", "components_for_70pct", "default_on_pc1", "variance_explained")
+            }
+        return PersonaSpace({**self.meta, "role_layers": [self.layer], "facts": facts}, tensors)
+
     def similar(self, role: str, k: int = 5) -> list[tuple[str, float]]:
         """The roles most like one, by cosine. Raises `SpaceError` for a role that is not in the space."""
-        if role not in self.roles:
-            raise SpaceError(f"no role {role!r} in this space of {len(self.roles)}")
-        vector = self.tensors["role_vectors"][self.roles.index(role), self.layer]
+        vector = self.role_vectors_at()[self._role(role)]
         return [pair for pair in self.nearest(vector, k + 1) if pair[0] != role][:k]
 
     def axis_pc1(self) -> list[float]:
         """The cosine of axis and first component, at every layer."""
-        return torch.cosine_similarity(self.tensors["axis"], self.tensors["components"][:, 0], dim=-1).tolist()
+        return torch.cosine_similarity(self.tensors["axis"], self._tensor("components")[:, 0], dim=-1).tolist()
 
     def axis_reliability(self) -> list[float]:
         """The axis' reliability at every layer: cosine between halves of the questions, Spearman–Brown for the whole."""
-        half = self.tensors["axis_split_half"].clamp(min=0)
+        half = self._tensor("axis_split_half").clamp(min=0)
         return (2 * half / (1 + half)).tolist()
 
     def place_on_pc(self, component: int) -> float:
         """Where the default lies on a component, from the nearer end (PC1: the Assistant's), of a range of 1."""
         vectors, mean = self.centred()
-        direction = self.tensors["components"][self.layer, component]
+        direction = self._tensor("components")[self.layer, component]
         on = vectors @ direction
         default = (self.tensors["default_vector"][self.layer] - mean) @ direction
         low, high = min(on.min(), default), max(on.max(), default)
@@ -136,47 +225,77 @@ class PersonaSpace:
         return place if component == 0 else min(place, 1 - place)
 
     def summary(self) -> dict[str, Any]:
-        """The figures that `personaspace show` prints; see the design for each one."""
+        """The figures that `personaspace show` prints; see the design for each one. None for one that the space lacks."""
         layer, t = self.layer, self.tensors
-        vectors, _ = self.centred()
-        projections = self.project(t["role_vectors"])
-        cosines = torch.cosine_similarity(vectors, self.axis_at()[None], dim=-1)
-        variance = t["variance"][layer]
-        order = projections.argsort(descending=True).tolist()
-        q = t["quantiles_default"][:, layer].tolist()
-        mean, std = t["default_moments"][:, layer].tolist()
+        facts = dict(self.meta.get("facts", {}))
+        if "components" in t:
+            variance = t["variance"][layer]
+            facts = {
+                "axis_pc1_cosine": self.axis_pc1()[layer],
+                "components_for_70pct": int((variance.cumsum(0) < 0.7).sum()) + 1,
+                "default_on_pc1": self.place_on_pc(0),
+                "variance_explained": variance.tolist(),
+            }
         return {
             "model": self.meta["model"]["id"],
             "layers": t["axis"].shape[0],
             "hidden_size": t["axis"].shape[1],
             "layer": layer,
             "n_roles": len(self.roles),
-            "n_responses": self.meta["n_responses"],
-            "axis_pc1_cosine": self.axis_pc1()[layer],
+            "n_responses": self.meta.get("n_responses"),
+            "axis_pc1_cosine": facts.get("axis_pc1_cosine"),
             "axis_pc1_interval": self.meta.get("axis_pc1_interval"),
-            "variance_explained": variance.tolist(),
-            "components_for_70pct": int((variance.cumsum(0) < 0.7).sum()) + 1,
-            "roles": [
-                {
-                    "name": self.roles[i],
-                    "projection": float(projections[i]),
-                    "cosine": float(cosines[i]),
-                    "n": int(t["counts"][i]),
-                    "reliability": _number(float(t["role_reliability"][i])),
-                    "interval": t["role_interval"][i].tolist(),
-                }
-                for i in order
-            ],
+            "variance_explained": facts.get("variance_explained"),
+            "components_for_70pct": facts.get("components_for_70pct"),
+            "roles": self._ranking(),
             "left_out": self.meta.get("left_out", {}),
-            "default_projection": {"mean": mean, "std": std, "p01": q[1], "p25": q[25], "p50": q[50], "p75": q[75]},
-            "default_on_pc1": self.place_on_pc(0),
-            "axis_split_half": _number(float(t["axis_split_half"][layer])),
-            "axis_reliability": _number(self.axis_reliability()[layer]),
-            "separation": _number(float(t["separation"][layer])),
+            "default_projection": self._default_projection(),
+            "default_on_pc1": facts.get("default_on_pc1"),
+            "axis_split_half": self._figure("axis_split_half"),
+            "axis_reliability": _number(self.axis_reliability()[layer]) if "axis_split_half" in t else None,
+            "separation": self._figure("separation"),
             "published": PUBLISHED,
             "caps": self.meta.get("caps", {}),
             "judge": self.meta.get("judge"),
         }
+
+    def _ranking(self) -> list[dict[str, Any]]:
+        t = self.tensors
+        projections = self.role_vectors_at() @ self.axis_at()
+        cosines = torch.cosine_similarity(self.centred()[0], self.axis_at()[None], dim=-1)
+        return [
+            {
+                "name": self.roles[i],
+                "projection": float(projections[i]),
+                "cosine": float(cosines[i]),
+                "n": int(t["counts"][i]) if "counts" in t else None,
+                "reliability": _number(float(t["role_reliability"][i])) if "role_reliability" in t else None,
+                "interval": t["role_interval"][i].tolist() if "role_interval" in t else None,
+            }
+            for i in projections.argsort(descending=True).tolist()
+        ]
+
+    def _default_projection(self) -> dict[str, float] | None:
+        if "default_moments" not in self.tensors or "quantiles_default" not in self.tensors:
+            return None
+        q = self.tensors["quantiles_default"][:, self.layer].tolist()
+        mean, std = self.tensors["default_moments"][:, self.layer].tolist()
+        return {"mean": mean, "std": std, "p01": q[1], "p25": q[25], "p50": q[50], "p75": q[75]}
+
+    def _figure(self, name: str) -> float | None:
+        return _number(float(self.tensors[name][self.layer])) if name in self.tensors else None
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise SpaceError(f"this space of {self.meta['model']['id']} lacks {name}; a map of the model has it")
+        return self.tensors[name]
+
+    def _role(self, name: str) -> int:
+        if name not in self.roles:
+            close = difflib.get_close_matches(name, self.roles, 3)
+            hint = f"; nearest: {', '.join(close)}" if close else ""
+            raise SpaceError(f"no role {name!r} in this space of {len(self.roles)}{hint}")
+        return self.roles.index(name)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """The roles as a pandas table, most Assistant-like first."""
@@ -191,7 +310,8 @@ class PersonaSpace:
 
     @classmethod
     def load(cls, source: str | Path) -> PersonaSpace:
-        """A space from its file, a run's folder, or `hf://owner/name`. Raises `SpaceError` for anything else."""
+        """A space from its file, a run's folder, `hf://owner/name`, or `smollm2`, the one that comes with the package.
+        Raises `SpaceError` for anything else."""
         path = _locate(str(source))
         try:
             with safe_open(path, framework="pt") as f:
@@ -205,7 +325,8 @@ class PersonaSpace:
             raise SpaceError(f"{path}: a safetensors file, but not a persona space: no 'personaspace' in its metadata")
         if meta["format"] != FORMAT:
             raise SpaceError(f"{path}: found format {meta['format']}, expected {FORMAT}; written by another version?")
-        wrong = [n for n, d in _TENSORS.items() if n not in tensors or tensors[n].dim() != d]
+        wrong = [n for n, d in _REQUIRED.items() if n not in tensors or tensors[n].dim() != d]
+        wrong += [n for n, d in _OPTIONAL.items() if n in tensors and tensors[n].dim() != d]
         if wrong:
             raise SpaceError(f"{path}: the space lacks {', '.join(wrong)} or has another shape")
         return cls(meta, tensors)
@@ -228,6 +349,8 @@ def _locate(source: str) -> Path:
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as e:
             raise SpaceError(f"{source}: cannot be fetched: {str(e).splitlines()[0]}") from None
     path = Path(source)
+    if source == "smollm2" and not path.exists():
+        return BUNDLED
     if path.is_dir():
         if not (path / "space.safetensors").is_file():
             raise SpaceError(
@@ -236,7 +359,7 @@ def _locate(source: str) -> Path:
         return path / "space.safetensors"
     if not path.is_file():
         raise SpaceError(
-            f"{source}: no such file or folder; expected a run's folder, a space.safetensors or hf://owner/name"
+            f"{source}: no such file or folder; expected a run's folder, a space.safetensors, hf://owner/name or smollm2"
         )
     return path
 
