@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import resource
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ import torch
 from personaspace.catalog import DEFAULT, load_catalog
 from personaspace.engines import Span
 from personaspace.engines.transformers import TransformersEngine
+from personaspace.interventions import Cap, Intervention
 from personaspace.prompts import Prompt, Sampling, assign
 
 BENCHES = ("generate", "extract", "overhead")
@@ -42,10 +45,17 @@ def _in_turn(repeats: int, *calls: Callable[[], float]) -> list[list[float]]:
     return found
 
 
-def _respond(engine: TransformersEngine, prompts: Sequence[Prompt], sampling: Sampling, read: bool) -> float:
+def _respond(
+    engine: TransformersEngine,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    read: bool,
+    interventions: Sequence[Intervention] = (),
+) -> float:
     began = time.monotonic()
     layers = range(engine.model.layers) if read else None
-    tokens = sum(len(r.token_ids) for r in engine.respond(prompts, sampling, read=layers))
+    found = engine.respond(prompts, sampling, read=layers, interventions=interventions)
+    tokens = sum(len(r.token_ids) for r in found)
     return tokens / (time.monotonic() - began)
 
 
@@ -100,27 +110,33 @@ def _generate(
 def _overhead(
     engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int
 ) -> dict[str, Any]:
-    """Speed with reading over speed without."""
+    """Speed with reading, and with eight layers capped, over speed with neither."""
     sampling, some = Sampling(max_new_tokens=tokens or 128), prompts[:64]
-    with_reading, without = _in_turn(
-        repeats, lambda: _respond(engine, some, sampling, True), lambda: _respond(engine, some, sampling, False)
+    first = engine.model.layers // 2
+    direction = torch.randn(engine.hidden, generator=torch.Generator().manual_seed(0))
+    # A floor that nothing is under: the same arithmetic, and the same replies to compare the time of.
+    cap = Cap(direction, tuple(range(first, min(first + 8, engine.model.layers))), floor=-1e9)
+    plain, reading, capping = _in_turn(
+        repeats,
+        lambda: _respond(engine, some, sampling, False),
+        lambda: _respond(engine, some, sampling, True),
+        lambda: _respond(engine, some, sampling, False, [cap]),
     )
-    ratio = statistics.median(a / b for a, b in zip(with_reading, without, strict=True))
+    peers = {"reading every layer": reading, f"capping {len(cap.layers)} layers": capping}
     return {
-        "ours": _row(with_reading, "tokens/s"),
-        "peers": {"without reading": _row(without, "tokens/s")},
-        "ratio": {"without reading": ratio},
-        "limit": {"without reading": 0.97},
+        "ours": _row(plain, "tokens/s"),
+        "peers": {name: _row(figures, "tokens/s") for name, figures in peers.items()},
+        "ratio": {
+            name: statistics.median(a / b for a, b in zip(figures, plain, strict=True))
+            for name, figures in peers.items()
+        },
+        "limit": dict.fromkeys(peers, 0.97),
     }
 
 
 def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
     """`replay` against a forward pass that keeps all hidden states and slices them: speed, and share of the GEMM peak."""
-    answers = list(engine.respond(prompts[:96], Sampling(max_new_tokens=tokens or 64)))
-    spans = []
-    for r in answers:
-        start = len(ids := engine.chat.prompt_ids(r.prompt.messages))
-        spans.append(Span((*ids, *r.token_ids), ((start, start + len(r.token_ids)),)))
+    spans = _ragged(engine, prompts[:64], tokens or 256)
     real = sum(len(s.token_ids) for s in spans)
 
     def ours() -> float:
@@ -148,9 +164,9 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
                 torch.stack([h[row, a:b].mean(0) for h in states[1:]])
         return real / (time.monotonic() - began)
 
-    peak_before = _peak_memory()
     mine, theirs = _in_turn(repeats, ours, peer)
     share = statistics.median(mine) * _flops_per_token(engine) / _gemm_peak(engine)
+    used = [_memory_of(engine, call) for call in (ours, peer)]
     name = "forward pass with all hidden states"
     return {
         "ours": _row(mine, "tokens/s"),
@@ -158,10 +174,41 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
         "ratio": {
             name: statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
             "share of the GEMM peak": share,
+            "memory": used[1] / max(used[0], 1),
         },
-        "limit": {name: 2.2, "share of the GEMM peak": 0.7},
-        "peak_memory_mb": {"before": peak_before, "after": _peak_memory()},
+        "limit": {name: 2.2, "share of the GEMM peak": 0.7, "memory": 3.0},
+        "memory_mb": {"ours": used[0] / 2**20, name: used[1] / 2**20},
     }
+
+
+def _ragged(engine: TransformersEngine, prompts: Sequence[Prompt], longest: int) -> list[Span]:
+    """Replies from 8 to `longest` tokens, as real transcripts are: their lengths' logarithms are evenly spread."""
+    steps = [int(8 * (longest / 8) ** (k / max(1, len(prompts) - 1))) for k in range(len(prompts))]
+    asked = [replace(p, sampling=Sampling(max_new_tokens=n)) for p, n in zip(prompts, steps, strict=True)]
+    spans = []
+    for r in engine.respond(asked, Sampling()):
+        start = len(ids := engine.chat.prompt_ids(r.prompt.messages))
+        spans.append(Span((*ids, *r.token_ids), ((start, start + len(r.token_ids)),)))
+    return [spans[k] for k in torch.randperm(len(spans), generator=torch.Generator().manual_seed(0)).tolist()]
+
+
+def _memory_of(engine: TransformersEngine, call: Callable[[], float]) -> int:
+    """Bytes that a call needs beyond what is there before it: on a GPU as torch counts them, else the process' peak."""
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is there now
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) * 1024
 
 
 def _flops_per_token(engine: TransformersEngine) -> float:
@@ -176,7 +223,3 @@ def _gemm_peak(engine: TransformersEngine) -> float:
         (a @ a)[0, 0].item()
         best = max(best, 2 * 2048**3 / (time.monotonic() - began))
     return best
-
-
-def _peak_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -205,46 +205,47 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
 class RunningMeans:
     """Sums, row by row, of the residual stream and of its norm over tokens that arrive one a step, in fp32.
 
-    Its size is rows × layers × hidden, however long the replies become. `counting` says which rows' token counts; `last` is
-    the last token's own, `[rows, layers, hidden]`, where it is asked for.
+    Its size is layers × rows × hidden, however long the replies become. `last` is the last token's own, `[layers, rows,
+    hidden]`: a hook only copies into it, and one sum a step takes in all layers. `counting` says which rows' token counts.
     """
 
-    def __init__(self, rows: int, layers: int, hidden: int, device: torch.device, last: bool = False) -> None:
-        self.sums = torch.zeros(rows, layers, hidden, device=device)
-        self.norms = torch.zeros(rows, layers, device=device)
+    def __init__(self, rows: int, layers: int, hidden: int, device: torch.device) -> None:
+        self.sums = torch.zeros(layers, rows, hidden, device=device)
+        self.last = torch.zeros_like(self.sums)
+        self.norms = torch.zeros(layers, rows, device=device)
         self.counts = torch.zeros(rows, dtype=torch.long, device=device)
-        self.last = torch.zeros_like(self.sums) if last else None
         self.counting: Tensor | None = None  # [rows in flight], 0 or 1; None where all count
 
     def __call__(self, k: int, hidden: Tensor) -> None:
-        token = hidden[:, -1].float()
-        if self.last is not None:
-            self.last[: len(token), k] = token
-        norm = torch.linalg.vector_norm(token, dim=-1)
-        if self.counting is not None:
-            token, norm = token * self.counting[:, None], norm * self.counting
-        self.sums[: len(token), k] += token
-        self.norms[: len(token), k] += norm
+        self.last[k, : len(hidden)] = hidden[:, -1]
 
     def step(self, rows: int) -> None:
-        """Counts the token that was just read of the first `rows` rows."""
+        """Takes in the token that was just read of the first `rows` rows."""
+        token = self.last[:, :rows]
+        if self.counting is not None:
+            # Not multiplied by the flag: what does not count may be NaN.
+            token = token.masked_fill(self.counting[None, :, None] == 0, 0)
+        self.sums[:, :rows] += token
+        self.norms[:, :rows] += torch.linalg.vector_norm(token, dim=-1)
         self.counts[:rows] += 1 if self.counting is None else self.counting.long()
 
     def mean(self, row: int) -> tuple[Tensor, Tensor]:
         """A row's mean activation `[layers, hidden]` and mean norm `[layers]`; zeros where it has no token."""
         n = self.counts[row].clamp(min=1)
-        return (self.sums[row] / n).cpu(), (self.norms[row] / n).cpu()
+        return (self.sums[:, row] / n).cpu(), (self.norms[:, row] / n).cpu()
 
     def move(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copies rows onto others, as rows that leave are replaced."""
-        for buffer in (self.sums, self.norms, self.counts, self.last):
-            if buffer is not None:
-                buffer[list(target)] = buffer[list(source)]
+        s, t = list(source), list(target)
+        self.counts[t] = self.counts[s]
+        for buffer in (self.sums, self.norms):
+            buffer[:, t] = buffer[:, s]
 
     def clear(self, rows: slice) -> None:
         """Empties rows for those that join."""
-        for buffer in (self.sums, self.norms, self.counts):
-            buffer[rows] = 0
+        self.counts[rows] = 0
+        for buffer in (self.sums, self.norms):
+            buffer[:, rows] = 0
 
 
 class SpanMeans:

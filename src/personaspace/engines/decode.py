@@ -83,7 +83,7 @@ class _Buffer(CacheLayerMixin):  # type: ignore[misc]
 class DecodeLoop:
     """Rows in flight, at most `rows` of at most `columns` tokens each, and what is read of the layers in `read`.
 
-    before: also reads them as they were before the interventions. last: keeps each row's last token's, for who watches.
+    before: also reads them as they were before the interventions.
     """
 
     def __init__(
@@ -98,7 +98,6 @@ class DecodeLoop:
         end_ids: frozenset[int] = frozenset(),
         prefill_tokens: int = 1024,
         before: bool = False,
-        last: bool = False,
     ) -> None:
         self.model, self.layers, self.read, self.end_ids = model, layers, tuple(read), end_ids
         self.device = next(model.parameters()).device
@@ -107,7 +106,7 @@ class DecodeLoop:
         self.buffers = [_Buffer(self.window, rows, self.columns) for _ in layers]
         self.cache = Cache(layers=self.buffers)
         self.mask = torch.zeros(rows, self.columns, dtype=torch.bool, device=self.device)
-        self.means = RunningMeans(rows, len(self.read), hidden, self.device, last)
+        self.means = RunningMeans(rows, len(self.read), hidden, self.device)
         self.before = RunningMeans(rows, len(self.read), hidden, self.device) if before else None
         self.read_means = [m for m in (self.means, self.before) if m is not None]
         self.applied = Intervening()

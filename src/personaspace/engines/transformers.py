@@ -101,7 +101,7 @@ class TransformersEngine:
             return
         # Neighbours in this order share their beginnings; the last is taken first.
         waiting.sort(key=lambda r: r.ids, reverse=True)
-        loop = self._loop(waiting, layers, before=before)
+        loop = self._loop(waiting, layers, before)
         while waiting or loop.rows:
             # Joining costs a pass of its own, so places are filled some at a time.
             if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
@@ -109,9 +109,7 @@ class TransformersEngine:
             for done in loop.step():
                 yield self._response(asked[done.row.key], done, layers)
 
-    def _loop(
-        self, rows: Sequence[Row], layers: tuple[int, ...], *, before: bool = False, last: bool = False
-    ) -> DecodeLoop:
+    def _loop(self, rows: Sequence[Row], layers: tuple[int, ...], before: bool = False) -> DecodeLoop:
         columns = max(len(r.ids) + r.sampling.max_new_tokens for r in rows)
         return DecodeLoop(
             self.network,
@@ -123,7 +121,6 @@ class TransformersEngine:
             end_ids=self.chat.end_ids,
             prefill_tokens=self.prefill_tokens,
             before=before,
-            last=last,
         )
 
     def _row(self, key: int, prompt: Prompt, sampling: Sampling, interventions: Sequence[Intervention]) -> Row:
@@ -157,13 +154,13 @@ class TransformersEngine:
         return self._stream(row, self._layers(read))
 
     def _stream(self, row: Row, layers: tuple[int, ...]) -> Iterator[Token]:
-        loop = self._loop([row], layers, last=True)
+        loop = self._loop([row], layers)
         shown, touched = "", 0
         loop.join([row])
         while not row.finish:
             fed = len(row.out)
             loop.step()
-            read = loop.means.last[0].cpu().clone() if loop.means.last is not None and fed and layers else None
+            read = loop.means.last[:, 0].cpu().clone() if fed and layers else None
             text = self.chat.decode(row.out)
             # The bytes of a character may be spread over tokens: it is shown once it is whole.
             ready = text if row.finish else text.rstrip("\ufffd")
