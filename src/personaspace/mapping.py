@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from personaspace import estimate
 from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines import Engine
-from personaspace.errors import JudgeError, UsageError
+from personaspace.errors import JudgeError, SpaceError, UsageError
 from personaspace.judge import Item, Judge, score_all
 from personaspace.prompts import Design, Prompt, Sampling, assign, next_round, shards
 from personaspace.report import write_report
@@ -273,12 +274,34 @@ class Mapper:
             "seconds": {"responses": manifest["seconds"]},
             "samples": self._samples(),
         }
+        made_from = {
+            "config": manifest["config_hash"],
+            "kept": kept.counts,
+            "left_out": kept.left_out,
+            "layer": self.options.layer,
+            "judge": meta["judge"],
+            "history": history,
+            "version": version("personaspace"),
+        }
+        if there := self._there(made_from):
+            return there
         began = time.monotonic()
+        meta["made_from"] = made_from
         space = estimate.estimate(self.run, kept, self.options.layer, self.options.seed, meta)
         space.meta["seconds"]["estimates"] = time.monotonic() - began
         space.save(self.run.space_file)
         write_report(space, self.run.report_file)
         return space
+
+    def _there(self, made_from: Mapping[str, Any]) -> PersonaSpace | None:
+        """The space that an earlier call made from the same responses, with what calibration has added to it."""
+        if not (self.run.space_file.is_file() and self.run.report_file.is_file()):
+            return None
+        try:
+            space = PersonaSpace.load(self.run.space_file)
+        except SpaceError:
+            return None  # another version's, or broken: it is made again from the responses
+        return space if space.meta.get("made_from") == json.loads(json.dumps(made_from)) else None
 
     def _samples(self) -> dict[str, list[list[str]]]:
         """Two exchanges of each role, as question and reply, for the report."""

@@ -267,11 +267,15 @@ def separation(projections: Floats, is_default: NDArray[np.bool_], question: Int
 
 
 def pick_layer(by_fold: Floats) -> int:
-    """The first layer whose separation is within a standard error of the best; by_fold: `[folds, layers]`."""
+    """The first layer whose separation is within a standard error of the best; by_fold: `[folds, layers]`.
+
+    The error is that of the difference to the best layer over the same folds: how easy a fold's questions are shifts all
+    layers alike, and says nothing about which is better (docs/decisions/0003-which-layer.md).
+    """
     usable = by_fold[~np.isnan(by_fold).any(1)]
     if not len(usable):
         return int(by_fold.shape[1]) // 2
-    mean = usable.mean(0)
-    best = int(mean.argmax())
-    error = usable[:, best].std(ddof=1) / np.sqrt(len(usable)) if len(usable) > 1 else 0.0
-    return int(np.flatnonzero(mean >= mean[best] - error).min())
+    best = int(usable.mean(0).argmax())
+    behind = usable[:, [best]] - usable
+    error = behind.std(0, ddof=1) / np.sqrt(len(usable)) if len(usable) > 1 else np.zeros(usable.shape[1])
+    return int(np.flatnonzero(behind.mean(0) <= error).min())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -13,12 +13,16 @@ from personaspace.errors import UsageError
 from personaspace.interventions import Intervention
 from personaspace.prompts import Message, Prompt, Sampling
 
+if TYPE_CHECKING:
+    from personaspace.engines.chat import Chat
+
 Layers = Sequence[int]
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model it is. `fingerprint` is of the weights; `template` says how messages become text."""
+    """Which model it is. `fingerprint` is of the weights; `template` says how messages become text; `context` is how many
+    tokens it takes, where known."""
 
     id: str
     revision: str | None
@@ -27,6 +31,7 @@ class ModelInfo:
     dtype: str
     fingerprint: str
     template: str
+    context: int | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -96,6 +101,9 @@ class Engine(Protocol):
 
     @property
     def model(self) -> ModelInfo: ...
+
+    @property
+    def chat(self) -> Chat: ...
 
     def respond(
         self,

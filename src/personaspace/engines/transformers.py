@@ -55,6 +55,7 @@ class TransformersEngine:
             dtype=str(model.dtype).removeprefix("torch."),
             fingerprint=loading.fingerprint(model),
             template=self.chat.kind,
+            context=getattr(config, "max_position_embeddings", None),
             notes={"beginning": self.chat.beginning(), "attention": config._attn_implementation},
         )
 
