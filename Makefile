@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test check bench docs bundled clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,14 +20,22 @@ test: $(VENV)/.installed
 	$(BIN)/pytest
 
 check: $(VENV)/.installed
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
 	$(BIN)/personaspace bench generate
 	$(BIN)/personaspace bench extract
 	$(BIN)/personaspace bench overhead
+
+docs: $(VENV)/.installed
+	$(BIN)/python scripts/docs.py
+
+# The compact space that comes with the package, from the quickstart's run.
+bundled: quickstart
+	$(BIN)/personaspace calibrate $(RUN) --sweep
+	$(BIN)/personaspace export $(RUN) --format compact --out src/personaspace/data/smollm2.safetensors
 
 clean:
 	rm -rf $(VENV)

@@ -74,3 +74,81 @@ def test_mistakes_get_one_line_and_the_right_exit_code(tmp_path, tiny_folder, sm
 def test_every_command_has_help_with_an_example():
     for command in ("map", "show", "report", "bench"):
         assert "Example: personaspace" in run(command, "--help").stdout
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory, tiny_folder, small_catalog) -> Path:
+    folder = tmp_path_factory.mktemp("calibrated") / "run"
+    options = ["--per-role", "6", "--default-responses", "48", "--max-new-tokens", "6", "--rows", "32"]
+    run("map", tiny_folder, "--out", folder, "--catalog", small_catalog, *options)
+    told = run("calibrate", folder, "--of", "default", "--percentile", "50", "--layers", "1:3")
+    assert "capped = default-p50@1:3" in told.stdout
+    return folder
+
+
+def test_a_second_map_keeps_what_calibration_added(calibrated, tiny_folder, small_catalog):
+    options = ["--per-role", "6", "--default-responses", "48", "--max-new-tokens", "6", "--rows", "32"]
+    again = json.loads(
+        run("map", tiny_folder, "--out", calibrated, "--catalog", small_catalog, *options, "--json").stdout
+    )
+    assert again["caps"]["capped"]["is"] == "default-p50@1:3"
+
+
+def test_a_sweep_prints_what_each_cap_does_and_draws_it(calibrated):
+    told = run("calibrate", calibrated, "--sweep", "--layers", "1:3", "--prompts", "4")
+    assert "capped = " in told.stdout
+    assert "fresh prompts" in told.stdout
+    assert (calibrated / "calibration.html").stat().st_size > 1_000_000
+
+
+def test_transcripts_are_projected_as_json_and_as_a_page(calibrated, tmp_path):
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello there"}] * 2
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(messages))
+    told = json.loads(run("project", calibrated, tmp_path / "a.json", "--json", "--tokens").stdout)
+    assert [t["index"] for t in told["turns"]] == [1, 3]
+    assert set(told["turns"][0]) >= {"index", "tokens", "projection", "drift", "nearest", "fell", "alert", "each"}
+    page = tmp_path / "page.html"
+    run("project", calibrated, tmp_path / "a.json", tmp_path / "b.json", "--plot", page)
+    assert page.stat().st_size > 1_000_000
+
+
+def test_a_chat_reads_its_lines_from_a_pipe(calibrated):
+    command = [sys.executable, "-c", "from personaspace.cli import main; main()", "chat", calibrated, "--cap", "capped"]
+    done = subprocess.run(
+        [*command, "--max-new-tokens", "5"], input="hello\n/quit\n", capture_output=True, text=True, check=True
+    )
+    assert "drift" in done.stdout
+
+
+def test_a_space_is_exported_and_imported(calibrated, tmp_path):
+    run("export", calibrated, "--format", "gguf", "--out", tmp_path / "axis.gguf")
+    run("export", calibrated, "--format", "reference", "--out", tmp_path / "files")
+    run("import", tmp_path / "files", "--out", tmp_path / "back.safetensors")
+    assert json.loads(run("show", tmp_path / "back.safetensors", "--json").stdout)["layers"] == 3
+    run("report", tmp_path / "back.safetensors", "--out", tmp_path / "back.html")
+    run("export", calibrated, "--format", "compact", "--out", tmp_path / "small.safetensors")
+    whole, small = (json.loads(run("show", s, "--json").stdout) for s in (calibrated, tmp_path / "small.safetensors"))
+    assert small["axis_pc1_cosine"] == pytest.approx(whole["axis_pc1_cosine"], abs=1e-5)
+    assert small["default_on_pc1"] == pytest.approx(whole["default_on_pc1"], abs=1e-4)
+    assert small["caps"] == whole["caps"]
+
+
+def test_mistakes_of_those_who_hold_get_one_line_too(calibrated, tmp_path):
+    (tmp_path / "user.json").write_text('[{"role": "user", "content": "x"}]')
+    (tmp_path / "talk.json").write_text('[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]')
+    for arguments, code, told in (
+        (("calibrate", calibrated, "--layers", "2:9"), 2, "the model has layers 0 to 2"),
+        (("calibrate", calibrated, "--of", "ghosts"), 2, "expected one of default, all"),
+        (("calibrate", calibrated, "--percentile", "130"), 2, "expected 0 to 100"),
+        (("calibrate", "smollm2"), 2, "give the folder of a map"),
+        (("project", calibrated, tmp_path / "user.json"), 2, "no assistant turn"),
+        (("project", calibrated, tmp_path / "none.json"), 2, "cannot be read"),
+        (("project", "smollm2", tmp_path / "talk.json", "--model", calibrated.parent), 1, "neither config.json"),
+        (("chat", calibrated, "--cap", "lid"), 1, "no cap 'lid'"),
+        (("chat", calibrated, "--temperature", "-1"), 2, "--temperature -1"),
+        (("export", calibrated, "--format", "pdf", "--out", tmp_path / "x"), 2, "expected one of gguf"),
+        (("import", tmp_path, "--out", tmp_path / "y"), 1, ""),
+    ):
+        done = run(*arguments, expect=code)
+        assert told in done.stderr

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from personaspace.catalog import load_catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.errors import UsageError
 from personaspace.judge import make_judge
 from personaspace.mapping import MapOptions, Mapper, Watcher
+from personaspace.prompts import Sampling
 from personaspace.space import PersonaSpace
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def map(
@@ -44,8 +47,17 @@ def map(
 
 def options_of(**values: Any) -> MapOptions:
     """A map's options from plain values. Raises `UsageError` that names the first one that makes no sense."""
+    return _made(MapOptions, values)
+
+
+def sampling_of(**values: Any) -> Sampling:
+    """A sampling from plain values. Raises `UsageError` that names the first one that makes no sense."""
+    return _made(Sampling, values)
+
+
+def _made(kind: type[M], values: dict[str, Any]) -> M:
     try:
-        return MapOptions(**values)
+        return kind(**values)
     except ValidationError as e:
         first = e.errors()[0]
         name = str(first["loc"][-1]).replace("_", "-")

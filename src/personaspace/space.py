@@ -50,6 +50,8 @@ _OPTIONAL = {
     "quantiles_roles_tokens": 2,
     "quantiles_all_tokens": 2,
     "default_moments": 2,
+    "beginnings_default": 2,
+    "beginnings_roles": 2,
 }
 """The tensors of a space's file, and how many dimensions each has. Imported and compact spaces lack some."""
 
@@ -189,16 +191,12 @@ class PersonaSpace:
         )
 
     def compact(self) -> PersonaSpace:
-        """The same space, small: role vectors at its layer only, no components. Enough to project, monitor, steer and cap."""
+        """The same space, small: role vectors at its layer only, no components, no sample replies. Enough to project,
+        monitor, steer and cap, and for a report of that layer."""
         tensors = {name: t for name, t in self.tensors.items() if name in _COMPACT}
         tensors["role_vectors"] = self.role_vectors_at()[:, None].clone()
-        facts = {}
-        if "components" in self.tensors:
-            full = self.summary()
-            facts = {
-                k: full[k] for k in ("axis_pc1_cosine", "components_for_70pct", "default_on_pc1", "variance_explained")
-            }
-        return PersonaSpace({**self.meta, "role_layers": [self.layer], "facts": facts}, tensors)
+        meta = {k: v for k, v in self.meta.items() if k not in ("samples", "made_from")}
+        return PersonaSpace({**meta, "role_layers": [self.layer], "axis_pc1": self.axis_pc1()}, tensors)
 
     def similar(self, role: str, k: int = 5) -> list[tuple[str, float]]:
         """The roles most like one, by cosine. Raises `SpaceError` for a role that is not in the space."""
@@ -206,8 +204,18 @@ class PersonaSpace:
         return [pair for pair in self.nearest(vector, k + 1) if pair[0] != role][:k]
 
     def axis_pc1(self) -> list[float]:
-        """The cosine of axis and first component, at every layer."""
+        """The cosine of axis and first component, at every layer. Raises `SpaceError` where the space does not know it."""
+        if known := self.meta.get("axis_pc1"):
+            return list(known)
         return torch.cosine_similarity(self.tensors["axis"], self._tensor("components")[:, 0], dim=-1).tolist()
+
+    def components_at(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """Components `[k, hidden]` at a layer, and their shares of the variance; a compact space's are computed anew."""
+        at = self._layer(layer)
+        if "components" in self.tensors:
+            return self.tensors["components"][at], self.tensors["variance"][at]
+        components, shares = principal_components(self.role_vectors_at(at)[:, None], self.tensors["axis"][at][None])
+        return components[0], shares[0]
 
     def axis_reliability(self) -> list[float]:
         """The axis' reliability at every layer: cosine between halves of the questions, Spearman–Brown for the whole."""
@@ -217,7 +225,7 @@ class PersonaSpace:
     def place_on_pc(self, component: int) -> float:
         """Where the default lies on a component, from the nearer end (PC1: the Assistant's), of a range of 1."""
         vectors, mean = self.centred()
-        direction = self._tensor("components")[self.layer, component]
+        direction = self.components_at()[0][component]
         on = vectors @ direction
         default = (self.tensors["default_vector"][self.layer] - mean) @ direction
         low, high = min(on.min(), default), max(on.max(), default)
@@ -227,15 +235,7 @@ class PersonaSpace:
     def summary(self) -> dict[str, Any]:
         """The figures that `personaspace show` prints; see the design for each one. None for one that the space lacks."""
         layer, t = self.layer, self.tensors
-        facts = dict(self.meta.get("facts", {}))
-        if "components" in t:
-            variance = t["variance"][layer]
-            facts = {
-                "axis_pc1_cosine": self.axis_pc1()[layer],
-                "components_for_70pct": int((variance.cumsum(0) < 0.7).sum()) + 1,
-                "default_on_pc1": self.place_on_pc(0),
-                "variance_explained": variance.tolist(),
-            }
+        components, variance = self.components_at()
         return {
             "model": self.meta["model"]["id"],
             "layers": t["axis"].shape[0],
@@ -243,14 +243,14 @@ class PersonaSpace:
             "layer": layer,
             "n_roles": len(self.roles),
             "n_responses": self.meta.get("n_responses"),
-            "axis_pc1_cosine": facts.get("axis_pc1_cosine"),
+            "axis_pc1_cosine": float(torch.cosine_similarity(t["axis"][layer], components[0], dim=-1)),
             "axis_pc1_interval": self.meta.get("axis_pc1_interval"),
-            "variance_explained": facts.get("variance_explained"),
-            "components_for_70pct": facts.get("components_for_70pct"),
+            "variance_explained": variance.tolist(),
+            "components_for_70pct": int((variance.cumsum(0) < 0.7).sum()) + 1,
             "roles": self._ranking(),
             "left_out": self.meta.get("left_out", {}),
             "default_projection": self._default_projection(),
-            "default_on_pc1": facts.get("default_on_pc1"),
+            "default_on_pc1": self.place_on_pc(0),
             "axis_split_half": self._figure("axis_split_half"),
             "axis_reliability": _number(self.axis_reliability()[layer]) if "axis_split_half" in t else None,
             "separation": self._figure("separation"),

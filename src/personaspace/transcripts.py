@@ -91,9 +91,11 @@ def _is_message_list(value: list[Any]) -> bool:
 
 def _plain(text: str) -> list[list[Any]]:
     marks = list(_LINE.finditer(text))
+    if not marks:
+        return []
     ends = [m.start() for m in marks[1:]] + [len(text)]
     found = [{"role": m[1], "content": text[m.end() : end].strip()} for m, end in zip(marks, ends, strict=True)]
-    return [found] if found else []
+    return [found]
 
 
 def _messages(where: str, raw: Iterable[Any]) -> tuple[Message, ...]:

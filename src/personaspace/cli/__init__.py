@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from personaspace.cli.common import WrongUse, app, err, out
 from personaspace.errors import PersonaSpaceError, UsageError
 
-app = typer.Typer(
-    name="personaspace",
-    help="Map the characters inside a chat model, and find its Assistant Axis.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# isort: off
+# The help lists the commands in the order in which their modules are read.
+from personaspace.cli import maps
+from personaspace.cli import holding
+from personaspace.cli import formats
+# isort: on
 
-# Typer carries its own copy of click, or uses the installed one: the root of its errors is reached through it.
-_WrongUse: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-SpaceArg = Annotated[
-    str, typer.Argument(metavar="SPACE", help="A run's folder, a space.safetensors, or hf://owner/name.")
-]
+__all__ = ["app", "formats", "holding", "main", "maps"]
 
 
 @app.callback(invoke_without_command=True)
@@ -47,170 +35,6 @@ def root(
         out.print(context.get_help(), markup=False)
 
 
-@app.command("map", epilog="Example: personaspace map smollm2 --out runs/smollm2 --questions 120 --max-new-tokens 32")
-def map_command(
-    model: Annotated[str, typer.Argument(help="smollm2, a Hub id, a model's folder, or a GGUF file.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="The run's folder; the same command goes on with it.")],
-    roles: Annotated[str, typer.Option(help="all, a number of roles, or names separated by commas.")] = "all",
-    questions: Annotated[int | None, typer.Option(help="How many questions; all unless given.")] = None,
-    per_role: Annotated[int, typer.Option(help="Responses a role, questions and instructions in rotation.")] = 4,
-    complete: Annotated[bool, typer.Option("--complete", help="Ask every role everything, as published.")] = False,
-    default_responses: Annotated[
-        int | None, typer.Option(help="Responses of the default; half the roles' total.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="At most that many tokens a response.")] = 512,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="The nucleus' share of probability.")] = 0.9,
-    judge: Annotated[str, typer.Option(help="rules, local, openai or none.")] = "rules",
-    judge_model: Annotated[
-        str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")
-    ] = None,
-    judge_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")] = None,
-    min_responses: Annotated[
-        int | None, typer.Option(help="Kept responses a role needs; half of what was asked.")
-    ] = None,
-    layer: Annotated[str, typer.Option(help="auto, or a layer counted from 0.")] = "auto",
-    until: Annotated[float | None, typer.Option(help="Go on in rounds until the axis is that reliable.")] = None,
-    budget: Annotated[
-        int | None, typer.Option(help="Responses that --until may spend; four times the first round.")
-    ] = None,
-    catalog: Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")] = None,
-    engine: Annotated[str, typer.Option(help="transformers.")] = "transformers",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU where there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; fp32 on a CPU, bf16 on a GPU.")] = None,
-    rows: Annotated[int | None, typer.Option(help="Replies in flight at once; 128 on a CPU.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Map MODEL: ask roles and default, read activations, and write the space and its report."""
-    from personaspace.api import options_of
-    from personaspace.catalog import load_catalog
-    from personaspace.engines import load_engine
-    from personaspace.judge import JUDGES, make_judge
-    from personaspace.mapping import Mapper
-    from personaspace.progress import Bar
-
-    if judge not in JUDGES:
-        raise UsageError(f"--judge {judge}: expected one of {', '.join(JUDGES)}")
-    if layer != "auto" and not layer.isdigit():
-        raise UsageError(f"--layer {layer}: expected auto or a number from 0")
-    design = {"per_role": per_role, "default_responses": default_responses, "complete": complete}
-    sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
-    options = options_of(
-        design=design,
-        sampling=sampling,
-        seed=seed,
-        layer=None if layer == "auto" else int(layer),
-        min_responses=min_responses,
-        until=until,
-        budget=budget,
-    )
-    chosen = load_catalog(catalog).select(roles, questions)
-    bar = Bar(err)
-    loaded = load_engine(engine, model, device=device, dtype=dtype, rows=rows)
-    mapper = Mapper(loaded, chosen, out_folder, options, bar)
-    if dry_run:
-        plan = mapper.plan()
-        out.print(json.dumps(plan.__dict__) if as_json else bar.line(plan))
-        return
-    other = load_engine(engine, judge_model, device=device, dtype=dtype) if judge == "local" and judge_model else loaded
-    model_of_judge = {"model": judge_model} if judge_model else {}
-    scorer = make_judge(judge, engine=other, url=judge_url, **model_of_judge)
-    with bar:
-        space = mapper.map(scorer)
-    summary = space.summary()
-    if as_json:
-        out.print_json(
-            json.dumps({**summary, "report": str(mapper.run.report_file), "space": str(mapper.run.space_file)})
-        )
-        return
-    _print_result(summary)
-    out.print(f"\nspace:  {mapper.run.space_file}\nreport: {mapper.run.report_file}")
-
-
-@app.command(epilog="Example: personaspace show runs/smollm2")
-def show(space: SpaceArg, as_json: Json = False) -> None:
-    """Print a space's figures."""
-    from personaspace.space import PersonaSpace
-
-    summary = PersonaSpace.load(space).summary()
-    if as_json:
-        out.print_json(json.dumps(summary))
-    else:
-        _print_result(summary)
-
-
-@app.command(epilog="Example: personaspace report runs/smollm2 --out map.html")
-def report(
-    space: SpaceArg,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="Where to write the page; report.html beside the space.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a space as one HTML page that works with the network off."""
-    from personaspace.report import write_report
-    from personaspace.space import PersonaSpace
-
-    source = Path(space)
-    folder = source if source.is_dir() else source.parent if source.is_file() else Path()
-    path = write_report(PersonaSpace.load(space), out_file or folder / "report.html")
-    out.print(json.dumps({"report": str(path)}) if as_json else f"report: {path}")
-
-
-@app.command(epilog="Example: personaspace bench generate --json")
-def bench(
-    what: Annotated[str, typer.Argument(help="generate, extract or overhead.")],
-    model: Annotated[str, typer.Option(help="The model to measure.")] = "smollm2",
-    prompts: Annotated[int, typer.Option(help="How many prompts.")] = 275,
-    tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,
-    repeats: Annotated[int, typer.Option(help="Measurements, ours and the peer's in turn.")] = 3,
-    as_json: Json = False,
-) -> None:
-    """Measure speed and memory as ratios against a peer, in one run."""
-    from personaspace.bench import BENCHES, run_bench
-
-    if what not in BENCHES:
-        raise UsageError(f"bench {what}: expected one of {', '.join(BENCHES)}")
-    result = run_bench(what, model, prompts=prompts, tokens=tokens, repeats=repeats)
-    if as_json:
-        out.print_json(json.dumps(result))
-        return
-    table = Table("", "median", "min", "max", "unit", "ratio")
-    for name, row in {"ours": result["ours"], **result["peers"]}.items():
-        ratio = result["ratio"].get(name)
-        values = [f"{row[k]:.4g}" for k in ("median", "min", "max")]
-        table.add_row(name, *values, row["unit"], "" if ratio is None else f"{ratio:.2f}")
-    out.print(table)
-
-
-def _print_result(s: dict[str, Any], n: int = 10) -> None:
-    """The roles at both ends and the figures, for people."""
-    table = Table("most Assistant-like", "", "least Assistant-like", "", box=None, pad_edge=False)
-    roles = s["roles"]
-    centre = sum(r["projection"] for r in roles) / len(roles)
-    n = min(n, len(roles) // 2)
-    for a, b in zip(roles[:n], roles[::-1][:n], strict=True):
-        cells = [a["name"], f"{a['projection'] - centre:+.2f}", b["name"], f"{b['projection'] - centre:+.2f}"]
-        table.add_row(*cells)
-    out.print(table)
-    low, high = s["axis_pc1_interval"]
-    reliability = s["axis_reliability"]
-    out.print(
-        f"\n{s['model']}: layer {s['layer']} of {s['layers']}, {s['n_roles']} roles, {s['n_responses']} responses"
-        f"\ncosine of axis and PC1:  {s['axis_pc1_cosine']:.3f}  (95%: {low:.2f} to {high:.2f}; the study: above 0.71)"
-        f"\nreliability of the axis: {'n/a (too few questions to split)' if reliability is None else f'{reliability:.3f}'}"
-        f"\ncomponents for 70% of the roles' variance: {s['components_for_70pct']}"
-        f"\nthe default on PC1, from the Assistant's end: {s['default_on_pc1']:.2f} of the range"
-    )
-    judge = s["judge"]
-    if judge and judge["scores"]:
-        out.print(f"judge {judge['name']}: " + ", ".join(f"score {k}: {v}" for k, v in judge["scores"].items()))
-    if s["left_out"]:
-        out.print(f"left out, too few responses kept: {', '.join(f'{k} ({v})' for k, v in s['left_out'].items())}")
-
-
 def main() -> None:
     """The entry point: no stack trace reaches a user."""
     try:
@@ -219,7 +43,7 @@ def main() -> None:
         code = _fail(str(e), 2)
     except PersonaSpaceError as e:
         code = _fail(str(e), 1)
-    except _WrongUse as e:
+    except WrongUse as e:
         code = _fail(f"{e.format_message()} (see personaspace --help)", 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("stopped; what was finished is kept, the same command goes on from there", 130)

@@ -10,7 +10,7 @@ from personaspace.interop.hub import push
 from personaspace.interop.reference import read_capping, read_reference, write_capping, write_reference
 from personaspace.space import PersonaSpace
 
-FORMATS = ("gguf", "reference")
+FORMATS = ("gguf", "reference", "compact")
 
 __all__ = [
     "FORMATS",
@@ -34,11 +34,16 @@ def import_space(source: str | Path, model: str = "unknown", layer: int | None =
 def export_space(
     space: PersonaSpace, format: str, path: str | Path, direction: str = "axis", scale: float = 1.0
 ) -> None:
-    """Writes a space as a control vector for llama.cpp (`gguf`: the axis or a role, times the scale) or as a folder of
-    files laid out like the study's (`reference`). Raises `UsageError` for another format, `SpaceError`."""
+    """Writes a space as a control vector for llama.cpp (`gguf`: the axis or a role, times the scale), as a folder of files
+    laid out like the study's (`reference`), or as a space with role vectors at its layer alone (`compact`).
+
+    Raises `UsageError` for another format, `SpaceError`.
+    """
     if format not in FORMATS:
         raise UsageError(f"export format {format!r}: expected one of {', '.join(FORMATS)}")
     if format == "gguf":
         write_control_vector(path, space, direction, scale)
+    elif format == "compact":
+        space.compact().save(path)
     else:
         write_reference(space, path)

@@ -37,7 +37,7 @@ OPPOSITE = -0.999
 """At that cosine with the axis, or under it, a capping vector is the negated axis."""
 
 # What torch.load has been seen to raise on files that are cut or changed.
-_BROKEN = (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
+_BROKEN = (EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error)
 
 
 class _Vector(BaseModel):
@@ -141,34 +141,31 @@ def write_capping(path: str | Path, experiments: Mapping[str, Sequence[Cap]]) ->
     _save(Path(path), config)
 
 
-# -- reading -------------------------------------------------------------------------------------------------------------
-
-
 def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         asked = re.search(r"GLOBAL ([\w.]+)", str(e))
-        if asked:
-            raise SpaceError(
-                f"{path}: refused, its pickle asks to run {asked[1]}; expected tensors and plain values only"
-            ) from None
-        raise SpaceError(f"{path}: not a whole .pt file of tensors; fetch it again") from None
-    except (*_BROKEN, struct.error):
+        what = f"asks to run {asked[1]}" if asked else "is broken, or asks for something else"
+        raise SpaceError(f"{path}: refused, its pickle {what}; expected tensors and plain values only") from None
+    except OSError as e:
+        raise SpaceError(f"{path}: cannot be read: {e.strerror or e}") from None
+    except _BROKEN:
         raise SpaceError(f"{path}: not a whole .pt file of tensors; fetch it again") from None
 
 
 def _read_vectors(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Vectors `[layers, hidden]` in fp32 by their files' names, and the form in which each file holds them."""
+    """Vectors `[layers, hidden]` in fp32 by their files' names, and each file's form: what it holds, but in a tensor's place
+    the name of its dtype."""
     paths = [root / f"{AXIS}.pt", root / f"{DEFAULT}.pt"]
     paths = [p for p in paths if p.exists()] + [p for g in (ROLES, TRAITS) for p in sorted((root / g).glob("*.pt"))]
     vectors: dict[str, Tensor] = {}
     forms: dict[str, Any] = {}
     for path in paths:
         loaded = _load(path)
-        held = loaded.get("vector") if isinstance(loaded, dict) else loaded
-        vector = _checked(path, held, 2, f"a dict with {list(loaded)[:6]}" if isinstance(loaded, dict) else "")
+        keyed = isinstance(loaded, dict)
+        vector = _checked(path, loaded.get("vector", loaded) if keyed else loaded, 2)
         name = path.relative_to(root).as_posix().removesuffix(".pt")
         for first, other in list(vectors.items())[:1]:
             if vector.shape != other.shape:
@@ -176,8 +173,7 @@ def _read_vectors(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     f"{path}: found shape {list(vector.shape)}, expected {list(other.shape)} as in {first}.pt"
                 )
         vectors[name] = vector.float()
-        keys = _plain(path, {**loaded, "vector": None}) if isinstance(loaded, dict) else None
-        forms[name] = {"dtype": _name(vector.dtype), "keys": keys}
+        forms[name] = _plain(path, {**loaded, "vector": _name(vector)}) if keyed else _name(vector)
     return vectors, forms
 
 
@@ -185,34 +181,31 @@ def _under(group: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{group}/"): v for name, v in vectors.items() if name.startswith(f"{group}/")}
 
 
-def _checked(path: Path, found: Any, dims: int, within: str = "") -> Tensor:
-    said = within or type(found).__name__
+def _checked(path: Path, found: Any, dims: int) -> Tensor:
+    said = f"a dict with {list(found)[:6]}" if isinstance(found, dict) else type(found).__name__
     if isinstance(found, Tensor):
+        said = f"a {_name(found)} tensor of shape {list(found.shape)}"
         if found.dim() == dims and found.numel() and found.is_floating_point() and found.layout == torch.strided:
             if torch.isfinite(found).all():
                 return found.detach()
-            raise SpaceError(f"{path}: found NaN or Inf in it, expected finite numbers")
-        said = f"a {_name(found.dtype)} tensor of shape {list(found.shape)}"
+            said = "NaN or Inf"
     expected = "a tensor [layers, hidden] or a dict with one under 'vector'" if dims == 2 else "vectors [hidden]"
-    raise SpaceError(f"{path}: found {said}, expected {expected}, of floating point numbers")
+    raise SpaceError(f"{path}: found {said}; expected {expected}, of finite floating point numbers")
 
 
-def _plain(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The same values, where a space's metadata can hold them, so that they can be written again."""
+def _plain(path: Path, form: dict[str, Any]) -> dict[str, Any]:
+    """The same form, where a space's metadata can hold it."""
     try:
-        same = json.loads(json.dumps(values)) == values
+        same = json.loads(json.dumps(form)) == form
     except (TypeError, ValueError, RecursionError):
         same = False
     if not same:
-        raise SpaceError(f"{path}: holds more than vectors, numbers and text, found under {list(values)[:6]}")
-    return values
+        raise SpaceError(f"{path}: holds more than vectors, numbers and text, among {list(form)[:6]}")
+    return form
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-# -- capping -------------------------------------------------------------------------------------------------------------
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
@@ -224,8 +217,8 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
         error = e.errors()[0]
         where = ".".join(map(repr, error["loc"])) or "the file"
         raise SpaceError(f"{path}: not a capping configuration: {where}: {error['msg']}") from None
-    for name, held in config.vectors.items():
-        _checked(path, held.vector, 1, f"another thing under {name!r}")
+    for held in config.vectors.values():
+        held.vector = _checked(path, held.vector, 1)
     named = {s.vector for e in config.experiments for s in e.interventions}
     for name in sorted(named - config.vectors.keys()):
         raise SpaceError(f"{path}: an experiment names the vector {name!r}, which the file does not hold")
@@ -234,7 +227,7 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
 
 def _cap(config: _Config, step: _Step) -> Cap:
     held = config.vectors[step.vector]
-    return Cap(held.vector.detach().float(), (held.layer,), ceiling=step.cap)
+    return Cap(held.vector.float(), (held.layer,), ceiling=step.cap)
 
 
 def _add_capping(space: PersonaSpace, path: Path) -> None:
@@ -247,14 +240,16 @@ def _add_capping(space: PersonaSpace, path: Path) -> None:
                 f"{path}: {name!r} is {len(held.vector)} numbers at layer {held.layer}; "
                 f"expected {hidden} at a layer from 0 to {layers - 1}"
             )
-    keys = {**raw, "vectors": {name: {**held, "vector": None} for name, held in raw["vectors"].items()}}
-    dtypes = [_name(held.vector.dtype) for held in config.vectors.values()]
-    space.meta["reference"][CAPPING] = {"dtypes": dtypes, "keys": _plain(path, keys)}
+    form = {
+        **raw,
+        "vectors": {name: {**held, "vector": _name(held["vector"])} for name, held in raw["vectors"].items()},
+    }
+    space.meta["reference"][CAPPING] = _plain(path, form)
     if config.vectors:
-        space.tensors["capping_vectors"] = torch.stack([v.vector.detach().float() for v in config.vectors.values()])
+        space.tensors["capping_vectors"] = torch.stack([held.vector.float() for held in config.vectors.values()])
     for name, caps in read_capping(path).items():
-        cosines = [float(space.axis_at(c.layers[0]) @ (c.vector / c.vector.norm())) for c in caps]
         at = [c.layers[0] for c in caps]
+        cosines = [float(space.axis_at(k) @ (c.vector / c.vector.norm())) for k, c in zip(at, caps, strict=True)]
         if max(cosines) < OPPOSITE and len(set(at)) == len(at):
             floors = [-tau for c in caps for _, _, tau in _ceilings(c)]
             space.meta["caps"][name] = {"layers": at, "floors": floors, "of": "published", "percentile": None}
@@ -282,9 +277,6 @@ def _add_experiments(config: dict[str, Any], experiments: Mapping[str, Sequence[
         config["experiments"].append({"id": name, "interventions": steps})
 
 
-# -- writing -------------------------------------------------------------------------------------------------------------
-
-
 def _save(path: Path, content: Any) -> None:
     data = io.BytesIO()
     torch.save(content, data)
@@ -303,26 +295,23 @@ def _contents(space: PersonaSpace) -> Iterator[tuple[str, Any]]:
                 raise SpaceError(f"{name!r} cannot be a file's name; rename it in the space")
             vectors[f"{group}/{name}"] = vector
     for name, vector in vectors.items():
-        form = forms.get(name, {})
-        tensor, keys = _as(vector, form.get("dtype")), form.get("keys")
-        yield name, tensor if keys is None else {**keys, "vector": tensor}
-    config = _config(space)
+        form = forms.get(name, "float32")
+        yield name, {**form, "vector": _copy(vector, form["vector"])} if isinstance(form, dict) else _copy(vector, form)
+    config = _capping(space, forms.get(CAPPING, {"vectors": {}, "experiments": []}))
     if CAPPING in forms or config["experiments"]:
         yield CAPPING, config
 
 
-def _as(vector: Tensor, dtype: str | None) -> Tensor:
+def _copy(vector: Tensor, dtype: str) -> Tensor:
     # A copy, since torch.save writes the whole storage that a view looks at.
-    return vector.to(DTYPES.get(dtype or "", torch.float32), copy=True)
+    return vector.to(DTYPES.get(dtype, torch.float32), copy=True)
 
 
-def _config(space: PersonaSpace) -> dict[str, Any]:
+def _capping(space: PersonaSpace, form: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that was read with the space, and the caps that the space has got since."""
-    form = space.meta.get("reference", {}).get(CAPPING, {"dtypes": [], "keys": {"vectors": {}, "experiments": []}})
-    keys, tensors = form["keys"], space.tensors.get("capping_vectors", ())
-    held = zip(keys["vectors"].items(), tensors, form["dtypes"], strict=True)
-    vectors = {name: {**plain, "vector": _as(vector, dtype)} for (name, plain), vector, dtype in held}
-    config = {**keys, "vectors": vectors, "experiments": list(keys["experiments"])}
+    held = zip(form["vectors"].items(), space.tensors.get("capping_vectors", ()), strict=True)
+    vectors = {name: {**plain, "vector": _copy(vector, plain["vector"])} for (name, plain), vector in held}
+    config = {**form, "vectors": vectors, "experiments": list(form["experiments"])}
     known = {experiment["id"] for experiment in config["experiments"]}
     _add_experiments(config, {n: (space.cap(n),) for n in space.meta.get("caps", {}) if n not in known})
     return config

@@ -42,10 +42,10 @@ def render(space: PersonaSpace) -> str:
 
 
 def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
-    """What the page's figures and search are drawn from."""
-    layer = space.layer
+    """What the page's figures and search are drawn from; None for a figure that the space does not hold."""
+    layer, tensors = space.layer, space.tensors
     centred, mean = space.centred()
-    directions = space.tensors["components"][layer, :3]
+    directions = space.components_at()[0][:3]
     places = (centred @ directions.T).tolist()
     axis_mean = float(mean @ space.axis_at())
     by_name = {r["name"]: r for r in summary["roles"]}
@@ -74,12 +74,16 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
         "variance": summary["variance_explained"][:30],
         "layers": {
             "chosen": layer,
-            "cosine": space.axis_pc1(),
-            "reliability": [None if x != x else x for x in space.axis_reliability()],
-            "separation": [None if x != x else x for x in space.tensors["separation"].tolist()],
+            "cosine": space.axis_pc1() if "components" in tensors or space.meta.get("axis_pc1") else None,
+            "reliability": _numbers(space.axis_reliability()) if "axis_split_half" in tensors else None,
+            "separation": _numbers(tensors["separation"].tolist()) if "separation" in tensors else None,
         },
         "histogram": space.meta.get("histogram"),
     }
+
+
+def _numbers(values: list[float]) -> list[float | None]:
+    return [None if x != x else x for x in values]
 
 
 def comparison(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

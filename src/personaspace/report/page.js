@@ -67,7 +67,7 @@ function drawEnd(id, list) {
 
 function drawHistogram() {
   const h = data.histogram;
-  if (!h) return;
+  if (!h) return drop("histogram");
   const mid = h.edges.slice(1).map((e, i) => (e + h.edges[i]) / 2);
   const share = counts => { const n = counts.reduce((a, b) => a + b, 0) || 1; return counts.map(c => c / n); };
   const bars = (name, counts, color) => ({ type: "bar", name, x: mid, y: share(counts), marker: { color, opacity: 0.6 }, hovertemplate: `${name}: %{y:.1%}<extra></extra>` });
@@ -86,8 +86,13 @@ function drawVariance() {
     shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0.7, y1: 0.7, line: { color: css("--soft"), dash: "dot", width: 1 } }] }), config);
 }
 
-function drawLayers(id, series) {
-  const x = data.layers.cosine.map((_, i) => i);
+// A figure that the space holds nothing for is left out.
+function drop(id) { if ($(id)) $(id).closest("figure").remove(); }
+
+function drawLayers(id, all) {
+  const series = all.filter(([, key]) => data.layers[key]);
+  if (!series.length) return drop(id);
+  const x = data.layers[series[0][1]].map((_, i) => i);
   const colors = [css("--near"), css("--far")];
   Plotly.newPlot(id, series.map(([name, key], i) => ({ type: "scatter", mode: "lines+markers", name, x, y: data.layers[key], line: { color: colors[i] }, marker: { size: 5 }, hovertemplate: `layer %{x}: %{y:.3f}<extra>${name}</extra>` })),
     layout({ showlegend: series.length > 1, xaxis: { title: { text: "layer" } }, yaxis: { rangemode: "tozero" },
@@ -112,7 +117,7 @@ function show(name) {
   element("h3", label(name), card);
   if (r.description) element("p", r.description, card);
   const rank = roles.indexOf(r) + 1;
-  const facts = rank ? `${rank} of ${roles.length} on the axis, at ${relative(r.projection).toFixed(2)}; reliability ${r.reliability == null ? "n/a" : r.reliability.toFixed(2)} from ${r.n} responses` : `the model's own self, at ${relative(r.projection).toFixed(2)}`;
+  const facts = rank ? `${rank} of ${roles.length} on the axis, at ${relative(r.projection).toFixed(2)}; reliability ${r.reliability == null ? "n/a" : r.reliability.toFixed(2)}${r.n == null ? "" : ` from ${r.n} responses`}` : `the model's own self, at ${relative(r.projection).toFixed(2)}`;
   element("p", facts, card);
   for (const [q, a] of r.samples || []) {
     const quote = element("blockquote", "", card);
@@ -144,7 +149,7 @@ function fillTable() {
     element("td", relative(r.projection).toFixed(2), row);
     element("td", r.cosine.toFixed(2), row);
     element("td", r.reliability == null ? "n/a" : r.reliability.toFixed(2), row);
-    element("td", r.n, row);
+    element("td", r.n ?? "", row);
     element("td", r.similar.slice(0, 4).map(([n]) => label(n)).join(", "), row);
   });
   for (const r of roles) element("option", "", $("names")).value = label(r.name);

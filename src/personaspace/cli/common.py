@@ -1,0 +1,49 @@
+"""What the commands have in common: the app, where they print, and how a space and its model are loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from personaspace.engines import Engine
+    from personaspace.space import PersonaSpace
+
+app = typer.Typer(
+    name="personaspace",
+    help="Map the characters inside a chat model, and find its Assistant Axis.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+# Typer carries its own copy of click, or uses the installed one: the root of its errors is reached through it.
+WrongUse: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+SpaceArg = Annotated[
+    str, typer.Argument(metavar="SPACE", help="A run's folder, a space.safetensors, hf://owner/name, or smollm2.")
+]
+
+
+ModelArg = Annotated[str | None, typer.Option("--model", help="The model to run; the space's own unless given.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU where there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; fp32 on a CPU, bf16 on a GPU.")]
+
+
+def space_and_engine(
+    source: str, model: str | None, device: str | None = None, dtype: str | None = None
+) -> tuple[PersonaSpace, Engine]:
+    """A space and the model it is of, loaded; one warning where the weights are a variant's."""
+    from personaspace.engines import load_engine
+    from personaspace.space import PersonaSpace
+
+    space = PersonaSpace.load(source)
+    engine = load_engine("transformers", model or space.meta["model"]["id"], device=device, dtype=dtype)
+    if warning := space.check_model(engine.model):
+        err.print(f"warning: {warning}", markup=False)
+    return space, engine

@@ -1,0 +1,216 @@
+"""The commands that watch a model and hold it: calibrate, project, chat."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out, space_and_engine
+from personaspace.errors import UsageError
+
+
+@app.command(epilog="Example: personaspace calibrate runs/smollm2 --sweep")
+def calibrate(
+    space: SpaceArg,
+    of: Annotated[str | None, typer.Option(help="Whose tokens' percentile: default or all.")] = None,
+    percentile: Annotated[int | None, typer.Option(help="Which percentile is the recommended floor.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="A:B, half-open; from 60% to 87% of the depth unless given.")
+    ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Try ranges and percentiles, and draw the trade-off.")] = False,
+    prompts: Annotated[int, typer.Option(help="Role prompts, and as many default replies, of the sweep.")] = 24,
+    capability: Annotated[Path | None, typer.Option(help='Tasks for the sweep, JSONL: {"prompt", "answer"}.')] = None,
+    judge: Annotated[str, typer.Option(help="Who judges role replies in the sweep: rules, local or none.")] = "rules",
+    model: ModelArg = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Annotated[int, typer.Option(help="Which replies are drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Set caps' floors from how a run's tokens lie on the axis, and store them in its space."""
+    from personaspace import calibrate as calibration
+    from personaspace import sweep as sweeping
+    from personaspace.judge import make_judge
+    from personaspace.monitor import detection
+    from personaspace.store import Run
+
+    folder = Path(space) if Path(space).is_dir() else Path(space).parent
+    if not Run(folder).exists:
+        raise UsageError(f"{space}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
+    if judge not in ("rules", "local", "none"):
+        raise UsageError(f"--judge {judge}: expected rules, local or none")
+    tasks = sweeping.read_tasks(capability) if capability else []
+    wanted = calibration.parse_range(layers) if layers else None
+    loaded, engine = space_and_engine(space, model, device, dtype)
+    chosen = wanted or calibration.default_range(engine.model.layers)
+    calibration.check_range(chosen, engine.model.layers)
+    run = Run(folder)
+    with run.locked():
+        sample = calibration.draw_sample(run, seed=seed)
+        err.print(f"replaying {len(sample.default)} default and {len(sample.roles)} role replies")
+        made = calibration.calibrate(engine, loaded, sample, chosen)
+        name, cap = calibration.named_cap(made, of or "default", 25 if percentile is None else percentile, chosen)
+        made.meta["caps"][name] = cap
+        outcomes: list[sweeping.Outcome] = []
+        if sweep:
+            ranges = [wanted] if wanted else sweeping.candidates(engine.model.layers)
+            err.print(f"trying {len(ranges) * len(sweeping.CHOICES)} caps on {prompts} role prompts")
+            scorer = make_judge(judge, engine=engine)
+            made, outcomes = sweeping.sweep(
+                engine, made, sample, ranges, judge=scorer, prompts=prompts, tasks=tasks, seed=seed
+            )
+        else:
+            why = {"because": "it was asked for" if of or percentile is not None or layers else "no sweep was made"}
+            made = calibration.recommended(made, name, why)
+        made.save(run.space_file)
+        drawn = sweeping.write_tradeoff(folder / "calibration.html", made, outcomes) if sweep else None
+    capped = made.meta["caps"]["capped"]
+    rules = detection(made)
+    if as_json:
+        result = {"caps": made.meta["caps"], "sweep": [vars(o) for o in outcomes], "alerts": [vars(r) for r in rules]}
+        out.print_json(json.dumps({**result, "space": str(run.space_file), "page": str(drawn) if drawn else None}))
+        return
+    if outcomes:
+        head, rows = sweeping.table(outcomes)
+        out.print(_table(head, rows))
+    out.print(f"\ncapped = {capped['is']}: {capped['why']['because']}. {sweeping.again(capped)}")
+    out.print("\nHow sure an alert is that 1% of the default's conversations raise:")
+    out.print(_alerts(rules))
+    out.print(f"\nspace: {run.space_file}" + (f"\npage:  {drawn}" if drawn else ""))
+
+
+@app.command(epilog="Example: personaspace project smollm2 talk.json --plot talk.html")
+def project(
+    space: SpaceArg,
+    transcripts: Annotated[
+        list[Path], typer.Argument(help="OpenAI messages, JSONL, ShareGPT, plain text; several files.")
+    ],
+    plot: Annotated[Path | None, typer.Option(help="Draw the trajectories as an HTML page.")] = None,
+    false_alarms: Annotated[float, typer.Option(help="How often default replies may raise the alert.")] = 0.01,
+    alert_turns: Annotated[int, typer.Option(help="Over how many turns the alert looks.")] = 2,
+    tokens: Annotated[bool, typer.Option("--tokens", help="With --json: every token's projection, too.")] = False,
+    model: ModelArg = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Read where a conversation's assistant turns lie on the axis."""
+    from personaspace import monitor
+    from personaspace.plots import write_trajectories
+    from personaspace.transcripts import read_transcripts
+
+    if alert_turns < 1:
+        raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
+    found = [t for path in transcripts for t in read_transcripts(path)]
+    loaded, engine = space_and_engine(space, model, device, dtype)
+    calibrated = "beginnings_default" in loaded.tensors
+    rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if calibrated else None
+    conversations = []
+    for t in found:
+        readings, problem = monitor.project(engine, loaded, t.messages, rule)
+        if problem:
+            err.print(f"warning: {t.name}: {problem}", markup=False)
+        conversations.append((t.name, readings))
+    page = write_trajectories(plot, loaded, conversations, rule) if plot else None
+    if as_json:
+        read = [{"name": n, "turns": [r.to_dict(tokens) for r in rs]} for n, rs in conversations]
+        first = {"turns": read[0]["turns"]} if len(read) == 1 else {"transcripts": read}
+        alert = vars(rule) if rule else None
+        out.print_json(json.dumps({"layer": loaded.layer, "alert_rule": alert, **first}))
+        return
+    for name, readings in conversations:
+        rows = [
+            [
+                str(r.index),
+                str(r.tokens),
+                f"{r.projection:.1f}",
+                "" if r.drift is None else f"{r.drift:+.2f}",
+                ", ".join(n for n, _ in r.nearest[:3]),
+                "ALERT" if r.alert else "",
+            ]
+            for r in readings
+        ]
+        out.print(_table([name, "tokens", "projection", "drift", "nearest", ""], rows))
+    out.print(_said(rule))
+    if page:
+        out.print(f"page: {page}")
+
+
+@app.command(epilog="Example: personaspace chat smollm2 --cap capped")
+def chat(
+    space: SpaceArg,
+    cap: Annotated[str | None, typer.Option(help="A cap of the space to begin with.")] = None,
+    steer: Annotated[
+        float | None, typer.Option(help="Steer along the axis; positive is towards the Assistant.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="At most that many tokens a reply.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="The nucleus' share of probability.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same replies.")] = 0,
+    model: ModelArg = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Talk with the model in the terminal, and see where each reply lies on the axis."""
+    from personaspace.api import sampling_of
+    from personaspace.catalog import load_catalog
+    from personaspace.chatting import Conversation, converse
+    from personaspace.monitor import alert_rule
+
+    sampling = sampling_of(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    loaded, engine = space_and_engine(space, model, device, dtype)
+    texts = {r.role: r.instructions[0] for r in load_catalog().roles}
+    rule = alert_rule(loaded) if "beginnings_default" in loaded.tensors else None
+    talk = Conversation(
+        engine,
+        loaded,
+        sampling,
+        out,
+        rule,
+        cap,
+        (steer, "axis") if steer is not None else None,
+        texts.get,
+        seed=seed,
+    )
+    out.print(f"{engine.model.id}, read at layer {loaded.layer}; /help lists the commands, /quit ends", style="dim")
+    converse(talk, _line)
+
+
+def _line() -> str | None:
+    """What the user types next; None at the end."""
+    try:
+        if sys.stdin.isatty():
+            return input("\n› ")
+        line = sys.stdin.readline()
+        return line if line else None
+    except EOFError:
+        return None
+
+
+def _table(head: list[str], rows: list[list[str]]) -> Table:
+    table = Table(*(Column(h, no_wrap=True) for h in head), box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _alerts(rules: list[Any]) -> Table:
+    rows = [[str(r.tokens), str(r.turns), f"{r.threshold:+.2f}", f"{100 * (r.detects or 0):.0f}%"] for r in rules]
+    return _table(["tokens a reply", "turns", "drift over", "role conversations that raise it"], rows)
+
+
+def _said(rule: Any) -> str:
+    if rule is None:
+        return "\nno alert: this space is not calibrated (personaspace calibrate)"
+    sure = (
+        "" if rule.detects is None else f"; so do {100 * rule.detects:.0f}% of roles' of {rule.tokens} tokens a reply"
+    )
+    return (
+        f"\nalert: mean drift over {rule.turns} turn{'s' * (rule.turns > 1)} above {rule.threshold:+.2f}, "
+        f"which {100 * rule.rate:.3g}% of the default's raise{sure}"
+    )

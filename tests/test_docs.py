@@ -1,0 +1,37 @@
+"""The documentation runs: what the README shows in Python, and what it says of the commands."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+SMALLER = {
+    "per_role=4, questions=120, default_responses=500, max_new_tokens=32": (
+        'roles="ghost,hermit,evaluator,analyst", per_role=2, questions=6, default_responses=12, max_new_tokens=4'
+    )
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[f"block{k}" for k in range(len(BLOCKS))])
+def test_the_readmes_python_runs_as_it_stands_but_for_the_maps_size(block, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for size, less in SMALLER.items():
+        block = block.replace(size, less)
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_has_no_gap_left():
+    assert "@@" not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_commands_is_what_the_program_prints():
+    spec = importlib.util.spec_from_file_location("docs", ROOT / "scripts" / "docs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == module.commands(), "run `make docs`"

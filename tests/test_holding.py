@@ -1,0 +1,280 @@
+"""Calibration, the sweep, the monitor and the chat, on a small random model and on planted figures."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import personaspace as ps
+from conftest import make_model, make_tokenizer
+from personaspace import calibrate, monitor, sweep
+from personaspace.chatting import Conversation, converse
+from personaspace.engines.transformers import TransformersEngine
+from personaspace.errors import DesignError, SpaceError, UsageError
+from personaspace.monitor import AlertRule, Monitor
+from personaspace.prompts import Sampling
+from personaspace.store import Run
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, engine, small_catalog):
+    out = tmp_path_factory.mktemp("held")
+    ps.map(engine, out, catalog=small_catalog, per_role=6, default_responses=60, max_new_tokens=9, layer=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def sample(folder):
+    return calibrate.draw_sample(Run(folder), default=24, roles=6, held_out=24)
+
+
+@pytest.fixture(scope="module")
+def space(folder, engine, sample):
+    return calibrate.calibrate(engine, ps.PersonaSpace.load(folder), sample, range(1, 3))
+
+
+def planted(shift: float = 2.0, n: int = 400) -> ps.PersonaSpace:
+    """A space of one number a token: default projections around 10, a role's around 10 − shift, deviation 2."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "role_vectors": torch.tensor([[[-1.0, 0.5]], [[-1.0, -0.5]]]),
+        "default_vector": torch.tensor([[10.0, 0.0]]),
+        "axis": torch.tensor([[11.0, 0.0]]),
+        "default_moments": torch.tensor([[10.0], [2.0]]),
+        "beginnings_default": torch.tensor(rng.normal(10, 2, (1, n))).float(),
+        "beginnings_roles": torch.tensor(rng.normal(10 - 2 * shift, 2, (1, n))).float(),
+    }
+    calibration = {"lengths": [4], "roles": [f"role {k % 20}" for k in range(n)]}
+    model = {"id": "planted", "fingerprint": "x"}
+    meta = {"format": 1, "model": model, "layer": 0, "roles": ["a", "b"], "caps": {}, "calibration": calibration}
+    return ps.PersonaSpace(meta, tensors)
+
+
+# -- calibration -----------------------------------------------------------------------------------------------------
+
+
+def test_floors_are_the_percentiles_of_tokens_read_one_reply_at_a_time_by_a_plain_loop(space, sample, engine):
+    projections = {"default": [], "all": []}
+    for reply in (*sample.default, *sample.roles):
+        ids = [*engine.chat.prompt_ids(reply.messages), *reply.token_ids]
+        with torch.inference_mode():
+            states = engine.network(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        # The last of them has the final norm in it; layer 1 is the one before.
+        on = states[2][0, -len(reply.token_ids) :] @ space.axis_at(1)
+        projections["all"].append(on)
+        if reply.role == "default":
+            projections["default"].append(on)
+    for kind, percentile in (("default", 25), ("default", 1), ("all", 50), ("all", 75)):
+        expected = np.percentile(torch.cat(projections[kind]).numpy(), percentile)
+        cap = space.meta["caps"][f"{kind}-p{percentile}@1:3"]
+        assert cap["layers"] == [1, 2]
+        assert cap["floors"][0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_named_cap_holds_every_reply_and_survives_the_disk(space, engine, sample, tmp_path):
+    space.save(tmp_path / "space.safetensors")
+    again = ps.PersonaSpace.load(tmp_path / "space.safetensors")
+    cap = again.cap("all-p75@1:3")
+    spans = [r.span(engine.chat.prompt_ids(r.messages)) for r in sample.roles]
+    for (turn,) in engine.replay(spans, read=range(3), interventions=[cap], each=True):
+        for layer, floor in zip(cap.layers, cap.floor, strict=True):
+            under = floor - turn.each[:, layer] @ again.axis_at(layer)
+            assert (under <= 1e-3 * turn.each[:, layer].norm(dim=-1)).all()
+    with pytest.raises(SpaceError, match="all-p75@1:3"):
+        again.cap("capped")
+
+
+def test_calibration_says_how_many_replies_it_needs(tmp_path, engine, small_catalog):
+    ps.map(engine, tmp_path, catalog=small_catalog, per_role=4, default_responses=12, max_new_tokens=4, judge="none")
+    with pytest.raises(DesignError, match=r"replies of the default and .* calibration needs 32 and 16"):
+        calibrate.draw_sample(Run(tmp_path))
+
+
+def test_the_sample_keeps_back_replies_of_the_default_and_takes_whole_roles(sample, folder):
+    assert len(sample.held_out) == 24
+    assert not {id(r) for r in sample.held_out} & {id(r) for r in sample.default}
+    assert "default" not in {r.role for r in sample.roles}
+    assert max(np.unique([r.role for r in sample.roles], return_counts=True)[1]) == 6
+
+
+@pytest.mark.parametrize("text", ["18", "a:b", "9:3", "4:4", ":3", "-1:3"])
+def test_a_range_that_is_none_is_refused(text):
+    with pytest.raises(UsageError, match="expected A:B"):
+        calibrate.parse_range(text)
+
+
+def test_a_range_beyond_the_model_is_refused(space):
+    with pytest.raises(UsageError, match=r"1:4: the model has layers 0 to 2"):
+        calibrate.named_cap(space, "default", 25, range(1, 4))
+
+
+# -- the sweep -------------------------------------------------------------------------------------------------------
+
+
+def outcome(name: str, way: float, cost: float) -> sweep.Outcome:
+    return sweep.Outcome(name, way, 0.0, None, cost, 0.0)
+
+
+def test_the_front_holds_what_no_other_beats_and_the_choice_goes_furthest_within_the_cost():
+    tried = [outcome("none", 0, 1), outcome("a", 0.5, 1.02), outcome("b", 0.4, 1.03), outcome("c", 0.9, 1.2)]
+    assert [o.name for o in sweep.pareto(tried) if o.front] == ["none", "a", "c"]
+    assert sweep.choose(tried)[0].name == "a"
+    best, why = sweep.choose([outcome("none", 0, 1), outcome("d", 0.9, 1.3), outcome("e", 0.8, 1.1)])
+    assert best.name == "e"
+    assert "no cap of 2" in why
+
+
+def test_a_sweep_measures_each_cap_names_the_best_and_draws_the_front(engine, space, sample, tmp_path):
+    tasks = [sweep.Task("say something", "."), sweep.Task("say nothing", "^$")]
+    made, tried = sweep.sweep(engine, space, sample, [range(1, 3), range(2, 3)], judge=None, prompts=8, tasks=tasks)
+    assert tried[0].name == "none"
+    assert (tried[0].way, tried[0].cost, tried[0].touched) == (0, 1, 0)
+    assert len(tried) == 1 + 2 * len(sweep.CHOICES)
+    assert len({o.name for o in tried}) == len(tried)
+    by_name = {o.name: o for o in tried}
+    assert by_name["all-p75@1:3"].touched > by_name["default-p1@1:3"].touched
+    capped = made.meta["caps"]["capped"]
+    assert capped["floors"] == made.meta["caps"][capped["is"]]["floors"]
+    page = sweep.write_tradeoff(tmp_path / "page.html", made, tried).read_text()
+    assert capped["is"] in page
+
+
+def test_a_broken_task_file_is_named_with_its_line(tmp_path):
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n{"prompt": "x", "answer": "("}\n')
+    with pytest.raises(UsageError, match=r"tasks.jsonl, line 2"):
+        sweep.read_tasks(tmp_path / "tasks.jsonl")
+
+
+# -- the monitor -----------------------------------------------------------------------------------------------------
+
+
+def test_an_alert_rule_is_raised_by_default_replies_as_often_as_was_accepted_and_by_roles_as_often_as_it_says():
+    space, rng = planted(), np.random.default_rng(1)
+    for rule in monitor.detection(space, rate=0.05):
+        means = -rng.normal(0, 1, (4000, rule.turns)).mean(1)
+        assert np.mean(means > rule.threshold) == pytest.approx(0.05, abs=0.03)
+        assert np.mean(means + 2 > rule.threshold) == pytest.approx(rule.detects, abs=0.08)
+    by_turns = [r.detects for r in monitor.detection(space, rate=0.05)]
+    assert by_turns == sorted(by_turns)
+
+
+def test_without_calibration_there_is_no_rule_and_a_rate_must_be_one(folder):
+    with pytest.raises(SpaceError, match="personaspace calibrate"):
+        monitor.detection(ps.PersonaSpace.load(folder))
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        monitor.detection(planted(), rate=1.5)
+
+
+def test_an_alert_begins_over_the_threshold_and_ends_only_under_it_less_the_hysteresis():
+    watch = Monitor(planted(), AlertRule(1.0, turns=2, hysteresis=0.5))
+    alerts = []
+    for drift in (0, 3, 3, 0.5, 0.9, 0.0):  # means over two turns: 1.5, 3, 1.75, 0.7, 0.45
+        watch.feed(torch.tensor([10.0 - 2 * drift, 0.0]))
+        alerts.append(watch.end_turn().alert)
+    assert alerts == [False, True, True, True, True, False]
+
+
+def test_the_span_where_a_turn_fell_is_where_its_tokens_lie_low():
+    watch = Monitor(planted())
+    for projection in (10, 11, 2, 1, 3, 10, 11, 7):
+        watch.feed(torch.tensor([float(projection), 0.0]))
+    reading = watch.end_turn()
+    assert reading.fell == (2, 5)
+    assert reading.projection == pytest.approx(55 / 8)
+    assert reading.drift == pytest.approx((10 - 55 / 8) / 2)
+    assert watch.end_turn() is None
+
+
+def test_projecting_a_transcript_equals_feeding_its_tokens_and_the_spaces_own_projection(engine, space):
+    messages = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "good day to you"},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "more"},
+    ]
+    readings, problem = monitor.project(engine, space, messages)
+    assert problem is None
+    assert [r.index for r in readings] == [1, 3]
+    (turns,) = engine.replay([messages], read=range(3))
+    for reading, turn in zip(readings, turns, strict=True):
+        assert reading.tokens == turn.tokens == len(reading.each)
+        assert reading.projection == pytest.approx(float(space.project(turn.activation)), abs=1e-4)
+        assert reading.nearest[0][0] == space.nearest(turn.activation, 1)[0][0]
+
+
+def test_what_does_not_fit_the_context_is_said_and_the_rest_is_read(engine, space):
+    short = replace(engine.model, context=120)
+    small = TransformersEngine(engine.network, engine.tokenizer, id="tiny")
+    small.model = short
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "short"},
+        {"role": "user", "content": "go on"},
+        {"role": "assistant", "content": "long " * 40},
+    ]
+    readings, problem = monitor.project(small, space, messages)
+    assert len(readings) == 1
+    assert "message 4 reaches token" in problem
+    with pytest.raises(UsageError, match="0 of 1 assistant turns"):
+        monitor.project(small, space, messages[2:])
+
+
+def test_a_space_of_another_model_is_refused_and_a_variant_gets_a_sentence(engine):
+    with pytest.raises(SpaceError, match=r"for 1 layers of 2 numbers; tiny has 3 of 32"):
+        planted().check_model(engine.model)
+    other = TransformersEngine(make_model("llama", seed=5), make_tokenizer(), id="variant")
+    space = ps.PersonaSpace({"model": vars(other.model)}, {"axis": torch.ones(3, 32)})
+    assert space.check_model(other.model) is None
+    assert "made from other weights" in space.check_model(engine.model)
+
+
+# -- the chat --------------------------------------------------------------------------------------------------------
+
+
+def talk(engine, space, lines: list[str]) -> tuple[Conversation, str]:
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    conversation = Conversation(
+        engine, space, Sampling(max_new_tokens=6), console, instruction={"ghost": "You are a ghost."}.get
+    )
+    pending = iter(lines)
+    converse(conversation, lambda: next(pending, None))
+    return conversation, out.getvalue()
+
+
+def test_a_chat_answers_caps_steers_compares_saves_and_goes_on_after_a_mistake(engine, space, tmp_path):
+    made = calibrate.recommended(space, "all-p75@1:3", {"because": "a test"})
+    file = tmp_path / "talk.json"
+    lines = ["hello", "/cap", "again", "/cap nothing", "/steer much", "/steer 0.5 ghost", "/steer 1 nobody", "/dance"]
+    conversation, said = talk(engine, made, [*lines, "/compare", "third", f"/save {file}", "/quit", "never"])
+    assert said.count("drift") == 4
+    assert "tokens held" in said
+    assert "no cap 'nothing'" in said
+    assert "expected a number" in said
+    assert "no role 'nobody'" in said
+    assert "/dance: no such command" in said
+    assert "[as it is]" in said
+    assert conversation.steer == (0.5, "ghost")
+    saved = json.loads(file.read_text())
+    assert [m["role"] for m in saved["messages"]] == ["user", "assistant"] * 3
+    assert len(saved["turns"]) == 3
+    assert "never" not in str(conversation.messages)
+
+
+def test_a_role_begins_a_new_conversation_under_its_instruction(engine, space):
+    conversation, _ = talk(engine, space, ["hello", "/role ghost", "boo"])
+    assert conversation.messages[0] == {"role": "system", "content": "You are a ghost."}
+    assert len(conversation.messages) == 3
+    conversation, _ = talk(engine, space, ["/role You are a lamp.", "/role off", "hello"])
+    assert conversation.messages[0]["role"] == "user"
