@@ -132,7 +132,7 @@ def test_the_front_holds_what_no_other_beats_and_the_choice_goes_furthest_within
     assert sweep.choose(tried)[0].name == "a"
     best, why = sweep.choose([outcome("none", 0, 1), outcome("d", 0.9, 1.3), outcome("e", 0.8, 1.1)])
     assert best.name == "e"
-    assert "no cap of 2" in why
+    assert "no cap costs at most 3%" in why
 
 
 def test_a_sweep_measures_each_cap_names_the_best_and_draws_the_front(engine, space, sample, tmp_path):
@@ -143,7 +143,7 @@ def test_a_sweep_measures_each_cap_names_the_best_and_draws_the_front(engine, sp
     assert len(tried) == 1 + 2 * len(sweep.CHOICES)
     assert len({o.name for o in tried}) == len(tried)
     by_name = {o.name: o for o in tried}
-    assert by_name["all-p75@1:3"].touched > by_name["default-p1@1:3"].touched
+    assert by_name["all-p75@1:3"].touched > by_name["all-p25@1:3"].touched
     capped = made.meta["caps"]["capped"]
     assert capped["floors"] == made.meta["caps"][capped["is"]]["floors"]
     page = sweep.write_tradeoff(tmp_path / "page.html", made, tried).read_text()

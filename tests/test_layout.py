@@ -28,6 +28,7 @@ ORDER = [
     "mapping",
     "api",
     "chatting",
+    "serve",
     "progress",
     "bench",
     "cli",

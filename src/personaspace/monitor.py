@@ -139,14 +139,15 @@ class Monitor:
         projection = float(mean @ self.unit)
         drift = self.space.drift(projection) if self.knows_default else None
         if drift is not None:
-            self._look(drift)
+            self.look(drift)
         at = len(self.readings) if index is None else index
         fell = self._fall(each) if self.knows_default else None
         reading = TurnReading(at, n, projection, drift, self.space.nearest(mean, 5), self.alert, fell, each)
         self.readings.append(reading)
         return reading
 
-    def _look(self, drift: float) -> None:
+    def look(self, drift: float) -> None:
+        """Takes in a turn's drift alone: whether an alert stands afterwards is `alert`."""
         if self.rule is None:
             return
         self._recent.append(drift)

@@ -28,7 +28,10 @@ MAX_COST = 1.03
 LONGEST = 64
 """Tokens of a reply in the sweep, at most."""
 
-CHOICES = (("default", 1), ("default", 25), ("default", 50), ("all", 25), ("all", 50), ("all", 75))
+CHOICES = (("default", 25), ("default", 50), ("all", 25), ("all", 50), ("all", 65), ("all", 75))
+
+FINALISTS = 4
+"""Caps that are tried again on fresh prompts: the best of many looks better than it is."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,28 @@ def sweep(
     space = PersonaSpace({**space.meta, "caps": {**space.meta["caps"], **caps}}, space.tensors)
     order = np.random.default_rng(seed).permutation(len(sample.roles))
     asked = [sample.roles[k] for k in order]
-    half = min(prompts, len(sample.held_out) // 2)
+    half = len(sample.held_out) // 2
     trial = Trial(engine, space, judge, tasks, seed)
     outcomes = pareto(trial.outcomes(list(caps), asked[:prompts], sample.held_out[:half]))
-    best, why = choose(outcomes)
-    # The best of many looks better than it is: it is tried again, on prompts and replies that had no part in the choice.
+    finalists = [o for o in ranked(outcomes) if o.name != "none"][:FINALISTS]
     fresh = asked[prompts : 4 * prompts] or asked[:prompts]
-    again = trial.outcomes([best.name], fresh, sample.held_out[half:])[1]
-    note = {**_plain(best), "because": why, "again": _plain(again), "again_prompts": len(fresh)}
+    again = trial.outcomes([o.name for o in finalists], fresh, sample.held_out[half:])[1:]
+    both = [_pooled(o, f, prompts, len(fresh)) for o, f in zip(finalists, again, strict=True)]
+    best, why = choose(both)
+    found = next(f for f in again if f.name == best.name)
+    note = {**_plain(best), "because": why, "again": _plain(found), "again_prompts": len(fresh)}
     return recommended(space, best.name, note), outcomes
+
+
+def ranked(outcomes: Sequence[Outcome], most: float = MAX_COST) -> list[Outcome]:
+    """Those within the cost first, the one that goes furthest before the others; then by cost."""
+    return sorted(outcomes, key=lambda o: (o.cost > most, -o.way if o.cost <= most else o.cost))
+
+
+def _pooled(a: Outcome, b: Outcome, n: int, m: int) -> Outcome:
+    """Two trials of a cap, on n and on m role prompts, and on as many default replies each, as one."""
+    way = (n * a.way + m * b.way) / (n + m)
+    return replace(a, way=way, cost=math.sqrt(a.cost * b.cost), touched=(a.touched + b.touched) / 2)
 
 
 @dataclass(frozen=True)
@@ -213,16 +229,11 @@ def pareto(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def choose(outcomes: Sequence[Outcome], most: float = MAX_COST) -> tuple[Outcome, str]:
     """The cap to take, and why: of those that cost no more than allowed, the one that goes furthest."""
-    capped = [o for o in outcomes if o.name != "none"]
-    cheap = [o for o in capped if o.cost <= most]
-    if cheap:
-        best = max(cheap, key=lambda o: o.way)
-        return (
-            best,
-            f"it goes furthest of the {len(cheap)} caps of {len(capped)} that cost at most {100 * (most - 1):.0f}% perplexity",
-        )
-    best = min(capped, key=lambda o: o.cost)
-    return best, f"no cap of {len(capped)} costs at most {100 * (most - 1):.0f}% perplexity; this one costs least"
+    best = ranked([o for o in outcomes if o.name != "none"], most)[0]
+    limit = f"{100 * (most - 1):.0f}% perplexity"
+    if best.cost <= most:
+        return best, f"of the caps that cost at most {limit} it goes furthest"
+    return best, f"no cap costs at most {limit}; this one costs least"
 
 
 def _plain(o: Outcome) -> dict[str, Any]:

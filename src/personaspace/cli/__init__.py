@@ -15,10 +15,11 @@ from personaspace.errors import PersonaSpaceError, UsageError
 # The help lists the commands in the order in which their modules are read.
 from personaspace.cli import maps
 from personaspace.cli import holding
+from personaspace.cli import serving
 from personaspace.cli import formats
 # isort: on
 
-__all__ = ["app", "formats", "holding", "main", "maps"]
+__all__ = ["app", "formats", "holding", "main", "maps", "serving"]
 
 
 @app.callback(invoke_without_command=True)

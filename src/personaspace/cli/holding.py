@@ -23,7 +23,9 @@ def calibrate(
         str | None, typer.Option(help="A:B, half-open; from 60% to 87% of the depth unless given.")
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Try ranges and percentiles, and draw the trade-off.")] = False,
-    prompts: Annotated[int, typer.Option(help="Role prompts, and as many default replies, of the sweep.")] = 24,
+    prompts: Annotated[
+        int, typer.Option(help="Role prompts of the sweep; three times as many try the best again.")
+    ] = 24,
     capability: Annotated[Path | None, typer.Option(help='Tasks for the sweep, JSONL: {"prompt", "answer"}.')] = None,
     judge: Annotated[str, typer.Option(help="Who judges role replies in the sweep: rules, local or none.")] = "rules",
     model: ModelArg = None,

@@ -92,6 +92,10 @@ class Chat:
         ids = self.tokenizer(self.render(messages), add_special_tokens=not self.has_template)["input_ids"]
         return list(ids)
 
+    def text_ids(self, text: str) -> list[int]:
+        """The token ids of a text that is to be gone on with, as the tokenizer begins one."""
+        return list(self.tokenizer(text)["input_ids"])
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a reply."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -8,7 +8,7 @@ by the last one. See docs/decisions/0001-decode-loop.md for what else was measur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -213,8 +213,9 @@ class DecodeLoop:
     # -- stepping --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def step(self) -> list[Done]:
-        """One token for every row; returns the rows that are done."""
+    def step(self, watch: Callable[[int, Row], None] | None = None) -> list[Done]:
+        """One token for every row; returns the rows that are done. watch: is told each row and its place in `means` before
+        those that are done leave."""
         n, w = len(self.rows), self.window
         longest = max(r.length for r in self.rows)
         if w.column == self.columns:
@@ -235,6 +236,8 @@ class DecodeLoop:
                 row.out.append(drawn[k])
                 if row.full and not self.read:
                     row.finish = "length"
+            if watch:
+                watch(k, row)
             if row.finish:
                 done.append(k)
         finished = [self._done(k) for k in done]
@@ -279,8 +282,25 @@ class DecodeLoop:
             [[r.sampling.temperature, r.sampling.top_p, float(r.random[k])] for r, k in zip(rows, at, strict=True)],
             device=self.device,
         )
-        chosen: list[int] = draw(output.logits[:, -1], settings[:, 0], settings[:, 1], settings[:, 2]).tolist()
+        logits = output.logits[:, -1]
+        chosen: list[int] = draw(logits, settings[:, 0], settings[:, 1], settings[:, 2]).tolist()
+        self._keep_logprobs(logits, chosen)
         return chosen
+
+    def _keep_logprobs(self, logits: Tensor, chosen: Sequence[int]) -> None:
+        """The log-probabilities, without temperature, of the tokens that were drawn and of the most probable ones."""
+        for k, row in enumerate(self.rows):
+            if row.logprobs is not None and not row.full and chosen[k] not in self.end_ids:
+                every = logits[k].float().log_softmax(-1)
+                best = every.topk(row.logprobs)
+                row.logs.append(
+                    (float(every[chosen[k]]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+                )
+
+    @torch.inference_mode()
+    def drop(self, keys: Collection[int]) -> None:
+        """Takes out rows that nobody waits for any more."""
+        self._leave([k for k, row in enumerate(self.rows) if row.key in keys])
 
     def _intervene(self) -> None:
         """Sets what is done to each row's next token."""

@@ -19,6 +19,7 @@ class Row:
     """One reply in the making. `ids` are the prompt's; `random` holds a number for each token it may get.
 
     touched: how many of the reply's tokens an intervention changed at any layer, of those that were fed.
+    logprobs: how many alternatives' log-probabilities to keep in `logs`, with each token's own; None keeps none.
     """
 
     key: int
@@ -27,6 +28,8 @@ class Row:
     random: np.ndarray
     interventions: tuple[Intervention, ...] = ()
     touched: int = 0
+    logprobs: int | None = None
+    logs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
     out: list[int] = field(default_factory=list)
     length: int = 0  # tokens in the cache
     finish: str = ""

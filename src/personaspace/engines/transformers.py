@@ -112,13 +112,18 @@ class TransformersEngine:
 
     def _loop(self, rows: Sequence[Row], layers: tuple[int, ...], before: bool = False) -> DecodeLoop:
         columns = max(len(r.ids) + r.sampling.max_new_tokens for r in rows)
+        return self.open_loop(columns, layers, rows=len(rows), before=before)
+
+    def open_loop(self, columns: int, read: Layers, *, rows: int | None = None, before: bool = False) -> DecodeLoop:
+        """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves."""
+        fit = self._rows_that_fit(columns)
         return DecodeLoop(
             self.network,
             self.layers,
-            rows=min(len(rows), self._rows_that_fit(columns)),
+            rows=min(rows or fit, fit),
             columns=columns,
             hidden=self.hidden,
-            read=layers,
+            read=self._layers(read),
             end_ids=self.chat.end_ids,
             prefill_tokens=self.prefill_tokens,
             before=before,

@@ -1,0 +1,83 @@
+"""The command that serves a model with its space: serve."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from personaspace.cli.common import Device, Dtype, ModelArg, SpaceArg, app, err, space_and_engine
+from personaspace.errors import UsageError
+
+
+@app.command(epilog="Example: personaspace serve smollm2")
+def serve(
+    space: SpaceArg,
+    host: Annotated[str, typer.Option(help="Where to listen; another than this machine needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="PERSONASPACE_API_KEY", help="The key that clients must send.")
+    ] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="A file of keys' SHA-256 digests, one a line.")] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="An origin that may call from its pages; several times.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Replies decoded together.")] = 16,
+    queue: Annotated[int, typer.Option(help="Replies that may wait; more are answered 429.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="At most that many tokens a reply.")] = 1024,
+    record: Annotated[
+        Path | None, typer.Option(help="Write conversations to this JSONL file; never otherwise.")
+    ] = None,
+    grace: Annotated[int, typer.Option(help="Seconds that what runs may take after Ctrl-C or SIGTERM.")] = 20,
+    model: ModelArg = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Serve an OpenAI-compatible API that shows and holds the persona, and the page to try it on."""
+    try:
+        import uvicorn
+
+        from personaspace.serve import Settings, create_app, hash_key, read_keys
+        from personaspace.serve.settings import check_exposure
+    except ModuleNotFoundError as e:
+        raise UsageError(f"serve needs {e.name}: pip install 'personaspace[serve]'") from None
+    for name, value in (("rows", rows), ("queue", queue), ("max-tokens", max_tokens)):
+        if value < 1:
+            raise UsageError(f"--{name} {value}: expected 1 or more")
+    keys = (*((hash_key(api_key),) if api_key else ()), *(read_keys(api_keys) if api_keys else ()))
+    check_exposure(host, keys)
+    listening = _bind(host, port)
+    settings = Settings(
+        rows=rows, queue=queue, max_tokens=max_tokens, keys=keys, origins=tuple(cors or ()), record=record
+    )
+    loaded, engine = space_and_engine(space, model, device, dtype)
+    application = create_app(loaded, engine, settings)  # type: ignore[arg-type]
+    shown = f"[{host}]" if ":" in host else host
+    err.print(f"{engine.model.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)", markup=False)
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        timeout_graceful_shutdown=grace,
+        server_header=False,
+        h11_max_incomplete_event_size=65536,
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The socket, before the model is loaded: a port in use is said at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError) as e:
+        raise UsageError(f"--host {host} --port {port}: cannot listen there: {e}") from None
+    return listening

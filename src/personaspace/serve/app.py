@@ -1,0 +1,237 @@
+"""The HTTP side: routes, errors in OpenAI's shape, keys, limits, metrics. Decoding is the scheduler's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from plotly.offline import get_plotlyjs
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from personaspace.catalog import load_catalog
+from personaspace.engines.transformers import TransformersEngine
+from personaspace.errors import PersonaSpaceError
+from personaspace.monitor import project
+from personaspace.serve.limits import BodyLimit
+from personaspace.serve.metrics import Metrics
+from personaspace.serve.persona import BadRequest, Reader
+from personaspace.serve.requests import Requests
+from personaspace.serve.scheduler import QueueFull, Worker
+from personaspace.serve.schema import ChatCompletion, Completion, Conversation, TextCompletion
+from personaspace.serve.settings import Settings
+from personaspace.space import PersonaSpace
+
+PAGE = Path(__file__).parent / "page"
+POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; object-src 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+log = logging.getLogger("personaspace.serve")
+
+
+def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settings | None = None) -> FastAPI:
+    """The server's application for a space and its model. Raises `SpaceError` where they do not belong together."""
+    settings = settings or Settings()
+    space.check_model(engine.model)
+    context = engine.model.context or 4096
+    reader = Reader.of(space, engine.model.id.rsplit("/", 1)[-1])
+    worker = Worker(engine, space.layer, space.axis_at(), rows=settings.rows, queue=settings.queue, columns=context)
+    metrics = Metrics(space, worker)
+    requests = Requests(engine, reader, worker, metrics, settings, context)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        await asyncio.to_thread(worker.stop)
+
+    app = FastAPI(title="personaspace", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    _errors(app, worker, metrics)
+    _outside(app, settings)
+    allowed = [Depends(_key_check(settings))]
+    _pages(app, worker)
+    _api(app, requests, reader, allowed)
+
+    @app.get("/metrics", dependencies=allowed)
+    async def exposition() -> PlainTextResponse:
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -> None:
+    @app.get("/v1/models", dependencies=allowed)
+    async def models() -> dict[str, Any]:
+        cards = [{"id": m, "object": "model", "created": 0, "owned_by": "personaspace"} for m in reader.models]
+        return {"object": "list", "data": cards}
+
+    @app.get("/v1/models/{name:path}", dependencies=allowed)
+    async def model(name: str) -> dict[str, Any]:
+        if name not in reader.models:
+            raise BadRequest(f"The model '{name}' does not exist", "model", "model_not_found", 404)
+        return {"id": name, "object": "model", "created": 0, "owned_by": "personaspace"}
+
+    @app.post("/v1/chat/completions", dependencies=allowed)
+    async def chat(body: ChatCompletion, request: Request) -> Response:
+        return await _answer(requests, body, request)
+
+    @app.post("/v1/completions", dependencies=allowed)
+    async def completions(body: TextCompletion, request: Request) -> Response:
+        return await _answer(requests, body, request)
+
+    instructions = {r.role: r.instructions[0] for r in load_catalog().roles}
+    described = reader.describe(requests.limits, instructions)
+
+    @app.get("/v1/persona/space", dependencies=allowed)
+    async def persona_space() -> dict[str, Any]:
+        return described
+
+    @app.post("/v1/persona/project", dependencies=allowed)
+    async def persona_project(body: Conversation) -> dict[str, Any]:
+        requests.check_messages(body.messages)
+        messages = [m.plain() for m in body.messages]
+
+        def read() -> dict[str, Any]:
+            with requests.worker.busy:
+                readings, problem = project(requests.engine, reader.space, messages, reader.rule)
+            return {"layer": reader.space.layer, "turns": [r.to_dict(True) for r in readings], "problem": problem}
+
+        return await asyncio.to_thread(read)
+
+
+async def _answer(requests: Requests, body: Completion, request: Request) -> Response:
+    running = requests.begin(body)
+    if body.stream:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(requests.stream(running, body), media_type="text/event-stream", headers=headers)
+    gone = asyncio.create_task(_disconnected(request))
+    whole = asyncio.create_task(requests.whole(running))
+    try:
+        await asyncio.wait({gone, whole}, return_when=asyncio.FIRST_COMPLETED)
+        if not whole.done():
+            return Response(status_code=499)
+        return JSONResponse(whole.result())
+    finally:
+        for task in (gone, whole):
+            task.cancel()
+        running.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _pages(app: FastAPI, worker: Worker) -> None:
+    @app.get("/healthz")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def ready() -> Response:
+        alive = worker.thread.is_alive() and not worker.stopping
+        return JSONResponse({"status": "ready" if alive else "not ready"}, 200 if alive else 503)
+
+    # The names are fixed here: nothing of a request becomes a path.
+    files = {p.name: p for p in PAGE.iterdir() if p.is_file()}
+    page_headers = {
+        "Content-Security-Policy": POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+
+    @app.get("/")
+    async def index() -> Response:
+        return FileResponse(files["index.html"], headers=page_headers)
+
+    @app.get("/page/plotly.js")
+    async def plotly() -> Response:
+        headers = {"Cache-Control": "max-age=86400"}
+        return Response(get_plotlyjs(), media_type="text/javascript", headers=headers)
+
+    @app.get("/page/{name}")
+    async def part(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404, "no such file")
+        return FileResponse(files[name], headers=page_headers)
+
+
+def _key_check(settings: Settings) -> Any:
+    async def check(request: Request) -> None:
+        if not settings.keys:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not settings.allows(key.strip()):
+            raise BadRequest("Incorrect API key provided", None, "invalid_api_key", 401)
+
+    return check
+
+
+def _outside(app: FastAPI, settings: Settings) -> None:
+    """What stands before every route: the body's limit, other pages' origins, and the names that the server goes by."""
+    app.add_middleware(BodyLimit, most=settings.max_body)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+    if not settings.keys:
+        # Without a key, a page elsewhere could reach the server under a name of its own that leads to this machine.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts))
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
+    def answer(
+        request: Request, status: int, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> JSONResponse:
+        if request.url.path.startswith("/v1/"):
+            metrics.requests.labels("", request.scope["route"].path if "route" in request.scope else "", status).inc()
+        return JSONResponse(body, status, headers)
+
+    @app.exception_handler(BadRequest)
+    async def bad(request: Request, e: BadRequest) -> JSONResponse:
+        kind = {401: "authentication_error", 404: "not_found_error"}.get(e.status, "invalid_request_error")
+        return answer(request, e.status, error_body(str(e), kind, e.param, e.code))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, e: RequestValidationError) -> JSONResponse:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"] if p != "body")
+        said = f"Unsupported parameter: '{where}'" if first["type"] == "extra_forbidden" else f"{where}: {first['msg']}"
+        code = "unsupported_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
+        return answer(request, 400, error_body(said, "invalid_request_error", where or None, code))
+
+    @app.exception_handler(QueueFull)
+    async def full(request: Request, _: QueueFull) -> JSONResponse:
+        said = f"The queue of {worker.queue} replies is full; try again later"
+        headers = {"Retry-After": str(worker.retry_after)}
+        return answer(request, 429, error_body(said, "rate_limit_error", None, "queue_full"), headers)
+
+    @app.exception_handler(PersonaSpaceError)
+    async def ours(request: Request, e: PersonaSpaceError) -> JSONResponse:
+        return answer(request, 400, error_body(str(e), "invalid_request_error"))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, e: HTTPException) -> JSONResponse:
+        return answer(request, e.status_code, error_body(str(e.detail), "invalid_request_error"), dict(e.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, e: Exception) -> JSONResponse:
+        log.error("a request to %s failed: %s", request.url.path, type(e).__name__)
+        return answer(request, 500, error_body("The server failed; its log says why", "server_error"))

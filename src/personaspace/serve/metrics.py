@@ -1,0 +1,48 @@
+"""What Prometheus is told; every label is a name of the server's own, never a request's text."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from personaspace.serve.scheduler import Worker
+from personaspace.space import PersonaSpace
+
+
+class Metrics:
+    """Requests, tokens, queue, time to first token, projections, alerts, and tokens that a cap changed."""
+
+    def __init__(self, space: PersonaSpace, worker: Worker) -> None:
+        self.registry = CollectorRegistry()
+        mean, std = 0.0, 1.0
+        if "default_moments" in space.tensors:
+            mean, std = space.tensors["default_moments"][:, space.layer].tolist()
+        buckets = [mean + std * k / 2 for k in range(-8, 9)]
+        r = self.registry
+        self.requests = Counter(
+            "personaspace_requests", "Requests answered", ["model", "endpoint", "status"], registry=r
+        )
+        self.tokens = Counter("personaspace_tokens", "Tokens", ["model", "kind"], registry=r)
+        self.capped = Counter(
+            "personaspace_capped_tokens", "Generated tokens that a cap changed", ["model"], registry=r
+        )
+        self.alerts = Counter("personaspace_alerts", "Replies after which an alert stood", ["model"], registry=r)
+        self.first = Histogram(
+            "personaspace_time_to_first_token_seconds",
+            "Seconds until a reply's first token",
+            ["model"],
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32),
+            registry=r,
+        )
+        self.projection = Histogram(
+            "personaspace_projection", "Replies' projections on the axis", ["model"], buckets=buckets, registry=r
+        )
+        Gauge("personaspace_queue", "Replies that wait for a place", registry=r).set_function(
+            lambda: len(worker.waiting)
+        )
+        Gauge("personaspace_running", "Replies that are being decoded", registry=r).set_function(
+            lambda: len(worker.running)
+        )
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self.registry)

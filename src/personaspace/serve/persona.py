@@ -1,0 +1,139 @@
+"""What a request's `persona` asks for, and what a reply's says: interventions, projection, drift, nearest roles, alert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from personaspace.errors import SpaceError
+from personaspace.interventions import Intervention
+from personaspace.monitor import AlertRule, Monitor, alert_rule
+from personaspace.serve.scheduler import TokenRead
+from personaspace.serve.schema import Persona
+from personaspace.space import PersonaSpace
+
+
+class BadRequest(Exception):
+    """A request that cannot be met: the message, the field, OpenAI's code and the status."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value", status: int = 400) -> None:
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A space as the server uses it: names of models, interventions of a request, readings of a reply."""
+
+    space: PersonaSpace
+    name: str
+    rule: AlertRule | None
+
+    @classmethod
+    def of(cls, space: PersonaSpace, name: str) -> Reader:
+        """With the alert that the space was calibrated for, where it was."""
+        return cls(space, name, alert_rule(space) if "beginnings_default" in space.tensors else None)
+
+    @property
+    def models(self) -> list[str]:
+        """The model, and the model with each named cap."""
+        return [self.name, *(f"{self.name}:{cap}" for cap in self.space.meta.get("caps", {}))]
+
+    def interventions(self, model: str, wanted: Persona) -> tuple[Intervention, ...]:
+        """What a request asks for. Raises `BadRequest`."""
+        if model not in self.models:
+            raise BadRequest(
+                f"The model '{model}' does not exist; there are {', '.join(self.models)}",
+                "model",
+                "model_not_found",
+                404,
+            )
+        cap = model.removeprefix(self.name).removeprefix(":") or None
+        if cap and wanted.cap and cap != wanted.cap:
+            raise BadRequest(f"model says cap '{cap}', persona.cap says '{wanted.cap}'", "persona.cap")
+        try:
+            steered = [self.space.steer(s.alpha, s.direction) for s in wanted.steer]
+            held = [self.space.cap(name)] if (name := cap or wanted.cap) else []
+        except SpaceError as e:
+            raise BadRequest(str(e), "persona") from None
+        return (*steered, *held)
+
+    def turn(self, mean: Tensor | None, tokens: int, touched: int, history: Sequence[float]) -> dict[str, Any] | None:
+        """A reply's `persona`; None for an empty one. history: the drifts of the turns before it."""
+        if mean is None:
+            return None
+        projection = float(mean.cpu() @ self.space.axis_at())
+        drift = self.space.drift(projection) if "default_moments" in self.space.tensors else None
+        return {
+            "layer": self.space.layer,
+            "projection": projection,
+            "drift": drift,
+            "nearest": self.space.nearest(mean.cpu(), 5),
+            "capped_tokens": touched,
+            "tokens_read": tokens,
+            "alert": self._alert([*history, drift]) if drift is not None else None,
+            "place": self.place(mean.cpu()),
+        }
+
+    def _alert(self, drifts: Sequence[float]) -> bool | None:
+        if self.rule is None:
+            return None
+        watch = Monitor(self.space, self.rule)
+        for drift in drifts:
+            watch.look(drift)
+        return watch.alert
+
+    @cached_property
+    def _map(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Role vectors less their mean, the mean, and the first two components."""
+        return (*self.space.centred(), self.space.components_at()[0][:2])
+
+    def place(self, vector: Tensor) -> list[float]:
+        """Where `[hidden]` lies on the first two components."""
+        _, mean, components = self._map
+        values: list[float] = ((vector.float() - mean) @ components.T).tolist()
+        return values
+
+    def describe(self, limits: dict[str, int], instructions: dict[str, str]) -> dict[str, Any]:
+        """What the page draws the map, the band and the choices from."""
+        space, summary = self.space, self.space.summary()
+        centred, _, components = self._map
+        places = (centred @ components.T).tolist()
+        by_name = {r["name"]: r["projection"] for r in summary["roles"]}
+        default = summary["default_projection"] or {"mean": None, "std": None}
+        caps = {
+            name: {
+                "is": cap.get("is", name),
+                "layers": cap["layers"],
+                "floor": dict(zip(cap["layers"], cap["floors"], strict=True)).get(space.layer),
+            }
+            for name, cap in summary["caps"].items()
+        }
+        return {
+            "model": self.name,
+            "models": self.models,
+            "layer": space.layer,
+            "layers": summary["layers"],
+            "default": {
+                "mean": default["mean"],
+                "std": default["std"],
+                "place": self.place(space.tensors["default_vector"][space.layer]),
+            },
+            "caps": caps,
+            "alert": vars(self.rule) if self.rule else None,
+            "roles": [
+                {"name": n, "projection": by_name[n], "place": places[i], "instruction": instructions.get(n, "")}
+                for i, n in enumerate(space.roles)
+            ],
+            "steer": "residual_norm" in space.tensors,
+            "limits": limits,
+        }
+
+
+def tokens_of(read: Sequence[TokenRead]) -> dict[str, Any]:
+    """Tokens that were read, as a chunk's `persona` has them."""
+    return {"tokens": [vars(t) for t in read]}

@@ -1,0 +1,104 @@
+"""Puts replies in OpenAI's shapes, whole and as chunks; it knows nothing of models."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from personaspace.serve.scheduler import Job
+
+
+@dataclass
+class Reply:
+    """What is known of one of a request's replies so far."""
+
+    index: int
+    prompt_tokens: int
+    job: Job | None = None
+    text: str = ""
+    finish: str = ""
+    persona: dict[str, Any] | None = None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.job.row.out) if self.job else 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A request's identity in its replies: a chat's or a text completion's."""
+
+    chat: bool
+    model: str
+    decode: Any
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def _head(self, chunk: bool) -> dict[str, Any]:
+        kind = "chat.completion" + ".chunk" * chunk if self.chat else "text_completion"
+        name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
+        return {"id": name, "object": kind, "created": self.created, "model": self.model}
+
+    def whole(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """All of a request's replies at once; `persona` is the first one's, `personas` all of them."""
+        choices = []
+        for r in replies:
+            said = (
+                {"message": {"role": "assistant", "content": r.text, "refusal": None}}
+                if self.chat
+                else {"text": r.text}
+            )
+            choices.append({"index": r.index, **said, "logprobs": self.logprobs(r, 0), "finish_reason": r.finish})
+        personas = [r.persona for r in replies]
+        extra = {"persona": personas[0]} if len(personas) == 1 else {"persona": personas[0], "personas": personas}
+        return {**self._head(False), "choices": choices, "usage": usage(replies), **extra}
+
+    def chunk(
+        self, r: Reply, text: str, persona: Mapping[str, Any] | None, first: bool = False, logged: int = 0
+    ) -> dict[str, Any]:
+        """What a step brought a reply."""
+        if self.chat:
+            delta: dict[str, Any] = {"role": "assistant"} if first else {}
+            said: dict[str, Any] = {"delta": {**delta, "content": text} if text or first else delta}
+        else:
+            said = {"text": text}
+        choice = {"index": r.index, **said, "logprobs": self.logprobs(r, logged), "finish_reason": r.finish or None}
+        return {**self._head(True), "choices": [choice], **({"persona": persona} if persona else {})}
+
+    def usage_chunk(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """The last chunk where usage is asked for: no choices, the counts."""
+        return {**self._head(True), "choices": [], "usage": usage(replies)}
+
+    def logprobs(self, r: Reply, since: int) -> dict[str, Any] | None:
+        """The log-probabilities of a reply's tokens from the one numbered `since`, in the endpoint's own shape."""
+        row = r.job.row if r.job else None
+        if row is None or row.logprobs is None:
+            return None
+        tokens = [(row.out[k], *row.logs[k]) for k in range(since, min(len(row.out), len(row.logs)))]
+        if not self.chat:
+            return {
+                "tokens": [self.decode([t]) for t, _, _ in tokens],
+                "token_logprobs": [lp for _, lp, _ in tokens],
+                "top_logprobs": [{self.decode([t]): lp for t, lp in top} for _, _, top in tokens],
+                "text_offset": [len(self.decode(row.out[: since + k])) for k in range(len(tokens))],
+            }
+        return {
+            "content": [
+                {**self._token(t, lp), "top_logprobs": [self._token(*pair) for pair in top]} for t, lp, top in tokens
+            ],
+            "refusal": None,
+        }
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.decode([token])
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def usage(replies: Sequence[Reply]) -> dict[str, int]:
+    """Tokens of the prompts, counted once a prompt, and of the replies."""
+    prompts = sum({id(r.job.row.ids): r.prompt_tokens for r in replies if r.job}.values())
+    made = sum(r.tokens for r in replies)
+    return {"prompt_tokens": prompts, "completion_tokens": made, "total_tokens": prompts + made}

@@ -1,0 +1,215 @@
+"""From a request to jobs, and from what the scheduler brings to replies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from personaspace.engines.rows import Row
+from personaspace.engines.sampling import uniforms
+from personaspace.engines.transformers import TransformersEngine
+from personaspace.prompts import Sampling
+from personaspace.serve.metrics import Metrics
+from personaspace.serve.persona import BadRequest, Reader, tokens_of
+from personaspace.serve.replies import Reply, Shape
+from personaspace.serve.scheduler import Event, Job, Worker
+from personaspace.serve.schema import ChatCompletion, ChatMessage, Completion, TextCompletion
+from personaspace.serve.settings import Settings
+
+
+@dataclass
+class Running:
+    """A request whose replies are being made."""
+
+    body: Completion
+    shape: Shape
+    replies: list[Reply]
+    events: asyncio.Queue[tuple[int, Event]]
+    began: float = field(default_factory=time.monotonic)
+    messages: list[dict[str, str]] | None = None
+
+    def cancel(self) -> None:
+        """Nobody waits any more: the rows leave at the next step."""
+        for r in self.replies:
+            if r.job and not r.finish:
+                r.job.cancelled = True
+
+
+class Requests:
+    """Begins requests and follows them to their end."""
+
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        reader: Reader,
+        worker: Worker,
+        metrics: Metrics,
+        settings: Settings,
+        context: int,
+    ) -> None:
+        self.engine, self.reader, self.worker = engine, reader, worker
+        self.metrics, self.settings, self.context = metrics, settings, context
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What a request may ask for."""
+        s = self.settings
+        return {"max_tokens": s.max_tokens, "messages": s.max_messages, "n": s.max_n, "context": self.context}
+
+    def check_messages(self, messages: Sequence[ChatMessage]) -> None:
+        """Raises `BadRequest` for more messages than are allowed."""
+        if len(messages) > self.settings.max_messages:
+            raise BadRequest(f"{len(messages)} messages; at most {self.settings.max_messages} are taken", "messages")
+
+    def begin(self, body: Completion) -> Running:
+        """Puts a request's replies in the queue. Raises `BadRequest`, `QueueFull`."""
+        prompts, messages = self._prompts(body)
+        n = body.n * len(prompts)
+        if n > self.settings.max_n:
+            raise BadRequest(f"{n} replies in one request; at most {self.settings.max_n} are made", "n")
+        interventions = self.reader.interventions(body.model, body.persona)
+        shape = Shape(isinstance(body, ChatCompletion), body.model, self.engine.chat.decode)
+        running = Running(body, shape, [], asyncio.Queue(), messages=messages)
+        loop = asyncio.get_running_loop()
+        seed = body.seed if body.seed is not None else secrets.randbits(62)
+        for ids in prompts:
+            sampling = self._sampling(body, len(ids))
+            for k in range(body.n):
+                random = uniforms(abs(seed) + k, sampling.max_new_tokens)
+                row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body))
+                reply = Reply(len(running.replies), len(ids))
+                reply.job = Job(row, _emitter(loop, running.events, reply.index), tuple(body.stop))
+                running.replies.append(reply)
+        self.worker.submit([r.job for r in running.replies if r.job])
+        return running
+
+    def _prompts(self, body: Completion) -> tuple[list[list[int]], list[dict[str, str]] | None]:
+        chat = self.engine.chat
+        if isinstance(body, ChatCompletion):
+            self.check_messages(body.messages)
+            messages = [m.plain() for m in body.messages]
+            return [chat.prompt_ids(messages)], messages
+        assert isinstance(body, TextCompletion)
+        vocabulary = self.engine.network.get_input_embeddings().num_embeddings
+        prompts = []
+        for prompt in body.prompts:
+            ids = chat.text_ids(prompt) if isinstance(prompt, str) else prompt
+            if not ids or any(not 0 <= t < vocabulary for t in ids):
+                raise BadRequest(
+                    f"a prompt without tokens, or with one that is not from 0 to {vocabulary - 1}", "prompt"
+                )
+            prompts.append(ids)
+        if not prompts:
+            raise BadRequest("no prompt", "prompt")
+        return prompts, None
+
+    def _sampling(self, body: Completion, length: int) -> Sampling:
+        assert isinstance(body, ChatCompletion | TextCompletion)
+        room = self.context - length
+        if room < 1:
+            raise BadRequest(
+                f"This model's context is {self.context} tokens; the prompt has {length}",
+                "messages",
+                "context_length_exceeded",
+            )
+        wanted = body.limit
+        if wanted is not None and wanted > self.settings.max_tokens:
+            raise BadRequest(f"max_tokens {wanted}: at most {self.settings.max_tokens} are made", "max_tokens")
+        most = min(wanted or self.settings.max_tokens, room)
+        return Sampling(temperature=body.temperature, top_p=body.top_p, max_new_tokens=most)
+
+    @staticmethod
+    def _alternatives(body: Completion) -> int | None:
+        return body.alternatives if isinstance(body, ChatCompletion | TextCompletion) else None
+
+    # -- following -------------------------------------------------------------------------------------------------
+
+    async def whole(self, running: Running) -> dict[str, Any]:
+        """Waits for all replies. Raises `BadRequest` where decoding failed."""
+        async for reply, _ in self._events(running):
+            if reply.finish == "error":
+                raise BadRequest("Decoding failed; the server's log says why", None, "server_error", 500)
+        self._finished(running)
+        return running.shape.whole(running.replies)
+
+    async def stream(self, running: Running, body: Completion) -> AsyncIterator[str]:
+        """Lines of server-sent events, to the end; where the client goes away, the replies are given up."""
+        begun: set[int] = set()
+        logged: dict[int, int] = {}
+        try:
+            async for reply, event in self._events(running):
+                if reply.finish == "error":
+                    error = {"message": "Decoding failed; the server's log says why", "type": "server_error"}
+                    yield _sse({"error": {**error, "param": None, "code": None}})
+                    return
+                tokens = tokens_of(event.read) if event.read and body.persona.report == "token" else {}
+                persona = {**(reply.persona or {}), **tokens} if reply.finish else tokens
+                first = reply.index not in begun
+                if event.text or persona or reply.finish or first:
+                    begun.add(reply.index)
+                    yield _sse(running.shape.chunk(reply, event.text, persona, first, logged.get(reply.index, 0)))
+                    logged[reply.index] = reply.tokens
+            if body.stream_options.include_usage:
+                yield _sse(running.shape.usage_chunk(running.replies))
+            self._finished(running)
+            yield _sse("[DONE]")
+        finally:
+            running.cancel()
+
+    async def _events(self, running: Running) -> AsyncIterator[tuple[Reply, Event]]:
+        left = len(running.replies)
+        waiting_for_first = {r.index for r in running.replies}
+        while left:
+            index, event = await running.events.get()
+            reply = running.replies[index]
+            if index in waiting_for_first:
+                waiting_for_first.discard(index)
+                self.metrics.first.labels(running.body.model).observe(time.monotonic() - running.began)
+            reply.text += event.text
+            if event.finish:
+                left -= 1
+                reply.finish = event.finish
+                job = reply.job
+                if job and event.finish != "error":
+                    reply.persona = self.reader.turn(event.mean, job.seen, job.touched, running.body.persona.history)
+                    self._count(running.body.model, reply)
+            yield reply, event
+
+    def _count(self, model: str, reply: Reply) -> None:
+        m, persona = self.metrics, reply.persona or {}
+        m.tokens.labels(model, "prompt").inc(reply.prompt_tokens)
+        m.tokens.labels(model, "completion").inc(reply.tokens)
+        m.capped.labels(model).inc(persona.get("capped_tokens", 0))
+        if "projection" in persona:
+            m.projection.labels(model).observe(persona["projection"])
+        if persona.get("alert"):
+            m.alerts.labels(model).inc()
+
+    def _finished(self, running: Running) -> None:
+        endpoint = "/v1/chat/completions" if running.shape.chat else "/v1/completions"
+        self.metrics.requests.labels(running.body.model, endpoint, 200).inc()
+        if self.settings.record and running.messages is not None:
+            replies = [{"text": r.text, "persona": r.persona} for r in running.replies]
+            line = json.dumps({"model": running.body.model, "messages": running.messages, "replies": replies})
+            with self.settings.record.open("a", encoding="utf-8") as f:
+                f.write(line + "\n")
+
+
+def _emitter(
+    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[int, Event]], index: int
+) -> Callable[[Event], None]:
+    def emit(event: Event) -> None:
+        # Where the loop is closed already, nobody waits.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(events.put_nowait, (index, event))
+
+    return emit
+
+
+def _sse(value: dict[str, Any] | str) -> str:
+    return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n"

@@ -1,0 +1,187 @@
+"""One thread that decodes whatever is asked for together: requests' rows join and leave between steps.
+
+The queue is bounded; a client that goes away frees its place within a step. It knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from personaspace.engines.decode import DecodeLoop, Done
+from personaspace.engines.rows import Row
+from personaspace.engines.transformers import TransformersEngine
+
+log = logging.getLogger("personaspace.serve")
+
+
+class QueueFull(Exception):
+    """No place is left to wait in."""
+
+
+@dataclass(frozen=True)
+class TokenRead:
+    """A token's projection, known one step after it."""
+
+    index: int
+    text: str
+    projection: float
+    capped: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step brought a reply: text that is ready, tokens that were read, and at the end how it ended, with the mean
+    activation `[hidden]` at the space's layer over the tokens that were read (None where none was)."""
+
+    text: str = ""
+    read: tuple[TokenRead, ...] = ()
+    finish: str = ""
+    mean: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """A reply that somebody waits for. emit is called from the worker's thread."""
+
+    row: Row
+    emit: Callable[[Event], None]
+    stop: tuple[str, ...] = ()
+    cancelled: bool = False
+    began: float = field(default_factory=time.monotonic)
+    text: str = ""
+    shown: int = 0
+    seen: int = 0
+    starts: list[int] = field(default_factory=list)  # where each token's text begins
+    touched: int = 0
+    finish: str = ""
+    last: tuple[TokenRead, ...] = ()
+
+
+class Worker:
+    """Decodes jobs on one model, at most `rows` at a time, while at most `queue` wait."""
+
+    def __init__(
+        self, engine: TransformersEngine, layer: int, unit: Tensor, *, rows: int, queue: int, columns: int
+    ) -> None:
+        self.engine, self.layer, self.unit, self.queue = engine, layer, unit.to(engine.device), queue
+        self.rows, self.columns = rows, columns
+        self.waiting: deque[Job] = deque()
+        self.running: dict[int, Job] = {}
+        self.changed = threading.Condition()
+        self.stopping = False
+        self.busy = threading.Lock()  # held during a step: whoever replays takes it in between
+        self.seconds = 5.0  # how long a reply has taken lately
+        self.thread = threading.Thread(target=self._run, name="personaspace-decode", daemon=True)
+        self._keys = 0
+
+    def start(self) -> None:
+        """Begins to decode."""
+        self.thread.start()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Finishes what runs and what waits, within a limit."""
+        with self.changed:
+            self.stopping = True
+            self.changed.notify()
+        self.thread.join(seconds)
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Takes in a request's jobs, all or none. Raises `QueueFull`."""
+        with self.changed:
+            if len(self.waiting) + len(jobs) > self.queue:
+                raise QueueFull
+            for job in jobs:
+                self._keys += 1
+                job.row.key = self._keys
+                self.waiting.append(job)
+            self.changed.notify()
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which a place is likely to be free."""
+        return max(1, round(self.seconds * (1 + len(self.waiting) / max(1, self.rows))))
+
+    def _run(self) -> None:
+        loop = self._fresh()
+        while True:
+            with self.changed:
+                while not self.waiting and not self.running and not self.stopping:
+                    self.changed.wait()
+                if self.stopping and not self.waiting and not self.running:
+                    return
+                joining = self._next(loop.free)
+            try:
+                with self.busy:
+                    if joining:
+                        loop.join([job.row for job in joining])
+                    if loop.rows:
+                        for done in loop.step(partial(self._watch, loop)):
+                            self._end(done)
+            except Exception:  # a thread that dies would leave every request waiting
+                log.exception("a decoding step failed; its %d replies are given up", len(self.running))
+                for job in self.running.values():
+                    job.emit(Event(finish="error"))
+                self.running.clear()
+                loop = self._fresh()
+
+    def _fresh(self) -> DecodeLoop:
+        return self.engine.open_loop(self.columns, [self.layer], rows=self.rows)
+
+    def _next(self, free: int) -> list[Job]:
+        joining: list[Job] = []
+        while self.waiting and len(joining) < free:
+            job = self.waiting.popleft()
+            if not job.cancelled:
+                joining.append(job)
+                self.running[job.row.key] = job
+        return joining
+
+    def _watch(self, loop: DecodeLoop, k: int, row: Row) -> None:
+        """Tells a job what this step brought, and ends it where it stops by itself."""
+        job = self.running[row.key]
+        read: tuple[TokenRead, ...] = ()
+        known = len(job.starts)
+        full = self.engine.chat.decode(row.out)
+        whole = full if row.finish else full.rstrip("\ufffd")  # a character's bytes may be spread over tokens
+        for _ in range(known, len(row.out)):
+            job.starts.append(len(job.text))
+        job.text = whole if len(whole) > len(job.text) else job.text
+        if job.seen:
+            at = job.seen - 1
+            end = job.starts[at + 1] if at + 1 < len(job.starts) else len(job.text)
+            projection = float(loop.means.last[0, k] @ self.unit)
+            read = (TokenRead(at, job.text[job.starts[at] : end], projection, row.touched > job.touched),)
+        job.seen, job.touched = len(row.out), row.touched
+        cut = min((at for s in job.stop if (at := job.text.find(s)) >= 0), default=-1)
+        if cut >= 0:
+            job.text, row.finish = job.text[:cut], "stop"
+        elif job.cancelled:
+            row.finish = "cancelled"
+        if row.finish:
+            job.finish, job.last = row.finish, read
+            return
+        # What may be the beginning of a stop text is held back.
+        held = max((_overlap(job.text, s) for s in job.stop), default=0)
+        ready = job.text[job.shown : len(job.text) - held]
+        job.shown += len(ready)
+        job.emit(Event(ready, read))
+
+    def _end(self, done: Done) -> None:
+        job = self.running.pop(done.row.key)
+        self.seconds += 0.2 * (time.monotonic() - job.began - self.seconds)
+        mean = done.mean[0] if done.mean is not None and job.seen and bool(torch.any(done.mean)) else None
+        job.emit(Event(job.text[job.shown :], job.last, job.finish, mean))
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of a text may be the beginning of a stop text."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

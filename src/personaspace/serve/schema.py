@@ -1,0 +1,157 @@
+"""What a request may hold. What is not supported is refused by name, unless it asks for nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "functions": (None, []),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "store": (None, False),
+    "service_tier": (None, "auto", "default"),
+}
+"""Fields of OpenAI's that are not supported, and the values with which they ask for nothing."""
+
+IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+"""Fields that say who asks; nothing depends on them."""
+
+
+class Steer(BaseModel):
+    """Steering along the axis or towards a role, α in units of the layer's mean residual norm."""
+
+    model_config = ConfigDict(extra="forbid")
+    direction: str = "axis"
+    alpha: float = Field(ge=-4, le=4)
+
+
+class Persona(BaseModel):
+    """What is done to a reply, and what is told of it. history: the drifts of earlier turns, for an alert over several."""
+
+    model_config = ConfigDict(extra="forbid")
+    cap: str | None = None
+    steer: list[Steer] = Field(default=[], max_length=8)
+    report: Literal["turn", "token"] = "turn"
+    history: list[float] = Field(default=[], max_length=1000)
+
+
+def _text(value: Any) -> Any:
+    """A message's text, also where it comes in parts."""
+    if isinstance(value, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
+        return "".join(str(p.get("text", "")) for p in value)
+    return "" if value is None else value
+
+
+class ChatMessage(BaseModel):
+    """A message; `name` is taken and not used."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_text)] = ""
+
+    def plain(self) -> dict[str, str]:
+        """The message as an engine takes it."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    include_usage: bool = False
+
+
+class Completion(BaseModel):
+    """What chat and text completions have in common."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    seed: int | None = None
+    stop: list[str] = Field(default=[], max_length=16)
+    n: int = Field(1, ge=1)
+    stream: bool = False
+    stream_options: _StreamOptions = _StreamOptions()
+    persona: Persona = Persona()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_asks_for_nothing(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {
+            k: v
+            for k, v in values.items()
+            if k not in IGNORED and not (k in NEUTRAL and v in NEUTRAL[k]) and not (v is None and k in cls.model_fields)
+        }
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, value: list[str]) -> list[str]:
+        return [s for s in value if s]
+
+
+class ChatCompletion(Completion):
+    """`/v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives' log-probabilities are wanted; None for no log-probabilities at all."""
+        return self.top_logprobs if self.logprobs else None
+
+
+class TextCompletion(Completion):
+    """`/v1/completions`: prompts as text or as token ids."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One a reply."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [[int(t) for t in self.prompt if isinstance(t, int)]]
+        return [p for p in self.prompt if not isinstance(p, int)]
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens or 16
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+
+class Conversation(BaseModel):
+    """`/v1/persona/project`."""
+
+    model_config = ConfigDict(extra="forbid")
+    messages: list[ChatMessage] = Field(min_length=1)
+    model: str | None = None
