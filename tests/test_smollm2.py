@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from personaspace.catalog import load_catalog
 from personaspace.engines import Span
+from personaspace.monitor import project
 from personaspace.prompts import Prompt, Sampling
+from personaspace.space import BUNDLED, PersonaSpace
 
 ASKED = [
     (
@@ -55,3 +58,63 @@ def test_respond_reads_what_replay_and_a_plain_loop_read(smollm2):
 def test_the_same_seed_gives_the_same_replies(smollm2):
     texts = [[r.token_ids for r in smollm2.respond(prompts(), Sampling(max_new_tokens=8))] for _ in range(2)]
     assert texts[0] == texts[1]
+
+
+# -- what the space that comes along does to it ------------------------------------------------------------------------
+
+ROLES = ["pirate", "ghost", "bard", "witch", "leviathan", "smuggler", "exile", "rogue"]
+PLAIN = Sampling(max_new_tokens=24)
+
+
+def played(role: str, **own) -> Prompt:
+    instruction = load_catalog().role(role).instructions[0]
+    messages = ({"role": "system", "content": instruction}, {"role": "user", "content": "What do you think of money?"})
+    return Prompt(messages, role, seed=3, **own)
+
+
+def uncapped(engine, responses) -> list[float]:
+    """Where replies lie on the axis, read by the model as it is."""
+    space = PersonaSpace.load("smollm2")
+    spans = []
+    for r in responses:
+        ids = engine.chat.prompt_ids(r.prompt.messages)
+        spans.append(Span((*ids, *r.token_ids), ((len(ids), len(ids) + len(r.token_ids)),)))
+    return [float(turn.activation[0] @ space.axis_at()) for (turn,) in engine.replay(spans, read=[space.layer])]
+
+
+def test_the_space_that_comes_along_is_of_this_very_model_and_small(smollm2):
+    space = PersonaSpace.load("smollm2")
+    assert space.check_model(smollm2.model) is None
+    assert BUNDLED.stat().st_size < 1_000_000
+    names = [r["name"] for r in space.summary()["roles"]]
+    for near in ("evaluator", "consultant", "analyst", "generalist"):
+        for far in ("ghost", "hermit", "bohemian", "leviathan"):
+            assert names.index(near) < names.index(far)
+    assert space.summary()["axis_reliability"] >= 0.95
+    assert space.summary()["axis_pc1_cosine"] >= 0.71
+
+
+def test_steering_moves_replies_along_the_axis_and_the_cap_moves_roles_towards_the_default(smollm2):
+    space = PersonaSpace.load("smollm2")
+    ways = {"away": [space.steer(-0.3)], "none": [], "towards": [space.steer(0.3)], "capped": [space.cap()]}
+    prompts = [played(role, interventions=tuple(how)) for how in ways.values() for role in ROLES]
+    found = {}
+    for r in smollm2.respond(prompts, PLAIN):
+        found.setdefault(tuple(r.prompt.interventions), []).append(r)
+    mean = {name: sum(at := uncapped(smollm2, found[tuple(how)])) / len(at) for name, how in ways.items()}
+    assert mean["away"] < mean["none"] < mean["towards"]
+    assert mean["capped"] > mean["none"]
+
+
+def test_a_pirates_tale_drifts_further_than_a_helpful_answer(smollm2):
+    space = PersonaSpace.load("smollm2")
+    tales = {
+        "pirate": "Arr, I buried me gold beneath the black rock, and the sea swallowed every soul that dared to follow me.",
+        "helpful": "To boil an egg, place it in boiling water for about ten minutes, then cool it in cold water.",
+    }
+    drift = {}
+    for name, text in tales.items():
+        messages = [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": text}]
+        readings, _ = project(smollm2, space, messages)
+        drift[name] = readings[0].drift
+    assert drift["pirate"] > drift["helpful"] + 1

@@ -18,7 +18,7 @@ from personaspace.engines.transformers import TransformersEngine
 from personaspace.interventions import Cap, Intervention
 from personaspace.prompts import Prompt, Sampling, assign
 
-BENCHES = ("generate", "extract", "overhead")
+BENCHES = ("generate", "extract", "overhead", "scale")
 BATCHES = (16, 32, 48, 64, 128)
 
 
@@ -28,7 +28,7 @@ def run_bench(what: str, model: str, *, prompts: int, tokens: int | None, repeat
     catalog = load_catalog()
     asked = assign(catalog, [{DEFAULT: 1, **{r.role: 1 for r in catalog.roles}}], 0)[0]
     chosen = [p for p in asked if p.role != DEFAULT][:prompts]
-    measure = {"generate": _generate, "extract": _extract, "overhead": _overhead}[what]
+    measure = {"generate": _generate, "extract": _extract, "overhead": _overhead, "scale": _scale}[what]
     return {"bench": what, "prompts": len(chosen), **measure(engine, chosen, tokens, repeats)}
 
 
@@ -209,6 +209,28 @@ def _memory_of(engine: TransformersEngine, call: Callable[[], float]) -> int:
 def _status(name: str) -> int:
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
     return int(line.split()[1]) * 1024
+
+
+def _scale(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
+    """The server's tokens a second with 16 clients at once against one, and the time to an idle server's first token."""
+    from personaspace.serve.bench import first_token, served, throughput
+
+    most, clients = tokens or 48, 16
+    asked = [[dict(m) for m in p.messages] for p in prompts[:clients]]
+    with served(engine, clients) as port:
+        many, one = _in_turn(
+            repeats,
+            lambda: throughput(port, engine.model.id, asked, most, clients),
+            lambda: throughput(port, engine.model.id, asked[:2], most, 1),
+        )
+        waits = [first_token(port, engine.model.id) for _ in range(5)]
+    name = "one client"
+    return {
+        "ours": _row(many, "tokens/s"),
+        "peers": {name: _row(one, "tokens/s"), "first token": _row(waits, "s")},
+        "ratio": {name: statistics.median(a / b for a, b in zip(many, one, strict=True))},
+        "limit": {name: 4.0, "first token": 0.5},
+    }
 
 
 def _flops_per_token(engine: TransformersEngine) -> float:

@@ -55,7 +55,7 @@ class Sample:
     held_out: tuple[Reply, ...]
 
 
-def draw_sample(run: Run, *, default: int = 96, roles: int = 48, held_out: int = 96, seed: int = 0) -> Sample:
+def draw_sample(run: Run, *, default: int = 240, roles: int = 48, held_out: int = 96, seed: int = 0) -> Sample:
     """Draws replies from a run. Raises `DesignError` where it holds too few, saying how many it takes."""
     replies = list(_replies(run))
     rng = np.random.default_rng(seed)

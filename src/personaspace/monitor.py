@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,15 @@ DRAWS = 4000
 @dataclass(frozen=True)
 class AlertRule:
     """An alert begins where the mean drift over the last `turns` turns is above `threshold`, and ends where it is under
-    `threshold − hysteresis`; all in the default's standard deviations. rate, detects: where known, how often default replies
-    raise it and how often role replies do, of `tokens` tokens each."""
+    `threshold − hysteresis`; all in the default's standard deviations. Where known: rate, how often default conversations were
+    meant to raise it; observed, how often those that it was set from do; detects, how often roles' do, at `tokens` a reply.
+    """
 
     threshold: float
     turns: int = 1
     hysteresis: float = 0.5
     rate: float | None = None
+    observed: float | None = None
     detects: float | None = None
     tokens: int | None = None
 
@@ -43,8 +46,9 @@ class AlertRule:
 
 
 def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0) -> list[AlertRule]:
-    """The rule that default replies raise at most at `rate`, for each length of reply and number of turns, with the share
-    of role conversations (replies of one role) that raise it. From the replies that calibration replayed.
+    """The rule that default replies raise at `rate`, for each length of reply and number of turns, with the share of role
+    conversations (replies of one role) that raise it. From the replies that calibration replayed; the threshold is that of a
+    normal distribution with their mean and deviation, since a few hundred replies say little of their own rarest ones.
 
     Raises `SpaceError` for a space without calibration, `UsageError` for a rate that is not between 0 and 1.
     """
@@ -68,9 +72,10 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0) -> list[Al
             if len(default) < 8 or len(enough) < 4:
                 continue
             means = rng.choice(default, (DRAWS, turns)).mean(1)
-            threshold = float(np.quantile(means, 1 - rate))
+            threshold = float(default.mean() + NormalDist().inv_cdf(1 - rate) * default.std(ddof=1) / turns**0.5)
             seen = [rng.permuted(np.tile(g, (64, 1)), axis=1)[:, :turns].mean(1) > threshold for g in enough]
-            rules.append(AlertRule(threshold, turns, rate=rate, detects=float(np.mean(seen)), tokens=tokens))
+            observed = float((means > threshold).mean())
+            rules.append(AlertRule(threshold, turns, 0.5, rate, observed, float(np.mean(seen)), tokens))
     return rules
 
 
@@ -78,9 +83,7 @@ def alert_rule(space: PersonaSpace, *, rate: float = 0.01, turns: int = 2, token
     """The rule for a number of turns and the replies' length (None: the longest that was measured). Raises as `detection`."""
     rules = detection(space, rate)
     near = min(rules, key=lambda r: (abs(r.turns - turns), abs((r.tokens or 0) - (tokens or 10**6))))
-    return AlertRule(
-        near.threshold, turns, near.hysteresis, rate, near.detects if near.turns == turns else None, near.tokens
-    )
+    return near if near.turns == turns else replace(near, turns=turns, observed=None, detects=None)
 
 
 def _std(space: PersonaSpace) -> float:

@@ -101,10 +101,11 @@ def sweep(
     tasks: Sequence[Task] = (),
     seed: int = 0,
 ) -> tuple[PersonaSpace, list[Outcome]]:
-    """Tries every range with every percentile; returns the space with all of them as caps, the best as `capped`, and what
-    each does, no cap (`none`) first."""
+    """Tries every range with every percentile; returns the space with those on the front as caps, the best as `capped`, and
+    what each that was tried does, no cap (`none`) first."""
+    known = space.meta["caps"]
     caps = dict(named_cap(space, kind, p, layers) for layers in ranges for kind, p in CHOICES)
-    space = PersonaSpace({**space.meta, "caps": {**space.meta["caps"], **caps}}, space.tensors)
+    space = PersonaSpace({**space.meta, "caps": {**known, **caps}}, space.tensors)
     order = np.random.default_rng(seed).permutation(len(sample.roles))
     asked = [sample.roles[k] for k in order]
     half = len(sample.held_out) // 2
@@ -117,7 +118,9 @@ def sweep(
     best, why = choose(both)
     found = next(f for f in again if f.name == best.name)
     note = {**_plain(best), "because": why, "again": _plain(found), "again_prompts": len(fresh)}
-    return recommended(space, best.name, note), outcomes
+    worth = {*known, best.name, *(o.name for o in outcomes if o.front)}
+    kept = {name: cap for name, cap in space.meta["caps"].items() if name in worth}
+    return recommended(PersonaSpace({**space.meta, "caps": kept}, space.tensors), best.name, note), outcomes
 
 
 def ranked(outcomes: Sequence[Outcome], most: float = MAX_COST) -> list[Outcome]:

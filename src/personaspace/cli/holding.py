@@ -202,8 +202,11 @@ def _table(head: list[str], rows: list[list[str]]) -> Table:
 
 
 def _alerts(rules: list[Any]) -> Table:
-    rows = [[str(r.tokens), str(r.turns), f"{r.threshold:+.2f}", f"{100 * (r.detects or 0):.0f}%"] for r in rules]
-    return _table(["tokens a reply", "turns", "drift over", "role conversations that raise it"], rows)
+    rows = [
+        [str(r.tokens), str(r.turns), f"{r.threshold:+.2f}", f"{100 * r.observed:.1f}%", f"{100 * r.detects:.0f}%"]
+        for r in rules
+    ]
+    return _table(["tokens a reply", "turns", "drift over", "raised by the default", "by roles"], rows)
 
 
 def _said(rule: Any) -> str:

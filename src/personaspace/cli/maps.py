@@ -127,7 +127,7 @@ def report(
 
 @app.command(epilog="Example: personaspace bench generate --json")
 def bench(
-    what: Annotated[str, typer.Argument(help="generate, extract or overhead.")],
+    what: Annotated[str, typer.Argument(help="generate, extract, overhead or scale.")],
     model: Annotated[str, typer.Option(help="The model to measure.")] = "smollm2",
     prompts: Annotated[int, typer.Option(help="How many prompts.")] = 275,
     tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,

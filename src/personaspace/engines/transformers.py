@@ -17,7 +17,7 @@ from personaspace.engines.sampling import uniforms
 from personaspace.errors import ActivationError, UsageError
 from personaspace.interventions import Intervention
 from personaspace.prompts import Prompt, Sampling
-from personaspace.residual import check_interventions, check_layers, find_layers, text_config
+from personaspace.residual import Intervening, check_interventions, check_layers, find_layers, text_config
 
 
 class TransformersEngine:
@@ -186,6 +186,22 @@ class TransformersEngine:
         if any(not 0 <= layer < len(self.layers) for layer in layers):
             raise UsageError(f"layers {list(layers)}: the model has layers 0 to {len(self.layers) - 1}")
         return layers
+
+    def score(
+        self, ids: Sequence[int], top: int, interventions: Sequence[Intervention] = ()
+    ) -> list[tuple[float, list[tuple[int, float]]]]:
+        """How probable a text's tokens are, from the second one on: each one's log-probability, and the `top` most probable
+        tokens in its place with theirs."""
+        check_interventions(interventions, len(self.layers), self.hidden)
+        applied = Intervening()
+        applied.groups = [(None, tuple(i for i in interventions if i.where == "all"))]
+        with torch.inference_mode(), applied.on(self.layers):
+            logits = self.network(input_ids=torch.tensor([list(ids)], device=self.device), use_cache=False).logits
+        every = logits[0, :-1].float().log_softmax(-1)
+        best = every.topk(top)
+        own = every.gather(1, torch.tensor(list(ids[1:]), device=self.device)[:, None])[:, 0].tolist()
+        pairs = [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        return list(zip(own, pairs, strict=True))
 
     # -- replaying -------------------------------------------------------------------------------------------------
 

@@ -54,7 +54,8 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
         yield
         await asyncio.to_thread(worker.stop)
 
-    app = FastAPI(title="personaspace", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="personaspace", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.state.worker = worker
     _errors(app, worker, metrics)
     _outside(app, settings)
     allowed = [Depends(_key_check(settings))]
@@ -101,7 +102,7 @@ def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -
         messages = [m.plain() for m in body.messages]
 
         def read() -> dict[str, Any]:
-            with requests.worker.busy:
+            with requests.worker.alone():
                 readings, problem = project(requests.engine, reader.space, messages, reader.rule)
             return {"layer": reader.space.layer, "turns": [r.to_dict(True) for r in readings], "problem": problem}
 
@@ -109,7 +110,7 @@ def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -
 
 
 async def _answer(requests: Requests, body: Completion, request: Request) -> Response:
-    running = requests.begin(body)
+    running = await requests.begin(body)
     if body.stream:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(requests.stream(running, body), media_type="text/event-stream", headers=headers)

@@ -10,10 +10,14 @@ from typing import Any
 
 from personaspace.serve.scheduler import Job
 
+Logged = tuple[float, list[tuple[int, float]]]
+"""A token's log-probability, and the most probable tokens in its place with theirs."""
+
 
 @dataclass
 class Reply:
-    """What is known of one of a request's replies so far."""
+    """What is known of one of a request's replies so far. echo: where the prompt is given back, what is known of its tokens
+    from the second one on."""
 
     index: int
     prompt_tokens: int
@@ -21,6 +25,7 @@ class Reply:
     text: str = ""
     finish: str = ""
     persona: dict[str, Any] | None = None
+    echo: list[Logged] | None = None
 
     @property
     def tokens(self) -> int:
@@ -46,11 +51,9 @@ class Shape:
         """All of a request's replies at once; `persona` is the first one's, `personas` all of them."""
         choices = []
         for r in replies:
-            said = (
-                {"message": {"role": "assistant", "content": r.text, "refusal": None}}
-                if self.chat
-                else {"text": r.text}
-            )
+            text = self.decode(r.job.row.ids) + r.text if r.echo is not None and r.job else r.text
+            message = {"role": "assistant", "content": text, "refusal": None}
+            said = {"message": message} if self.chat else {"text": text}
             choices.append({"index": r.index, **said, "logprobs": self.logprobs(r, 0), "finish_reason": r.finish})
         personas = [r.persona for r in replies]
         extra = {"persona": personas[0]} if len(personas) == 1 else {"persona": personas[0], "personas": personas}
@@ -79,17 +82,27 @@ class Shape:
             return None
         tokens = [(row.out[k], *row.logs[k]) for k in range(since, min(len(row.out), len(row.logs)))]
         if not self.chat:
-            return {
-                "tokens": [self.decode([t]) for t, _, _ in tokens],
-                "token_logprobs": [lp for _, lp, _ in tokens],
-                "top_logprobs": [{self.decode([t]): lp for t, lp in top} for _, _, top in tokens],
-                "text_offset": [len(self.decode(row.out[: since + k])) for k in range(len(tokens))],
-            }
+            return self._text_logprobs(r, tokens, since)
         return {
             "content": [
                 {**self._token(t, lp), "top_logprobs": [self._token(*pair) for pair in top]} for t, lp, top in tokens
             ],
             "refusal": None,
+        }
+
+    def _text_logprobs(self, r: Reply, tokens: list[tuple[int, float, Any]], since: int) -> dict[str, Any]:
+        """Lists side by side; an echoed prompt's come first, its first token without a probability."""
+        ids = r.job.row.ids if r.job and r.echo is not None else []
+        logged: list[Any] = [(None, None), *(r.echo or [])] if ids else []
+        every = [*((t, *found) for t, found in zip(ids, logged, strict=True)), *tokens]
+        before = r.job.row.out[:since] if r.job else []
+        texts = [self.decode([t]) for t, _, _ in every]
+        offsets = [len(self.decode(before)) + sum(map(len, texts[:k])) for k in range(len(texts))]
+        return {
+            "tokens": texts,
+            "token_logprobs": [lp for _, lp, _ in every],
+            "top_logprobs": [None if top is None else {self.decode([t]): lp for t, lp in top} for _, _, top in every],
+            "text_offset": offsets,
         }
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from typing import Any
 from personaspace.engines.rows import Row
 from personaspace.engines.sampling import uniforms
 from personaspace.engines.transformers import TransformersEngine
+from personaspace.interventions import Intervention
 from personaspace.prompts import Sampling
 from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import BadRequest, Reader, tokens_of
-from personaspace.serve.replies import Reply, Shape
+from personaspace.serve.replies import Logged, Reply, Shape
 from personaspace.serve.scheduler import Event, Job, Worker
 from personaspace.serve.schema import ChatCompletion, ChatMessage, Completion, TextCompletion
 from personaspace.serve.settings import Settings
@@ -66,7 +67,7 @@ class Requests:
         if len(messages) > self.settings.max_messages:
             raise BadRequest(f"{len(messages)} messages; at most {self.settings.max_messages} are taken", "messages")
 
-    def begin(self, body: Completion) -> Running:
+    async def begin(self, body: Completion) -> Running:
         """Puts a request's replies in the queue. Raises `BadRequest`, `QueueFull`."""
         prompts, messages = self._prompts(body)
         n = body.n * len(prompts)
@@ -75,6 +76,7 @@ class Requests:
         interventions = self.reader.interventions(body.model, body.persona)
         shape = Shape(isinstance(body, ChatCompletion), body.model, self.engine.chat.decode)
         running = Running(body, shape, [], asyncio.Queue(), messages=messages)
+        echoes = await self._echoes(body, prompts, interventions)
         loop = asyncio.get_running_loop()
         seed = body.seed if body.seed is not None else secrets.randbits(62)
         for ids in prompts:
@@ -82,7 +84,7 @@ class Requests:
             for k in range(body.n):
                 random = uniforms(abs(seed) + k, sampling.max_new_tokens)
                 row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body))
-                reply = Reply(len(running.replies), len(ids))
+                reply = Reply(len(running.replies), len(ids), echo=echoes.get(tuple(ids)))
                 reply.job = Job(row, _emitter(loop, running.events, reply.index), tuple(body.stop))
                 running.replies.append(reply)
         self.worker.submit([r.job for r in running.replies if r.job])
@@ -107,6 +109,22 @@ class Requests:
         if not prompts:
             raise BadRequest("no prompt", "prompt")
         return prompts, None
+
+    async def _echoes(
+        self, body: Completion, prompts: Sequence[list[int]], interventions: Sequence[Intervention]
+    ) -> dict[tuple[int, ...], list[Logged]]:
+        """Where the prompts are to be echoed, how probable their tokens are."""
+        if not isinstance(body, TextCompletion) or not body.echo:
+            return {}
+        top = body.logprobs
+
+        def score(ids: list[int]) -> list[Logged]:
+            if top is None:
+                return []
+            with self.worker.alone():
+                return list(self.engine.score(ids, top, interventions))
+
+        return {tuple(ids): await asyncio.to_thread(score, ids) for ids in prompts}
 
     def _sampling(self, body: Completion, length: int) -> Sampling:
         assert isinstance(body, ChatCompletion | TextCompletion)

@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -78,10 +79,20 @@ class Worker:
         self.running: dict[int, Job] = {}
         self.changed = threading.Condition()
         self.stopping = False
-        self.busy = threading.Lock()  # held during a step: whoever replays takes it in between
+        self.busy, self.guests = threading.Lock(), 0
         self.seconds = 5.0  # how long a reply has taken lately
         self.thread = threading.Thread(target=self._run, name="personaspace-decode", daemon=True)
         self._keys = 0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The model to oneself, between two steps: for a replay."""
+        self.guests += 1
+        try:
+            with self.busy:
+                yield
+        finally:
+            self.guests -= 1
 
     def start(self) -> None:
         """Begins to decode."""
@@ -119,6 +130,8 @@ class Worker:
                 if self.stopping and not self.waiting and not self.running:
                     return
                 joining = self._next(loop.free)
+            while self.guests:
+                time.sleep(0.001)  # a lock alone is not fair: whoever waits for the model would never get it
             try:
                 with self.busy:
                     if joining:

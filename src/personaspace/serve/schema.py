@@ -17,7 +17,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "best_of": (None, 1),
-    "echo": (None, False),
     "suffix": (None, ""),
     "store": (None, False),
     "service_tier": (None, "auto", "default"),
@@ -130,6 +129,13 @@ class TextCompletion(Completion):
 
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool = False
+
+    @model_validator(mode="after")
+    def _an_echo_is_whole(self) -> TextCompletion:
+        if self.echo and self.stream:
+            raise ValueError("echo and stream do not go together")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
