@@ -56,3 +56,27 @@ def test_the_page_draws_every_figure_and_finds_a_role(page_file, width):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
         assert problems == []
         browser.close()
+
+
+def test_a_page_of_a_space_that_lacks_figures_leaves_them_out_and_works(page_file, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    whole = ps.PersonaSpace.load(page_file.parent)
+    bare = ps.PersonaSpace(
+        {k: whole.meta[k] for k in ("format", "model", "layer", "roles")},
+        {k: whole.tensors[k] for k in ("role_vectors", "default_vector", "axis")},
+    )
+    for name, space in (("compact", whole.compact()), ("bare", bare)):
+        ps.write_report(space, tmp_path / f"{name}.html")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for name, missing in (("compact", set()), ("bare", {"histogram", "layers", "separation"})):
+            page = browser.new_page()
+            problems: list[str] = []
+            page.on("console", lambda m, found=problems: found.append(m.text) if m.type == "error" else None)
+            page.on("pageerror", lambda e, found=problems: found.append(str(e)))
+            page.goto((tmp_path / f"{name}.html").as_uri())
+            page.wait_for_selector("html[data-ready=yes]", state="attached")
+            assert {f for f in FIGURES if not page.locator(f"#{f} .main-svg").count()} == missing
+            assert problems == []
+        browser.close()

@@ -139,10 +139,7 @@ def calibrate(engine: Engine, space: PersonaSpace, sample: Sample, layers: range
 
 def named_cap(space: PersonaSpace, of: str, percentile: int, layers: range) -> tuple[str, dict[str, Any]]:
     """A cap and its name, which says whose tokens' projections, which percentile, and which layers."""
-    if of not in KINDS:
-        raise UsageError(f"--of {of}: expected one of {', '.join(KINDS)}")
-    if not 0 <= percentile <= 100:
-        raise UsageError(f"--percentile {percentile}: expected 0 to 100")
+    check_kind(of, percentile)
     check_range(layers, len(space.tensors["axis"]))
     floors = space.tensors[f"quantiles_{of}_tokens"][percentile]
     cap = {
@@ -185,6 +182,14 @@ def parse_range(text: str) -> range:
     if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
         raise UsageError(f"--layers {text}: expected A:B with A < B, as in 18:26")
     return range(int(first), int(last))
+
+
+def check_kind(of: str, percentile: int) -> None:
+    """Raises `UsageError` for a set of tokens or a percentile that does not exist."""
+    if of not in KINDS:
+        raise UsageError(f"--of {of}: expected one of {', '.join(KINDS)}")
+    if not 0 <= percentile <= 100:
+        raise UsageError(f"--percentile {percentile}: expected 0 to 100")
 
 
 def check_range(layers: range, n: int) -> None:

@@ -117,6 +117,7 @@ def sweep(
     both = [_pooled(o, f, prompts, len(fresh)) for o, f in zip(finalists, again, strict=True)]
     best, why = choose(both)
     found = next(f for f in again if f.name == best.name)
+    why += f", over both trials of the best {len(finalists)}"
     note = {**_plain(best), "because": why, "again": _plain(found), "again_prompts": len(fresh)}
     worth = {*known, best.name, *(o.name for o in outcomes if o.front)}
     kept = {name: cap for name, cap in space.meta["caps"].items() if name in worth}
@@ -258,7 +259,8 @@ def table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
         ]
         for o in sorted(outcomes, key=lambda o: (not o.front, o.cost))
     ]
-    return head, rows
+    told = [k for k in range(len(head)) if any(row[k] for row in rows)]
+    return [head[k] for k in told], [[row[k] for k in told] for row in rows]
 
 
 def write_tradeoff(path: str | Path, space: PersonaSpace, outcomes: Sequence[Outcome]) -> Path:

@@ -46,6 +46,8 @@ def calibrate(
         raise UsageError(f"{space}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
     if judge not in ("rules", "local", "none"):
         raise UsageError(f"--judge {judge}: expected rules, local or none")
+    kind, floor = of or "default", 25 if percentile is None else percentile
+    calibration.check_kind(kind, floor)
     tasks = sweeping.read_tasks(capability) if capability else []
     wanted = calibration.parse_range(layers) if layers else None
     loaded, engine = space_and_engine(space, model, device, dtype)
@@ -56,7 +58,7 @@ def calibrate(
         sample = calibration.draw_sample(run, seed=seed)
         err.print(f"replaying {len(sample.default)} default and {len(sample.roles)} role replies")
         made = calibration.calibrate(engine, loaded, sample, chosen)
-        name, cap = calibration.named_cap(made, of or "default", 25 if percentile is None else percentile, chosen)
+        name, cap = calibration.named_cap(made, kind, floor, chosen)
         made.meta["caps"][name] = cap
         outcomes: list[sweeping.Outcome] = []
         if sweep:
