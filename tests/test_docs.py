@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from personaspace.space import PersonaSpace
+from served import serving
+
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+EVERY = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+BLOCKS = [block for block in EVERY if "OpenAI(" not in block]
+CLIENTS = [block for block in EVERY if "OpenAI(" in block]
 SMALLER = {
     "per_role=4, questions=120, default_responses=500, max_new_tokens=32": (
         'roles="ghost,hermit,evaluator,analyst", per_role=2, questions=6, default_responses=12, max_new_tokens=4'
@@ -35,3 +40,10 @@ def test_the_page_of_commands_is_what_the_program_prints():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == module.commands(), "run `make docs`"
+
+
+def test_the_readmes_client_runs_against_a_server_of_the_model_that_comes_along(smollm2, capsys):
+    (block,) = CLIENTS
+    with serving(PersonaSpace.load("smollm2"), smollm2, max_tokens=16) as (address, _):
+        exec(compile(block.replace("http://127.0.0.1:8000", address), "README.md", "exec"), {})
+    assert "nearest" not in capsys.readouterr().err

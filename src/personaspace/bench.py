@@ -218,6 +218,7 @@ def _scale(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | 
     most, clients = tokens or 48, 16
     asked = [[dict(m) for m in p.messages] for p in prompts[:clients]]
     with served(engine, clients) as port:
+        throughput(port, engine.model.id, asked, 4, clients)  # memory is touched for the first time
         many, one = _in_turn(
             repeats,
             lambda: throughput(port, engine.model.id, asked, most, clients),

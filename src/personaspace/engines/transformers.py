@@ -175,11 +175,18 @@ class TransformersEngine:
             shown, touched = ready, row.touched
 
     def _rows_that_fit(self, columns: int) -> int:
+        return max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
+
+    def columns_that_fit(self, rows: int) -> int:
+        """How long so many rows may become within the engine's memory."""
+        return max(1, self.memory // (rows * self._bytes_per_token()))
+
+    def _bytes_per_token(self) -> int:
+        """What a token's keys and values take."""
         config = text_config(self.network)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        row = int(2 * len(self.layers) * heads * size * columns * self.network.dtype.itemsize)
-        return max(1, min(self.max_rows, self.memory // row))
+        return int(2 * len(self.layers) * heads * size * self.network.dtype.itemsize)
 
     def _layers(self, read: Layers | None) -> tuple[int, ...]:
         layers = tuple(read or ())

@@ -42,7 +42,8 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     """The server's application for a space and its model. Raises `SpaceError` where they do not belong together."""
     settings = settings or Settings()
     space.check_model(engine.model)
-    context = engine.model.context or 4096
+    # So many rows fit only where each may not become too long.
+    context = min(engine.model.context or 4096, engine.columns_that_fit(settings.rows))
     reader = Reader.of(space, engine.model.id.rsplit("/", 1)[-1])
     worker = Worker(engine, space.layer, space.axis_at(), rows=settings.rows, queue=settings.queue, columns=context)
     metrics = Metrics(space, worker)

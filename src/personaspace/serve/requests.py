@@ -85,7 +85,7 @@ class Requests:
                 random = uniforms(abs(seed) + k, sampling.max_new_tokens)
                 row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body))
                 reply = Reply(len(running.replies), len(ids), echo=echoes.get(tuple(ids)))
-                reply.job = Job(row, _emitter(loop, running.events, reply.index), tuple(body.stop))
+                reply.job = Job(row, _emitter(loop, running.events, reply.index), tuple(body.stop), body.stream)
                 running.replies.append(reply)
         self.worker.submit([r.job for r in running.replies if r.job])
         return running

@@ -51,11 +51,13 @@ class Event:
 
 @dataclass(eq=False)
 class Job:
-    """A reply that somebody waits for. emit is called from the worker's thread."""
+    """A reply that somebody waits for. emit is called from the worker's thread: at every step where it is `live`, else for the
+    first one and the end."""
 
     row: Row
     emit: Callable[[Event], None]
     stop: tuple[str, ...] = ()
+    live: bool = True
     cancelled: bool = False
     began: float = field(default_factory=time.monotonic)
     text: str = ""
@@ -185,8 +187,9 @@ class Worker:
         # What may be the beginning of a stop text is held back.
         held = max((_overlap(job.text, s) for s in job.stop), default=0)
         ready = job.text[job.shown : len(job.text) - held]
-        job.shown += len(ready)
-        job.emit(Event(ready, read))
+        if job.live or not job.shown:
+            job.shown += len(ready)
+            job.emit(Event(ready, read))
 
     def _end(self, done: Done) -> None:
         job = self.running.pop(done.row.key)

@@ -1,0 +1,296 @@
+// The page itself: holds the conversation, asks both columns, and keeps figures and status up with what comes.
+import { $, label, plain, sideName, signed, throttled } from "./dom.js";
+import { getSpace, ready } from "./api.js";
+import { SIDES, newTurn, reset } from "./conversation.js";
+import { answer, unlock } from "./asking.js";
+import { applySettings, fillControls, fillReady, instructionOf, onlyRole, presetOf, settings } from "./controls.js";
+import { copyCurl, exportTalk, importTalk } from "./files.js";
+import { Columns } from "./replies.js";
+import { confirmNew, countdown, say } from "./notice.js";
+import { drawChart } from "./chart.js";
+import { drawMap, moveOnMap, ringRoles } from "./map.js";
+import { loadPlotly } from "./plots.js";
+import { atEnd, composer, tabs, toEnd } from "./frame.js";
+import { hideTip, readTokens, scaleOf } from "./tokens.js";
+
+const talk = { system: "", turns: [] };
+let space = null, columns = null, running = null, playing = null, figures = false, look = null, seeking = false;
+
+const busy = () => running !== null || playing !== null;
+
+// ---- figures
+
+const chart = () => { if (figures) drawChart({ turns: talk.turns, space, cap: settings().cap, look, onPick: goTo }); };
+const chartSoon = throttled(chart, 160);
+const map = () => { if (figures) drawMap({ space, turns: talk.turns, onRole: useRole }); };
+const mapSoon = throttled(() => { if (figures) moveOnMap(talk.turns, space); }, 300);
+const lookSoon = throttled(() => {
+  if (!figures) return;
+  chart();
+  ringRoles(look ? talk.turns[look.at]?.[look.side].nearest.map(([n]) => n) ?? [] : [], space);
+}, 60);
+
+function goTo(at, side) {
+  const view = columns.view(at, side);
+  if (!view) return;
+  tabs.show(side);
+  view.box.focus();
+}
+
+function live() {
+  for (const side of SIDES) {
+    const last = talk.turns.findLast(t => t[side].projection != null)?.[side];
+    const said = !last ? "" : last.drift == null ? plain(last.projection) : `${signed(last.drift)} sd`;
+    for (const e of document.querySelectorAll(`[data-live=${side}]`)) e.textContent = said;
+    document.querySelector(`.head.${side} span`).textContent = !last ? "" : last.drift == null ? "projection" : "drift";
+  }
+}
+
+// ---- asking
+
+async function one(at, side, signal) {
+  const view = columns.view(at, side);
+  let place = null;
+  return answer({
+    talk, settings: settings(), space, side, at, signal,
+    on: {
+      piece(content, tokens) {
+        const follow = atEnd();
+        view.add(content, tokens);
+        if (follow) toEnd();
+        if (!tokens.length) return;
+        chartSoon();
+        live();
+        if (view.reply.place !== place) { place = view.reply.place; mapSoon(); }
+      },
+      changed() {
+        const follow = atEnd();
+        view.update();
+        if (follow) toEnd();
+        waitingNotice();
+        chartSoon();
+        mapSoon();
+        live();
+      },
+    },
+  });
+}
+
+function waitingNotice() {
+  const waits = talk.turns.flatMap(t => SIDES.map(side => t[side])).filter(r => r.state === "full").map(r => r.wait);
+  if (waits.length) countdown("The server’s queue is full. Asking again in", Math.min(...waits), [["Cancel", stop]]);
+  else if (busy()) busyNotice();
+}
+
+function busyNotice() {
+  if (playing) say("busy", `Playing “${playing.title}”, message ${playing.at + 1} of ${playing.messages.length}`, [["Stop playing", stop]]);
+  else say("busy", "Both are answering");
+}
+
+/** Asks for the replies of a turn; true where all of them came. */
+async function run(at, sides) {
+  running = new AbortController();
+  const { signal } = running;
+  busyChanged();
+  busyNotice();
+  const errors = (await Promise.all(sides.map(side => one(at, side, signal)))).filter(Boolean);
+  running = null;
+  chart();
+  busyChanged();
+  doneNotice(at, errors, signal.aborted);
+  return !errors.length && !signal.aborted;
+}
+
+function doneNotice(at, errors, stopped) {
+  if (errors.length) say("error", errors[0].message);
+  if (errors.some(e => e.kind === "offline" || e.kind === "cut")) offline();
+  if (errors.length) return;
+  if (stopped) return say("ready", "Stopped");
+  const turn = talk.turns[at];
+  const drifts = SIDES.filter(side => turn[side].drift != null).map(side => `${sideName(side).toLowerCase()} ${signed(turn[side].drift)}`);
+  const alerts = SIDES.filter(side => turn[side].alert);
+  say(alerts.length ? "alert" : "ready", alerts.length ? `Alert: ${alerts.join(" and ")} drifted from the Assistant` : drifts.length ? `Drift: ${drifts.join(", ")} sd` : "Both have answered");
+}
+
+async function ask(text, taken = () => {}) {
+  if (running || !space || !await settleSystem()) return false;
+  taken();
+  talk.turns.push(newTurn(text.trim()));
+  columns.addTurn(talk.turns.at(-1));
+  toEnd();
+  return run(talk.turns.length - 1, SIDES);
+}
+
+async function again(at, side) {
+  if (busy()) return;
+  reset(talk.turns[at], side);
+  columns.view(at, side).restart();
+  columns.view(at, side).box.focus();
+  await run(at, [side]);
+}
+
+function stop() {
+  playing = null;
+  running?.abort();
+}
+
+async function play() {
+  if (busy() || !space) return;
+  const chosen = conversations.find(c => c.id === $("ready").value);
+  if (!chosen || !await newTalk(talk.system, `“${chosen.title}” starts a new conversation.`)) return;
+  const played = playing = { ...chosen, at: 0 };
+  for (const message of chosen.messages) {
+    if (!await ask(message) || playing !== played) break;
+    played.at += 1;
+  }
+  if (playing === played) playing = null;
+  busyChanged();
+}
+
+// ---- the conversation as a whole
+
+async function newTalk(system, why) {
+  if (talk.turns.length && !await confirmNew(`${why} The one with ${talk.turns.length} ${talk.turns.length === 1 ? "turn" : "turns"} that is here would be gone, unless you export it.`)) return false;
+  show({ system, turns: [] });
+  return true;
+}
+
+function show({ system, turns }) {
+  Object.assign(talk, { system, turns });
+  $("system").value = system;
+  $("preset").value = presetOf(system);
+  look = null;
+  hideTip();
+  columns.clear();
+  for (const turn of turns) columns.addTurn(turn);
+  live();
+  chart();
+  map();
+}
+
+/** Takes the system prompt that is in its box; false where the user keeps the conversation instead. */
+async function settleSystem() {
+  const wanted = $("system").value.trim();
+  if (wanted === talk.system) return true;
+  if (!await newTalk(wanted, "A new system prompt starts a new conversation.")) {
+    $("system").value = talk.system;
+    $("preset").value = presetOf(talk.system);
+    return false;
+  }
+  say("ready", wanted ? "A new system prompt for both" : "No system prompt");
+  return true;
+}
+
+function useRole(name) {
+  const instruction = instructionOf(label(name));
+  if (!instruction || busy()) return;
+  $("system").value = instruction;
+  settleSystem();
+}
+
+async function takeFile(file) {
+  try {
+    const found = await importTalk(file);
+    if (!await newTalk(found.system, "The file is another conversation.")) return;
+    applySettings(found.settings);
+    show(found);
+    const other = found.model && found.model !== space.model ? ` It was made with ${found.model}.` : "";
+    say("ready", `Imported ${found.turns.length} ${found.turns.length === 1 ? "turn" : "turns"}.${other}`);
+  } catch (e) {
+    say("error", `${file.name}: ${e.message}`);
+  }
+}
+
+// ---- states of the page
+
+function busyChanged() {
+  const moved = document.activeElement === $("stop") || document.activeElement === $("send");
+  $("stop").hidden = !busy();
+  $("send").hidden = busy();
+  $("send").disabled = !space;
+  for (const id of ["new", "play", "import", "system", "preset", "clear"]) $(id).disabled = busy();
+  for (const e of document.querySelectorAll(".starter, .state button")) e.disabled = busy() || !space;
+  if (moved) (busy() ? $("stop") : $("message")).focus();
+}
+
+const sleep = seconds => new Promise(resolve => setTimeout(resolve, 1000 * seconds));
+
+/** Where nobody answers: says so, and looks for the server until somebody does. */
+async function offline() {
+  if (seeking) return;
+  seeking = true;
+  let lost = false;
+  for (; !await ready(); await sleep(3)) {
+    lost = true;
+    say("offline", "No connection to the server. Looking for it every three seconds");
+  }
+  seeking = false;
+  if (lost && !busy()) say("ready", "Connected again");
+}
+
+async function loadSpace() {
+  for (;;) {
+    try {
+      return await getSpace();
+    } catch (e) {
+      const problem = e.kind === "key" ? await unlock().then(() => null, refused => refused) : e;
+      if (!problem) continue;
+      if (problem.kind !== "offline" && problem.kind !== "loading") {
+        say("error", problem.message, [[problem.kind === "key" ? "Give the key" : "Try again", start]]);
+        return null;
+      }
+      say(problem.kind, problem.kind === "loading" ? "The model is loading. This page waits for it" : "No connection to the server. Looking for it every two seconds");
+      await sleep(2);
+    }
+  }
+}
+
+async function start() {
+  say("loading", "Loading the model’s space");
+  loadPlotly();
+  space = await loadSpace();
+  if (!space) return;
+  const scale = scaleOf(space);
+  columns = new Columns({ space, scale, onAgain: again, onLook: (at, side) => { look = at === null ? null : { at, side }; lookSoon(); } });
+  readTokens($("columns"), () => scale);
+  $("scale-low").textContent = `away ${plain(scale.mid - scale.span, 0)}`;
+  $("scale-high").textContent = `${plain(scale.mid + scale.span, 0)} Assistant`;
+  $("scale-mid").textContent = `middle: ${space.default.mean == null ? "the mean role" : "the default"}, ${plain(scale.mid, 0)}; `;
+  fillControls(space, chartSoon);
+  busyChanged();
+  say("ready", `Ready: ${space.roles.length} roles, read at layer ${space.layer} of ${space.layers}`);
+  figures = await loadPlotly();
+  if (!figures) for (const id of ["chart", "map"]) $(id).textContent = "The figures could not be loaded; the conversation works without them.";
+  columns.resize();
+  chart();
+  map();
+  document.documentElement.dataset.ready = "yes";
+}
+
+// ---- what the user does
+
+composer({ ask, stop, busy });
+tabs.wire();
+$("stop").addEventListener("click", stop);
+$("play").addEventListener("click", play);
+$("new").addEventListener("click", async () => { if (await newTalk(talk.system, "This starts a new conversation.")) { say("ready", "A new conversation"); $("message").focus(); } });
+$("export").addEventListener("click", () => exportTalk(talk, settings(), space));
+$("curl").addEventListener("click", () => copyCurl(talk, settings(), space));
+$("import").addEventListener("change", async e => { const [file] = e.target.files; if (file) await takeFile(file); e.target.value = ""; });
+$("system").addEventListener("change", settleSystem);
+$("clear").addEventListener("click", () => { $("system").value = ""; settleSystem(); });
+$("preset").addEventListener("input", () => { if (onlyRole($("preset").value)) useRole($("preset").value); });
+$("preset").addEventListener("change", () => {
+  const wanted = $("preset").value.trim();
+  if (instructionOf(wanted)) useRole(wanted);
+  else if (wanted) say("error", `No role with a system prompt is called ${wanted}`);
+});
+$("tint").addEventListener("change", e => $("columns").classList.toggle("tinted", e.target.checked));
+document.addEventListener("keydown", e => { if (e.key === "Escape" && busy() && !document.querySelector("dialog[open]")) stop(); });
+window.addEventListener("offline", () => { if (space && !busy()) offline(); });
+for (const query of ["(prefers-color-scheme: dark)", "(max-width: 860px)"]) matchMedia(query).addEventListener("change", () => { chart(); map(); });
+
+const conversations = await fetch("page/conversations.json").then(r => r.json()).catch(() => []);
+fillReady(conversations, play);
+busyChanged();
+start();

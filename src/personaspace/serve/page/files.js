@@ -1,0 +1,55 @@
+// Conversations in and out: JSON files, and the same questions as curl commands.
+import { $ } from "./dom.js";
+import { chatUrl, hasKey, project } from "./api.js";
+import { SIDES, curl, fromFile, newTurn, request, toFile } from "./conversation.js";
+import { say, showText } from "./notice.js";
+
+const LARGEST = 20e6;
+
+export function exportTalk(talk, settings, space) {
+  if (!talk.turns.length) return say("ready", "There is nothing to export yet");
+  const blob = new Blob([JSON.stringify(toFile(talk, settings, space), null, 1)], { type: "application/json" });
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = `personaspace-${space.model.replace(/[^\w.-]+/g, "-")}-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.json`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  say("ready", `Exported ${talk.turns.length} ${talk.turns.length === 1 ? "turn" : "turns"}.`);
+}
+
+/** The conversation in a file; one without readings gets them from the server. Raises an error that says what is wrong. */
+export async function importTalk(file) {
+  if (file.size > LARGEST) throw new Error("the file is larger than 20 MB");
+  let value;
+  try {
+    value = JSON.parse(await file.text());
+  } catch {
+    throw new Error("it is not JSON");
+  }
+  const found = fromFile(value);
+  if (found.plain) await readTurns(found, value);
+  return found;
+}
+
+async function readTurns(found, value) {
+  const messages = (Array.isArray(value) ? value : value.messages).map(({ role, content }) => ({ role, content }));
+  const { turns } = await project(messages);
+  for (const read of turns) {
+    const turn = found.turns[messages.slice(0, read.index).filter(m => m.role === "user").length - 1];
+    if (!turn) continue;
+    for (const side of SIDES) Object.assign(turn[side], { projection: read.projection, drift: read.drift, nearest: read.nearest || [], alert: Boolean(read.alert) });
+  }
+}
+
+/** Copies the last message's requests, or what is in the box where nothing was asked yet. */
+export async function copyCurl(talk, settings, space) {
+  const draft = { ...talk, turns: talk.turns.length ? talk.turns : [newTurn($("message").value.trim() || "Who are you?")] };
+  const at = draft.turns.length - 1;
+  const text = curl(Object.fromEntries(SIDES.map(side => [side, request(draft, settings, space.model, side, at)])), chatUrl(), hasKey());
+  try {
+    await navigator.clipboard.writeText(text);
+    say("ready", "Copied: one curl command for each column.");
+  } catch {
+    await showText(text);
+  }
+}
