@@ -8,6 +8,19 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
+DRAINED = 64 << 20
+"""Bytes of a refused body that are read and thrown away: a client that is still sending would not see the answer."""
+
+
+async def _drain(receive: Receive) -> None:
+    seen = 0
+    while seen < DRAINED:
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if not message.get("more_body"):
+            return
+
+
 class BodyLimit:
     """Middleware: answers 413 where a request's body is over `most` bytes."""
 
@@ -20,6 +33,7 @@ class BodyLimit:
             return
         said = dict(scope["headers"]).get(b"content-length", b"0")
         if said.isdigit() and int(said) > self.most:
+            await _drain(receive)
             await self._refuse(send)
             return
         seen = 0
@@ -29,6 +43,8 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self.most:
+                if message.get("more_body"):
+                    await _drain(receive)
                 raise HTTPException(413, f"The body is over {self.most} bytes")
             return message
 
