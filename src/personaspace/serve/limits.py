@@ -7,7 +7,6 @@ import json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-
 DRAINED = 64 << 20
 """Bytes of a refused body that are read and thrown away: a client that is still sending would not see the answer."""
 
