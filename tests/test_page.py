@@ -92,7 +92,11 @@ def test_a_preset_role_becomes_the_system_prompt_and_a_ready_conversation_is_ask
     page = opened(browser, address, 1440, problems)
     page.fill("#preset", "ghost")
     page.press("#preset", "Enter")
-    page.wait_for_function("document.querySelector('#system').value.toLowerCase().includes('ghost')")
+    for _ in range(50):
+        if "ghost" in page.input_value("#system").lower():
+            break
+        page.wait_for_timeout(100)
+    assert "ghost" in page.input_value("#system").lower()
     values = page.evaluate("[...document.querySelectorAll('#ready option')].map(o => o.value).filter(Boolean)")
     assert len(values) >= 4
     page.select_option("#ready", values[0])
