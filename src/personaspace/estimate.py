@@ -117,7 +117,9 @@ def estimate(run: Run, kept: Kept, layer: int | None, seed: int, meta: dict[str,
         "default_vector": default,
         "axis": axis,
         "counts": torch.from_numpy(cells.per_role()[1:]),
-        "role_reliability": _tensor(vectors.spearman_brown(vectors.role_split_half(at_layer, splits))),
+        "role_reliability": _tensor(
+            vectors.spearman_brown(vectors.role_split_half(at_layer, splits, len(cells.names) - 1))
+        ),
         "role_interval": _tensor(intervals.projection),
         "axis_split_half": _tensor(np.concatenate(split_half)),
         "separation": _tensor(np.nanmean(by_fold, axis=0) if not np.isnan(by_fold).all() else by_fold[0]),

@@ -181,19 +181,20 @@ def axis_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]]) ->
     return mean
 
 
-def role_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]]) -> Floats:
+def role_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]], roles: int) -> Floats:
     """Cosine of each role's vector, the mean role's taken off, between halves, `[roles]` without the default.
 
-    sums: `[cells, hidden]`. NaN where a role was asked one question alone.
+    sums: `[cells, hidden]`. NaN where a role was asked one question alone, or no split can be made.
     """
-    roles = operators[0][0].shape[0] - 1 if operators else 0
-    cosines = []
+    cosines = [np.full(roles, np.nan)]
     for pair in operators:
         vectors = [(torch.from_numpy(np.nan_to_num(o[1:])) @ sums).numpy() for o in pair]
         there = ~np.isnan(pair[0][1:, 0]) & ~np.isnan(pair[1][1:, 0])
         centred = [v - v[there].mean(0) for v in vectors]
         cosines.append(np.where(there, np.maximum(cosine(centred[0], centred[1]), 0), np.nan))
-    return np.nanmean(cosines, axis=0) if cosines else np.full(roles, np.nan)
+    there = ~np.isnan(cosines)
+    mean: Floats = np.where(there.any(0), np.nansum(cosines, axis=0) / np.maximum(there.sum(0), 1), np.nan)
+    return mean
 
 
 @dataclass(frozen=True)
