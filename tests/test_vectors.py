@@ -177,3 +177,9 @@ def test_separation_is_the_planted_difference_in_standard_deviations():
 def test_the_first_layer_within_a_standard_error_of_the_best_is_taken():
     by_fold = np.array([[0.0, 1.0, 1.4, 1.5], [0.0, 1.2, 1.6, 1.5], [0.0, 1.1, 1.5, 1.7]])
     assert vectors.pick_layer(by_fold) == 2
+
+
+def test_where_no_split_can_be_made_every_role_has_a_reliability_and_it_is_unknown():
+    found = vectors.role_split_half(torch.zeros(3, 4), [], 5)
+    assert found.shape == (5,)
+    assert np.isnan(found).all()

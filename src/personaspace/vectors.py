@@ -190,6 +190,8 @@ def role_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]], ro
     for pair in operators:
         vectors = [(torch.from_numpy(np.nan_to_num(o[1:])) @ sums).numpy() for o in pair]
         there = ~np.isnan(pair[0][1:, 0]) & ~np.isnan(pair[1][1:, 0])
+        if not there.any():
+            continue
         centred = [v - v[there].mean(0) for v in vectors]
         cosines.append(np.where(there, np.maximum(cosine(centred[0], centred[1]), 0), np.nan))
     there = ~np.isnan(cosines)
