@@ -8,7 +8,7 @@ by the last one. See docs/decisions/0001-decode-loop.md for what else was measur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -296,11 +296,6 @@ class DecodeLoop:
                 row.logs.append(
                     (float(every[chosen[k]]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
                 )
-
-    @torch.inference_mode()
-    def drop(self, keys: Collection[int]) -> None:
-        """Takes out rows that nobody waits for any more."""
-        self._leave([k for k, row in enumerate(self.rows) if row.key in keys])
 
     def _intervene(self) -> None:
         """Sets what is done to each row's next token."""
