@@ -23,6 +23,10 @@ def commands() -> str:
     parts += [f"```\n{help_of()}\n```"]
     for name in names:
         parts += [f"## {name}", f"```\n{help_of(name)}\n```"]
+    for group in app.registered_groups:
+        parts += [f"## {group.name}", f"```\n{help_of(str(group.name))}\n```"]
+        for c in group.typer_instance.registered_commands if group.typer_instance else []:
+            parts += [f"### {group.name} {c.name}", f"```\n{help_of(str(group.name), str(c.name))}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -27,6 +27,7 @@ ORDER = [
     "interop",
     "mapping",
     "api",
+    "experiments",
     "chatting",
     "serve",
     "progress",

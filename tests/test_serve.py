@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import personaspace as ps
+from personaspace.engines.transformers import TransformersEngine
 from personaspace.errors import UsageError
 from personaspace.serve import hash_key, read_keys
 from personaspace.serve.settings import check_exposure
@@ -111,6 +112,43 @@ def test_an_echoed_prompt_comes_with_its_tokens_log_probabilities(client, engine
         assert made.logprobs.token_logprobs[1 : len(ids)] == pytest.approx(expected, abs=1e-3)
         best = [max(top.values()) for top in made.logprobs.top_logprobs[1 : len(ids)]]
         assert best == pytest.approx(logits[: len(ids) - 1].max(-1).values.tolist(), abs=1e-3)
+
+
+def test_the_token_that_ends_a_text_completion_has_its_log_probability_too(space, engine):
+    ids = engine.chat.text_ids("Once upon a time")
+    first = int(engine.network(torch.tensor([ids])).logits[0, -1].argmax())
+    ending = TransformersEngine(engine.network, engine.tokenizer, id="me/tiny", rows=4)
+    ending.chat.end_ids = frozenset({first})
+    body = {"model": "tiny", "prompt": ids, "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True}
+    with serving(space, ending) as (address, _):
+        made = httpx.post(f"{address}/v1/completions", json=body, timeout=30).json()["choices"][0]
+        chat = {"model": "tiny", "messages": HELLO, "max_tokens": 4, "logprobs": True, "top_logprobs": 2}
+        whole = httpx.post(f"{address}/v1/chat/completions", json=chat, timeout=30).json()
+    assert made["text"] == "Once upon a time"
+    assert made["finish_reason"] == "stop"
+    assert len(made["logprobs"]["tokens"]) == len(ids) + 1
+    assert made["logprobs"]["tokens"][-1] == engine.tokenizer.decode([first])
+    assert made["logprobs"]["token_logprobs"][-1] == max(made["logprobs"]["top_logprobs"][-1].values())
+    assert len(whole["choices"][0]["logprobs"]["content"]) == whole["usage"]["completion_tokens"]
+
+
+def test_a_long_text_is_scored_in_parts_as_it_is_in_one(engine, space, monkeypatch):
+    from personaspace.engines import transformers as module
+
+    ids = engine.chat.text_ids("a text of some tokens, more than a part has")
+    whole = engine.score(ids, 2, [space.cap()])
+    monkeypatch.setattr(module, "SCORED_TOKENS", 7)
+    parts = engine.score(ids, 2, [space.cap()])
+    assert len(whole) == len(ids) - 1
+    assert [lp for lp, _ in parts] == pytest.approx([lp for lp, _ in whole], abs=1e-4)
+    assert [[t for t, _ in top] for _, top in parts] == [[t for t, _ in top] for _, top in whole]
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_it_is_scored(server):
+    body = {"model": "tiny", "prompt": "long " * 500, "max_tokens": 1, "logprobs": 1, "echo": True}
+    answer = httpx.post(f"{server}/v1/completions", json=body, timeout=30)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_a_stop_text_ends_a_reply_before_it_and_is_never_shown(client):

@@ -1,4 +1,5 @@
-"""Scores how far a reply is the role it was asked to be, 0–3 (the paper's section on role adherence).
+"""Scores replies by a rubric: how far one is the role it was asked to be, 0–3 (the paper's section on role adherence), or
+whatever an experiment asks.
 
 0 refuses and speaks as an AI; 1 answers, speaks as an AI; 2 says that it is an AI but shows traits of the role; 3 is fully
 the role. Talks to an endpoint over the network where the judge is `openai`; it knows nothing of activations.
@@ -10,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from personaspace.errors import JudgeError, UsageError
 
 KEPT = 3
 JUDGES = ("rules", "local", "openai", "none")
+OPENAI_MODEL = "gpt-4.1-mini"
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,18 @@ class Judge(Protocol):
 
     name: str
 
-    def score(self, items: Iterable[Item]) -> Iterator[Score]: ...
+    def score(self, items: Iterable[Any]) -> Iterator[Score]: ...
 
 
-RUBRIC = """You judge whether a reply plays a role.
+@dataclass(frozen=True)
+class Rubric:
+    """What a judge is asked of an item, and the highest of the scores that it may give: 0 to `top`, one digit."""
+
+    text: Callable[[Any], str]
+    top: int
+
+
+_ADHERENCE = """You judge whether a reply plays a role.
 Role: {role}. {description}
 Question: {question}
 Reply: {reply}
@@ -63,7 +73,7 @@ Scores:
 Answer with the number alone."""
 
 
-def rubric(item: Item) -> str:
+def adherence(item: Item) -> str:
     """The text put to a judge: the catalogue's own for the role where it has one."""
     values = {"question": item.question, "answer": item.reply, "reply": item.reply}
     if item.role.eval_prompt:
@@ -72,7 +82,10 @@ def rubric(item: Item) -> str:
             text = text.replace("{" + name + "}", value)
         return text
     name = item.role.role.replace("_", " ")
-    return RUBRIC.format(role=name, description=item.role.description, **values)
+    return _ADHERENCE.format(role=name, description=item.role.description, **values)
+
+
+ADHERENCE = Rubric(adherence, KEPT)
 
 
 _REFUSES = re.compile(
@@ -108,25 +121,25 @@ class RulesJudge:
 
 
 class LocalJudge:
-    """A loaded model reads reply and rubric; the score is read from the probabilities of the next token, 0–3."""
+    """A loaded model reads reply and rubric; the score is read from the probabilities of the next token, 0 to the top."""
 
     name = "local"
 
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
-        tokenize = engine.tokenizer
-        self.digits = [tokenize(d, add_special_tokens=False)["input_ids"][-1] for d in "0123"]
-        if len(set(self.digits)) != 4:
-            raise JudgeError("the judging model's tokenizer has no token of its own for each of 0, 1, 2, 3")
+    def __init__(self, engine: Any, rubric: Rubric = ADHERENCE) -> None:
+        self.engine, self.rubric = engine, rubric
+        tokenize, scores = engine.tokenizer, [str(d) for d in range(rubric.top + 1)]
+        self.digits = [tokenize(d, add_special_tokens=False)["input_ids"][-1] for d in scores]
+        if len(set(self.digits)) != len(scores):
+            raise JudgeError(f"the judging model's tokenizer has no token of its own for each of {', '.join(scores)}")
 
     def score(self, items: Iterable[Item]) -> Iterator[Score]:
         for item in items:
-            ids = self.engine.chat.prompt_ids([{"role": "user", "content": rubric(item)}])
+            ids = self.engine.chat.prompt_ids([{"role": "user", "content": self.rubric.text(item)}])
             with torch.inference_mode():
                 tokens = torch.tensor([ids], device=self.engine.device)
                 logits = self.engine.network(tokens, use_cache=False, logits_to_keep=1).logits
             p = logits[0, -1, self.digits].float().softmax(-1)
-            yield Score(int(p.argmax()), float((p * torch.arange(4, device=p.device)).sum()))
+            yield Score(int(p.argmax()), float((p * torch.arange(len(p), device=p.device)).sum()))
 
 
 class OpenAIJudge:
@@ -135,7 +148,14 @@ class OpenAIJudge:
     name = "openai"
 
     def __init__(
-        self, model: str, base_url: str | None = None, *, concurrency: int = 8, tries: int = 5, timeout: float = 60
+        self,
+        model: str,
+        base_url: str | None = None,
+        *,
+        concurrency: int = 8,
+        tries: int = 5,
+        timeout: float = 60,
+        rubric: Rubric = ADHERENCE,
     ) -> None:
         try:
             import openai
@@ -149,7 +169,7 @@ class OpenAIJudge:
         # The client itself waits and tries again on 429, 5xx and lost connections.
         self.client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=tries, timeout=timeout)
         self.error: type[Exception] = openai.OpenAIError
-        self.model, self.concurrency = model, concurrency
+        self.model, self.concurrency, self.rubric = model, concurrency, rubric
 
     def score(self, items: Iterable[Item]) -> Iterator[Score]:
         with ThreadPoolExecutor(self.concurrency) as pool:
@@ -158,27 +178,39 @@ class OpenAIJudge:
     def _one(self, item: Item) -> Score:
         try:
             answer = self.client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": rubric(item)}], temperature=0, max_tokens=16
+                model=self.model,
+                messages=[{"role": "user", "content": self.rubric.text(item)}],
+                temperature=0,
+                max_tokens=16,
             )
         except self.error as e:
             return Score(None, problem=f"{type(e).__name__}: {str(e).splitlines()[0][:160]}")
         text = (answer.choices[0].message.content or "") if answer.choices else ""
-        found = re.search(r"(?<!\d)[0-3](?![\d.])", text)
+        found = re.search(rf"(?<!\d)[0-{self.rubric.top}](?![\d.])", text)
         if not found:
-            return Score(None, problem=f"no score of 0–3 in the answer {json.dumps(text[:60])}")
+            return Score(None, problem=f"no score of 0–{self.rubric.top} in the answer {json.dumps(text[:60])}")
         return Score(int(found[0]), float(found[0]))
 
 
-def make_judge(name: str, *, engine: Any = None, model: str = "gpt-4.1-mini", url: str | None = None) -> Judge | None:
-    """The judge of that name; None for `none`. Raises `UsageError`, or `JudgeError` where it cannot work."""
+def make_judge(
+    name: str,
+    *,
+    engine: Any = None,
+    model: str | None = None,
+    url: str | None = None,
+    rubric: Rubric = ADHERENCE,
+    rules: Judge | None = None,
+) -> Judge | None:
+    """The judge of that name; None for `none`. rules: who goes by words alone, where it is not adherence that is judged.
+    Raises `UsageError`, or `JudgeError` where it cannot work."""
     if name == "none":
         return None
     if name == "rules":
-        return RulesJudge()
+        return rules or RulesJudge()
     if name == "local":
-        return LocalJudge(engine)
+        return LocalJudge(engine, rubric)
     if name == "openai":
-        return OpenAIJudge(model, url)
+        return OpenAIJudge(model or OPENAI_MODEL, url, rubric=rubric)
     raise UsageError(f"--judge {name}: expected one of {', '.join(JUDGES)}")
 
 

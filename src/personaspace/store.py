@@ -94,21 +94,18 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-class Run:
-    """A run's folder. Everything in it goes on from where it stands; only the configuration must be the same."""
+class Folder:
+    """What a run or an experiment keeps: configuration, parts, scores, lock. Everything in it goes on from where it stands;
+    only the configuration must be the same."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.responses, self.activations = self.folder / "responses", self.folder / "activations"
-        self.scores = self.folder / "scores"
+        self.responses, self.scores = self.folder / "responses", self.folder / "scores"
+        self.inside = [self.responses, self.scores]
 
     @property
     def exists(self) -> bool:
         return (self.folder / "run.json").is_file()
-
-    @property
-    def space_file(self) -> Path:
-        return self.folder / "space.safetensors"
 
     @property
     def report_file(self) -> Path:
@@ -118,7 +115,7 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Keeps a second process out. Raises `RunLocked` with who holds the folder, `RunError` where it can't be made."""
         try:
-            for folder in (self.responses, self.activations, self.scores):
+            for folder in self.inside:
                 folder.mkdir(parents=True, exist_ok=True)
             handle = open(self.folder / ".lock", "a+")  # noqa: SIM115 - held as long as the run works
         except OSError as e:
@@ -137,12 +134,8 @@ class Run:
 
     def _clean(self) -> None:
         """Takes away what a killed process left half done."""
-        for folder in (self.folder, self.responses, self.activations, self.scores):
+        for folder in (self.folder, *self.inside):
             for path in folder.glob(".*.tmp"):
-                path.unlink()
-        whole = {p.stem for p in self.responses.glob("part-*.parquet")}
-        for path in self.activations.glob("part-*.safetensors"):
-            if path.stem not in whole:
                 path.unlink()
 
     # -- configuration -----------------------------------------------------------------------------------------------
@@ -185,7 +178,44 @@ class Run:
         """Writes `run.json` anew."""
         write_whole(self.folder / "run.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
-    # -- shards ------------------------------------------------------------------------------------------------------
+    # -- scores ------------------------------------------------------------------------------------------------------
+
+    def scores_of(self, judge: str) -> dict[tuple[str, int], tuple[int, float]]:
+        """(role, index) → the score a judge gave and the expected one."""
+        path = self.scores / f"{judge}.parquet"
+        if not path.is_file():
+            return {}
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except (OSError, pa.ArrowException) as e:
+            raise RunError(f"{path}: cannot be read ({e}); delete it, and the responses are scored again") from None
+        return {(r["role"], r["index"]): (r["score"], r["expected"]) for r in rows}
+
+    def keep_scores(self, judge: str, scores: Mapping[tuple[str, int], tuple[int, float]]) -> None:
+        """Writes all scores of a judge anew."""
+        rows = [{"role": k[0], "index": k[1], "score": v[0], "expected": v[1]} for k, v in sorted(scores.items())]
+        fields = [("role", pa.string()), ("index", pa.int32()), ("score", pa.int32()), ("expected", pa.float32())]
+        write_table(self.scores / f"{judge}.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
+
+
+class Run(Folder):
+    """A map's folder: shards of responses with their activations, and the space and report made of them."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self.activations = self.folder / "activations"
+        self.inside.append(self.activations)
+
+    @property
+    def space_file(self) -> Path:
+        return self.folder / "space.safetensors"
+
+    def _clean(self) -> None:
+        super()._clean()
+        whole = {p.stem for p in self.responses.glob("part-*.parquet")}
+        for path in self.activations.glob("part-*.safetensors"):
+            if path.stem not in whole:
+                path.unlink()
 
     def done(self) -> list[int]:
         """The numbers of the shards that are whole."""
@@ -223,25 +253,6 @@ class Run:
 
     def _activations(self, shard: int) -> Path:
         return self.activations / f"part-{shard:05d}.safetensors"
-
-    # -- scores ------------------------------------------------------------------------------------------------------
-
-    def scores_of(self, judge: str) -> dict[tuple[str, int], tuple[int, float]]:
-        """(role, index) → the score a judge gave and the expected one."""
-        path = self.scores / f"{judge}.parquet"
-        if not path.is_file():
-            return {}
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except (OSError, pa.ArrowException) as e:
-            raise RunError(f"{path}: cannot be read ({e}); delete it, and the responses are scored again") from None
-        return {(r["role"], r["index"]): (r["score"], r["expected"]) for r in rows}
-
-    def keep_scores(self, judge: str, scores: Mapping[tuple[str, int], tuple[int, float]]) -> None:
-        """Writes all scores of a judge anew."""
-        rows = [{"role": k[0], "index": k[1], "score": v[0], "expected": v[1]} for k, v in sorted(scores.items())]
-        fields = [("role", pa.string()), ("index", pa.int32()), ("score", pa.int32()), ("expected", pa.float32())]
-        write_table(self.scores / f"{judge}.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
 
 
 def _tensor(value: Tensor | None) -> Tensor:

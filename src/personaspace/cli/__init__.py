@@ -17,9 +17,10 @@ from personaspace.cli import maps
 from personaspace.cli import holding
 from personaspace.cli import serving
 from personaspace.cli import formats
+from personaspace.cli import experiments
 # isort: on
 
-__all__ = ["app", "formats", "holding", "main", "maps", "serving"]
+__all__ = ["app", "experiments", "formats", "holding", "main", "maps", "serving"]
 
 
 @app.callback(invoke_without_command=True)

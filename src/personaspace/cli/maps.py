@@ -81,8 +81,7 @@ def map_command(
         out.print(json.dumps(plan.__dict__) if as_json else bar.line(plan))
         return
     other = load_engine(engine, judge_model, device=device, dtype=dtype) if judge == "local" and judge_model else loaded
-    model_of_judge = {"model": judge_model} if judge_model else {}
-    scorer = make_judge(judge, engine=other, url=judge_url, **model_of_judge)
+    scorer = make_judge(judge, engine=other, model=judge_model, url=judge_url)
     with bar:
         space = mapper.map(scorer)
     summary = space.summary()

@@ -87,7 +87,10 @@ class Chat:
         return frozenset(i for i in ids if self.tokenizer.added_tokens_decoder.get(i) is not None)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation up to where the reply begins."""
+        """The token ids of a conversation up to where the reply begins; of a single message of role `text`, what is to be
+        gone on with as it stands."""
+        if len(messages) == 1 and messages[0]["role"] == "text":
+            return self.text_ids(messages[0]["content"])
         # A template writes its own beginning-of-text token; a plain transcript leaves it to the tokenizer.
         ids = self.tokenizer(self.render(messages), add_special_tokens=not self.has_template)["input_ids"]
         return list(ids)

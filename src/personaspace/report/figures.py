@@ -32,13 +32,26 @@ class Block:
     rows: Sequence[Sequence[str]] = ()
 
 
-def write_figures(path: str | Path, title: str, lead: str, blocks: Sequence[Block]) -> Path:
-    """Writes the page, whole or not at all, and returns its path."""
+@dataclass(frozen=True)
+class Figure:
+    """A number that stands large at a page's head: what it is, its value, and a line beside it (the study's, say)."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def write_figures(
+    path: str | Path, title: str, lead: str, blocks: Sequence[Block], *, said: str = "", key: Sequence[Figure] = ()
+) -> Path:
+    """Writes the page, whole or not at all, and returns its path. said: what was found, under the lead."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True)
     figures = {f"figure{k}": b.figure for k, b in enumerate(blocks) if b.figure}
     page = environment.get_template("figures.html").render(
         title=title,
         lead=lead,
+        said=said,
+        key=key,
         blocks=blocks,
         # "</" inside a script would end it.
         figures=json.dumps(figures).replace("</", "<\\/"),

@@ -1,0 +1,166 @@
+"""The commands that run the study's experiments: each is made from its options' fields, so that it cannot lag behind them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out, space_and_engine
+from personaspace.errors import UsageError
+from personaspace.experiments.experiment import Experiment, Options
+from personaspace.experiments.registry import MODULES, find
+
+group = typer.Typer(help="Run one of the study's experiments, and set its figure beside the published one.")
+app.add_typer(group, name="experiment")
+
+COMMON: dict[str, Any] = {
+    "space": SpaceArg,
+    "out_folder": Annotated[
+        Path, typer.Option("--out", help="The experiment's folder; the same command goes on with it.")
+    ],
+    "published": Annotated[
+        bool, typer.Option("--published", help="Start from the published setting, not the small one.")
+    ],
+    "judge": Annotated[str, typer.Option(help="rules, local, openai or none.")],
+    "judge_model": Annotated[str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")],
+    "judge_url": Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")],
+    "catalog": Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")],
+    "model": ModelArg,
+    "device": Device,
+    "dtype": Dtype,
+    "dry_run": Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take, and what the published setting would.")
+    ],
+    "as_json": Json,
+}
+DEFAULTS: dict[str, Any] = {"published": False, "judge": "rules", "dry_run": False, "as_json": False}
+NEEDED = ("space", "out_folder")
+
+
+def _told(default: Any) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _option(name: str, field: FieldInfo) -> Any:
+    """A field as an option: what holds several values is text here, and is read by the field itself."""
+    kind = field.annotation if field.annotation in (int, float, bool) else str
+    told = "" if field.default in (None, "") else f"  [default: {_told(field.default)}]"
+    flag = "--" + name.replace("_", "-")
+    return Annotated[kind | None, typer.Option(flag, help=f"{field.description}{told}", show_default=False)]
+
+
+def _command(name: str) -> Callable[..., None]:
+    """A function whose signature is the common options and the experiment's own."""
+    experiment = find(name)
+    own = {k: _option(k, f) for k, f in experiment.options.model_fields.items()}
+
+    def command(**given: Any) -> None:
+        chosen = {k: given.pop(k) for k in own}
+        _run(experiment, {k: v for k, v in chosen.items() if v is not None}, **given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(k, keyword, annotation=COMMON[k]) for k in NEEDED]
+    parameters += [inspect.Parameter(k, keyword, annotation=a, default=None) for k, a in own.items()]
+    parameters += [
+        inspect.Parameter(k, keyword, annotation=a, default=DEFAULTS.get(k))
+        for k, a in COMMON.items()
+        if k not in NEEDED
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = experiment.summary
+    group.command(name, epilog=f"Example: {experiment.example}" if experiment.example else None)(command)
+    return command
+
+
+def read_options(experiment: Experiment, given: dict[str, Any], published: bool) -> Options:
+    """The options given, over the small or the published setting. Raises `UsageError`."""
+    start = experiment.published.model_dump() if published else {}
+    try:
+        return experiment.options.model_validate({**start, **given})
+    except ValidationError as e:
+        first = e.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"--{name} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _run(
+    experiment: Experiment,
+    given: dict[str, Any],
+    *,
+    space: str,
+    out_folder: Path,
+    published: bool,
+    judge: str,
+    judge_model: str | None,
+    judge_url: str | None,
+    catalog: Path | None,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from personaspace.catalog import load_catalog
+    from personaspace.engines import load_engine
+    from personaspace.experiments.trials import Judges, Trials
+    from personaspace.judge import JUDGES
+    from personaspace.progress import Bar
+
+    if judge not in JUDGES:
+        raise UsageError(f"--judge {judge}: expected one of {', '.join(JUDGES)}")
+    options = read_options(experiment, given, published)
+    texts = load_catalog(catalog)
+    loaded, engine = space_and_engine(space, model, device, dtype)
+
+    def load(name: str) -> Any:
+        return load_engine("transformers", name, device=device, dtype=dtype)
+
+    if dry_run:
+        _costs(experiment, options, texts, engine, as_json)
+        return
+    other = load(judge_model) if judge == "local" and judge_model else engine
+    judges = Judges(judge, other, judge_model, judge_url)
+    bar = Bar(err)
+    trials = Trials(
+        engine, loaded, out_folder, experiment.name, options, catalog=texts, judges=judges, load=load, watcher=bar
+    )
+    with bar:
+        result = experiment.conduct(trials)
+    if as_json:
+        out.print_json((trials.folder / "results.json").read_text(encoding="utf-8"))
+        return
+    for figure in result.key:
+        out.print(
+            f"{figure.name + ':':<34} {figure.value}" + (f"   {figure.note}" if figure.note else ""), markup=False
+        )
+    out.print(
+        f"\n{result.headline}\n\ndata:   {trials.folder / 'results.parquet'}\nreport: {trials.report_file}",
+        markup=False,
+    )
+
+
+def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as_json: bool) -> None:
+    from personaspace.progress import hours
+
+    each = {"this": experiment.cost(options, texts), "published": experiment.cost(experiment.published, texts)}
+    seconds = {k: c.seconds(engine) for k, c in each.items()}
+    if as_json:
+        out.print_json(json.dumps({k: {**vars(c), "seconds": seconds[k]} for k, c in each.items()}))
+        return
+    for name, c in each.items():
+        out.print(
+            f"{name + ' setting:':<19} {c.replies:,} replies, at most {c.tokens:,} tokens, about {hours(seconds[name])} "
+            f"with {engine.model.id} on this machine"
+        )
+
+
+for _name in MODULES:
+    _command(_name)

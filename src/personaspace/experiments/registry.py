@@ -1,0 +1,19 @@
+"""Which experiments there are, by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from personaspace.errors import UsageError
+from personaspace.experiments.experiment import Experiment
+
+MODULES = {"susceptibility": "susceptibility"}
+"""Name → module, in the order of the paper. A module is read when its experiment is asked for."""
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name. Raises `UsageError` with the names there are."""
+    if name not in MODULES:
+        raise UsageError(f"experiment {name}: expected one of {', '.join(MODULES)}")
+    found: Experiment = import_module(f"personaspace.experiments.{MODULES[name]}").EXPERIMENT
+    return found

@@ -1,0 +1,328 @@
+"""The loop that every experiment goes through: conditions times items, asked of an engine and kept as they come.
+
+A folder of trials goes on where it was stopped, and ends with what an uninterrupted one ends with. It writes to the disk;
+it knows nothing of what an experiment is about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from personaspace.catalog import Catalog
+from personaspace.engines import Engine, Response, Turn
+from personaspace.errors import RunError
+from personaspace.experiments.experiment import Options
+from personaspace.interventions import Intervention
+from personaspace.judge import Judge, Rubric, Score, make_judge
+from personaspace.mapping import Watcher
+from personaspace.prompts import Message, Prompt, Sampling, row_seed
+from personaspace.space import PersonaSpace
+from personaspace.store import Folder, write_table
+
+SHARD = 128
+"""Replies a part: what a killed experiment may have to do again."""
+
+Chosen = TypeVar("Chosen", bound=Options)
+GIVEN = pa.schema(
+    [
+        ("condition", pa.string()),
+        ("item", pa.string()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("finish", pa.string()),
+        ("projection", pa.float64()),
+        ("touched", pa.int32()),
+        ("activation", pa.list_(pa.float32())),
+    ]
+)
+READING = pa.schema(
+    [
+        ("conversation", pa.string()),
+        ("turn", pa.int32()),
+        ("tokens", pa.int32()),
+        ("projection", pa.float64()),
+        ("logprob", pa.float64()),
+        ("touched", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is done to the model: nothing, steering along the axis by alpha (in units of the layer's residual norm), a cap."""
+
+    name: str
+    alpha: float = 0.0
+    cap: str | None = None
+
+    def interventions(self, space: PersonaSpace) -> tuple[Intervention, ...]:
+        """Steering first, then the cap. Raises `SpaceError` for a cap that the space does not have."""
+        steered = (space.steer(self.alpha),) if self.alpha else ()
+        return (*steered, space.cap(self.cap)) if self.cap else steered
+
+
+PLAIN = Condition("plain")
+
+
+def steered(alphas: Sequence[float]) -> list[Condition]:
+    """A condition for each alpha, in order; 0 is `plain`."""
+    return [Condition(f"α {a:+.2f}", a) if a else PLAIN for a in sorted(alphas)]
+
+
+def capped(names: Sequence[str]) -> list[Condition]:
+    """A condition for each cap, by its name."""
+    return [Condition(name, cap=name) for name in names]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A reply that is wanted: under which condition, of which item (its name is unique within the condition), to what."""
+
+    condition: Condition
+    item: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A reply that was given. projection: that of its mean activation on the unit axis at the space's layer, as the model
+    went on with it, interventions included; NaN for an empty reply. touched: how many of its tokens an intervention changed.
+    activation: `[hidden]` at that layer, where it was asked for."""
+
+    condition: str
+    item: str
+    text: str
+    tokens: int
+    finish: str
+    projection: float
+    touched: int
+    activation: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An assistant turn of text that exists, read by the model under a condition. projection: NaN for an empty turn;
+    logprob: the mean log-probability of its tokens."""
+
+    conversation: str
+    turn: int
+    tokens: int
+    projection: float
+    logprob: float
+    touched: int
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Which judge was asked for; an experiment makes it with its own rubric. engine: who judges where it is `local`."""
+
+    name: str = "rules"
+    engine: Engine | None = None
+    model: str | None = None
+    url: str | None = None
+
+    def make(self, rubric: Rubric, rules: Judge | None = None) -> Judge | None:
+        """The judge with that rubric; `rules`: who goes by words alone. None where no judge was asked for."""
+        return make_judge(self.name, engine=self.engine, model=self.model, url=self.url, rubric=rubric, rules=rules)
+
+
+def _no_models(name: str) -> Engine:
+    raise RunError(f"{name}: no other model can be loaded here")
+
+
+class Trials(Folder, Generic[Chosen]):
+    """An experiment's folder, and what it works with: `run.json`, `responses/PART-NNNNN.parquet`, `scores/…`, and what is made
+    of them. load: gives the engine of another model, by name (for a base model, or a user played by a model)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        space: PersonaSpace,
+        folder: str | Path,
+        name: str,
+        options: Chosen,
+        *,
+        catalog: Catalog,
+        judges: Judges | None = None,
+        load: Callable[[str], Engine] = _no_models,
+        watcher: Watcher | None = None,
+    ) -> None:
+        super().__init__(folder)
+        space.check_model(engine.model)
+        self.engine, self.space, self.name, self.options = engine, space, name, options
+        self.catalog, self.judges, self.load = catalog, judges or Judges(engine=engine), load
+        self.watcher = watcher or Watcher()
+        self.total = self.count = 0
+
+    @contextmanager
+    def open(self, replies: int) -> Iterator[None]:
+        """Holds the folder while it is worked in; `replies` are those to come, for the progress. Raises `RunMismatch` where
+        the folder is another experiment's, `RunLocked`."""
+        model = self.engine.model
+        config = {
+            "experiment": self.name,
+            "model": {"id": model.id, "fingerprint": model.fingerprint, "dtype": model.dtype},
+            "space": _digest(self.space),
+            "catalog": self.catalog.fingerprint,
+            "options": self.options.determining(),
+        }
+        with self.locked():
+            self.begin(config, {"version": version("personaspace")})
+            self.total, self.count = replies, 0
+            yield
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self, asks: Sequence[Ask], sampling: Sampling, *, part: str = "part", activations: bool = False
+    ) -> list[Given]:
+        """The replies, in the order of the asks. What is in the folder already is read from there; `part` names these asks
+        within the experiment (a turn, a phase). The same item has the same seed under every condition, so that conditions
+        differ by what is done to the model alone.
+
+        Raises `RunError` where the folder holds other asks under that name.
+        """
+        given: list[Given] = []
+        for k in range(0, len(asks), SHARD):
+            some = asks[k : k + SHARD]
+            path = self._part(part, k)
+            if path.is_file():
+                found = [Given(**{**r, "activation": _tensor(r["activation"])}) for r in _rows(path)]
+                if [(g.condition, g.item) for g in found] != [(a.condition.name, a.item) for a in some]:
+                    raise RunError(f"{path}: holds other replies than this experiment asks for; give another --out")
+            else:
+                found = self._answers(some, sampling, part, activations)
+                write_table(path, pa.Table.from_pylist([_row(g) for g in found], schema=GIVEN))
+            given += found
+            self._done(len(some))
+        return given
+
+    def _answers(self, asks: Sequence[Ask], sampling: Sampling, part: str, activations: bool) -> list[Given]:
+        held = {c: c.interventions(self.space) for c in {a.condition for a in asks}}
+        prompts = [
+            Prompt(
+                a.messages,
+                a.condition.name,
+                index=k,
+                seed=row_seed(self.options.seed, f"{part}/{a.item}", 0),
+                interventions=held[a.condition],
+            )
+            for k, a in enumerate(asks)
+        ]
+        found: dict[int, Given] = {}
+        for r in self.engine.respond(prompts, sampling, read=[self.space.layer]):
+            found[r.prompt.index] = self._given(asks[r.prompt.index], r, activations)
+            self.watcher.progress(self.count + len(found), max(self.total, self.count + len(found)))
+        return [found[k] for k in range(len(asks))]
+
+    def _given(self, ask: Ask, r: Response, activations: bool) -> Given:
+        activation = r.activation[0].float().cpu() if r.activation is not None else None
+        n = len(r.token_ids)
+        projection = float(activation @ self.space.axis_at()) if activation is not None and n else math.nan
+        kept = activation if activations else None
+        return Given(ask.condition.name, ask.item, r.text, n, r.finish_reason, projection, r.touched, kept)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        conversations: Mapping[str, Sequence[Message]],
+        *,
+        part: str,
+        condition: Condition = PLAIN,
+        logprobs: bool = False,
+    ) -> dict[str, list[Reading]]:
+        """The assistant turns of conversations that exist, by name, as the model reads them under a condition; kept like
+        replies are."""
+        found: dict[str, list[Reading]] = {name: [] for name in conversations}
+        names = list(conversations)
+        for k in range(0, len(names), SHARD):
+            path = self._part(part, k)
+            if not path.is_file():
+                some = names[k : k + SHARD]
+                held = condition.interventions(self.space)
+                texts = [conversations[n] for n in some]
+                turns = self.engine.replay(texts, read=[self.space.layer], interventions=held, logprobs=logprobs)
+                read = [self._reading(n, j, t) for n, ts in zip(some, turns, strict=True) for j, t in enumerate(ts)]
+                write_table(path, pa.Table.from_pylist([vars(r) for r in read], schema=READING))
+            for row in _rows(path):
+                if row["conversation"] not in found:
+                    raise RunError(f"{path}: holds other conversations than this experiment reads; give another --out")
+                found[row["conversation"]].append(Reading(**row))
+        return found
+
+    def _reading(self, name: str, k: int, turn: Turn) -> Reading:
+        projection = float(turn.activation[0].float().cpu() @ self.space.axis_at()) if turn.tokens else math.nan
+        logprob = math.nan if turn.logprob is None else turn.logprob
+        return Reading(name, k, turn.tokens, projection, logprob, turn.touched)
+
+    # -- judging -----------------------------------------------------------------------------------------------------
+
+    def judge(self, judge: Judge, items: Sequence[Any], what: str, *, batch: int = 64) -> list[int | None]:
+        """The judge's score of each item, in order; None where it could not be scored, which is noted, and tried again by
+        the next call. `what` names these items within the experiment: their order must not change."""
+        name = f"{what}-{judge.name}"
+        kept = self.scores_of(name)
+        left = [k for k in range(len(items)) if ("", k) not in kept]
+        problems: list[str] = []
+        for at in range(0, len(left), batch):
+            some = left[at : at + batch]
+            scores: list[Score] = list(judge.score([items[k] for k in some]))
+            problems += [s.problem for s in scores if s.score is None]
+            kept |= {
+                ("", k): (s.score, float(s.expected or 0))
+                for k, s in zip(some, scores, strict=True)
+                if s.score is not None
+            }
+            self.keep_scores(name, kept)
+        if problems:
+            self.watcher.note(
+                f"{len(problems)} of {len(items)} replies could not be judged ({problems[0]}); they are missing from the "
+                "figures, and the same command tries them again"
+            )
+        return [kept[("", k)][0] if ("", k) in kept else None for k in range(len(items))]
+
+    def _part(self, part: str, at: int) -> Path:
+        return self.responses / f"{part}-{at // SHARD:05d}.parquet"
+
+    def _done(self, n: int) -> None:
+        self.count += n
+        self.watcher.progress(self.count, max(self.total, self.count))
+
+
+def _digest(space: PersonaSpace) -> str:
+    """What of a space an experiment depends on: axis, layer, caps."""
+    digest = hashlib.sha256(space.tensors["axis"].float().contiguous().numpy().tobytes())
+    digest.update(json.dumps([space.layer, space.meta.get("caps", {})], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _row(g: Given) -> Mapping[str, Any]:
+    return {**vars(g), "activation": None if g.activation is None else g.activation.tolist()}
+
+
+def _tensor(values: list[float] | None) -> Tensor | None:
+    return None if values is None else torch.tensor(values)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as e:
+        raise RunError(
+            f"{path}: cannot be read ({str(e).splitlines()[0]}); delete it, and run the same command"
+        ) from None
+    return rows

@@ -1,0 +1,137 @@
+"""The two common evaluation tools, unmodified, against the server: small tasks on the embedded model, plain and capped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from personaspace.residual import attach
+from personaspace.space import PersonaSpace
+from served import serving
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "tests" / "data"
+ITEMS = [json.loads(line) for line in (DATA / "capitals.jsonl").read_text().splitlines()]
+MODELS = ["smollm2", "smollm2:capped"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline(tmp_path_factory):
+    """No tool asks the Hub for anything or writes into the user's own caches."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            patch.setenv(name, "1")
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        patch.chdir(ROOT)  # the task's file names its data from there
+        yield
+
+
+@pytest.fixture(scope="module")
+def space():
+    return PersonaSpace.load("smollm2")
+
+
+@pytest.fixture(scope="module")
+def address(space, smollm2):
+    with serving(space, smollm2, max_tokens=64) as (at, _):
+        yield at
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2, tmp_path_factory):
+    """A folder with the model's tokenizer, which lm-eval counts a question's tokens with."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    smollm2.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def lm_eval(kind, task, limit=None, chat=False, **arguments):
+    """A task's results and its samples, as lm-eval's own command makes them."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    tasks = TaskManager(include_path=str(DATA), include_defaults=False)
+    found = simple_evaluate(
+        model=kind,
+        model_args=arguments,
+        tasks=[task],
+        task_manager=tasks,
+        apply_chat_template=chat,
+        limit=limit,
+        bootstrap_iters=0,
+    )
+    return found["results"][task], found["samples"][task]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_lm_eval_asks_a_generative_task_by_chat(address, model):
+    results, samples = lm_eval(
+        "local-chat-completions", "capitals_said", chat=True, model=model, base_url=f"{address}/v1/chat/completions"
+    )
+    assert results["exact_match,named"] >= 0.75  # it knows these capitals, capped too
+    assert len(samples) == len(ITEMS)
+
+
+@pytest.mark.parametrize("tokenized", [True, False], ids=["tokens", "text"])
+@pytest.mark.parametrize("model", MODELS)
+def test_lm_eval_takes_multiple_choice_by_log_likelihoods_that_are_those_of_a_plain_pass(
+    address, space, smollm2, tokenizer, model, tokenized
+):
+    results, samples = lm_eval(
+        "local-completions",
+        "capitals_chosen",
+        limit=2,
+        model=model,
+        base_url=f"{address}/v1/completions",
+        tokenizer=tokenizer,
+        tokenizer_backend="huggingface",
+        tokenized_requests=tokenized,
+    )
+    assert results["acc,none"] == 1.0
+    for sample, item in zip(samples, ITEMS, strict=False):
+        for ((said, greedy),), choice in zip(sample["resps"], item["choices"], strict=True):
+            logprob, likely = log_likelihood(smollm2, space, model, f"Question: {item['question']}\nAnswer:", choice)
+            assert float(said) == pytest.approx(logprob, abs=1e-3)
+            assert str(greedy) == str(likely)
+
+
+def log_likelihood(engine, space, model, asked, choice):
+    """A choice's log-probability after a question, and whether each of its tokens is the most probable one."""
+    ids = engine.chat.text_ids(f"{asked} {choice}")
+    known = len(engine.chat.text_ids(asked))
+    with torch.inference_mode(), attach(engine.network, *([space.cap()] if ":" in model else [])):
+        every = engine.network(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+    each = [(every[k - 1, ids[k]], every[k - 1].argmax() == ids[k]) for k in range(known, len(ids))]
+    return float(sum(p for p, _ in each)), all(bool(best) for _, best in each)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("provider", ["openai", "openai-api/personaspace"])
+def test_inspect_ai_asks_a_task_through_its_openai_providers(address, tmp_path, provider, model):
+    from inspect_ai import Task
+    from inspect_ai import eval as inspect_eval
+    from inspect_ai.dataset import Sample, json_dataset
+    from inspect_ai.model import get_model
+    from inspect_ai.scorer import includes
+    from inspect_ai.solver import generate
+
+    # Its `openai` provider takes the Responses API for models that it does not know, unless told.
+    own = {"responses_api": False} if provider == "openai" else {}
+    asked = json_dataset(
+        str(DATA / "capitals.jsonl"), lambda r: Sample(input=r["question"], target=r["choices"][r["answer"]])
+    )
+    (log,) = inspect_eval(
+        Task(dataset=asked, solver=generate(), scorer=includes()),
+        model=get_model(f"{provider}/{model}", base_url=f"{address}/v1", api_key="none", **own),
+        max_tokens=12,
+        temperature=0,
+        log_dir=str(tmp_path),
+        display="none",
+    )
+    assert log.status == "success", log.error and log.error.message
+    assert len(log.samples) == len(ITEMS)
+    said = [s.output.completion for s in log.samples]
+    assert log.results.scores[0].metrics["accuracy"].value >= 0.75, said

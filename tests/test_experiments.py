@@ -1,0 +1,239 @@
+"""What all experiments share: the loop that resumes, judges that fail, intervals; and the command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import personaspace as ps
+from personaspace.catalog import load_catalog
+from personaspace.cli import app
+from personaspace.cli.experiments import read_options
+from personaspace.errors import RunError, RunMismatch, SpaceError, UsageError
+from personaspace.experiments.experiment import Options
+from personaspace.experiments.registry import MODULES, find
+from personaspace.experiments.statistics import bootstrap, mean, paired, share
+from personaspace.experiments.trials import PLAIN, Ask, Condition, Judges, Trials, capped, steered
+from personaspace.judge import Score
+from planted import PlantedEngine, planted_space
+
+SAMPLING = ps.Sampling(max_new_tokens=8)
+
+
+def trials(folder: Path, engine=None, **more) -> Trials:
+    made = engine or PlantedEngine(lambda messages, rng: rng.normal())
+    return Trials(made, planted_space(), folder, "test", Options(seed=3), catalog=load_catalog(), **more)
+
+
+def some(n: int, condition: Condition = PLAIN) -> list[Ask]:
+    return [Ask(condition, f"item {k}", ({"role": "user", "content": f"thing {k}"},)) for k in range(n)]
+
+
+def test_conditions_steer_and_cap_what_the_engine_reads(tmp_path):
+    made = trials(tmp_path, PlantedEngine(lambda messages, rng: -3.0))
+    with made.open(3):
+        conditions = [*steered([-0.2, 0.0]), *capped(["capped"])]
+        got = made.ask([a for c in conditions for a in some(1, c)], SAMPLING)
+    assert [g.condition for g in got] == ["α -0.20", "plain", "capped"]
+    assert [g.projection for g in got] == pytest.approx([-5.0, -3.0, 0.0])
+    assert [g.touched for g in got] == [8, 0, 8]
+
+
+def test_the_same_item_has_the_same_draw_under_every_condition(tmp_path):
+    made = trials(tmp_path)
+    with made.open(20):
+        plain = made.ask(some(10), SAMPLING, part="a")
+        moved = made.ask(some(10, Condition("up", alpha=0.1)), SAMPLING, part="a2")
+        again = made.ask(some(10, Condition("up", alpha=0.1)) + some(10), SAMPLING, part="a3")
+    assert len({g.projection for g in plain}) == 10
+    assert [g.projection for g in again[:10]] == pytest.approx([g.projection + 1 for g in again[10:]])
+    assert [g.projection for g in moved] != pytest.approx([g.projection + 1 for g in plain]), (
+        "another part, another draw"
+    )
+
+
+def test_a_stopped_experiment_goes_on_and_asks_nothing_twice(tmp_path):
+    whole, asked = trials(tmp_path / "whole"), some(300)
+    with whole.open(300):
+        expected = whole.ask(asked, SAMPLING)
+    engine = PlantedEngine(lambda messages, rng: rng.normal())
+    limited = trials(tmp_path / "cut", engine)
+    engine.where = lambda messages, rng: rng.normal() if engine.asked <= 200 else 1 / 0
+    with limited.open(300), pytest.raises(ZeroDivisionError):
+        limited.ask(asked, SAMPLING)
+    engine.where, engine.asked = (lambda messages, rng: rng.normal()), 0
+    with limited.open(300):
+        assert limited.ask(asked, SAMPLING) == expected
+    assert engine.asked == 300 - 128
+
+
+def test_a_folder_of_other_options_or_other_asks_is_refused_with_the_difference(tmp_path):
+    made = trials(tmp_path)
+    with made.open(3):
+        made.ask(some(3), SAMPLING)
+        with pytest.raises(RunError, match="other replies"):
+            made.ask(some(4), SAMPLING)
+    other = Trials(made.engine, made.space, tmp_path, "test", Options(seed=4), catalog=load_catalog())
+    with pytest.raises(RunMismatch, match="seed"), other.open(3):
+        pass
+
+
+def test_a_cap_that_the_space_lacks_is_named(tmp_path):
+    made = trials(tmp_path)
+    with made.open(1), pytest.raises(SpaceError, match="no cap 'lid'"):
+        made.ask(some(1, Condition("lid", cap="lid")), SAMPLING)
+
+
+def test_text_is_read_under_a_condition_and_kept(tmp_path):
+    engine = PlantedEngine(lambda messages, rng: 0.0, logprob=lambda floor: -2.0 if floor > -9 else -1.0)
+    made = trials(tmp_path, engine)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b <-4.0>"}]
+    with made.open(0):
+        plain = made.read({"one": talk, "two": talk * 2}, part="plain", logprobs=True)
+        held = made.read({"one": talk}, part="held", condition=Condition("capped", cap="capped"), logprobs=True)
+        assert [r.projection for r in plain["two"]] == [-4.0, -4.0]
+        assert (plain["one"][0].logprob, held["one"][0].logprob) == (-1.0, -2.0)
+        assert held["one"][0].projection == 0.0
+        engine.replay = None  # what was read is not read again
+        assert made.read({"one": talk, "two": talk * 2}, part="plain", logprobs=True) == plain
+
+
+class Moody:
+    """A judge that cannot score every third item."""
+
+    name = "moody"
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def score(self, items):
+        for item in items:
+            self.seen.append(item)
+            yield Score(None, problem="no answer") if int(item) % 3 == 0 else Score(1, 1.0)
+
+
+def test_what_a_judge_cannot_score_is_missing_and_tried_again(tmp_path):
+    made, judge, notes = trials(tmp_path), Moody(), []
+    made.watcher.note = notes.append
+    items = [str(k) for k in range(7)]
+    with made.open(0):
+        assert made.judge(judge, items, "mood") == [None, 1, 1, None, 1, 1, None]
+        judge.seen.clear()
+        made.judge(judge, items, "mood")
+    assert judge.seen == ["0", "3", "6"]
+    assert "3 of 7 replies could not be judged (no answer)" in notes[0]
+
+
+# -- intervals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_share_is_wilsons_and_counts_what_is_missing():
+    found = share([True, False, None, True])
+    z, p, n = 1.959964, 2 / 3, 3
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert (found.value, found.n, found.missing) == (pytest.approx(2 / 3), 3, 1)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-4)
+    assert share([None, None]).percent() == "none judged (2 missing)"
+
+
+def test_a_bootstrap_over_groups_is_as_wide_as_the_groups_are_few():
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.normal(size=20), 50)
+    apart, together = mean(values), mean(values, np.repeat(np.arange(20), 50).tolist())
+    assert together.n == 20
+    assert (together.high - together.low) > 3 * (apart.high - apart.low)
+    expected = values[::50].std() / np.sqrt(20) * 2 * 1.96
+    assert together.high - together.low == pytest.approx(expected, rel=0.25)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_a_paired_test_counts_what_differs_and_does_not_care_about_the_order(pairs):
+    first, second = zip(*pairs, strict=True)
+    found, back = paired(first, second), paired(second, first)
+    assert found.only_first == sum(a and not b for a, b in pairs) == back.only_second
+    assert 0 <= found.p <= 1
+    assert found.p == pytest.approx(back.p)
+    if found.only_first == found.only_second:
+        assert found.p == 1
+
+
+def test_an_interval_needs_two_groups():
+    assert np.isnan(bootstrap(["a", "a"], lambda at: 1.0).low)
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+RUNNER = CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1"})
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_option_of_an_experiment_is_on_the_command_line_with_its_help(name):
+    told = RUNNER.invoke(app, ["experiment", name, "--help"]).output
+    experiment = find(name)
+    for field, info in experiment.options.model_fields.items():
+        assert "--" + field.replace("_", "-") in told
+        assert info.description
+    assert experiment.example.split(" --")[0] in " ".join(told.split())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_published_setting_costs_more_than_the_small_one(name):
+    experiment, catalog = find(name), load_catalog()
+    small, published = (experiment.cost(o, catalog) for o in (experiment.options(), experiment.published))
+    assert published.tokens > 5 * small.tokens
+    assert published.replies >= small.replies > 0
+
+
+def test_options_that_make_no_sense_are_said_by_their_names():
+    with pytest.raises(UsageError, match="--roles 0: input should be greater"):
+        read_options(find("susceptibility"), {"roles": 0}, False)
+    with pytest.raises(UsageError, match=r"--alphas .*x"):
+        read_options(find("susceptibility"), {"alphas": "-0.2,x"}, False)
+    with pytest.raises(UsageError, match="expected one of susceptibility"):
+        find("susceptible")
+
+
+def test_an_experiment_that_is_killed_and_started_again_ends_as_one_that_was_not(tmp_path, smollm2):
+    """On the embedded model: `smollm2` is only asked for so that its weights are converted before the clock runs."""
+    line = [
+        Path(sys.executable).with_name("personaspace"),
+        "experiment",
+        "susceptibility",
+        "smollm2",
+        "--alphas=-0.3,0,0.3",
+    ]
+    line += ["--roles", "5", "--probes", "2", "--max-new-tokens", "4"]
+    subprocess.run([*line, "--out", tmp_path / "whole"], check=True, capture_output=True)
+    waited = 4.0
+    for _ in range(12):
+        waited += 3.0
+        started = subprocess.Popen([*line, "--out", tmp_path / "cut"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(waited)
+        if started.poll() is not None:
+            break
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+    assert started.wait() == 0
+    a, b = ((tmp_path / n / "results.json") for n in ("whole", "cut"))
+    assert json.loads(a.read_text()) == json.loads(b.read_text())
+    assert pq.read_table(a.with_suffix(".parquet")).equals(pq.read_table(b.with_suffix(".parquet")))
+
+
+def test_judges_are_made_with_the_experiments_own_rubric():
+    from personaspace.experiments.kinds import WHO, WordsJudge
+
+    assert isinstance(Judges("rules").make(WHO, WordsJudge()), WordsJudge)
+    assert Judges("none").make(WHO) is None
