@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from personaspace.cli.common import Json, SpaceArg, app, out
+
+if TYPE_CHECKING:
+    from personaspace.space import PersonaSpace
 
 
 @app.command(
@@ -62,3 +65,41 @@ def push(
 
     url = upload(PersonaSpace.load(space), target, private=private)
     out.print(json.dumps({"url": url}) if as_json else f"pushed: {url}", markup=False)
+
+
+@app.command("compare", epilog="Example: personaspace compare runs/smollm2 hf://someone/qwen3 --out compare.html")
+def compare_command(
+    spaces: Annotated[
+        list[str], typer.Argument(metavar="SPACE SPACE ...", help="Two spaces or more, each as elsewhere.")
+    ],
+    out_file: Annotated[Path, typer.Option("--out", help="Where to write the page.")] = Path("compare.html"),
+    seed: Annotated[int, typer.Option(help="Of the draws behind the intervals.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Set spaces of several models, or versions of one, side by side."""
+    from personaspace.experiments.compare import compare, headline, write_comparison
+    from personaspace.experiments.results import plain
+    from personaspace.space import PersonaSpace
+
+    loaded = named([(s, PersonaSpace.load(s)) for s in spaces])
+    pairs = compare(loaded, seed)
+    page = write_comparison(out_file, loaded, pairs)
+    if as_json:
+        out.print_json(json.dumps({"pairs": plain(pairs), "page": str(page)}))
+        return
+    for p in pairs:
+        out.print(
+            f"{p.first} and {p.second}, {p.shared} roles: PC1 loadings {p.pc1}, on the axis {p.axis}, ranking {p.ranking}\n"
+            f"  moved most: {', '.join(f'{role} {b - a:+.1f}' for role, a, b in p.moved[:6])}",
+            markup=False,
+        )
+    out.print(f"\n{headline(pairs)}\n\npage: {page}", markup=False)
+
+
+def named(spaces: list[tuple[str, PersonaSpace]]) -> list[tuple[str, PersonaSpace]]:
+    """Spaces under their models' names, or as they were given where two are of the same model."""
+    models = [space.meta["model"]["id"].rsplit("/", 1)[-1] for _, space in spaces]
+    return [
+        (model if models.count(model) == 1 else source, space)
+        for model, (source, space) in zip(models, spaces, strict=True)
+    ]

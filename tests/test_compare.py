@@ -1,0 +1,114 @@
+"""Comparing spaces: what is the same is found to be, what is turned is turned back, what is shuffled is not found."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from personaspace.cli import app
+from personaspace.errors import UsageError
+from personaspace.experiments.compare import agreement, aligned, compare, correlation, pearson, spearman
+from personaspace.space import FORMAT, PersonaSpace
+
+NAMES = [f"role{k}" for k in range(60)]
+
+
+def space(id: str, places: np.ndarray, hidden: int = 40, layers: int = 3, roles=NAMES, turn: int = 0) -> PersonaSpace:
+    """Roles at the given places `[roles, 3]` in the plane of three random directions, the default at the first one's end."""
+    rng = np.random.default_rng(turn)
+    frame = np.linalg.qr(rng.normal(size=(hidden, 3)))[0].T
+    vectors = torch.from_numpy(places @ frame + 0.01 * rng.normal(size=(len(places), hidden))).float()
+    default = vectors.mean(0) + 12 * torch.from_numpy(frame[0]).float()
+    vectors, default = vectors[:, None].repeat(1, layers, 1), default[None].repeat(layers, 1)
+    tensors = {"role_vectors": vectors, "default_vector": default, "axis": default - vectors.mean(0)}
+    meta = {"format": FORMAT, "model": {"id": id, "fingerprint": id}, "layer": 1, "roles": list(roles), "caps": {}}
+    return PersonaSpace(meta, tensors)
+
+
+PLACES = np.random.default_rng(7).normal(size=(60, 3)) * [5, 3, 2]
+
+
+def test_the_same_characters_in_another_model_are_found_to_be_the_same():
+    (pair,) = compare([("a", space("a", PLACES)), ("b", space("b", PLACES * 3, hidden=64, layers=5, turn=1))])
+    assert pair.shared == 60
+    assert pair.pc1.low > 0.99
+    assert pair.axis.low > 0.99
+    assert pair.ranking.value > 0.99
+    assert pair.ends == 1
+    assert pair.disparity < 0.01 < 0.8 < pair.shuffled
+    assert pair.axis_cosine is None, "of models of two shapes"
+
+
+def test_shuffled_characters_agree_no_more_than_by_chance():
+    rng, x, y = np.random.default_rng(1), PLACES[:, 0], PLACES[:, 0]
+    found = [correlation(NAMES, x, rng.permutation(y), pearson) for _ in range(40)]
+    assert sum(e.low < 0 < e.high for e in found) >= 34, "95% intervals hold nothing in some 38 of 40"
+    (pair,) = compare([("a", space("a", PLACES)), ("b", space("b", rng.permutation(PLACES), turn=1))])
+    assert pair.disparity == pytest.approx(pair.shuffled, abs=0.1)
+
+
+def test_the_role_that_moved_is_named_first():
+    moved = PLACES.copy()
+    moved[17, 0] -= 30
+    (pair,) = compare([("a", space("a", PLACES)), ("b", space("b", moved))])
+    assert pair.moved[0][0] == "role17"
+    assert pair.moved[0][2] < pair.moved[0][1] - 2
+    assert np.mean(pair.axis_cosine) > 0.9
+
+
+def test_only_roles_that_both_have_count_and_too_few_are_refused():
+    few = space("b", PLACES[:30], roles=NAMES[:30])
+    (pair,) = compare([("a", space("a", PLACES)), ("b", few)])
+    assert pair.shared == 30
+    with pytest.raises(UsageError, match="a and b share 0 roles"):
+        compare([("a", space("a", PLACES)), ("b", space("b", PLACES, roles=[n.upper() for n in NAMES]))])
+    with pytest.raises(UsageError, match="two spaces"):
+        compare([("a", few)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_map_that_is_turned_moved_and_scaled_is_turned_back(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(12, 3))
+    turned = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    a, b, left = aligned(x, 5 * x @ turned + 3)
+    assert left == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_correlations_are_those_of_a_plain_loop_and_of_ranks():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=50), rng.normal(size=50)
+    mx, my = sum(x) / 50, sum(y) / 50
+    top = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
+    under = (sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y)) ** 0.5
+    assert pearson(x, y) == pytest.approx(top / under)
+    assert spearman(x, np.exp(x)) == pytest.approx(1)
+    assert np.isnan(pearson(x, np.ones(50)))
+
+
+def test_maps_by_chance_leave_nearly_everything_unexplained():
+    rng = np.random.default_rng(3)
+    left, shuffled = agreement(rng.normal(size=(200, 3)), rng.normal(size=(200, 3)))
+    assert left > 0.9
+    assert shuffled > 0.9
+
+
+def test_the_command_prints_the_figure_and_writes_the_page(tmp_path):
+    for name, turn in (("one", 0), ("two", 1)):
+        space(f"me/{name}", PLACES, turn=turn).save(tmp_path / f"{name}.safetensors")
+    files = [str(tmp_path / f"{n}.safetensors") for n in ("one", "two")]
+    page = tmp_path / "page.html"
+    told = CliRunner().invoke(app, ["compare", *files, "--out", str(page)]).output
+    assert "one and two, 60 roles" in told
+    assert "The study: above 0.92" in told
+    assert "one beside two" in page.read_text()
+    found = json.loads(CliRunner().invoke(app, ["compare", *files, "--out", str(page), "--json"]).output)
+    assert found["pairs"][0]["pc1"]["value"] > 0.99
