@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test check bench docs bundled clean
+.PHONY: quickstart test check bench docs experiments bundled clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ bench: $(VENV)/.installed
 	$(BIN)/personaspace bench generate
 	$(BIN)/personaspace bench extract
 	$(BIN)/personaspace bench overhead
+
+# The study's experiments at their small settings on the model that comes along, into docs/results/ (it drives a Chromium).
+experiments: $(VENV)/.installed
+	$(BIN)/python scripts/experiments.py smollm2
 
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/docs.py

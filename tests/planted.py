@@ -35,6 +35,7 @@ class PlantedEngine:
         self.asked = 0
         self.model = ModelInfo("planted", None, LAYERS, HIDDEN, "float32", "planted", "made up", context=4096)
         self.ambient: tuple = ()
+        self.chat = PlantedChat()
 
     @contextmanager
     def intervening(self, *interventions):
@@ -67,6 +68,13 @@ class PlantedEngine:
                     logprob = self.logprob(floor) if logprobs else None
                     turns.append(Turn(k, 8, activation, torch.ones(len(read)), None, logprob))
             yield turns
+
+
+class PlantedChat:
+    """Words are its tokens."""
+
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        return [0 for m in messages for _ in m["content"].split()]
 
 
 def _held(at: float, i: object) -> float:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from personaspace.cli import app
 from personaspace.errors import UsageError
-from personaspace.experiments.compare import agreement, aligned, compare, correlation, pearson, spearman
+from personaspace.experiments.compare import agreement, aligned, compare, correlation, headline, pearson, spearman
 from personaspace.space import FORMAT, PersonaSpace
 
 NAMES = [f"role{k}" for k in range(60)]
@@ -60,6 +60,27 @@ def test_the_role_that_moved_is_named_first():
     assert pair.moved[0][0] == "role17"
     assert pair.moved[0][2] < pair.moved[0][1] - 2
     assert np.mean(pair.axis_cosine) > 0.9
+
+
+def test_what_two_noisy_maps_could_agree_at_most_is_known_from_their_intervals():
+    rng, truth = np.random.default_rng(0), PLACES.copy()
+    made, error = [], 4.0
+    for turn in (1, 2):
+        noisy = truth + np.array([error, 0, 0]) * rng.normal(size=(60, 1))
+        one = space(f"m{turn}", noisy, turn=turn)
+        on = one.project(one.tensors["role_vectors"])
+        half = torch.full_like(on, 1.96 * error)
+        made.append(
+            (
+                f"m{turn}",
+                PersonaSpace(one.meta, {**one.tensors, "role_interval": torch.stack([on - half, on + half], -1)}),
+            )
+        )
+    (pair,) = compare(made)
+    expected = truth[:, 0].var() / (truth[:, 0].var() + error**2)
+    assert pair.ceiling == pytest.approx(expected, abs=0.15)
+    assert pair.axis.low < pair.ceiling < pair.axis.high
+    assert "Two maps this noisy" in headline([pair])
 
 
 def test_only_roles_that_both_have_count_and_too_few_are_refused():

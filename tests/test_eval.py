@@ -118,7 +118,8 @@ def test_inspect_ai_asks_a_task_through_its_openai_providers(address, tmp_path, 
     from inspect_ai.scorer import includes
     from inspect_ai.solver import generate
 
-    # Its `openai` provider takes the Responses API for models that it does not know, unless told.
+    # Its `openai` provider takes models that it does not know for OpenAI's next ones: with the Responses API, unless told
+    # otherwise, and without a temperature, unless that is put in past it.
     own = {"responses_api": False} if provider == "openai" else {}
     asked = json_dataset(
         str(DATA / "capitals.jsonl"), lambda r: Sample(input=r["question"], target=r["choices"][r["answer"]])
@@ -127,7 +128,7 @@ def test_inspect_ai_asks_a_task_through_its_openai_providers(address, tmp_path, 
         Task(dataset=asked, solver=generate(), scorer=includes()),
         model=get_model(f"{provider}/{model}", base_url=f"{address}/v1", api_key="none", **own),
         max_tokens=12,
-        temperature=0,
+        extra_body={"temperature": 0},
         log_dir=str(tmp_path),
         display="none",
     )

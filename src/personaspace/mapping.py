@@ -6,7 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -317,7 +317,7 @@ def named(catalog: Catalog, model: str) -> Catalog:
     """The catalogue with the model's own name in the default prompts."""
     name = "SmolLM2" if model == "smollm2" else Path(model).name.removesuffix(".gguf")
     defaults = tuple(t.replace("{model}", name) if t else t for t in catalog.defaults)
-    return Catalog(catalog.name, catalog.roles, catalog.questions, defaults)
+    return replace(catalog, defaults=defaults)
 
 
 def seconds_per_token(engine: Engine) -> float:

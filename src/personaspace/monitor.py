@@ -191,7 +191,9 @@ def project(
         )
     if not fit:
         raise UsageError(f"{problem or 'no assistant turn'}; cut the conversation")
-    end = span.spans[fit[-1]][1]
+    end = max(span.spans[k][1] for k in fit)
+    if not end:
+        raise UsageError("no assistant turn has any text")
     cut = type(span)(span.token_ids[:end], span.spans[: len(fit)])
     (turns,) = engine.replay([cut], read=[space.layer], each=True)
     monitor, readings = Monitor(space, rule), []

@@ -25,7 +25,7 @@ def write_trajectories(
     layout = {
         "xaxis": {"title": {"text": "assistant turn"}, "dtick": 1},
         "yaxis": {"title": {"text": "projection on the axis (up is Assistant)"}},
-        "shapes": _band(space, rule),
+        "shapes": default_band(space, rule),
     }
     turns = [_line(k, name, readings) for k, (name, readings) in enumerate(conversations)]
     blocks = [
@@ -54,7 +54,8 @@ def write_trajectories(
     return write_figures(path, " and ".join(names) if len(names) < 4 else f"{len(names)} conversations", lead, blocks)
 
 
-def _band(space: PersonaSpace, rule: AlertRule | None) -> list[dict[str, Any]]:
+def default_band(space: PersonaSpace, rule: AlertRule | None = None) -> list[dict[str, Any]]:
+    """The default's mean and one standard deviation, and where the alert stands, as shapes across a plot."""
     if "default_moments" not in space.tensors:
         return []
     mean, std = space.tensors["default_moments"][:, space.layer].tolist()

@@ -1,6 +1,6 @@
-"""Reads roles, questions and default prompts from the package or from a folder; it knows nothing of models.
+"""Reads roles, questions, default prompts and traits from the package or from a folder; it knows nothing of models.
 
-Two layouts are read. Ours: `roles.jsonl`, `questions.jsonl`, `defaults.jsonl`. The study's:
+Two layouts are read. Ours: `roles.jsonl`, `questions.jsonl`, `defaults.jsonl`, `traits.jsonl`. The study's:
 `roles/instructions/ROLE.json` and `extraction_questions.jsonl`.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from personaspace.errors import CatalogError, UsageError
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 DEFAULT = "default"
 """The name under which the default Assistant stands beside the roles."""
@@ -44,6 +45,16 @@ class Question(BaseModel):
     theme: str = ""
 
 
+class Trait(BaseModel):
+    """A personality trait, and the system prompts that bring it out and that suppress it (the paper's section on traits)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    trait: str = Field(min_length=1, pattern=r"^[^\s/\\]+$")
+    definition: str = ""
+    bring_out: tuple[str, ...] = Field(min_length=1)
+    suppress: tuple[str, ...] = Field(min_length=1)
+
+
 class _Default(BaseModel):
     id: int
     instruction: str | None
@@ -59,12 +70,13 @@ class _StudyRole(BaseModel):
 
 @dataclass(frozen=True)
 class Catalog:
-    """Who can be asked to be whom, and what they are asked."""
+    """Who can be asked to be whom, and what they are asked. folder: where it was read from; None is the package's."""
 
     name: str
     roles: tuple[Role, ...]
     questions: tuple[Question, ...]
     defaults: tuple[str | None, ...]
+    folder: Path | None = field(default=None, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -78,36 +90,18 @@ class Catalog:
 
     def role(self, name: str) -> Role:
         """The role of that name; raises `CatalogError` with the nearest names."""
-        for role in self.roles:
-            if role.role == name:
-                return role
-        near = difflib.get_close_matches(name, [r.role for r in self.roles], n=3, cutoff=0.5)
-        hint = (
-            f"; did you mean {', '.join(near)}?"
-            if near
-            else f"; it has {len(self.roles)} roles, such as " + ", ".join(r.role for r in self.roles[:3])
-        )
-        raise CatalogError(f"no role {name!r} in the catalogue {self.name}{hint}")
+        return _find(self._by_name(), name, "role", self.name)
+
+    def _by_name(self) -> dict[str, Role]:
+        return {r.role: r for r in self.roles}
 
     def select(self, roles: str = "all", questions: int | None = None) -> Catalog:
         """A part of it: `all`, a number of roles spread evenly over the list, or names; the first questions.
 
         Raises `UsageError` for a number that is not in the catalogue's range, `CatalogError` for an unknown role.
         """
-        return Catalog(self.name, self._roles(roles), self._questions(questions), self.defaults)
-
-    def _roles(self, wanted: str) -> tuple[Role, ...]:
-        if wanted == "all":
-            return self.roles
-        if wanted.lstrip("-").isdigit():
-            n = int(wanted)
-            if not 2 <= n <= len(self.roles):
-                raise UsageError(f"--roles {n}: the catalogue {self.name} has {len(self.roles)} roles; give 2 to that")
-            return tuple(self.roles[i * len(self.roles) // n] for i in range(n))
-        names = [name for part in wanted.split(",") if (name := part.strip())]
-        if len(set(names)) != len(names) or len(names) < 2:
-            raise UsageError(f"--roles {wanted}: expected at least two different names, separated by commas")
-        return tuple(self.role(name) for name in names)
+        chosen = choose(self._by_name(), roles, "role", self.name)
+        return replace(self, roles=chosen, questions=self._questions(questions))
 
     def _questions(self, n: int | None) -> tuple[Question, ...]:
         if n is None:
@@ -117,6 +111,44 @@ class Catalog:
                 f"--questions {n}: the catalogue {self.name} has {len(self.questions)} questions; give 2 to that"
             )
         return self.questions[:n]
+
+
+def choose(items: Mapping[str, T], wanted: str, what: str, where: str) -> tuple[T, ...]:
+    """Those of the items, by their names, that are wanted: `all`, a number spread evenly over the list, or names.
+
+    Raises `UsageError` for a number out of range or names that repeat, `CatalogError` for one that is not there.
+    """
+    if wanted == "all":
+        return tuple(items.values())
+    if wanted.lstrip("-").isdigit():
+        n = int(wanted)
+        if not 2 <= n <= len(items):
+            raise UsageError(f"--{what}s {n}: the catalogue {where} has {len(items)} {what}s; give 2 to that")
+        return tuple(list(items.values())[i * len(items) // n] for i in range(n))
+    names = [name for part in wanted.split(",") if (name := part.strip())]
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise UsageError(f"--{what}s {wanted}: expected at least two different names, separated by commas")
+    return tuple(_find(items, name, what, where) for name in names)
+
+
+def _find(items: Mapping[str, T], name: str, what: str, where: str) -> T:
+    if name in items:
+        return items[name]
+    near = difflib.get_close_matches(name, items, n=3, cutoff=0.5)
+    some = f"it has {len(items)} {what}s, such as {', '.join(list(items)[:3])}"
+    hint = f"did you mean {', '.join(near)}?" if near else some
+    raise CatalogError(f"no {what} {name!r} in the catalogue {where}; {hint}")
+
+
+def load_traits(folder: str | Path | None = None) -> tuple[Trait, ...]:
+    """The traits of a catalogue's folder where it has a `traits.jsonl`, else the package's. Raises `CatalogError` with file
+    and line."""
+    path = Path(folder or Path(__file__).parent) / "traits.jsonl"
+    if not path.is_file():
+        return load_traits()
+    found = tuple(_lines(path, Trait))
+    _unique([t.trait for t in found], "trait", path)
+    return found
 
 
 def load_catalog(folder: str | Path | None = None) -> Catalog:
@@ -145,7 +177,7 @@ def load_catalog(folder: str | Path | None = None) -> Catalog:
         raise CatalogError(
             f"{root}: found {len(roles)} roles and {len(asked)} questions; expected two of each at least"
         )
-    return Catalog(name, roles, asked, default_texts)
+    return Catalog(name, roles, asked, default_texts, None if folder is None else root)
 
 
 def _defaults(path: Path) -> tuple[str | None, ...]:

@@ -120,8 +120,8 @@ def _run(
     texts = load_catalog(catalog)
     loaded, engine = space_and_engine(space, model, device, dtype)
 
-    def load(name: str) -> Any:
-        return load_engine("transformers", name, device=device, dtype=dtype)
+    def load(name: str, **options: Any) -> Any:
+        return load_engine("transformers", name, device=device, dtype=dtype, **options)
 
     if dry_run:
         _costs(experiment, options, texts, engine, as_json)

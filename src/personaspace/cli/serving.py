@@ -38,9 +38,7 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible API that shows and holds the persona, and the page to try it on."""
     try:
-        import uvicorn
-
-        from personaspace.serve import Settings, create_app, hash_key, read_keys
+        from personaspace.serve import Settings, create_app, hash_key, read_keys, run
         from personaspace.serve.settings import check_exposure
     except ModuleNotFoundError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'personaspace[serve]'") from None
@@ -57,15 +55,8 @@ def serve(
     application = create_app(loaded, engine, settings)  # type: ignore[arg-type]
     shown = f"[{host}]" if ":" in host else host
     err.print(f"{engine.model.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)", markup=False)
-    config = uvicorn.Config(
-        application,
-        log_level="warning",
-        timeout_graceful_shutdown=grace,
-        server_header=False,
-        h11_max_incomplete_event_size=65536,
-    )
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        run(application, listening, grace)
     finally:
         listening.close()
 

@@ -21,11 +21,12 @@ _PROBE = "\u2042probe\u2042"
 
 
 class Chat:
-    """A model's way of writing a conversation: its own template, or a plain transcript for a base model."""
+    """A model's way of writing a conversation: its own template, or a plain transcript for a base model; template: False
+    writes a transcript whatever the tokenizer has."""
 
-    def __init__(self, tokenizer: Any, end_ids: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, end_ids: Iterable[int] = (), template: bool = True) -> None:
         self.tokenizer = tokenizer
-        self.has_template = bool(tokenizer.chat_template)
+        self.has_template = template and bool(tokenizer.chat_template)
         self.takes_system = self.has_template and self._takes_system()
         self.end_ids = frozenset(end_ids) | self._end_of_turn()
 
@@ -33,7 +34,8 @@ class Chat:
     def kind(self) -> str:
         """How messages become text, in words for `run.json`."""
         if not self.has_template:
-            return "plain transcript (no chat template)"
+            left = "chat template left aside" if self.tokenizer.chat_template else "no chat template"
+            return f"plain transcript ({left})"
         return (
             "chat template"
             if self.takes_system
@@ -78,9 +80,11 @@ class Chat:
         return _PROBE in shown
 
     def _end_of_turn(self) -> frozenset[int]:
-        """The special token that the template writes right after a reply, where it writes one."""
+        """The special token that the template writes right after a reply, where it writes one; in a transcript the tokens that
+        hold a blank line, since a base model goes on with the user's next turn (a vocabulary that has none runs on)."""
         if not self.has_template:
-            return frozenset()
+            blank = ("\n\n", "\u010a\u010a")  # byte-level vocabularies write a line break as U+010A
+            return frozenset(i for token, i in self.tokenizer.get_vocab().items() if any(b in token for b in blank))
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
         after = self.render(messages, reply=False).rpartition(_PROBE)[2]
         ids = self.tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"][:1]

@@ -25,6 +25,9 @@ from personaspace.residual import Intervening, RunningMeans, Sink, reading
 SLACK = 64
 """Columns beyond the longest row, so that rows need to be moved to the left only every so many steps."""
 
+COLUMNS = 256
+"""Columns that are there from the beginning: more come as rows get longer, so that short ones never pay for the longest."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -38,8 +41,9 @@ class Done:
 
 @dataclass
 class _Window:
-    """Which part of the buffers a step works on: rows [0, rows), columns [start, column]."""
+    """Which part of the buffers a step works on: rows [0, rows), columns [start, column]; `columns` is how many there are."""
 
+    columns: int
     rows: int = 0
     start: int = 0
     column: int = 0
@@ -50,16 +54,24 @@ class _Buffer(CacheLayerMixin):  # type: ignore[misc]
 
     is_sliding = False
 
-    def __init__(self, window: _Window, rows: int, columns: int) -> None:
+    def __init__(self, window: _Window, rows: int) -> None:
         super().__init__()
-        self.window, self.size = window, (rows, columns)
+        self.window, self.rows = window, rows
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, columns = self.size
+        rows, columns = self.rows, self.window.columns
         # Zeros: a masked column has no weight, but NaN in memory that was never written would go through.
         self.keys = key_states.new_zeros(rows, key_states.shape[1], columns, key_states.shape[-1])
         self.values = value_states.new_zeros(rows, value_states.shape[1], columns, value_states.shape[-1])
         self.is_initialized = True
+
+    def widen(self, rows: int, columns: int) -> None:
+        """Makes room for so many columns; what the first rows hold stays."""
+        if self.is_initialized:
+            old = self.keys, self.values
+            self.keys, self.values = (o.new_zeros(*o.shape[:2], columns, o.shape[-1]) for o in old)
+            for new, o in zip((self.keys, self.values), old, strict=True):
+                new[:rows, :, : o.shape[2]] = o[:rows]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -81,7 +93,8 @@ class _Buffer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class DecodeLoop:
-    """Rows in flight, at most `rows` of at most `columns` tokens each, and what is read of the layers in `read`.
+    """Rows in flight, at most `rows` of at most `columns` tokens each, and what is read of the layers in `read`. What they take
+    grows with the longest row that there was since the loop was last empty, in steps of a factor of two.
 
     before: also reads them as they were before the interventions.
     """
@@ -102,10 +115,10 @@ class DecodeLoop:
         self.model, self.layers, self.read, self.end_ids = model, layers, tuple(read), end_ids
         self.device = next(model.parameters()).device
         self.size, self.columns, self.prefill_tokens = rows, columns + SLACK, prefill_tokens
-        self.window = _Window()
-        self.buffers = [_Buffer(self.window, rows, self.columns) for _ in layers]
+        self.window = _Window(min(COLUMNS, self.columns))
+        self.buffers = [_Buffer(self.window, rows) for _ in layers]
         self.cache = Cache(layers=self.buffers)
-        self.mask = torch.zeros(rows, self.columns, dtype=torch.bool, device=self.device)
+        self.mask = torch.zeros(rows, self.window.columns, dtype=torch.bool, device=self.device)
         self.means = RunningMeans(rows, len(self.read), hidden, self.device)
         self.before = RunningMeans(rows, len(self.read), hidden, self.device) if before else None
         self.read_means = [m for m in (self.means, self.before) if m is not None]
@@ -142,6 +155,9 @@ class DecodeLoop:
     def join(self, rows: Sequence[Row]) -> None:
         """Takes rows in: their prompts' tokens but the last are computed now, the last one by the next step."""
         first, known = len(self.rows), max(len(r.ids) for r in rows) - 1
+        if not self.rows:
+            self._empty()
+        self._make_room(known)
         if not self.rows:
             self.window.column = known
         elif known > self.window.column:
@@ -196,6 +212,29 @@ class DecodeLoop:
             input_ids=tokens, past_key_values=cache, position_ids=positions.expand(len(ids), -1), use_cache=True
         )
 
+    def _empty(self) -> None:
+        """Gives back what longer rows have taken, where nothing is in flight."""
+        first = min(COLUMNS, self.columns)
+        if self.window.columns > first:
+            self.window.columns = first
+            self.buffers[:] = [_Buffer(self.window, self.size) for _ in self.layers]
+            self.cache = Cache(layers=self.buffers)
+            self.mask = self.mask.new_zeros(self.size, first)
+
+    def _make_room(self, length: int) -> None:
+        """Has columns for rows of so many tokens, and some to move on."""
+        wanted, have = min(length + SLACK, self.columns), self.window.columns
+        if wanted <= have:
+            return
+        while have < wanted:
+            have = min(2 * have, self.columns)
+        n = len(self.rows)
+        for buffer in self.buffers:
+            buffer.widen(n, have)
+        old, self.mask = self.mask, self.mask.new_zeros(self.size, have)
+        self.mask[:n, : old.shape[1]] = old[:n]
+        self.window.columns = have
+
     def _align(self, column: int) -> None:
         """Moves the rows in flight so that they end at `column`."""
         w, n = self.window, len(self.rows)
@@ -218,7 +257,9 @@ class DecodeLoop:
         those that are done leave."""
         n, w = len(self.rows), self.window
         longest = max(r.length for r in self.rows)
-        if w.column == self.columns:
+        if w.column == w.columns:
+            self._make_room(longest)
+        if w.column == w.columns:
             self._align(longest)
         w.rows, w.start = n, w.column - longest
         self.mask[:n, w.column] = True
@@ -231,7 +272,7 @@ class DecodeLoop:
             if row.full:  # its last token was fed for the sake of reading it
                 row.finish = "length"
             elif drawn[k] in self.end_ids:
-                row.finish = "stop"
+                row.finish, row.end = "stop", drawn[k]
             else:
                 row.out.append(drawn[k])
                 if row.full and not self.read:
@@ -290,7 +331,7 @@ class DecodeLoop:
     def _keep_logprobs(self, logits: Tensor, chosen: Sequence[int]) -> None:
         """The log-probabilities, without temperature, of the tokens that were drawn and of the most probable ones."""
         for k, row in enumerate(self.rows):
-            if row.logprobs is not None and not row.full and chosen[k] not in self.end_ids:
+            if row.logprobs is not None and not row.full:
                 every = logits[k].float().log_softmax(-1)
                 best = every.topk(row.logprobs)
                 row.logs.append(

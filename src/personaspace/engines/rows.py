@@ -19,7 +19,8 @@ class Row:
     """One reply in the making. `ids` are the prompt's; `random` holds a number for each token it may get.
 
     touched: how many of the reply's tokens an intervention changed at any layer, of those that were fed.
-    logprobs: how many alternatives' log-probabilities to keep in `logs`, with each token's own; None keeps none.
+    logprobs: how many alternatives' log-probabilities to keep in `logs`, with each token's own; None keeps none. The token that
+    ends a reply, `end`, has one too, after those of `out`.
     """
 
     key: int
@@ -33,6 +34,7 @@ class Row:
     out: list[int] = field(default_factory=list)
     length: int = 0  # tokens in the cache
     finish: str = ""
+    end: int | None = None
 
     @property
     def next_token(self) -> int:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from personaspace.engines import Conversation, Layers, ModelInfo, Response, Span, Token, Turn, loading
 from personaspace.engines.chat import Chat
@@ -19,11 +21,14 @@ from personaspace.interventions import Intervention
 from personaspace.prompts import Prompt, Sampling
 from personaspace.residual import Intervening, check_interventions, check_layers, find_layers, text_config
 
+SCORED_TOKENS = 256
+
 
 class TransformersEngine:
     """A loaded model that answers prompts and replays conversations, reading its residual stream.
 
-    rows: at most that many replies in flight; memory: bytes that their keys and values may take.
+    rows: at most that many replies in flight; memory: bytes that their keys and values may take; template: False writes
+    conversations as a plain transcript, whatever template there is (a base model may carry its chat model's).
     """
 
     def __init__(
@@ -35,12 +40,13 @@ class TransformersEngine:
         revision: str | None = None,
         rows: int | None = None,
         memory: int = 4 << 30,
+        template: bool = True,
     ) -> None:
         self.network, self.tokenizer = model, tokenizer
         self.layers = find_layers(model)
         check_layers(model, self.layers)
         self.device: torch.device = next(model.parameters()).device
-        self.chat = Chat(tokenizer, _end_ids(model, tokenizer))
+        self.chat = Chat(tokenizer, _end_ids(model, tokenizer), template=template)
         cpu = self.device.type == "cpu"
         self.max_rows, self.memory = rows or (128 if cpu else 256), memory
         self.prefill_tokens = 1024 if cpu else 16384
@@ -202,13 +208,14 @@ class TransformersEngine:
         check_interventions(interventions, len(self.layers), self.hidden)
         applied = Intervening()
         applied.groups = [(None, tuple(i for i in interventions if i.where == "all"))]
+        cache, found = DynamicCache(), []
         with torch.inference_mode(), applied.on(self.layers):
-            logits = self.network(input_ids=torch.tensor([list(ids)], device=self.device), use_cache=False).logits
-        every = logits[0, :-1].float().log_softmax(-1)
-        best = every.topk(top)
-        own = every.gather(1, torch.tensor(list(ids[1:]), device=self.device)[:, None])[:, 0].tolist()
-        pairs = [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-        return list(zip(own, pairs, strict=True))
+            # Some tokens at a time: the vocabulary's logits of a long text would not fit.
+            for k in range(0, len(ids) - 1, SCORED_TOKENS):
+                fed = torch.tensor([ids[k : min(k + SCORED_TOKENS, len(ids) - 1)]], device=self.device)
+                logits = self.network(input_ids=fed, past_key_values=cache, use_cache=True).logits
+                found.extend(_logprobs(logits[0], ids[k + 1 :], top))
+        return found
 
     # -- replaying -------------------------------------------------------------------------------------------------
 
@@ -241,6 +248,15 @@ class TransformersEngine:
                 results[k] = [Turn(i, **vars(r)) for i, r in zip(places[k], reads, strict=True)]
         for k in range(len(spans)):
             yield results[k]
+
+
+def _logprobs(logits: Tensor, ids: Sequence[int], top: int) -> list[tuple[float, list[tuple[int, float]]]]:
+    """Of the token after each place, and of the `top` most probable ones there. logits: `[tokens, vocabulary]`."""
+    every = logits.float().log_softmax(-1)
+    best = every.topk(top)
+    own = every.gather(1, torch.tensor(list(ids[: len(every)]), device=every.device)[:, None])[:, 0].tolist()
+    pairs = [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return list(zip(own, pairs, strict=True))
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

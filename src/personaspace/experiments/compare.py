@@ -32,9 +32,11 @@ class Pair:
 
     pc1, axis: Pearson's correlation of the roles' places on the first component and on the axis, with 95% intervals over
     roles; ranking: Spearman's on the axis; ends: the share of the first's 10% at either end that is also the second's.
-    moved: roles that moved most, as (role, place in the first, in the second), in standard deviations over the shared roles.
-    axis_cosine: by layer, where both models have the same shape. disparity: the share of one map's variance that Procrustes
-    leaves unexplained by the other, 0 to 1; shuffled: the same with roles' names shuffled, on average.
+    ceiling: the correlation on the axis that two maps this noisy would show of the very same characters, from the roles'
+    intervals; None where a space has none. moved: roles that moved most, as (role, place in the first, in the second), in
+    standard deviations over the shared roles. axis_cosine: by layer, where both models have the same shape. disparity: the
+    share of one map's variance that Procrustes leaves unexplained by the other, 0 to 1; shuffled: the same with roles' names
+    shuffled, on average.
     """
 
     first: str
@@ -44,6 +46,7 @@ class Pair:
     axis: Estimate
     ranking: Estimate
     ends: float
+    ceiling: float | None
     moved: list[tuple[str, float, float]]
     axis_cosine: list[float] | None
     disparity: float
@@ -110,6 +113,7 @@ def _pair(a: tuple[str, PersonaSpace], b: tuple[str, PersonaSpace], seed: int) -
         correlation(roles, x, y, pearson, seed),
         correlation(roles, x, y, spearman, seed),
         _ends(x, y),
+        _ceiling(repeatability(space, roles), repeatability(other, roles)),
         [(roles[k], float(zx[k]), float(zy[k])) for k in order],
         _axis_cosine(space, other),
         disparity,
@@ -141,6 +145,25 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 def standardised(x: np.ndarray) -> np.ndarray:
     """Less the mean, in standard deviations."""
     return np.asarray((x - x.mean(0)) / np.maximum(x.std(0), 1e-12))
+
+
+def repeatability(space: PersonaSpace, roles: Sequence[str]) -> float | None:
+    """The share of the variance of these roles' places on the axis that is not error: one minus the mean squared standard
+    error, from their 95% intervals, over the variance. A bootstrap over n questions is too narrow by (n − 1)/n, which is made
+    good where the counts are known."""
+    if "role_interval" not in space.tensors:
+        return None
+    rows = [space.roles.index(r) for r in roles]
+    low, high = space.tensors["role_interval"][rows].double().T
+    error = ((high - low) / (2 * 1.96)) ** 2
+    if "counts" in space.tensors:
+        n = space.tensors["counts"][rows].double()
+        error = error * n / (n - 1).clamp(min=1)
+    return max(0.0, 1 - float(error.mean()) / float(np.var(Places.of(space).on_axis[rows])))
+
+
+def _ceiling(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else (a * b) ** 0.5
 
 
 def _ends(x: np.ndarray, y: np.ndarray) -> float:
@@ -179,7 +202,10 @@ def headline(pairs: Sequence[Pair]) -> str:
     told = f"correlation of the roles' PC1 loadings {lowest.pc1} between {lowest.first} and {lowest.second}"
     if len(pairs) > 1:
         told = f"the lowest {told}"
-    return f"{told[0].upper()}{told[1:]}. The study: above 0.92 between any two of its three models."
+    noisy = (
+        f" Two maps this noisy of the very same characters would show some {c:.2f}." if (c := lowest.ceiling) else ""
+    )
+    return f"{told[0].upper()}{told[1:]}.{noisy} The study: above 0.92 between any two of its three models."
 
 
 def write_comparison(path: str | Path, spaces: Sequence[tuple[str, PersonaSpace]], pairs: Sequence[Pair]) -> Path:
@@ -198,7 +224,12 @@ def write_comparison(path: str | Path, spaces: Sequence[tuple[str, PersonaSpace]
             f"{first.pc1.value:.2f}",
             f"95%: {first.pc1.low:.2f} to {first.pc1.high:.2f}; the study: > 0.92",
         ),
-        Figure("places on the axis", f"{first.axis.value:.2f}", f"95%: {first.axis.low:.2f} to {first.axis.high:.2f}"),
+        Figure(
+            "places on the axis",
+            f"{first.axis.value:.2f}",
+            f"95%: {first.axis.low:.2f} to {first.axis.high:.2f}"
+            + (f"; {first.ceiling:.2f} is the most that maps this noisy would show" if first.ceiling else ""),
+        ),
         Figure("the ranking", f"{first.ranking.value:.2f}", "Spearman's rank correlation"),
         Figure("the same ends", f"{100 * first.ends:.0f}%", "of the first tenth and the last"),
     ]
@@ -279,6 +310,7 @@ def _table(pairs: Sequence[Pair]) -> Block:
             str(p.shared),
             str(p.pc1),
             str(p.axis),
+            "" if p.ceiling is None else f"{p.ceiling:.2f}",
             str(p.ranking),
             f"{100 * p.ends:.0f}%",
             f"{p.disparity:.2f}",
@@ -286,7 +318,12 @@ def _table(pairs: Sequence[Pair]) -> Block:
         ]
         for p in pairs
     ]
-    return Block("In figures", "Correlations with 95% intervals over roles.", head=head, rows=rows)
+    return Block(
+        "In figures",
+        "Correlations with 95% intervals over roles; at most: what two maps this noisy of the same characters would show.",
+        head=head,
+        rows=rows,
+    )
 
 
 def _moved(p: Pair) -> Block:

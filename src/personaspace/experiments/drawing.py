@@ -69,6 +69,7 @@ def line(
     """Estimates as a line with the band of their intervals."""
     band = {
         "type": "scatter",
+        "mode": "lines",
         "x": [*x, *reversed(x)],
         "y": [*(e.high for e in y), *(e.low for e in reversed(y))],
         "fill": "toself",

@@ -7,7 +7,15 @@ from importlib import import_module
 from personaspace.errors import UsageError
 from personaspace.experiments.experiment import Experiment
 
-MODULES = {"susceptibility": "susceptibility"}
+MODULES = {
+    "susceptibility": "susceptibility",
+    "jailbreak": "jailbreak",
+    "drift": "drift",
+    "base-model": "base_model",
+    "traits": "traits",
+    "capability": "capability",
+    "case-study": "case_study",
+}
 """Name → module, in the order of the paper. A module is read when its experiment is asked for."""
 
 

@@ -26,6 +26,21 @@ class Estimate:
         missing = f", {self.missing} missing" if self.missing else ""
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f}{missing})"
 
+    def signed(self) -> str:
+        """The same with a sign; without an interval where too few units were seen for one."""
+        missing = f", {self.missing} missing" if self.missing else ""
+        if not self.n:
+            return f"none ({self.missing} missing)"
+        inside = "too few for an interval" if math.isnan(self.low) else f"{self.low:+.2f} to {self.high:+.2f}"
+        return f"{self.value:+.2f} ({inside}{missing})"
+
+    def points(self) -> str:
+        """A difference of shares, in percentage points."""
+        if not self.n:
+            return "not known"
+        value, low, high = (f"{round(100 * x):+d}" if x == x else "?" for x in (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})".replace("-", "−")
+
     def percent(self) -> str:
         """The same as per cent."""
         if not self.n:
@@ -99,3 +114,39 @@ def paired(first: Sequence[bool | None], second: Sequence[bool | None]) -> Paire
 
     p = float(binomtest(only_first, different).pvalue) if different else 1.0
     return Paired(only_first, only_second, len(both), p)
+
+
+def change(first: Sequence[bool], second: Sequence[bool]) -> Estimate:
+    """How much more often something is so of the same items the second time, with Newcombe's interval for paired shares
+    (his method 10, continuity-corrected): unlike a bootstrap's, it does not shrink to nothing where no item differs."""
+    a, b = share(first), share(second)
+    n, p, q = a.n, a.value, b.value
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    both = sum(x and y for x, y in zip(first, second, strict=True))
+    neither = sum(not x and not y for x, y in zip(first, second, strict=True))
+    cross = both * neither - (n * p - both) * (n * q - both)
+    if cross > 0:
+        cross = max(cross - n / 2, 0.0)
+    spread = n * n * math.sqrt(p * (1 - p) * q * (1 - q))
+    phi = cross / spread if spread else 0.0
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
+
+    low, high = reach(q - b.low, a.high - p), reach(b.high - q, p - a.low)
+    return Estimate(q - p, max(q - p - low, -1.0), min(q - p + high, 1.0), n)
+
+
+def trend(strength: Sequence[float], is_so: Sequence[bool], groups: Sequence[Hashable]) -> Estimate:
+    """The rank correlation of a strength with something being so, drawn by group; 0 where one of the two never varies."""
+    from scipy.stats import spearmanr
+
+    x, y = np.asarray(strength, dtype=float), np.asarray(is_so, dtype=float)
+
+    def correlation(at: np.ndarray) -> float:
+        if np.ptp(x[at]) == 0 or np.ptp(y[at]) == 0:
+            return 0.0
+        return float(spearmanr(x[at], y[at]).statistic)
+
+    return bootstrap(groups, correlation, draws=500) if len(x) else Estimate(math.nan, math.nan, math.nan, 0)

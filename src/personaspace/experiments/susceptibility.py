@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from personaspace.catalog import Catalog, Role
@@ -15,7 +14,7 @@ from personaspace.experiments.drawing import stacked, wrapped
 from personaspace.experiments.experiment import Cost, Experiment, Names, Numbers, Options
 from personaspace.experiments.kinds import KINDS, WHO, Said, WordsJudge
 from personaspace.experiments.results import Result
-from personaspace.experiments.statistics import Estimate, bootstrap, share
+from personaspace.experiments.statistics import Estimate, share, trend
 from personaspace.experiments.trials import Ask, Condition, Given, Trials, capped, steered
 from personaspace.prompts import Message, Sampling
 from personaspace.report.figures import Block, Figure
@@ -160,18 +159,8 @@ def _interval(e: Estimate) -> str:
 def _trend(rows: Sequence[dict[str, Any]], *kinds: str) -> Estimate:
     """The rank correlation of α with being one of the kinds, over replies that were judged and are not capped; drawn by
     item (a role's question), which is the same under every α."""
-    from scipy.stats import spearmanr
-
     some = [r for r in rows if r["cap"] is None and r["kind"] is not None]
-    alpha = np.array([r["alpha"] for r in some])
-    is_so = np.array([r["kind"] in kinds for r in some], dtype=float)
-
-    def correlation(at: np.ndarray) -> float:
-        if np.ptp(is_so[at]) == 0 or np.ptp(alpha[at]) == 0:
-            return 0.0
-        return float(spearmanr(alpha[at], is_so[at]).statistic)
-
-    return bootstrap([r["item"] for r in some], correlation, draws=500)
+    return trend([r["alpha"] for r in some], [r["kind"] in kinds for r in some], [r["item"] for r in some])
 
 
 def _blocks(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ def capped(names: Sequence[str]) -> list[Condition]:
     return [Condition(name, cap=name) for name in names]
 
 
+def beside_plain(alphas: Sequence[float], caps: Sequence[str]) -> list[Condition]:
+    """Plain first, then steered, then capped."""
+    return [PLAIN, *(c for c in steered(alphas) if c != PLAIN), *capped(caps)]
+
+
 @dataclass(frozen=True)
 class Ask:
     """A reply that is wanted: under which condition, of which item (its name is unique within the condition), to what."""
@@ -139,7 +145,7 @@ class Judges:
         return make_judge(self.name, engine=self.engine, model=self.model, url=self.url, rubric=rubric, rules=rules)
 
 
-def _no_models(name: str) -> Engine:
+def _no_models(name: str, **options: Any) -> Engine:
     raise RunError(f"{name}: no other model can be loaded here")
 
 
@@ -157,7 +163,7 @@ class Trials(Folder, Generic[Chosen]):
         *,
         catalog: Catalog,
         judges: Judges | None = None,
-        load: Callable[[str], Engine] = _no_models,
+        load: Callable[..., Engine] = _no_models,
         watcher: Watcher | None = None,
     ) -> None:
         super().__init__(folder)
@@ -180,9 +186,12 @@ class Trials(Folder, Generic[Chosen]):
             "options": self.options.determining(),
         }
         with self.locked():
-            self.begin(config, {"version": version("personaspace")})
+            manifest = self.begin(config, {"version": version("personaspace"), "seconds": 0.0})
             self.total, self.count = replies, 0
+            began = time.monotonic()
             yield
+            # What a killed call spent is not known, and not counted.
+            self.update({**manifest, "seconds": manifest["seconds"] + time.monotonic() - began})
 
     # -- asking ------------------------------------------------------------------------------------------------------
 

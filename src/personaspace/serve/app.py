@@ -23,6 +23,16 @@ from personaspace.errors import PersonaSpaceError
 from personaspace.monitor import project
 from personaspace.serve.limits import BodyLimit
 from personaspace.serve.metrics import Metrics
+from personaspace.serve.openapi import (
+    ChatReply,
+    ModelCard,
+    ModelList,
+    Projected,
+    TextReply,
+    answered,
+    describe,
+    refused,
+)
 from personaspace.serve.persona import BadRequest, Reader
 from personaspace.serve.requests import Requests
 from personaspace.serve.scheduler import QueueFull, Worker
@@ -35,6 +45,7 @@ POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; object-src 'none'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
+KINDS = {401: "authentication_error", 404: "not_found_error"}
 log = logging.getLogger("personaspace.serve")
 
 
@@ -63,41 +74,48 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     _pages(app, worker)
     _api(app, requests, reader, allowed)
 
-    @app.get("/metrics", dependencies=allowed)
+    prometheus: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get(
+        "/metrics", dependencies=allowed, response_class=PlainTextResponse, responses={**prometheus, **refused(401)}
+    )
     async def exposition() -> PlainTextResponse:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    describe(app, settings, reader.models, list(space.meta.get("caps", {})), space.roles)
     return app
 
 
 def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -> None:
-    @app.get("/v1/models", dependencies=allowed)
+    @app.get("/v1/models", dependencies=allowed, responses=answered(ModelList, 401))
     async def models() -> dict[str, Any]:
         cards = [{"id": m, "object": "model", "created": 0, "owned_by": "personaspace"} for m in reader.models]
         return {"object": "list", "data": cards}
 
-    @app.get("/v1/models/{name:path}", dependencies=allowed)
+    @app.get("/v1/models/{name:path}", dependencies=allowed, responses=answered(ModelCard, 401, 404))
     async def model(name: str) -> dict[str, Any]:
         if name not in reader.models:
             raise BadRequest(f"The model '{name}' does not exist", "model", "model_not_found", 404)
         return {"id": name, "object": "model", "created": 0, "owned_by": "personaspace"}
 
-    @app.post("/v1/chat/completions", dependencies=allowed)
+    every = (400, 401, 404, 413, 429, 500, 503)
+
+    @app.post("/v1/chat/completions", dependencies=allowed, responses=answered(ChatReply, *every, streams=True))
     async def chat(body: ChatCompletion, request: Request) -> Response:
         return await _answer(requests, body, request)
 
-    @app.post("/v1/completions", dependencies=allowed)
+    @app.post("/v1/completions", dependencies=allowed, responses=answered(TextReply, *every, streams=True))
     async def completions(body: TextCompletion, request: Request) -> Response:
         return await _answer(requests, body, request)
 
     instructions = {r.role: r.instructions[0] for r in load_catalog().roles}
     described = reader.describe(requests.limits, instructions)
 
-    @app.get("/v1/persona/space", dependencies=allowed)
+    @app.get("/v1/persona/space", dependencies=allowed, responses=refused(401))
     async def persona_space() -> dict[str, Any]:
         return described
 
-    @app.post("/v1/persona/project", dependencies=allowed)
+    @app.post("/v1/persona/project", dependencies=allowed, responses=answered(Projected, 400, 401, 404, 413, 500))
     async def persona_project(body: Conversation) -> dict[str, Any]:
         requests.check_messages(body.messages)
         messages = [m.plain() for m in body.messages]
@@ -138,9 +156,9 @@ def _pages(app: FastAPI, worker: Worker) -> None:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses={503: {"description": "Not any more: it is stopping"}})
     async def ready() -> Response:
-        alive = worker.thread.is_alive() and not worker.stopping
+        alive = worker.thread.is_alive() and not worker.draining
         return JSONResponse({"status": "ready" if alive else "not ready"}, 200 if alive else 503)
 
     # The names are fixed here: nothing of a request becomes a path.
@@ -151,16 +169,16 @@ def _pages(app: FastAPI, worker: Worker) -> None:
         "Referrer-Policy": "no-referrer",
     }
 
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return FileResponse(files["index.html"], headers=page_headers)
 
-    @app.get("/page/plotly.js")
+    @app.get("/page/plotly.js", include_in_schema=False)
     async def plotly() -> Response:
         headers = {"Cache-Control": "max-age=86400"}
         return Response(get_plotlyjs(), media_type="text/javascript", headers=headers)
 
-    @app.get("/page/{name}")
+    @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str) -> Response:
         if name not in files:
             raise HTTPException(404, "no such file")
@@ -194,8 +212,12 @@ def _outside(app: FastAPI, settings: Settings) -> None:
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's shape."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """An error in OpenAI's shape; what it repeats of a request may be no text."""
+    return {"error": {"message": _text(message), "type": kind, "param": param and _text(param), "code": code}}
+
+
+def _text(value: str) -> str:
+    return value.encode(errors="replace").decode()
 
 
 def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
@@ -208,14 +230,20 @@ def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
 
     @app.exception_handler(BadRequest)
     async def bad(request: Request, e: BadRequest) -> JSONResponse:
-        kind = {401: "authentication_error", 404: "not_found_error"}.get(e.status, "invalid_request_error")
+        kind = "server_error" if e.status >= 500 else KINDS.get(e.status, "invalid_request_error")
         return answer(request, e.status, error_body(str(e), kind, e.param, e.code))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, e: RequestValidationError) -> JSONResponse:
         first = e.errors()[0]
+        if first["type"] == "json_invalid":
+            return answer(
+                request, 400, error_body("The body is not JSON", "invalid_request_error", None, "invalid_json")
+            )
         where = ".".join(str(p) for p in first["loc"] if p != "body")
-        said = f"Unsupported parameter: '{where}'" if first["type"] == "extra_forbidden" else f"{where}: {first['msg']}"
+        said = ": ".join(filter(None, [where, first["msg"]]))
+        if first["type"] == "extra_forbidden":
+            said = f"Unsupported parameter: '{where}'"
         code = "unsupported_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
         return answer(request, 400, error_body(said, "invalid_request_error", where or None, code))
 
@@ -231,7 +259,10 @@ def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, e: HTTPException) -> JSONResponse:
-        return answer(request, e.status_code, error_body(str(e.detail), "invalid_request_error"), dict(e.headers or {}))
+        said = str(e.detail)
+        if said == "Not Found":
+            said = f"There is no {request.method} {request.url.path} here; /openapi.json lists what there is"
+        return answer(request, e.status_code, error_body(said, "invalid_request_error"), dict(e.headers or {}))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, e: Exception) -> JSONResponse:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from personaspace.serve.scheduler import Job
@@ -17,7 +18,7 @@ Logged = tuple[float, list[tuple[int, float]]]
 @dataclass
 class Reply:
     """What is known of one of a request's replies so far. echo: where the prompt is given back, what is known of its tokens
-    from the second one on."""
+    from the second one on; prompt: its text then."""
 
     index: int
     prompt_tokens: int
@@ -26,6 +27,7 @@ class Reply:
     finish: str = ""
     persona: dict[str, Any] | None = None
     echo: list[Logged] | None = None
+    prompt: str = ""
 
     @property
     def tokens(self) -> int:
@@ -34,11 +36,13 @@ class Reply:
 
 @dataclass(frozen=True)
 class Shape:
-    """A request's identity in its replies: a chat's or a text completion's."""
+    """A request's identity in its replies: a chat's or a text completion's. decode: the text of a reply's tokens; name: of
+    one token, also of one that ends a reply and is no part of its text."""
 
     chat: bool
     model: str
-    decode: Any
+    decode: Callable[[Sequence[int]], str]
+    name: Callable[[int], str]
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -51,7 +55,7 @@ class Shape:
         """All of a request's replies at once; `persona` is the first one's, `personas` all of them."""
         choices = []
         for r in replies:
-            text = self.decode(r.job.row.ids) + r.text if r.echo is not None and r.job else r.text
+            text = r.prompt + r.text
             message = {"role": "assistant", "content": text, "refusal": None}
             said = {"message": message} if self.chat else {"text": text}
             choices.append({"index": r.index, **said, "logprobs": self.logprobs(r, 0), "finish_reason": r.finish})
@@ -80,7 +84,9 @@ class Shape:
         row = r.job.row if r.job else None
         if row is None or row.logprobs is None:
             return None
-        tokens = [(row.out[k], *row.logs[k]) for k in range(since, min(len(row.out), len(row.logs)))]
+        # Text completions list the token that ended the reply as well: who scores a prompt cuts one token off the end.
+        made = row.out if self.chat or row.end is None else [*row.out, row.end]
+        tokens = [(t, *logged) for t, logged in list(zip(made, row.logs, strict=False))[since:]]
         if not self.chat:
             return self._text_logprobs(r, tokens, since)
         return {
@@ -96,17 +102,25 @@ class Shape:
         logged: list[Any] = [(None, None), *(r.echo or [])] if ids else []
         every = [*((t, *found) for t, found in zip(ids, logged, strict=True)), *tokens]
         before = r.job.row.out[:since] if r.job else []
-        texts = [self.decode([t]) for t, _, _ in every]
-        offsets = [len(self.decode(before)) + sum(map(len, texts[:k])) for k in range(len(texts))]
+        texts = [self.name(t) for t, _, _ in every]
+        start = len(self.decode(before))
+        offsets = [start, *(start + n for n in accumulate(map(len, texts[:-1])))][: len(texts)]
         return {
             "tokens": texts,
             "token_logprobs": [lp for _, lp, _ in every],
-            "top_logprobs": [None if top is None else {self.decode([t]): lp for t, lp in top} for _, _, top in every],
+            "top_logprobs": [None if top is None else self._most_probable(top) for _, _, top in every],
             "text_offset": offsets,
         }
 
+    def _most_probable(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """By text: of tokens that are written alike, the most probable one counts, which stands first."""
+        found: dict[str, float] = {}
+        for token, logprob in top:
+            found.setdefault(self.name(token), logprob)
+        return found
+
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.decode([token])
+        text = self.name(token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 

@@ -22,6 +22,12 @@ from personaspace.serve.scheduler import Event, Job, Worker
 from personaspace.serve.schema import ChatCompletion, ChatMessage, Completion, TextCompletion
 from personaspace.serve.settings import Settings
 
+LOST = {
+    "error": ("Decoding failed; the server's log says why", None, "server_error", 500),
+    "stopping": ("The server is stopping and had no more time for this reply", None, "server_stopping", 503),
+}
+"""How a reply ends that is given up: message, field, OpenAI's code, status."""
+
 
 @dataclass
 class Running:
@@ -74,21 +80,31 @@ class Requests:
         if n > self.settings.max_n:
             raise BadRequest(f"{n} replies in one request; at most {self.settings.max_n} are made", "n")
         interventions = self.reader.interventions(body.model, body.persona)
-        shape = Shape(isinstance(body, ChatCompletion), body.model, self.engine.chat.decode)
+        shape = Shape(isinstance(body, ChatCompletion), body.model, self.engine.chat.decode, self._name)
         running = Running(body, shape, [], asyncio.Queue(), messages=messages)
+        samplings = [
+            self._sampling(body, len(ids)) for ids in prompts
+        ]  # says what is too long before anything is computed
         echoes = await self._echoes(body, prompts, interventions)
         loop = asyncio.get_running_loop()
         seed = body.seed if body.seed is not None else secrets.randbits(62)
-        for ids in prompts:
-            sampling = self._sampling(body, len(ids))
+        for ids, sampling in zip(prompts, samplings, strict=True):
             for k in range(body.n):
                 random = uniforms(abs(seed) + k, sampling.max_new_tokens)
                 row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body))
                 reply = Reply(len(running.replies), len(ids), echo=echoes.get(tuple(ids)))
+                if reply.echo is not None:
+                    reply.prompt = self._written(ids)
                 reply.job = Job(row, _emitter(loop, running.events, reply.index), tuple(body.stop), body.stream)
                 running.replies.append(reply)
         self.worker.submit([r.job for r in running.replies if r.job])
         return running
+
+    def _name(self, token: int) -> str:
+        return str(self.engine.tokenizer.decode([token]))
+
+    def _written(self, ids: list[int]) -> str:
+        return str(self.engine.tokenizer.decode(ids, skip_special_tokens=False))
 
     def _prompts(self, body: Completion) -> tuple[list[list[int]], list[dict[str, str]] | None]:
         chat = self.engine.chat
@@ -150,8 +166,8 @@ class Requests:
     async def whole(self, running: Running) -> dict[str, Any]:
         """Waits for all replies. Raises `BadRequest` where decoding failed."""
         async for reply, _ in self._events(running):
-            if reply.finish == "error":
-                raise BadRequest("Decoding failed; the server's log says why", None, "server_error", 500)
+            if reply.finish in LOST:
+                raise BadRequest(*LOST[reply.finish])
         self._finished(running)
         return running.shape.whole(running.replies)
 
@@ -161,9 +177,9 @@ class Requests:
         logged: dict[int, int] = {}
         try:
             async for reply, event in self._events(running):
-                if reply.finish == "error":
-                    error = {"message": "Decoding failed; the server's log says why", "type": "server_error"}
-                    yield _sse({"error": {**error, "param": None, "code": None}})
+                if reply.finish in LOST:
+                    message, param, code, _ = LOST[reply.finish]
+                    yield _sse({"error": {"message": message, "type": "server_error", "param": param, "code": code}})
                     return
                 tokens = tokens_of(event.read) if event.read and body.persona.report == "token" else {}
                 persona = {**(reply.persona or {}), **tokens} if reply.finish else tokens
@@ -193,7 +209,7 @@ class Requests:
                 left -= 1
                 reply.finish = event.finish
                 job = reply.job
-                if job and event.finish != "error":
+                if job and event.finish not in LOST:
                     reply.persona = self.reader.turn(event.mean, job.seen, job.touched, running.body.persona.history)
                     self._count(running.body.model, reply)
             yield reply, event

@@ -6,6 +6,7 @@ The queue is bounded; a client that goes away frees its place within a step. It 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -80,7 +81,7 @@ class Worker:
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}
         self.changed = threading.Condition()
-        self.stopping = False
+        self.stopping, self.until = False, math.inf
         self.busy, self.guests = threading.Lock(), 0
         self.seconds = 5.0  # how long a reply has taken lately
         self.thread = threading.Thread(target=self._run, name="personaspace-decode", daemon=True)
@@ -89,16 +90,33 @@ class Worker:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """The model to oneself, between two steps: for a replay."""
-        self.guests += 1
+        self._expect(1)
         try:
             with self.busy:
                 yield
         finally:
-            self.guests -= 1
+            self._expect(-1)
+
+    def _expect(self, more: int) -> None:
+        with self.changed:  # a count that went wrong would stop decoding for good
+            self.guests += more
 
     def start(self) -> None:
         """Begins to decode."""
         self.thread.start()
+
+    def drain(self, seconds: float) -> None:
+        """What is not finished after so many seconds is given up; its clients are told."""
+        self.until = min(self.until, time.monotonic() + seconds)
+
+    @property
+    def draining(self) -> bool:
+        return self.until < math.inf
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the time to finish is over."""
+        return time.monotonic() >= self.until
 
     def stop(self, seconds: float = 10.0) -> None:
         """Finishes what runs and what waits, within a limit."""
@@ -132,6 +150,10 @@ class Worker:
                 if self.stopping and not self.waiting and not self.running:
                     return
                 joining = self._next(loop.free)
+            if self.overdue:
+                self._give_up("stopping")
+                loop = self._fresh()
+                continue
             while self.guests:
                 time.sleep(0.001)  # a lock alone is not fair: whoever waits for the model would never get it
             try:
@@ -143,10 +165,17 @@ class Worker:
                             self._end(done)
             except Exception:  # a thread that dies would leave every request waiting
                 log.exception("a decoding step failed; its %d replies are given up", len(self.running))
-                for job in self.running.values():
-                    job.emit(Event(finish="error"))
-                self.running.clear()
+                self._give_up("error")
                 loop = self._fresh()
+
+    def _give_up(self, why: str) -> None:
+        with self.changed:
+            jobs = [*self.running.values(), *(self.waiting if why == "stopping" else ())]
+            self.running.clear()
+            if why == "stopping":
+                self.waiting.clear()
+        for job in jobs:
+            job.emit(Event(finish=why))
 
     def _fresh(self) -> DecodeLoop:
         return self.engine.open_loop(self.columns, [self.layer], rows=self.rows)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
@@ -17,6 +26,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "best_of": (None, 1),
+    "reasoning_effort": (None, "none"),
     "suffix": (None, ""),
     "store": (None, False),
     "service_tier": (None, "auto", "default"),
@@ -27,19 +37,37 @@ IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Fields that say who asks; nothing depends on them."""
 
 
+def _encodable(value: str) -> str:
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError("half of a surrogate pair is no text")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""JSON's escapes may spell what is no text: no tokenizer takes it, and no reply could say it."""
+
+
+def _integral(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_integral)]
+"""A whole number, also written 16.0; never text, and never true."""
+
+
 class Steer(BaseModel):
     """Steering along the axis or towards a role, α in units of the layer's mean residual norm."""
 
-    model_config = ConfigDict(extra="forbid")
-    direction: str = "axis"
+    model_config = ConfigDict(extra="forbid", strict=True)
+    direction: Text = "axis"
     alpha: float = Field(ge=-4, le=4)
 
 
 class Persona(BaseModel):
     """What is done to a reply, and what is told of it. history: the drifts of earlier turns, for an alert over several."""
 
-    model_config = ConfigDict(extra="forbid")
-    cap: str | None = None
+    model_config = ConfigDict(extra="forbid", strict=True)
+    cap: Text | None = None
     steer: list[Steer] = Field(default=[], max_length=8)
     report: Literal["turn", "token"] = "turn"
     history: list[float] = Field(default=[], max_length=1000)
@@ -47,17 +75,27 @@ class Persona(BaseModel):
 
 def _text(value: Any) -> Any:
     """A message's text, also where it comes in parts."""
-    if isinstance(value, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
-        return "".join(str(p.get("text", "")) for p in value)
-    return "" if value is None else value
+    if not isinstance(value, list):
+        return "" if value is None else value
+    if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in value):
+        raise ValueError("of a message's parts, only those of type text are taken")
+    return "".join(p["text"] for p in value)
+
+
+_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_CONTENT = {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": _PART}]}
 
 
 class ChatMessage(BaseModel):
     """A message; `name` is taken and not used."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text)] = ""
+    content: Annotated[Text, BeforeValidator(_text), WithJsonSchema(_CONTENT)] = ""
 
     def plain(self) -> dict[str, str]:
         """The message as an engine takes it."""
@@ -65,21 +103,39 @@ class ChatMessage(BaseModel):
 
 
 class _StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
     include_usage: bool = False
+
+
+def _as_taken(schema: dict[str, Any]) -> None:
+    """Has a request's JSON Schema say what is taken before fields are looked at: null for what has a default, one text as
+    `stop`, and OpenAI's other fields where they ask for nothing."""
+    fields = schema["properties"]
+    for name, field in fields.items():
+        if "default" in field and {"type": "null"} not in field.get("anyOf", ()):
+            kept = {k: field.pop(k) for k in ("default", "title") if k in field}
+            one = [{"type": "string"}] if name == "stop" else []
+            fields[name] = {**kept, "anyOf": [field, *one, {"type": "null"}]}
+    fields.update({name: {"enum": list(values)} for name, values in NEUTRAL.items()})
+    fields.update({name: {} for name in IGNORED})
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether it is one of the field's neutral values; true is not 1 here."""
+    return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in NEUTRAL.get(name, ()))
 
 
 class Completion(BaseModel):
     """What chat and text completions have in common."""
 
-    model_config = ConfigDict(extra="forbid")
-    model: str
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_as_taken)
+    model: Text
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
-    seed: int | None = None
-    stop: list[str] = Field(default=[], max_length=16)
-    n: int = Field(1, ge=1)
+    max_tokens: Whole | None = Field(None, ge=1)
+    seed: Whole | None = None
+    stop: list[Text] = Field(default=[], max_length=16)
+    n: Whole = Field(1, ge=1)
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
     persona: Persona = Persona()
@@ -92,7 +148,7 @@ class Completion(BaseModel):
         return {
             k: v
             for k, v in values.items()
-            if k not in IGNORED and not (k in NEUTRAL and v in NEUTRAL[k]) and not (v is None and k in cls.model_fields)
+            if k not in IGNORED and not _asks_for_nothing(k, v) and not (v is None and k in cls.model_fields)
         }
 
     @field_validator("stop", mode="before")
@@ -110,9 +166,9 @@ class ChatCompletion(Completion):
     """`/v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=20)
+    top_logprobs: Whole = Field(0, ge=0, le=20)
 
     @property
     def limit(self) -> int | None:
@@ -127,8 +183,8 @@ class ChatCompletion(Completion):
 class TextCompletion(Completion):
     """`/v1/completions`: prompts as text or as token ids."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
-    logprobs: int | None = Field(None, ge=0, le=20)
+    prompt: Text | list[Whole] | list[Text] | list[list[Whole]]
+    logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: bool = False
 
     @model_validator(mode="after")
@@ -158,6 +214,6 @@ class TextCompletion(Completion):
 class Conversation(BaseModel):
     """`/v1/persona/project`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     messages: list[ChatMessage] = Field(min_length=1)
-    model: str | None = None
+    model: Text | None = None

@@ -1,0 +1,72 @@
+"""How much of another model's axis a map of few replies can show: the cosine of the axes with its interval, and how sure its
+roles' places are; it reads the map's run, and knows nothing of who the models are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from personaspace.estimate import Kept
+from personaspace.experiments.statistics import Estimate
+from personaspace.space import PersonaSpace
+from personaspace.store import Run
+from personaspace.vectors import axis_weights, cell_sums, cosine, role_operator, spearman_brown, split_operators
+
+DRAWS, SPLITS = 200, 20
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """cosines: of a map's axis with the other's, by layer, None where their shapes differ; ceiling: what they would be at most,
+    by layer, were the axes the same one, given how reliable both are (NaN where that is not known). again: the correlation of
+    the roles' places on the map's own axis with those that a second such map would give."""
+
+    cosines: list[Estimate] | None
+    ceiling: list[float]
+    again: float
+
+
+def likeness(run: Run, kept: Kept, mapped: PersonaSpace, other: PersonaSpace, seed: int = 0) -> Likeness:
+    """Sets a map's axis beside another's."""
+    same = mapped.tensors["axis"].shape == other.tensors["axis"].shape
+    cosines = _cosines(run, kept, mapped, other, seed) if same else None
+    return Likeness(cosines, _ceiling(mapped, other) if same else [], _again(run, kept, mapped, seed))
+
+
+def _cosines(run: Run, kept: Kept, mapped: PersonaSpace, other: PersonaSpace, seed: int) -> list[Estimate]:
+    """The other's axis is held still; the map's is drawn by question, with random weights as `vectors.bootstrap` does. The
+    interval is ± 1.96 standard deviations of that: noise turns an axis away, so that the draws themselves lie too low."""
+    rng, cells = np.random.default_rng(seed), kept.cells
+    weights = np.stack(
+        [axis_weights(role_operator(cells, rng.exponential(size=cells.questions))) for _ in range(DRAWS)]
+    )
+    found = []
+    for layer in range(mapped.tensors["axis"].shape[0]):
+        sums = cell_sums(cells, kept.blocks(run, slice(layer, layer + 1)))[:, 0].numpy()
+        theirs = other.tensors["axis"][layer].double().numpy()
+        at = float(cosine(mapped.tensors["axis"][layer].double().numpy(), theirs))
+        reach = 1.96 * float(np.std(cosine(weights @ sums, theirs)))
+        found.append(Estimate(at, max(at - reach, -1.0), min(at + reach, 1.0), cells.questions))
+    return found
+
+
+def _ceiling(mapped: PersonaSpace, other: PersonaSpace) -> list[float]:
+    if "axis_split_half" not in mapped.tensors or "axis_split_half" not in other.tensors:
+        return [math.nan] * len(mapped.tensors["axis"])
+    both = zip(mapped.axis_reliability(), other.axis_reliability(), strict=True)
+    return [math.sqrt(a * b) for a, b in both]
+
+
+def _again(run: Run, kept: Kept, mapped: PersonaSpace, seed: int) -> float:
+    layer = mapped.layer
+    sums = cell_sums(kept.cells, kept.blocks(run, slice(layer, layer + 1)))[:, 0]
+    on = (sums @ mapped.axis_at().to(sums)).numpy()
+    halves = []
+    for pair in split_operators(kept.cells, SPLITS, seed):
+        a, b = (np.nan_to_num(o[1:]) @ on for o in pair)
+        there = ~np.isnan(pair[0][1:, 0]) & ~np.isnan(pair[1][1:, 0])
+        if there.sum() > 2:
+            halves.append(np.corrcoef(a[there], b[there])[0, 1])
+    return float(spearman_brown(float(np.mean(halves)))) if halves else math.nan

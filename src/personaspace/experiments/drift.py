@@ -1,0 +1,178 @@
+"""How far conversations drift along the axis, by what they are about, capped and not; and which messages move them (the
+paper's sections on persona drift and its causes)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from pydantic import Field
+
+from personaspace.catalog import Catalog
+from personaspace.experiments.drift_findings import steps_of
+from personaspace.experiments.drift_messages import embed
+from personaspace.experiments.drift_page import evaluate
+from personaspace.experiments.drift_users import Dialogue, Scene, Users, keep_scenes, scenes, together
+from personaspace.experiments.experiment import Cost, Experiment, Names, Numbers, Options
+from personaspace.experiments.results import Result
+from personaspace.experiments.talks import fitted
+from personaspace.experiments.trials import PLAIN, Ask, Given, Trials, beside_plain
+from personaspace.prompts import Message, Sampling
+from personaspace.space import PersonaSpace
+
+SCRIPTED_TOKENS = 48
+"""About what a scripted message takes, the template's own tokens included."""
+
+
+class DriftOptions(Options):
+    """See the fields."""
+
+    conversations: int = Field(6, ge=1, description="Conversations in each domain.")
+    turns: int = Field(6, ge=2, description="Turns of each.")
+    user: str = Field(
+        "scripted", description="Who plays the user: scripted, local (a model here), or an OpenAI-compatible endpoint."
+    )
+    user_model: str = Field("", description="The playing model: another local one, or the endpoint's.")
+    user_tokens: int = Field(64, ge=1, description="At most that many tokens a message of a playing model.")
+    users: str = Field(
+        "", description="Users of your own, one a line: scripted conversations, or personas with topics."
+    )
+    caps: Names = Field(("capped",), description="Caps of the space.")
+    alphas: Numbers = Field((), description="Steering strengths, in units of the residual norm.")
+    max_new_tokens: int = Field(48, ge=1, description="At most that many tokens a reply.")
+    clusters: int = Field(
+        8, ge=2, description="How many kinds of message to tell apart.", json_schema_extra={"later": True}
+    )
+    embedder: str = Field(
+        "", description="What embeds messages: a Hub id or a folder.", json_schema_extra={"later": True}
+    )
+
+
+PUBLISHED = DriftOptions(
+    conversations=20, turns=15, user="https://api.openai.com/v1", user_tokens=256, max_new_tokens=512
+)
+
+
+def chosen(options: DriftOptions) -> list[Scene]:
+    """Who is to talk. Raises `UsageError`, or `CatalogError` for a user's file that is wrong."""
+    return scenes(options.user, options.users, options.conversations, options.turns)
+
+
+def cost(options: DriftOptions, catalog: Catalog) -> Cost:
+    """What that asks of the engine: every turn's history is read again, and what was said under a condition once more by the
+    plain model."""
+    n, held = len(chosen(options)), len(beside_plain(options.alphas, options.caps))
+    message = SCRIPTED_TOKENS if options.user == "scripted" else options.user_tokens
+    exchange, turns = message + options.max_new_tokens, options.turns
+    asked = held * exchange * turns * (turns + 1) // 2
+    played = asked if options.user == "local" else 0
+    return Cost(n * held * turns, n * (asked + played + (held - 1) * exchange * turns))
+
+
+def run(trials: Trials[DriftOptions]) -> Result:
+    """Talks, reads what was said under caps and steering with the plain model, and looks into the messages. Raises
+    `PersonaSpaceError`."""
+    options = trials.options
+    trials.space.drift(0.0)  # says it now where the space does not know the default's deviation
+    there = chosen(options)
+    keep_scenes(trials.folder, there)
+    users = Users(trials, options.user, options.user_model, options.user_tokens)
+    dialogues = [Dialogue(c, s) for c in beside_plain(options.alphas, options.caps) for s in there]
+    converse(trials, users, dialogues)
+    if users.problems:
+        trials.watcher.note(
+            f"{len(users.problems)} messages of the user did not come ({users.problems[0]}); their conversations end there, "
+            "and the same command goes on with them"
+        )
+    found = rows(trials.space, options.turns, dialogues, read_plainly(trials, dialogues))
+    steps = steps_of(found)
+    vectors = embed(steps.texts, options.embedder)
+    if isinstance(vectors, str):
+        trials.watcher.note(vectors)
+    return evaluate(trials.space, options.user, found, steps, vectors, options.clusters, options.seed)
+
+
+def converse(trials: Trials[DriftOptions], users: Users, dialogues: Sequence[Dialogue]) -> None:
+    """All conversations of all conditions, turn by turn; one whose user has nothing to say ends."""
+    sampling = Sampling(max_new_tokens=trials.options.max_new_tokens)
+    on = {d.name: d for d in dialogues}
+    for turn in range(1, trials.options.turns + 1):
+        said = users.say(turn, list(on.values()))
+        on = {name: d for name, d in on.items() if name in said}
+        for name, d in on.items():
+            d.messages.append({"role": "user", "content": said[name]})
+            d.begins.append(len(d.messages) - len(fitted(trials.engine, d.messages, sampling.max_new_tokens)))
+        for k, group in enumerate(together(trials.responses / f"asked-{turn:02d}.json", list(on))):
+            asks = [Ask(on[n].condition, on[n].scene.name, tuple(on[n].messages[on[n].begins[-1] :])) for n in group]
+            part = f"turn-{turn:02d}" + (f"-{k}" if k else "")
+            for name, given in zip(group, trials.ask(asks, sampling, part=part), strict=True):
+                on[name].given.append(given)
+                on[name].messages.append({"role": "assistant", "content": given.text})
+
+
+def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) -> dict[str, list[float]]:
+    """What was said under a condition, as the plain model reads it: projections by dialogue, each reply with the history that
+    it was given after. The plain model's own replies are read while it gives them."""
+    pieces: dict[str, list[Message]] = {}
+    wanted: dict[str, tuple[str, int]] = {}
+    for d in (d for d in dialogues if d.condition != PLAIN):
+        for begin, some in groupby(range(len(d.begins)), key=lambda k, d=d: d.begins[k]):  # type: ignore[misc]
+            turns = list(some)
+            piece = f"{d.name}/{begin}"
+            pieces[piece] = d.messages[begin : 2 * turns[-1] + 2]
+            wanted[piece] = (d.name, len(turns))
+    # Named by what is in it: a conversation that a later call goes on with is read anew.
+    digest = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:12]
+    found: dict[str, list[float]] = {d.name: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN}
+    for piece, read in trials.read(pieces, part=f"read-{digest}").items():
+        name, n = wanted[piece]
+        found.setdefault(name, []).extend(r.projection for r in read[-n:])
+    return found
+
+
+def rows(
+    space: PersonaSpace, turns: int, dialogues: Sequence[Dialogue], read: Mapping[str, Sequence[float]]
+) -> list[dict[str, Any]]:
+    """A row for each turn of each conversation; one that did not come has no message and no projection."""
+    nothing = Given("", "", "", 0, "", math.nan, 0)
+    found = []
+    for d in dialogues:
+        for k in range(turns):
+            there = k < len(d.given)
+            given = d.given[k] if there else nothing
+            projection = read[d.name][k] if there else math.nan
+            row = {
+                "condition": d.condition.name,
+                "alpha": d.condition.alpha,
+                "cap": d.condition.cap,
+                "domain": d.scene.domain,
+                "persona": d.scene.persona,
+                "topic": d.scene.topic,
+                "conversation": d.scene.name,
+                "turn": k + 1,
+                "message": d.messages[2 * k]["content"] if there else None,
+                "reply": given.text if there else None,
+                "tokens": given.tokens,
+                "touched": given.touched,
+                "left_out": d.begins[k] if there else 0,
+                "projection": projection,
+                "projection_as_it_went": given.projection,
+                "drift": space.drift(projection),
+            }
+            found.append(row)
+    return found
+
+
+EXPERIMENT = Experiment(
+    "drift",
+    "How far conversations drift along the axis, by what they are about, capped and not; and which messages move them.",
+    DriftOptions,
+    PUBLISHED,
+    cost,
+    run,
+    "personaspace experiment drift smollm2 --out runs/drift",
+)

@@ -1,0 +1,250 @@
+"""What the OpenAPI document says that the routes' code does not: replies' shapes, refusals, keys, and this server's own names
+and limits. Nothing here takes part in answering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from personaspace.serve.settings import Settings
+
+
+class ErrorTold(BaseModel):
+    """What went wrong, in OpenAI's shape."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every refusal."""
+
+    error: ErrorTold
+
+
+class PersonaTold(BaseModel):
+    """Where a reply lies: projection on the axis, drift in the default's standard deviations (null for a space that does not
+    know them), the nearest roles with their cosines, and its place on the map's first two components."""
+
+    layer: int
+    projection: float
+    drift: float | None
+    nearest: list[tuple[str, float]]
+    capped_tokens: int
+    tokens_read: int
+    alert: bool | None
+    place: list[float]
+
+
+class Usage(BaseModel):
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class MessageTold(BaseModel):
+    """A reply's text."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class TokenTold(BaseModel):
+    """A token with its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class LoggedToken(TokenTold):
+    """The same, with the most probable tokens in its place."""
+
+    top_logprobs: list[TokenTold]
+
+
+class ChatLogprobs(BaseModel):
+    """A chat reply's tokens."""
+
+    content: list[LoggedToken]
+    refusal: None
+
+
+class TextLogprobs(BaseModel):
+    """A text completion's tokens, as lists side by side; an echoed prompt's first token has no probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class _Choice(BaseModel):
+    index: int
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatChoice(_Choice):
+    """One of a chat's replies."""
+
+    message: MessageTold
+    logprobs: ChatLogprobs | None
+
+
+class TextChoice(_Choice):
+    """One of a text completion's replies."""
+
+    text: str
+    logprobs: TextLogprobs | None
+
+
+class _Told(BaseModel):
+    id: str
+    created: int
+    model: str
+    usage: Usage
+    persona: PersonaTold | None
+    personas: list[PersonaTold | None] = []
+
+
+class ChatReply(_Told):
+    """`/v1/chat/completions`; `persona` is the first reply's, null for an empty one; `personas` are those of several."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class TextReply(_Told):
+    """`/v1/completions`."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class ModelCard(BaseModel):
+    """A model, or the model with a cap."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """`/v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class TurnTold(BaseModel):
+    """An assistant turn of a conversation; `fell`: the tokens in which the projection lay furthest under the default's."""
+
+    index: int
+    tokens: int
+    projection: float
+    drift: float | None
+    nearest: list[tuple[str, float]]
+    alert: bool
+    fell: tuple[int, int] | None
+    fell_text: str
+    each: list[float]
+
+
+class Projected(BaseModel):
+    """`/v1/persona/project`; `problem` says what did not fit the model's context."""
+
+    layer: int
+    turns: list[TurnTold]
+    problem: str | None
+
+
+REFUSALS = {
+    400: "What was asked for cannot be met; the message says why",
+    401: "A key is missing or wrong",
+    404: "There is no such model",
+    413: "The body is too large",
+    429: "The queue is full; Retry-After says when to come back",
+    500: "The server failed; its log says why",
+    503: "The server is stopping and had no more time for this",
+}
+
+
+def refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Refusals of a route, for its `responses`."""
+    return {status: {"model": ErrorBody, "description": REFUSALS[status]} for status in statuses}
+
+
+def answered(model: type[BaseModel], *statuses: int, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """A route's reply and refusals, for its `responses`."""
+    said: dict[str, Any] = {"model": model, "description": "The whole reply at once"}
+    if streams:
+        event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+        chunks = {"schema": event, "example": "data: {…}\n\ndata: [DONE]\n\n"}
+        said["content"] = {"text/event-stream": chunks}
+        said["description"] = "The whole reply at once, or with `stream` as server-sent events of chunks"
+    return {200: said, **refused(*statuses)}
+
+
+def describe(
+    app: FastAPI, settings: Settings, models: Sequence[str], caps: Sequence[str], roles: Sequence[str]
+) -> None:
+    """Has the application's document say this server's models, caps, roles, limits and keys."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            _as_it_is(made)
+            _named(made["components"]["schemas"], settings, models, caps, roles)
+            if settings.keys:
+                _locked(made)
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _as_it_is(made: dict[str, Any]) -> None:
+    """Bodies that do not hold are answered 400 here, never 422."""
+    for path in made["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        made["components"]["schemas"].pop(name, None)
+
+
+def _named(
+    schemas: dict[str, Any], settings: Settings, models: Sequence[str], caps: Sequence[str], roles: Sequence[str]
+) -> None:
+    for name in ("ChatCompletion", "TextCompletion"):
+        fields = schemas[name]["properties"]
+        fields["model"]["enum"] = list(models)
+        for limit, most in (
+            ("n", settings.max_n),
+            ("max_tokens", settings.max_tokens),
+            ("max_completion_tokens", settings.max_tokens),
+        ):
+            for option in fields.get(limit, {}).get("anyOf", ()):
+                if option["type"] == "integer":
+                    option["maximum"] = most
+    for name in ("ChatCompletion", "Conversation"):
+        schemas[name]["properties"]["messages"]["maxItems"] = settings.max_messages
+    schemas["Persona"]["properties"]["cap"]["anyOf"][0]["enum"] = list(caps)
+    schemas["Steer"]["properties"]["direction"]["enum"] = ["axis", *roles]
+
+
+def _locked(made: dict[str, Any]) -> None:
+    made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in made["paths"].items():
+        if path.startswith("/v1/") or path == "/metrics":
+            for operation in operations.values():
+                operation["security"] = [{"key": []}]

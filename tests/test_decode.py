@@ -1,0 +1,59 @@
+"""The decode loop's buffers: they grow with the rows, and nobody's text depends on it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from personaspace.engines import decode
+from personaspace.engines.rows import Row
+from personaspace.engines.sampling import uniforms
+from personaspace.prompts import Sampling
+
+
+def rows(engine):
+    """Short and long ones, some of which join later."""
+    texts = ["hi", "a much longer beginning " * 6, "x", "some words more", "y " * 40]
+    return [
+        Row(k, engine.chat.text_ids(t), Sampling(temperature=0.8, top_p=0.9, max_new_tokens=n), uniforms(k, n))
+        for k, (t, n) in enumerate(zip(texts, (90, 20, 60, 30, 40), strict=True))
+    ]
+
+
+def decoded(engine):
+    """Every row's tokens and mean activation, with rows joining at steps 0, 5 and 30; and the widest that the loop was."""
+    loop, waiting, found, widest = engine.open_loop(400, range(3), rows=4), rows(engine), {}, 0
+    for step in range(300):
+        for at, count in ((0, 2), (5, 1), (30, 2)):
+            if step == at:
+                loop.join([waiting.pop(0) for _ in range(count)])
+        if not loop.rows:
+            break
+        for done in loop.step():
+            found[done.row.key] = (done.row.out, done.mean)
+        widest = max(widest, loop.window.columns)
+    return found, widest, loop
+
+
+def test_what_rows_say_does_not_depend_on_how_the_buffers_grow(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.chat, "end_ids", frozenset())
+    monkeypatch.setattr(decode, "COLUMNS", 512)
+    whole, _, _ = decoded(tiny)
+    monkeypatch.setattr(decode, "COLUMNS", 16)
+    monkeypatch.setattr(decode, "SLACK", 4)
+    grown, widest, loop = decoded(tiny)
+    assert 16 < widest <= 404
+    assert {k: out for k, (out, _) in grown.items()} == {k: out for k, (out, _) in whole.items()}
+    for k, (_, mean) in grown.items():
+        assert torch.allclose(mean, whole[k][1], atol=1e-4)
+    loop.join(rows(tiny)[:1])
+    assert loop.window.columns == 16
+
+
+def test_buffers_are_no_longer_than_the_rows_that_there_are(tiny):
+    loop = tiny.open_loop(5000, [0], rows=4)
+    (row,) = rows(tiny)[:1]
+    loop.join([row])
+    loop.step()
+    assert loop.buffers[0].keys.shape[2] == decode.COLUMNS
+    assert loop.columns == pytest.approx(5000 + decode.SLACK)

@@ -1,0 +1,160 @@
+"""Many clients at once, a full queue, and a server that is told to stop while it answers."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+
+from served import engine, serving, space
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def asked(k):
+    messages = [{"role": "user", "content": "why? " * (k % 5) + f"thing {k % 16}"}]
+    return {"model": ("tiny", "tiny:capped")[k % 2], "messages": messages, "temperature": 0, "max_tokens": 6 + k % 16}
+
+
+def whole(url, k):
+    return httpx.post(url, json=asked(k), timeout=60).json()["choices"][0]["message"]["content"]
+
+
+def hang_up(url, k):
+    with httpx.stream("POST", url, json={**asked(k), "stream": True, "max_tokens": 400}, timeout=60) as answer:
+        next(answer.iter_lines())
+
+
+def sixty_four(url):
+    """A round of 64 clients of which every seventh hangs up; what the others got, by their number."""
+    with ThreadPoolExecutor(64) as pool:
+        futures = {k: pool.submit(hang_up if k % 7 == 3 else whole, url, k) for k in range(64)}
+        found = {k: future.result() for k, future in futures.items()}
+    return {k: text for k, text in found.items() if k % 7 != 3}
+
+
+def idle(worker):
+    """Waits until nothing runs and nothing waits; whether it came to that."""
+    for _ in range(200):
+        if not worker.running and not worker.waiting:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_many_at_once_mixed_and_hanging_up_get_what_they_get_alone_and_leave_nothing_behind(space, engine):
+    with serving(space, engine, rows=8, queue=64) as (address, worker):
+        url = f"{address}/v1/chat/completions"
+        alone = {k: whole(url, k) for k in range(64)}
+        seen = []
+        worker.submit = watched(worker, seen)
+        assert all(text == alone[k] for k, text in sixty_four(url).items())
+        assert idle(worker)
+        assert max(seen) <= 64
+        # The first rounds touch memory that every later one uses again.
+        sixty_four(url)
+        process = psutil.Process()
+        before = process.memory_info().rss
+        for _ in range(3):
+            sixty_four(url)
+        assert idle(worker)
+        assert process.memory_info().rss - before < 32 << 20
+        assert worker.guests == 0
+
+
+def watched(worker, seen):
+    """The worker's `submit`, noting how many wait after each request."""
+    submit = worker.submit
+
+    def noting(jobs):
+        submit(jobs)
+        seen.append(len(worker.waiting))
+
+    return noting
+
+
+def test_a_full_queue_answers_429_with_when_to_come_back(space, engine):
+    with serving(space, engine, rows=1, queue=1, max_tokens=400) as (address, worker):
+        body = {"model": "tiny", "messages": HELLO, "max_tokens": 400, "temperature": 1, "seed": 1, "stream": True}
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as running:
+            next(running.iter_lines())
+            with ThreadPoolExecutor(4) as pool:
+                others = [
+                    pool.submit(httpx.post, f"{address}/v1/chat/completions", json=body, timeout=60) for _ in range(4)
+                ]
+                time.sleep(0.3)
+                assert len(worker.waiting) <= 1
+                running.close()
+                answers = [o.result() for o in others]
+        refused = [a for a in answers if a.status_code == 429]
+        assert refused
+        assert all(int(a.headers["retry-after"]) >= 1 and a.json()["error"]["code"] == "queue_full" for a in refused)
+
+
+@pytest.fixture
+def started():
+    """Starts `personaspace serve smollm2` as a user would; yields how."""
+    processes = []
+
+    def start(*options):
+        command = [
+            sys.executable,
+            "-c",
+            "from personaspace.cli import main; main()",
+            "serve",
+            "smollm2",
+            "--port",
+            "0",
+            *options,
+        ]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        processes.append(process)
+        address = re.search(r"http://[\d.:]+", process.stderr.readline()).group()
+        for _ in range(200):
+            try:
+                if httpx.get(f"{address}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        return process, f"{address}/v1/chat/completions"
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def tell(url, tokens, stream):
+    """A long story's status and text, all of it."""
+    messages = [{"role": "user", "content": "Tell me a very long story."}]
+    body = {"model": "smollm2:capped", "messages": messages, "max_tokens": tokens, "seed": 1, "stream": stream}
+    with httpx.stream("POST", url, json=body, timeout=60) as answer:
+        return answer.status_code, "".join(answer.iter_text())
+
+
+@pytest.mark.parametrize("grace", [20, 1], ids=["in-time", "overdue"])
+def test_a_server_that_is_told_to_stop_finishes_what_it_can_tells_the_rest_and_exits_cleanly(started, grace):
+    process, url = started("--grace", str(grace))
+    tokens = 24 if grace == 20 else 1000
+    with ThreadPoolExecutor(4) as pool:
+        replies = [pool.submit(tell, url, tokens, stream) for stream in (True, False, True, False)]
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        told = [r.result() for r in replies]
+    assert process.wait(30) == 0
+    assert process.stderr.read() == ""
+    for (status, text), stream in zip(told, (True, False, True, False), strict=True):
+        if grace == 20:
+            assert status == 200
+            assert ("[DONE]" if stream else '"finish_reason":"length"') in text
+        else:
+            assert status == (200 if stream else 503)
+            assert '"server_stopping"' in text
+            assert "[DONE]" not in text
