@@ -24,20 +24,24 @@ COMMAND = Path(sys.executable).with_name("personaspace")
 WIDTH = 1080
 
 
-def conducted(space: str, runs: Path) -> dict[str, Path]:
-    """Name → folder of every experiment, run or gone on with; and the comparison of the model with its stand-in."""
+def conducted(space: str, runs: Path, base: str | None) -> dict[str, Path]:
+    """Name → folder of every experiment, run or gone on with. base: another base model, beside the stand-in."""
+    wanted: list[tuple[str, str, list[str]]] = [(name, name, []) for name in MODULES]
+    if base:
+        wanted.append(("base-model-other", "base-model", ["--base", base]))
     folders = {}
-    for name in MODULES:
-        print(f"== {name}", flush=True)
-        folders[name] = runs / name
-        subprocess.run([COMMAND, "experiment", name, space, "--out", folders[name]], check=True)
+    for called, name, more in wanted:
+        print(f"== {called}", flush=True)
+        folders[called] = runs / called
+        line = [COMMAND, "experiment", name, space, "--out", folders[called], *more]
+        subprocess.run(line, check=True, cwd=ROOT)
     return folders
 
 
 def compared(space: str, other: Path, page: Path) -> dict[str, Any]:
     """Two spaces set side by side: the figures, in the form that an experiment's results have."""
-    line = [COMMAND, "compare", space, other, "--out", page, "--json"]
-    (pair,) = json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)["pairs"]
+    line = [COMMAND, "compare", space, other.relative_to(ROOT), "--out", page, "--json"]
+    (pair,) = json.loads(subprocess.run(line, check=True, capture_output=True, text=True, cwd=ROOT).stdout)["pairs"]
     told = {
         k: f"{pair[k]['value']:.2f} ({pair[k]['low']:.2f} to {pair[k]['high']:.2f})" for k in ("pc1", "axis", "ranking")
     }
@@ -97,8 +101,9 @@ def main() -> None:
     parser.add_argument("space", nargs="?", default="smollm2")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--base", help="another base model, to do base-model with as well")
     options = parser.parse_args()
-    folders = conducted(options.space, options.runs)
+    folders = conducted(options.space, options.runs, options.base)
     date = datetime.date.today().isoformat()
     target = options.results / date
     target.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ def test_replies_that_the_judge_does_not_keep_are_said_to_be_missing():
     assert result.figures["without_vector"] == [names[1]]
     assert "1, 1 replies missing" in [r[4] for r in result.blocks[-1].rows]
     assert f"left out, without a kept reply on both sides: {names[1]}" in result.blocks[-1].text.lower()
-    with pytest.raises(RunError, match="0 of 4 traits"):
+    with pytest.raises(RunError, match="0 of 4 traits have a reply that the judge local keeps"):
         evaluate(planted_space(), options, some, wanted, replies, [0] * 16, "local")
 
 

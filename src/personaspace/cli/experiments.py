@@ -51,7 +51,7 @@ def _told(default: Any) -> str:
 def _option(name: str, field: FieldInfo) -> Any:
     """A field as an option: what holds several values is text here, and is read by the field itself."""
     kind = field.annotation if field.annotation in (int, float, bool) else str
-    told = "" if field.default in (None, "") else f"  [default: {_told(field.default)}]"
+    told = "" if field.default in (None, "", ()) else f"  [default: {_told(field.default)}]"
     flag = "--" + name.replace("_", "-")
     return Annotated[kind | None, typer.Option(flag, help=f"{field.description}{told}", show_default=False)]
 

@@ -149,8 +149,8 @@ def standardised(x: np.ndarray) -> np.ndarray:
 
 def repeatability(space: PersonaSpace, roles: Sequence[str]) -> float | None:
     """The share of the variance of these roles' places on the axis that is not error: one minus the mean squared standard
-    error, from their 95% intervals, over the variance. A bootstrap over n questions is too narrow by (n − 1)/n, which is made
-    good where the counts are known."""
+    error, from their 95% intervals, over the variance. A bootstrap with random weights over n questions has
+    (n − 1)/(n + 1) of the variance, which is made good where the counts are known."""
     if "role_interval" not in space.tensors:
         return None
     rows = [space.roles.index(r) for r in roles]
@@ -158,7 +158,7 @@ def repeatability(space: PersonaSpace, roles: Sequence[str]) -> float | None:
     error = ((high - low) / (2 * 1.96)) ** 2
     if "counts" in space.tensors:
         n = space.tensors["counts"][rows].double()
-        error = error * n / (n - 1).clamp(min=1)
+        error = error * (n + 1) / (n - 1).clamp(min=1)
     return max(0.0, 1 - float(error.mean()) / float(np.var(Places.of(space).on_axis[rows])))
 
 

@@ -40,8 +40,9 @@ def _persona(added: Estimate) -> str:
     said = f"The persona's effect is {added.points()} points"
     if added.low > 0:
         return said
-    less = "which is less, not more" if added.high < 0 else "which is not to be told from none"
-    return f"{said}, {less}: there is nothing of its own for capping to take off"
+    if added.high < 0:
+        return f"{said}, which is less, not more: there is nothing of its own for capping to take off"
+    return f"{said}, not to be told from none: there may be nothing of its own for capping to take off"
 
 
 def _fewer(e: Estimate) -> str:

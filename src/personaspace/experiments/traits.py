@@ -143,7 +143,8 @@ def evaluate(
             measured[trait.trait] = found
     if len(measured) < 2:
         raise RunError(
-            f"{len(measured)} of {len(traits)} traits have a kept reply on both sides; two at least are needed"
+            f"{len(measured)} of {len(traits)} traits have a reply that the judge {judge} keeps on both sides; two at least "
+            "are needed (--judge rules keeps all of them)"
         )
     ranking = Ranking.of(measured, options.seed)
     result = page(space, traits, ranking, rows, judge)

@@ -92,7 +92,7 @@ def _ends(ranking: Ranking, rows: Sequence[dict[str, Any]]) -> Block:
         data.append({**drawn, **more})
     places = [told([t]) for _, some, _ in ends for t in some]
     layout = {
-        "xaxis": axis("cosine of the trait's vector with the axis"),
+        "xaxis": axis("cosine with the axis"),
         "yaxis": {"type": "category", "categoryarray": places[::-1], "dtick": 1},
         "hovermode": "closest",
         "shapes": [_band(ranking.edge)],
