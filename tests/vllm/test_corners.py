@@ -10,6 +10,7 @@ import torch
 from test_numbers import GREEDY, alike, direction, in_order, kinds, prompts, replayed
 
 from personaspace.engines.transformers import TransformersEngine
+from personaspace.errors import UsageError
 from personaspace.interventions import Add, Cap
 from personaspace.prompts import Prompt, Sampling
 
@@ -149,6 +150,29 @@ def test_a_request_that_is_given_up_leaves_nothing(folders: Callable[[str], str]
     assert len(in_order(engine.respond(prompts(5), GREEDY, read=LAYERS))) == 5
 
 
+def test_what_the_compiled_pass_has_no_place_for_is_refused(
+    folders: Callable[[str], str], opened: Callable[..., Any]
+) -> None:
+    engine = opened(folders("llama"))
+    two = [kinds(128)[1], Cap(direction(128, 5), (2,), floor=0.0)]
+    with pytest.raises(UsageError, match="PERSONASPACE_VLLM_MOVES=2"):
+        list(engine.respond(prompts(1), GREEDY, interventions=two))
+    for id in list(engine._arrived):
+        engine._arrived.pop(id)
+    many = [
+        Prompt(p.messages, question=k, interventions=(Cap(direction(128, k), (0,), floor=0.0),))
+        for k, p in enumerate(prompts(8))
+    ]
+    in_flight = engine.core.engine_core.engine_core.scheduler.personaspace_in_flight
+    in_flight.most = 5
+    with pytest.raises(UsageError, match="5 different directions"):
+        list(engine.respond(many, GREEDY))
+    in_flight.most = 16
+    assert len(list(engine.respond(many, GREEDY))) == 8
+    assert nothing_is_held(engine)
+    assert not in_flight.uses
+
+
 def test_a_reply_that_ends_by_itself_does_not_count_its_end(
     folders: Callable[[str], str], reference: TransformersEngine, opened: Callable[..., Any]
 ) -> None:
@@ -179,10 +203,12 @@ def test_a_reply_that_ends_by_itself_does_not_count_its_end(
 def test_a_wrong_ask_is_refused_alone(
     ask: Any, said: str, folders: Callable[[str], str], opened: Callable[..., Any]
 ) -> None:
+    from vllm.exceptions import VLLMValidationError
+
     from vllm import SamplingParams
 
     engine = _shared(opened, folders)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(VLLMValidationError, match=said):
         engine.core.add_request("x", {"prompt_token_ids": [5, 6, 7]}, SamplingParams(extra_args={"personaspace": ask}))
     assert len(list(engine.respond(prompts(2), GREEDY))) == 2
 
@@ -194,3 +220,37 @@ def _shared(opened: Callable[..., Any], folders: Callable[[str], str]) -> Any:
     if "engine" not in _OPEN:
         _OPEN["engine"] = opened(folders("llama"))
     return _OPEN["engine"]
+
+
+def test_plain_vllm_hands_out_what_a_request_asked_for(
+    folders: Callable[[str], str], opened: Callable[..., Any]
+) -> None:
+    import vllm
+
+    from personaspace.engines.vllm import unpack
+
+    opened(folders("llama"), max_model_len=64)  # closes what was open before
+    cap = Cap(direction(128), (1, 2), floor=4.0)
+    llm = vllm.LLM(
+        folders("llama"),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=128,
+        max_num_seqs=4,
+        kv_cache_memory_bytes=32 << 20,
+    )
+    asks = [{"read": "all", "interventions": [cap.to_dict()]}, {"read": [1]}, None]
+    params = [
+        vllm.SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, extra_args={"personaspace": a} if a else None)
+        for a in asks
+    ]
+    replies = llm.generate([{"prompt_token_ids": [5, 6, 7]}] * 3, params, use_tqdm=False)
+    readings = unpack(llm.collective_rpc("personaspace_take", args=([r.request_id for r in replies],))[0])
+    capped, plain = (readings[r.request_id] for r in replies[:2])
+    assert len(readings) == 2
+    assert (capped.layers, plain.layers) == ((0, 1, 2), (1,))
+    assert capped.tokens.tolist() == plain.tokens.tolist() == [7]
+    assert (capped.activation[0, 1:] @ (direction(128) / direction(128).norm()) > 3.99).all()
+    assert int(capped.touched[0]) > 0
+    assert replies[1].outputs[0].token_ids == replies[2].outputs[0].token_ids
+    llm.llm_engine.engine_core.shutdown()

@@ -56,7 +56,7 @@ def test_a_family_reads_and_caps_as_in_transformers(
     for plain in in_order(engine.respond(prompts(), GREEDY, read=layers)):
         expected = replayed(reference, plain)
         assert alike(plain.activation, expected) >= 0.9999
-        assert torch.allclose(plain.activation, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        assert torch.allclose(plain.activation, expected, rtol=5e-3, atol=5e-3 * float(expected.abs().max()))
     floor = float(expected @ u / u.norm() if expected.dim() == 1 else (expected[1] @ u / u.norm())) + 1.0
     cap = Cap(u, (1, 2), floor=floor)
     mine, theirs = (
@@ -105,7 +105,7 @@ def test_each_request_of_a_batch_gets_its_own(
 
 
 def test_plain_requests_are_bit_equal_beside_capped_ones(llama: str, opened: Callable[..., Any]) -> None:
-    engine = opened(llama, enable_prefix_caching=False)
+    engine = opened(llama, enable_prefix_caching=False, max_logprobs=300)
     from vllm import SamplingParams
 
     cap = engine._define([Cap(direction(engine.model.hidden), (0, 1, 2), floor=5.0)])

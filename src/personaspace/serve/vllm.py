@@ -151,5 +151,14 @@ def command(space: str, folder: str, names: Sequence[str], options: Sequence[str
     allowed = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
     where = str(Path(space).resolve()) if Path(space).exists() else space
     environment = {**os.environ, SPACE: where, "VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, "personaspace"]))}
-    program = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", folder, "--served-model-name", *names]
+    # The module and not `vllm serve`: in the CPU build the command asks for a version that its package does not have.
+    program = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        folder,
+        "--served-model-name",
+        *names,
+    ]
     return [*program, *options], environment

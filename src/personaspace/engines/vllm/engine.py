@@ -137,6 +137,8 @@ class VllmEngine:
         **params: Any,
     ) -> str:
         """Hands vLLM a request; the id that its outputs come under."""
+        from vllm.exceptions import VLLMClientError
+
         from vllm import SamplingParams
 
         id = f"personaspace-{next(self._numbers)}"
@@ -156,7 +158,10 @@ class VllmEngine:
             extra_args={FIELD: ask} if read or mine else None,
             **params,
         )
-        self.core.add_request(id, {"prompt_token_ids": list(ids)}, settings)
+        try:
+            self.core.add_request(id, {"prompt_token_ids": list(ids)}, settings)
+        except VLLMClientError as e:
+            raise UsageError(f"vLLM refuses the request: {e}") from None
         return id
 
     def _define(self, interventions: Sequence[Intervention]) -> list[str]:

@@ -92,7 +92,11 @@ class Inside(nn.Module):
 
 
 def _within(layer: Any, hidden: Tensor, residual: Tensor | None) -> Tensor:
-    """`hidden` `[tokens, hidden]` after the moves. The residual stream is hidden + residual, the latter left as it is."""
+    """`hidden` `[tokens, hidden]` after the moves (or `[1, tokens, hidden]`, as in models that vLLM takes from `transformers`).
+    The residual stream is hidden + residual, the latter left as it is."""
+    if hidden.dim() > 2:
+        flat = None if residual is None else residual.flatten(0, -2)
+        return _within(layer, hidden.flatten(0, -2), flat).reshape(hidden.shape)
     tokens = hidden.shape[0]
     row, slot = layer.personaspace_row[:tokens], layer.personaspace_slot[:tokens]
     stream = hidden.float() if residual is None else hidden.float() + residual.float()

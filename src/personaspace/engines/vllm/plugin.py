@@ -15,6 +15,7 @@ from typing import Any
 
 from personaspace.engines.vllm import layers as compiled
 from personaspace.engines.vllm.admission import InFlight, admit, unsupported
+from personaspace.engines.vllm.ask import FIELD
 from personaspace.engines.vllm.worker import Beside, Limits
 from personaspace.errors import ModelError, PersonaSpaceError
 from personaspace.interventions import Intervention
@@ -65,7 +66,9 @@ def _process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwarg
     try:
         admit(request, self.vllm_config, NAMED)
     except PersonaSpaceError as e:
-        raise ValueError(str(e)) from None  # what vLLM answers with status 400
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(str(e), parameter=FIELD) from None  # answered with status 400
     return request
 
 
