@@ -226,7 +226,6 @@ def test_plain_vllm_hands_out_what_a_request_asked_for(
     folders: Callable[[str], str], opened: Callable[..., Any]
 ) -> None:
     import vllm
-
     from personaspace.engines.vllm import unpack
 
     opened(folders("llama"), max_model_len=64)  # closes what was open before
