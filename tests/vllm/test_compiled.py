@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_numbers import GREEDY, alike, direction, in_order, prompts, replayed
+from test_numbers import GREEDY, alike, direction, in_order, load_reference, prompts, replayed
 from torch._dynamo.utils import counters
 
-from personaspace.engines.transformers import TransformersEngine
 from personaspace.interventions import Add, Cap
 from personaspace.prompts import Prompt
 
@@ -19,7 +18,7 @@ from personaspace.prompts import Prompt
 def test_a_compiled_pass_reads_and_holds_without_another_graph(
     family: str, folders: Callable[[str], str], opened: Callable[..., Any]
 ) -> None:
-    reference = TransformersEngine.load(folders(family))
+    reference = load_reference(folders(family))
     engine = opened(folders(family), enforce_eager=False)
     assert "NONE" not in engine.model.notes["compiled"]
     layers = range(engine.model.layers)

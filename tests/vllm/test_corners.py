@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_numbers import GREEDY, alike, direction, in_order, kinds, prompts, replayed
+from test_numbers import GREEDY, alike, direction, in_order, kinds, load_reference, prompts, replayed
 
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.errors import UsageError
@@ -19,7 +19,7 @@ LAYERS = (0, 1, 2)
 
 @pytest.fixture(scope="module")
 def reference(folders: Callable[[str], str]) -> TransformersEngine:
-    return TransformersEngine.load(folders("llama"))
+    return load_reference(folders("llama"))
 
 
 def tally(engine: Any) -> Any:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_numbers import alike, replayed
+from test_numbers import alike, load_reference, replayed
 
-from personaspace.engines.transformers import TransformersEngine
 from personaspace.interventions import Cap
 from personaspace.prompts import Prompt
 
@@ -50,7 +49,7 @@ if __name__ == "__main__":
 def test_workers_of_their_own_read_and_hold_the_same(ranks: int, folders: Callable[[str], str], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    reference = TransformersEngine.load(folders("llama"))
+    reference = load_reference(folders("llama"))
     cap = Cap(torch.randn(128, generator=torch.Generator().manual_seed(0)), (0, 1, 2), floor=4.0)
     program, out = tmp_path / "program.py", tmp_path / "out.safetensors"
     program.write_text(PROGRAM)

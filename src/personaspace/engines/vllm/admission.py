@@ -21,6 +21,8 @@ def unsupported(vllm_config: Any) -> str:
         return "speculative decoding is on: tokens that are drawn back would be counted"
     if parallel.pipeline_parallel_size > 1:
         return "pipeline parallelism is on: no worker has all layers"
+    if parallel.data_parallel_size > 1:
+        return "data parallelism is on: what was read would come back from one engine of several; run one server each"
     if parallel.use_ubatching:
         return "micro-batches are on: a pass has only a part of the batch"
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:

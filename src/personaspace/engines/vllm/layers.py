@@ -52,15 +52,13 @@ def note(
     """Adds tokens' residual stream `[tokens, hidden]` and its norms to the sums of their slots; `moved` says by how much
     each was moved at this layer, and after the last layer those that were at any are counted."""
     tokens, nobody = len(slot), len(sums) - 1
+    seen: Any = slice(0, tokens)
     if stream.device.type == "cpu":  # there is no graph to keep whole: tokens that nobody reads are left out
         kept = (slot < nobody).nonzero().flatten()
         if not len(kept):
             return
         if len(kept) < tokens:
-            stream, norm, moved, slot = stream[kept], norm[kept], moved[kept], slot[kept]
-        seen = kept
-    else:
-        seen = torch.arange(tokens, device=stream.device)
+            stream, norm, moved, slot, seen = stream[kept], norm[kept], moved[kept], slot[kept], kept
     sums.index_add_(0, slot, stream)
     norms.index_add_(0, slot, norm)
     here = (moved != 0).float()

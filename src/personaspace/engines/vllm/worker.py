@@ -122,7 +122,8 @@ def _short_pass(model: nn.Module, vllm_config: Any, device: torch.device) -> Non
     for m in compiled:
         vars(m)["do_not_compile"] = True
     try:
-        with set_forward_context(None, vllm_config, num_tokens=len(ids)):
+        # Parts of a layer may be compiled apart from it; that would take longer than the pass is worth.
+        with torch.compiler.set_stance("force_eager"), set_forward_context(None, vllm_config, num_tokens=len(ids)):
             model(input_ids=ids, positions=positions)
     except (RuntimeError, ValueError, TypeError, AssertionError) as e:
         raise ModelError(
