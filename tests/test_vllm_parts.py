@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personaspace.engines.vllm.ask import Ask, understand
-from personaspace.engines.vllm.layers import FIRST, LAST, Sums, note
+from personaspace.engines.vllm.layers import Sums
 from personaspace.engines.vllm.moves import Rows
 from personaspace.engines.vllm.tally import Tally
 from personaspace.engines.vllm.wire import pack, unpack
@@ -86,21 +86,11 @@ def run(tally: Tally, order: list[str], scheduled: list[int], computed: dict[str
     """A pass in which the token at position p of any request has the stream p at layer 0, 2p at layer 1."""
     tally.step(order, scheduled, computed, ids)
     at = torch.cat([torch.arange(computed[i], computed[i] + n) for i, n in zip(order, scheduled, strict=True)]).float()
-    s, n = tally.sums, len(at)
+    s = tally.sums
+    s.moving = True
     for layer in range(LAYERS):
         stream = (at * (layer + 1))[:, None].expand(-1, HIDDEN).contiguous()
-        place = (FIRST if layer == 0 else 0) | (LAST if layer == LAYERS - 1 else 0)
-        note(
-            stream,
-            at,
-            (at % 2 == 0).float() * layer,
-            s.slot[:n],
-            s.stream[layer],
-            s.norm[layer],
-            s.hit,
-            s.touched,
-            place,
-        )
+        s.note(stream / 2, stream / 2, (at % 2 == 0).float() * layer, layer)
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,7 +11,7 @@ from test_numbers import alike, in_order, load_reference, replayed
 from personaspace.prompts import Prompt, Sampling
 from personaspace.space import PersonaSpace
 
-ROLES = ["You are a ghost.", "You are a pirate.", "You are an evaluator.", ""]
+ROLES = ["You are a ghost.", ""]
 ASKED = ["Who are you?", "How do I boil an egg?", "What do you fear?"]
 
 
@@ -28,7 +28,7 @@ def test_smollm2_reads_and_holds_as_in_transformers(opened: Callable[..., Any]) 
     reference = load_reference("smollm2")
     engine = opened("smollm2", max_model_len=512, max_num_seqs=12, kv_cache_memory_bytes=512 << 20)
     assert engine.model.fingerprint == reference.model.fingerprint
-    layers, sampling = range(engine.model.layers), Sampling(temperature=0, max_new_tokens=24)
+    layers, sampling = range(engine.model.layers), Sampling(temperature=0, max_new_tokens=16)
     cap = PersonaSpace.load("smollm2").cap("capped")
     for given in ((), (cap,)):
         ours = in_order(engine.respond(prompts(), sampling, read=layers, interventions=given))

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from personaspace.engines.vllm.moves import Rows
 from personaspace.errors import ModelError
 
-FIRST, LAST = 1, 2
-"""A layer's place, as bits: the first one of the model, the last one."""
-
 
 class Sums:
     """What is read, on the device: sums over tokens by slot. The last slot takes what nobody asked for.
 
     stream: `[slots + 1, hidden]` a layer, fp32; norm: `[slots + 1]` a layer; touched, count: `[slots + 1]`; slot: a token's,
     `[tokens]`; row: which moves are made on it, `[tokens]`; hit: whether a move changed it at any layer, `[tokens]`.
+    kept: which tokens of the step somebody reads, where that can be used; moving: whether moves are made on any.
     """
 
     def __init__(self, layers: int, hidden: int, slots: int, tokens: int, device: torch.device) -> None:
@@ -35,50 +33,59 @@ class Sums:
         self.slot = torch.full((tokens,), slots, dtype=torch.long, device=device)
         self.row = torch.zeros(tokens, dtype=torch.long, device=device)
         self.hit = torch.zeros(tokens, device=device)
+        self.kept: Tensor | None = None
+        self.moving = False
 
-
-@torch.library.custom_op("personaspace::note", mutates_args=("sums", "norms", "hit", "touched"))
-def note(
-    stream: Tensor,
-    norm: Tensor,
-    moved: Tensor,
-    slot: Tensor,
-    sums: Tensor,
-    norms: Tensor,
-    hit: Tensor,
-    touched: Tensor,
-    place: int,
-) -> None:
-    """Adds tokens' residual stream `[tokens, hidden]` and its norms to the sums of their slots; `moved` says by how much
-    each was moved at this layer, and after the last layer those that were at any are counted."""
-    tokens, nobody = len(slot), len(sums) - 1
-    seen: Any = slice(0, tokens)
-    if stream.device.type == "cpu":  # there is no graph to keep whole: tokens that nobody reads are left out
-        kept = (slot < nobody).nonzero().flatten()
-        if not len(kept):
+    def note(self, hidden: Tensor, residual: Tensor | None, moved: Tensor, layer: int) -> None:
+        """Adds tokens' residual stream `[tokens, hidden]` to the sums of their slots; `moved` says by how much each was moved
+        at this layer, and after the last layer those that were at any are counted."""
+        tokens, last = len(hidden), len(self.stream) - 1
+        slot = self.slot[:tokens]
+        at: Any = slice(0, tokens)
+        if hidden.device.type == "cpu":  # there is no graph to keep whole: tokens that nobody reads are left out
+            if self.kept is None:
+                return
+            if len(self.kept) < tokens:
+                hidden, moved, slot, at = hidden[self.kept], moved[self.kept], slot[self.kept], self.kept
+                residual = None if residual is None else residual[self.kept]
+        stream = hidden.float() if residual is None else hidden.float() + residual.float()
+        self.stream[layer].index_add_(0, slot, stream)
+        self.norm[layer].index_add_(0, slot, torch.linalg.vector_norm(stream, dim=-1))
+        if hidden.device.type == "cpu" and not self.moving:
             return
-        if len(kept) < tokens:
-            stream, norm, moved, slot, seen = stream[kept], norm[kept], moved[kept], slot[kept], kept
-    sums.index_add_(0, slot, stream)
-    norms.index_add_(0, slot, norm)
-    here = (moved != 0).float()
-    if not place & FIRST:
-        here = torch.maximum(here, hit[seen])
-    hit[seen] = here
-    if place & LAST:
-        touched.index_add_(0, slot, here)
+        here = (moved != 0).float()
+        self.hit[at] = here if layer == 0 else torch.maximum(here, self.hit[at])
+        if layer == last:
+            self.touched.index_add_(0, slot, self.hit[at])
 
 
-@note.register_fake
-def _(*args: Any) -> None:
-    return None
+class _Running:
+    """Whose pass runs in this process: compiled code finds there what it cannot hold, as vLLM's attention finds its cache."""
+
+    sums: Sums | None = None
+
+
+running = _Running()
+_library: Any = torch.library.Library("personaspace", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("note(Tensor hidden, Tensor? residual, Tensor moved, Tensor(a!) mark, int layer) -> ()")
+
+
+def _note(hidden: Tensor, residual: Tensor | None, moved: Tensor, mark: Tensor, layer: int) -> None:
+    """mark: what the op is said to change, so that the compiler keeps it, and in order."""
+    if running.sums is not None:
+        running.sums.note(hidden, residual, moved, layer)
+
+
+_library.impl("note", _note, "CPU")
+_library.impl("note", _note, "CUDA")
+_library.impl("note", lambda *_: None, "Meta")
 
 
 class Inside(nn.Module):
     """A decoder layer with places for moves and sums; always a base together with the layer's own class."""
 
     personaspace_pair: bool
-    personaspace_place: int
+    personaspace_layer: int
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
@@ -95,30 +102,19 @@ def _within(layer: Any, hidden: Tensor, residual: Tensor | None) -> Tensor:
     if hidden.dim() > 2:
         flat = None if residual is None else residual.flatten(0, -2)
         return _within(layer, hidden.flatten(0, -2), flat).reshape(hidden.shape)
-    tokens = hidden.shape[0]
-    row, slot = layer.personaspace_row[:tokens], layer.personaspace_slot[:tokens]
-    stream = hidden.float() if residual is None else hidden.float() + residual.float()
-    before = stream
+    row = layer.personaspace_row[: hidden.shape[0]]
     bounds, which = layer.personaspace_bounds[row], layer.personaspace_which[row]
-    moved = torch.zeros_like(stream[:, 0])
+    after = hidden.float()
+    moved = torch.zeros_like(after[:, 0])
     for k in range(bounds.shape[1]):
         unit = layer.personaspace_units[which[:, k]]
-        on = (stream * unit).sum(-1)
+        on = ((after if residual is None else after + residual.float()) * unit).sum(-1)
         to = torch.minimum(torch.maximum(on, bounds[:, k, 0]), bounds[:, k, 1]) + bounds[:, k, 2]
-        stream = stream + (to - on)[:, None] * unit
+        after = after + (to - on)[:, None] * unit
         moved = moved + (to - on).abs()
-    torch.ops.personaspace.note(
-        stream,
-        stream.square().sum(-1).sqrt(),
-        moved,
-        slot,
-        layer.personaspace_sums,
-        layer.personaspace_norms,
-        layer.personaspace_hit,
-        layer.personaspace_touched,
-        layer.personaspace_place,
-    )
-    return (hidden.float() + (stream - before)).to(hidden.dtype)
+    after = after.to(hidden.dtype)
+    torch.ops.personaspace.note(after, residual, moved, layer.personaspace_mark, layer.personaspace_layer)
+    return after
 
 
 def find_decoder_layers(model: nn.Module, n: int) -> nn.ModuleList:
@@ -135,25 +131,21 @@ def find_decoder_layers(model: nn.Module, n: int) -> nn.ModuleList:
 def put_inside(layers: nn.ModuleList, rows: Rows, sums: Sums) -> None:
     """Gives every layer its tables and sums, and the forward pass that uses them."""
     classes: dict[type[nn.Module], type[nn.Module]] = {}
+    mark = torch.zeros(1, device=sums.slot.device)
     for k, layer in enumerate(layers):
         own = type(layer)
         classes.setdefault(own, type(f"{own.__name__}Inside", (Inside, own), {"__module__": own.__module__}))
         layer.__class__ = classes[own]
         buffers = {
             "row": sums.row,
-            "slot": sums.slot,
-            "hit": sums.hit,
-            "touched": sums.touched,
-            "sums": sums.stream[k],
-            "norms": sums.norm[k],
+            "mark": mark,
             "units": rows.units[k],
             "which": rows.which[k],
             "bounds": rows.bounds[k],
         }
         for name, tensor in buffers.items():
             layer.register_buffer(f"personaspace_{name}", tensor, persistent=False)
-        place = (FIRST if k == 0 else 0) | (LAST if k == len(layers) - 1 else 0)
-        vars(layer).update(personaspace_place=place, personaspace_pair=True)
+        vars(layer).update(personaspace_layer=k, personaspace_pair=True)
 
 
 def settle(model: nn.Module, layers: nn.ModuleList, run: Callable[[], object]) -> None:

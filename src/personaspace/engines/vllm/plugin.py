@@ -144,7 +144,7 @@ def _listen(runner: Any, beside: Beside) -> None:
 
     @functools.wraps(dummy)
     def dummy_run(*args: Any, **kwargs: Any) -> Any:
-        beside.tally.rest()
+        beside.nobodys()
         return dummy(*args, **kwargs)
 
     @functools.wraps(prepare)

@@ -178,7 +178,7 @@ class Tally:
         total = int(sum(scheduled))
         asked = any(id in self.live for id in order)
         if not asked and not self._dirty:
-            return
+            return  # the tables are what they are without requests
         size = max(total, self._dirty)
         row = np.zeros(size, dtype=np.int64)
         slot = np.full(size, self.sums.slots, dtype=np.int64)
@@ -198,13 +198,17 @@ class Tally:
             where[:total] = torch.where(ended, self.sums.slots, where[:total])
             self.sums.count.index_add_(0, where[:total], torch.ones(total, device=device))
         self.sums.slot[:size] = where
+        self.sums.moving = bool(row.any())
+        if device.type == "cpu":
+            kept = (where[:total] < self.sums.slots).nonzero().flatten()
+            self.sums.kept = kept if len(kept) else None
         self._dirty = total if asked else 0
 
     def rest(self) -> None:
         """Makes the tables what they are without requests: a pass follows that is nobody's."""
         self.sums.row[: self._dirty] = 0
         self.sums.slot[: self._dirty] = self.sums.slots
-        self._dirty = 0
+        self.sums.kept, self._dirty = None, 0
 
     def _moves(self, request: Request, start: int, row: np.ndarray) -> None:
         """The tokens' moves, `[tokens]`, of which the first is at position `start`."""

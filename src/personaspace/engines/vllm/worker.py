@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from personaspace.engines.vllm.ask import FIELD, understand
-from personaspace.engines.vllm.layers import Sums, find_decoder_layers, put_inside, settle
+from personaspace.engines.vllm.layers import Sums, find_decoder_layers, put_inside, running, settle
 from personaspace.engines.vllm.moves import Rows
 from personaspace.engines.vllm.tally import Result, Tally
 from personaspace.engines.vllm.wire import pack
@@ -96,7 +96,13 @@ class Beside:
 
     def prepared(self, order: Sequence[str], counts: Sequence[int], ids: Tensor) -> None:
         """The batch is laid out: request ids in its order, with how many tokens each has; ids: the tokens."""
+        running.sums = self.tally.sums
         self.tally.step(order, counts, self._computed, ids)
+
+    def nobodys(self) -> None:
+        """A pass follows that is no request's."""
+        running.sums = self.tally.sums
+        self.tally.rest()
 
     def define(self, text: str) -> None:
         """Takes interventions in, as JSON: name → a list of what `Intervention.to_dict` writes."""
