@@ -71,6 +71,7 @@ class Beside:
             )
             sums = Sums(self.shape.layers, self.shape.hidden, slots, tokens, self.device)
         put_inside(layers, rows, sums)
+        running.sums = None  # of a model that was loaded before in this process
         settle(model, layers, lambda: _short_pass(model, config, self.device))
         self.tally = Tally(rows, sums)
         self._computed: dict[str, int] = {}
