@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from personaspace.catalog import DEFAULT, load_catalog
-from personaspace.engines import Engine, Span, load_engine
+from personaspace.engines import Engine, Span
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.interventions import Cap, Intervention
 from personaspace.prompts import Prompt, Sampling, assign
@@ -145,13 +145,15 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
 
     Both are loaded, each in processes of its own, and measured in turn: what the plugin costs while it does nothing shows, too.
     """
+    from personaspace.engines.vllm.engine import VllmEngine
+
     sampling = Sampling(temperature=0, max_new_tokens=tokens or 64)
     os.environ.setdefault("VLLM_SLEEP_WHEN_IDLE", "1")  # the one that is not measured leaves the processor alone
     options: dict[str, Any] = {"max_model_len": 1024, "rows": len(prompts), "kv_cache_memory_bytes": 2 << 30}
-    ours = load_engine("vllm", model, **options)
+    ours = VllmEngine.load(model, **options)
     allowed = os.environ.get("VLLM_PLUGINS")
     os.environ["VLLM_PLUGINS"] = ""
-    plain = load_engine("vllm", model, **options)
+    plain = VllmEngine.load(model, **options)
     os.environ.pop("VLLM_PLUGINS")
     if allowed is not None:
         os.environ["VLLM_PLUGINS"] = allowed
@@ -176,6 +178,9 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
         functools.partial(measured, "plain", plain, False, ()),
         *(functools.partial(measured, name, ours, *way) for name, way in zip(names, ways, strict=True)),
     )
+
+    plain.close()
+    ours.close()
 
     def ratios(rows: Sequence[Sequence[float]], base: Sequence[float]) -> dict[str, float]:
         pairs = zip(names, rows, strict=True)
