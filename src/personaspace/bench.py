@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 
 from personaspace.catalog import DEFAULT, load_catalog
-from personaspace.engines import Span
+from personaspace.engines import Engine, Span
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.interventions import Cap, Intervention
 from personaspace.prompts import Prompt, Sampling, assign
@@ -22,14 +24,18 @@ BENCHES = ("generate", "extract", "overhead", "scale")
 BATCHES = (16, 32, 48, 64, 128)
 
 
-def run_bench(what: str, model: str, *, prompts: int, tokens: int | None, repeats: int) -> dict[str, Any]:
+def run_bench(
+    what: str, model: str, *, prompts: int, tokens: int | None, repeats: int, engine: str = "transformers"
+) -> dict[str, Any]:
     """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit."""
-    engine = TransformersEngine.load(model)
     catalog = load_catalog()
     asked = assign(catalog, [{DEFAULT: 1, **{r.role: 1 for r in catalog.roles}}], 0)[0]
     chosen = [p for p in asked if p.role != DEFAULT][:prompts]
+    if engine == "vllm":
+        return {"bench": what, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats)}
+    loaded = TransformersEngine.load(model)
     measure = {"generate": _generate, "extract": _extract, "overhead": _overhead, "scale": _scale}[what]
-    return {"bench": what, "prompts": len(chosen), **measure(engine, chosen, tokens, repeats)}
+    return {"bench": what, "prompts": len(chosen), **measure(loaded, chosen, tokens, repeats)}
 
 
 def _row(values: Sequence[float], unit: str) -> dict[str, Any]:
@@ -46,7 +52,7 @@ def _in_turn(repeats: int, *calls: Callable[[], float]) -> list[list[float]]:
 
 
 def _respond(
-    engine: TransformersEngine,
+    engine: Engine,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     read: bool,
@@ -132,6 +138,73 @@ def _overhead(
         },
         "limit": dict.fromkeys(peers, 0.97),
     }
+
+
+def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
+    """vLLM as it is, compiled, against vLLM with the plugin: with nothing asked, every layer read, eight layers capped, both.
+
+    Both are loaded, each in processes of its own, and measured in turn: what the plugin costs while it does nothing shows, too.
+    """
+    from personaspace.engines.vllm.engine import VllmEngine
+
+    sampling = Sampling(temperature=0, max_new_tokens=tokens or 64)
+    os.environ.setdefault("VLLM_SLEEP_WHEN_IDLE", "1")  # the one that is not measured leaves the processor alone
+    options: dict[str, Any] = {"max_model_len": 1024, "rows": len(prompts), "kv_cache_memory_bytes": 2 << 30}
+    ours = VllmEngine.load(model, **options)
+    allowed = os.environ.get("VLLM_PLUGINS")
+    os.environ["VLLM_PLUGINS"] = ""
+    plain = VllmEngine.load(model, **options)
+    os.environ.pop("VLLM_PLUGINS")
+    if allowed is not None:
+        os.environ["VLLM_PLUGINS"] = allowed
+    first = ours.model.layers // 2
+    direction = torch.randn(ours.model.hidden, generator=torch.Generator().manual_seed(0))
+    # A floor that nothing is under: the same arithmetic, and the same replies to compare the time of.
+    cap = Cap(direction, tuple(range(first, min(first + 8, ours.model.layers))), floor=-1e9)
+    names = ("nothing asked", "reading every layer", f"capping {len(cap.layers)} layers", "both")
+    ways: list[tuple[bool, Sequence[Intervention]]] = [(False, ()), (True, ()), (False, [cap]), (True, [cap])]
+    spent: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
+
+    def measured(name: str, engine: Engine, read: bool, given: Sequence[Intervention]) -> float:
+        before = _processor_seconds()
+        rate = _respond(engine, prompts, sampling, read, given)
+        spent[name].append(_processor_seconds() - before)
+        return rate
+
+    for engine in (plain, ours):
+        _respond(engine, prompts, sampling, False)  # memory is touched for the first time
+    as_it_is, *found = _in_turn(
+        repeats,
+        functools.partial(measured, "plain", plain, False, ()),
+        *(functools.partial(measured, name, ours, *way) for name, way in zip(names, ways, strict=True)),
+    )
+
+    plain.close()
+    ours.close()
+
+    def ratios(rows: Sequence[Sequence[float]], base: Sequence[float]) -> dict[str, float]:
+        pairs = zip(names, rows, strict=True)
+        return {name: statistics.median(a / b for a, b in zip(row, base, strict=True)) for name, row in pairs}
+
+    return {
+        "prompts": len(prompts),
+        "tokens": sampling.max_new_tokens,
+        "ours": _row(as_it_is, "tokens/s"),
+        "peers": {name: _row(figures, "tokens/s") for name, figures in zip(names, found, strict=True)},
+        "ratio": ratios(found, as_it_is),
+        # By the processor's time, which others on the machine disturb less: the same tokens are made each way.
+        "processor_ratio": {k: 1 / v for k, v in ratios([spent[name] for name in names], spent["plain"]).items()},
+        "limit": dict.fromkeys(names, 0.95),
+    }
+
+
+def _processor_seconds() -> float:
+    """What this process and those that it started have used so far."""
+    import psutil
+
+    me = psutil.Process()
+    times = [p.cpu_times() for p in (me, *me.children(recursive=True))]
+    return float(sum(t.user + t.system for t in times))
 
 
 def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:

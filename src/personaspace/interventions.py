@@ -177,6 +177,10 @@ class Cap(_Intervention):
     def layers_touched(self) -> tuple[int, ...]:
         return self.layers
 
+    def at(self, layer: int) -> tuple[Tensor, float, float]:
+        """At a layer: the direction `[hidden]`, of unit length, with the least and the greatest projection allowed."""
+        return self._at[layer]
+
     def apply(self, hidden: Tensor, layer: int) -> Tensor:
         unit, floor, ceiling = self._at[layer]
         unit = unit.to(hidden.device)

@@ -41,7 +41,7 @@ def map_command(
         int | None, typer.Option(help="Responses that --until may spend; four times the first round.")
     ] = None,
     catalog: Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")] = None,
-    engine: Annotated[str, typer.Option(help="transformers.")] = "transformers",
+    engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
     device: Device = None,
     dtype: Dtype = None,
     rows: Annotated[int | None, typer.Option(help="Replies in flight at once; 128 on a CPU.")] = None,
@@ -131,6 +131,7 @@ def bench(
     prompts: Annotated[int, typer.Option(help="How many prompts.")] = 275,
     tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,
     repeats: Annotated[int, typer.Option(help="Measurements, ours and the peer's in turn.")] = 3,
+    engine: Annotated[str, typer.Option(help="transformers; of overhead also vllm.")] = "transformers",
     as_json: Json = False,
 ) -> None:
     """Measure speed and memory as ratios against a peer, in one run."""
@@ -138,7 +139,9 @@ def bench(
 
     if what not in BENCHES:
         raise UsageError(f"bench {what}: expected one of {', '.join(BENCHES)}")
-    result = run_bench(what, model, prompts=prompts, tokens=tokens, repeats=repeats)
+    if engine not in ("transformers", "vllm") or (engine == "vllm" and what != "overhead"):
+        raise UsageError(f"bench {what} --engine {engine}: expected transformers, or overhead with vllm")
+    result = run_bench(what, model, prompts=prompts, tokens=tokens, repeats=repeats, engine=engine)
     if as_json:
         out.print_json(json.dumps(result))
         return

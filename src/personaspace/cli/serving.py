@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from personaspace.cli.common import Device, Dtype, ModelArg, SpaceArg, app, err, space_and_engine
 from personaspace.errors import UsageError
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @app.command(epilog="Example: personaspace serve smollm2")
@@ -35,8 +39,21 @@ def serve(
     model: ModelArg = None,
     device: Device = None,
     dtype: Dtype = None,
+    engine: Annotated[str, typer.Option(help="transformers; vllm serves by vLLM's own server.")] = "transformers",
+    vllm: Annotated[list[str] | None, typer.Option(help="An option of vLLM's server, as --x=y; several times.")] = None,
 ) -> None:
     """Serve an OpenAI-compatible API that shows and holds the persona, and the page to try it on."""
+    if engine == "vllm":
+        for unmet, file in (("api-keys", api_keys), ("record", record)):
+            if file:
+                raise UsageError(f"--{unmet} is not there with --engine vllm: its server is vLLM's own")
+        given = [f"--host={host}", f"--port={port}", f"--max-num-seqs={rows}"]
+        given += [f"--allowed-origins={json.dumps(cors)}"] if cors else []
+        given += [f"--override-generation-config={json.dumps({'max_new_tokens': max_tokens})}"]
+        given += [f"--dtype={DTYPES[dtype]}"] if dtype in DTYPES else []
+        _become_vllm(space, model, host, api_key, [*given, *(vllm or ())])
+    if engine != "transformers":
+        raise UsageError(f"--engine {engine}: expected transformers or vllm")
     try:
         from personaspace.serve import Settings, create_app, hash_key, read_keys, run
         from personaspace.serve.settings import check_exposure
@@ -51,14 +68,36 @@ def serve(
     settings = Settings(
         rows=rows, queue=queue, max_tokens=max_tokens, keys=keys, origins=tuple(cors or ()), record=record
     )
-    loaded, engine = space_and_engine(space, model, device, dtype)
-    application = create_app(loaded, engine, settings)  # type: ignore[arg-type]
+    loaded, ours = space_and_engine(space, model, device, dtype)
+    application = create_app(loaded, ours, settings)  # type: ignore[arg-type]
     shown = f"[{host}]" if ":" in host else host
-    err.print(f"{engine.model.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)", markup=False)
+    err.print(f"{ours.model.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)", markup=False)
     try:
         run(application, listening, grace)
     finally:
         listening.close()
+
+
+def _become_vllm(space: str, model: str | None, host: str, api_key: str | None, options: list[str]) -> NoReturn:
+    """vLLM's server takes this process' place."""
+    try:
+        from personaspace.serve.settings import check_exposure, hash_key
+        from personaspace.serve.vllm import command
+    except ModuleNotFoundError as e:
+        raise UsageError(f"serve --engine vllm needs {e.name}: pip install 'personaspace[serve,vllm]'") from None
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError("serve --engine vllm needs vLLM: pip install 'personaspace[serve,vllm]'")
+    from personaspace.engines.loading import resolve
+    from personaspace.space import PersonaSpace
+
+    check_exposure(host, (hash_key(api_key),) if api_key else ())
+    loaded = PersonaSpace.load(space)
+    name = model or str(loaded.meta["model"]["id"])
+    names = [name, *(f"{name}:{cap}" for cap in loaded.meta.get("caps", {}))]
+    program, environment = command(space, resolve(name), names, options)
+    if api_key:
+        environment["VLLM_API_KEY"] = api_key
+    os.execve(program[0], program, environment)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -148,8 +148,12 @@ class Engine(Protocol):
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:
     """The engine of that name with a model loaded. Raises `UsageError` for a name that is none, `ModelError`."""
+    if name == "vllm":
+        from personaspace.engines.vllm.engine import VllmEngine
+
+        return VllmEngine.load(model, **options)
     if name != "transformers":
-        raise UsageError(f"--engine {name}: expected transformers")
+        raise UsageError(f"--engine {name}: expected transformers or vllm")
     from personaspace.engines.transformers import TransformersEngine
 
     return TransformersEngine.load(model, **options)

@@ -1,0 +1,96 @@
+"""Looks at requests before vLLM takes them: what cannot be done is refused there, for that request alone, since a worker that
+meets it in the middle of a batch could only end all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+from personaspace.engines.vllm.ask import FIELD, Named, understand
+from personaspace.engines.vllm.moves import check_moves, directions_of
+from personaspace.engines.vllm.worker import Limits, Shape
+from personaspace.errors import UsageError
+
+
+def unsupported(vllm_config: Any) -> str:
+    """Why nothing can be read or done under a configuration of vLLM; empty where it can."""
+    parallel = vllm_config.parallel_config
+    if vllm_config.speculative_config is not None:
+        return "speculative decoding is on: tokens that are drawn back would be counted"
+    if parallel.pipeline_parallel_size > 1:
+        return "pipeline parallelism is on: no worker has all layers"
+    if parallel.data_parallel_size > 1:
+        return "data parallelism is on: what was read would come back from one engine of several; run one server each"
+    if parallel.use_ubatching:
+        return "micro-batches are on: a pass has only a part of the batch"
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        return "context parallelism is on: no worker has all tokens"
+    return ""
+
+
+def admit(request: Any, vllm_config: Any, named: Named) -> None:
+    """Checks an `EngineCoreRequest`, and writes into it what the engine goes by. Raises `UsageError`."""
+    params = request.sampling_params
+    given = (params.extra_args or {}).get(FIELD) if params is not None else None
+    if given is None:
+        return
+    if why := unsupported(vllm_config):
+        raise UsageError(f"{FIELD}: {why}")
+    if request.prompt_token_ids is None:
+        raise UsageError(f"{FIELD}: a prompt of embeddings is not supported")
+    if params.n > 1:
+        raise UsageError(f"{FIELD}: n={params.n}: send one request a reply")
+    shape, prompt = Shape.of(vllm_config), len(request.prompt_token_ids)
+    ask = understand(given, named, shape.layers, shape.hidden, prompt)
+    check_moves(ask.interventions, Limits.from_environment().moves)
+    if len(ask.spans or ()) > vllm_config.scheduler_config.max_num_seqs:
+        raise UsageError(f"{FIELD}: {len(ask.spans or ())} spans; at most max_num_seqs can be read of a request")
+    if salt := ask.salt(prompt):
+        request.cache_salt = f"{request.cache_salt or ''}|{FIELD}:{salt}"
+    if ask.spans is not None:
+        params.skip_reading_prefix_cache = True
+    uses = sorted(f"{layer}:{name}" for layer, name in directions_of(ask.interventions))
+    kept: dict[str, Any] = {"key": ask.key or request.request_id, "uses": uses, "read": list(ask.layers)}
+    kept["interventions"] = (
+        [i.to_dict() for i in ask.interventions] if isinstance(given, str) else given.get("interventions")
+    )
+    kept["spans"] = ask.spans
+    params.extra_args = {**params.extra_args, FIELD: kept}
+
+
+@dataclass
+class InFlight:
+    """Which directions requests in flight use, in the process that schedules them; more than there are places for is refused.
+
+    why_not: why the workers can do nothing; then everything is refused. Requests come in on one thread and end on another.
+    """
+
+    most: int
+    why_not: str = ""
+    uses: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def add(self, id: str, sampling_params: Any) -> None:
+        """Raises `UsageError`."""
+        given = (sampling_params.extra_args or {}).get(FIELD) if sampling_params is not None else None
+        if given is None:
+            return
+        if self.why_not:
+            raise UsageError(f"{FIELD}: {self.why_not}")
+        with self._lock:
+            counts = Counter(one.partition(":")[0] for one in {u for each in self.uses.values() for u in each})
+            known = {u for each in self.uses.values() for u in each}
+            for one in given["uses"]:
+                layer = one.partition(":")[0]
+                if one not in known and counts[layer] >= self.most:
+                    raise UsageError(
+                        f"{self.most} different directions are in use at layer {layer}, as many as there are places; "
+                        "set PERSONASPACE_VLLM_DIRECTIONS higher"
+                    )
+            self.uses[id] = tuple(given["uses"])
+
+    def remove(self, id: str) -> None:
+        with self._lock:
+            self.uses.pop(id, None)

@@ -1,0 +1,56 @@
+"""What was read, as one safetensors blob, and back: the form in which it leaves a worker. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from personaspace.engines.vllm.tally import Result
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A request's means. layers: which; activation: `[parts, layers, hidden]`, fp32; norms: `[parts, layers]`; tokens,
+    touched: `[parts]`, how many were read, and how many of them an intervention changed. Zeros where no token was read."""
+
+    layers: tuple[int, ...]
+    activation: Tensor
+    norms: Tensor
+    tokens: Tensor
+    touched: Tensor
+
+
+def pack(found: Mapping[str, Result | None]) -> bytes:
+    """Results by key → a blob; those that are None are left out."""
+    tensors: dict[str, Tensor] = {}
+    for key, result in found.items():
+        if result is None:
+            continue
+        at = list(result.layers)
+        count = torch.stack([s.count for s in result.sums])
+        n = count.clamp(min=1)
+        tensors[f"{key}\n/activation"] = (
+            torch.stack([s.stream[at] for s in result.sums]) / n[:, None, None]
+        ).contiguous()
+        tensors[f"{key}\n/norms"] = (torch.stack([s.norm[at] for s in result.sums]) / n[:, None]).contiguous()
+        tensors[f"{key}\n/tokens"] = count.long()
+        tensors[f"{key}\n/touched"] = torch.stack([s.touched for s in result.sums]).long()
+        tensors[f"{key}\n/layers"] = torch.tensor(at, dtype=torch.long)
+    return bytes(save(tensors))
+
+
+def unpack(blob: bytes) -> dict[str, Reading]:
+    """A blob → readings by key."""
+    tensors = load(blob)
+    keys = dict.fromkeys(name.rpartition("\n/")[0] for name in tensors)
+    return {
+        key: Reading(
+            tuple(tensors[f"{key}\n/layers"].tolist()),
+            *(tensors[f"{key}\n/{name}"] for name in ("activation", "norms", "tokens", "touched")),
+        )
+        for key in keys
+    }

@@ -1,0 +1,164 @@
+"""The `persona` of requests and replies in vLLM's own OpenAI server: an endpoint plugin of vLLM's, whose chat route asks vLLM's
+and adds what was read. The reading and holding is the engine's plugin's. Listens to the network through vLLM alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import Counter, Histogram
+from pydantic import ValidationError
+
+from personaspace.catalog import load_catalog
+from personaspace.engines.vllm import plugin
+from personaspace.engines.vllm.ask import FIELD
+from personaspace.engines.vllm.wire import unpack
+from personaspace.interventions import Intervention
+from personaspace.serve.persona import BadRequest, Reader
+from personaspace.serve.schema import Persona
+from personaspace.space import PersonaSpace
+
+SPACE = "PERSONASPACE_SPACE"
+"""The environment's name for the space that the server reads by."""
+
+
+class Persons:
+    """What the routes share: the space, the engine's client, the metrics, and which interventions the workers know."""
+
+    def __init__(self, space: PersonaSpace, name: str, client: Any) -> None:
+        self.reader, self.client = Reader.of(space, name), client
+        self.known: set[str] = set()
+        mean, std = 0.0, 1.0
+        if "default_moments" in space.tensors:
+            mean, std = space.tensors["default_moments"][:, space.layer].tolist()
+        buckets = [mean + std * k / 2 for k in range(-8, 9)]
+        self.projection = Histogram(
+            "personaspace_projection", "Replies' projections on the axis", ["model"], buckets=buckets
+        )
+        self.capped = Counter("personaspace_capped_tokens", "Generated tokens that a cap changed", ["model"])
+        self.alerts = Counter("personaspace_alerts", "Replies after which an alert stood", ["model"])
+
+    async def ask(self, model: str, wanted: Persona) -> dict[str, Any]:
+        """What vLLM's request carries for a `persona`. Raises `BadRequest`."""
+        interventions = self.reader.interventions(model, wanted)
+        await self._define(interventions)
+        names = [i.key for i in interventions]
+        return {"key": uuid.uuid4().hex, "read": [self.reader.space.layer], "interventions": names}
+
+    async def _define(self, interventions: Sequence[Intervention]) -> None:
+        new = {i.key: [i.to_dict()] for i in interventions if i.key not in self.known}
+        if new:
+            await self.client.collective_rpc("personaspace_define", args=(json.dumps(new),))
+            plugin.NAMED.update({i.key: (i,) for i in interventions})
+            self.known |= set(new)
+
+    async def told(self, model: str, key: str, wanted: Persona) -> dict[str, Any] | None:
+        """A reply's `persona`; None where no token was read."""
+        blobs = await self.client.collective_rpc("personaspace_take", args=([key],))
+        reading = unpack(next(blob for blob in blobs if blob)).get(key)
+        if reading is None or not int(reading.tokens[0]):
+            return None
+        found = self.reader.turn(
+            reading.activation[0, 0], int(reading.tokens[0]), int(reading.touched[0]), wanted.history
+        )
+        if found:
+            self.projection.labels(model).observe(found["projection"])
+            self.capped.labels(model).inc(found["capped_tokens"])
+            self.alerts.labels(model).inc(bool(found["alert"]))
+        return found
+
+
+class Endpoints:
+    """vLLM's contract for an endpoint plugin."""
+
+    name = "personaspace"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Takes the place of vLLM's chat route, and adds the space's."""
+        app.post("/v1/chat/completions")(chat)
+        app.get("/v1/persona/space")(persona_space)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Reads the space that the environment names."""
+        space = PersonaSpace.load(os.environ[SPACE])
+        name = (args.served_model_name or [args.model])[0]
+        state.personaspace = Persons(space, name, engine_client)
+
+
+async def chat(raw_request: Request) -> Any:
+    """vLLM's chat completion, with `persona` understood and told."""
+    from vllm.entrypoints.openai.chat_completion import api_router
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    persons: Persons = raw_request.app.state.personaspace
+    try:
+        body = await raw_request.json()
+        wanted = Persona.model_validate(body.pop("persona", None) or {})
+        model = body.get("model") or persons.reader.name
+        ask = await persons.ask(model, wanted)
+        body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(ask)}
+        request = ChatCompletionRequest.model_validate(body)
+    except BadRequest as e:
+        return _refused(str(e), e.param, e.status)
+    except (ValidationError, ValueError, AttributeError) as e:
+        return _refused(str(e), None, 400)
+    answer = await api_router.create_chat_completion(request, raw_request=raw_request)
+    if isinstance(answer, StreamingResponse):
+        answer.body_iterator = _streamed(answer.body_iterator, persons, model, ask["key"], wanted)
+        return answer
+    if answer.status_code != 200:
+        return answer
+    told = await persons.told(model, ask["key"], wanted)
+    return JSONResponse({**json.loads(bytes(answer.body)), "persona": told})
+
+
+async def persona_space(raw_request: Request) -> dict[str, Any]:
+    """The space as a page draws it."""
+    persons: Persons = raw_request.app.state.personaspace
+    roles = {r.role: r.instructions[0] for r in load_catalog().roles}
+    return persons.reader.describe({}, roles)
+
+
+async def _streamed(chunks: Any, persons: Persons, model: str, key: str, wanted: Persona) -> AsyncIterator[Any]:
+    """vLLM's events, and before the last one a chunk that tells the persona."""
+    head: dict[str, Any] = {}
+    async for chunk in chunks:
+        text = chunk if isinstance(chunk, str) else bytes(chunk).decode()
+        if text.startswith("data: [DONE]"):
+            told = await persons.told(model, key, wanted)
+            yield f"data: {json.dumps({**head, 'choices': [], 'persona': told})}\n\n"
+        elif not head and text.startswith("data: {"):
+            first = json.loads(text.removeprefix("data: "))
+            head = {name: first.get(name) for name in ("id", "object", "created", "model")}
+        yield chunk
+
+
+def _refused(message: str, param: str | None, status: int) -> JSONResponse:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": status}
+    return JSONResponse({"error": error}, status_code=status)
+
+
+def command(space: str, folder: str, names: Sequence[str], options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The command that starts vLLM's server with the extension, and its environment. space: a space's file or folder."""
+    allowed = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
+    where = str(Path(space).resolve()) if Path(space).exists() else space
+    environment = {**os.environ, SPACE: where, "VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, "personaspace"]))}
+    # The module and not `vllm serve`: in the CPU build the command asks for a version that its package does not have.
+    program = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        folder,
+        "--served-model-name",
+        *names,
+    ]
+    return [*program, *options], environment

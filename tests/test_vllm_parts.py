@@ -1,0 +1,202 @@
+"""The parts of engine `vllm` that need no vLLM: what a request asks, moves as tables, and which token counts where."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personaspace.engines.vllm.ask import Ask, understand
+from personaspace.engines.vllm.layers import Sums
+from personaspace.engines.vllm.moves import Rows
+from personaspace.engines.vllm.tally import Tally
+from personaspace.engines.vllm.wire import pack, unpack
+from personaspace.errors import UsageError
+from personaspace.interventions import Ablate, Add, Cap, Intervention
+
+HIDDEN, LAYERS, SLOTS = 6, 2, 3
+CPU = torch.device("cpu")
+
+
+def vector(seed: int) -> torch.Tensor:
+    return torch.randn(HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+def moved(rows: Rows, row: int, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+    """The arithmetic of the compiled pass, in words of one syllable."""
+    for k in range(rows.moves):
+        unit = rows.units[layer][rows.which[layer][row, k]]
+        low, high, shift = rows.bounds[layer][row, k]
+        on = hidden @ unit
+        hidden = hidden + (on.clamp(low, high) + shift - on)[:, None] * unit
+    return hidden
+
+
+KINDS: list[tuple[Intervention, ...]] = [
+    (Cap(vector(0), (0, 1), floor=0.5),),
+    (Cap(vector(1), (1,), floor=-0.2, ceiling=0.3),),
+    (Add(vector(2), 0, 1.5, norm=2.0),),
+    (Add(vector(2), 0, -0.7, relative=False),),
+    (Ablate(vector(3), 1),),
+    (Add(vector(4), 1, 1.0, norm=1.0), Cap(vector(5), (1,), ceiling=0.0)),
+]
+
+
+@pytest.mark.parametrize("interventions", KINDS)
+def test_a_row_does_what_the_interventions_do(interventions: tuple[Intervention, ...]) -> None:
+    rows = Rows(LAYERS, HIDDEN, 8, 2, 4, CPU)
+    hidden = torch.randn(20, HIDDEN, generator=torch.Generator().manual_seed(9))
+    row = rows.take(interventions)
+    for layer in range(LAYERS):
+        expected = hidden
+        for i in interventions:
+            if layer in i.layers_touched():
+                expected = i.apply(expected, layer)
+        assert torch.allclose(moved(rows, row, layer, hidden), expected, atol=1e-5)
+        assert torch.equal(moved(rows, 0, layer, hidden), hidden)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=60))
+def test_rows_in_use_stay_what_they_are(events: list[tuple[bool, int]]) -> None:
+    rows, held = Rows(LAYERS, HIDDEN, 5, 2, 4, CPU), []
+    hidden = torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(9))
+    for take, k in events:
+        if take:
+            try:
+                held.append((KINDS[k], rows.take(KINDS[k])))
+            except UsageError:
+                assert len({i[0].key for i, _ in held}) >= 2
+        elif held:
+            rows.give_back(held.pop(k % len(held))[1])
+        for interventions, row in held:
+            for layer in range(LAYERS):
+                expected = hidden
+                for i in interventions:
+                    if layer in i.layers_touched():
+                        expected = i.apply(expected, layer)
+                assert torch.allclose(moved(rows, row, layer, hidden), expected, atol=1e-5)
+
+
+def run(tally: Tally, order: list[str], scheduled: list[int], computed: dict[str, int], ids: torch.Tensor) -> None:
+    """A pass in which the token at position p of any request has the stream p at layer 0, 2p at layer 1."""
+    tally.step(order, scheduled, computed, ids)
+    at = torch.cat([torch.arange(computed[i], computed[i] + n) for i, n in zip(order, scheduled, strict=True)]).float()
+    s = tally.sums
+    s.moving = True
+    for layer in range(LAYERS):
+        stream = (at * (layer + 1))[:, None].expand(-1, HIDDEN).contiguous()
+        s.note(stream / 2, stream / 2, (at % 2 == 0).float() * layer, layer)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_token_of_a_reply_counts_once_whatever_is_computed_again(data: st.DataObject) -> None:
+    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    prompts = {f"r{k}": data.draw(st.integers(1, 6)) for k in range(5)}
+    computed = dict.fromkeys(prompts, 0)
+    total = {id: p + data.draw(st.integers(1, 8)) for id, p in prompts.items()}
+    for id, p in prompts.items():
+        tally.begin(id, Ask(layers=(0, 1), key=id), p)
+    for _ in range(40):
+        waiting = [id for id in prompts if computed[id] < total[id]]
+        if not waiting:
+            break
+        for id in waiting:
+            if data.draw(st.integers(0, 9)) == 0:  # put off: all of it, or but for what a cache holds
+                computed[id] = data.draw(st.integers(0, computed[id]))
+        order = data.draw(st.permutations(waiting))[:SLOTS]
+        scheduled = [data.draw(st.integers(1, min(5, total[id] - computed[id]))) for id in order]
+        run(tally, order, scheduled, computed, torch.full((sum(scheduled),), 7))
+        for id, n in zip(order, scheduled, strict=True):
+            computed[id] += n
+    readings = unpack(pack({id: tally.take(id) for id in prompts}))
+    for id, p in prompts.items():
+        far = max(computed[id], 0)
+        reading = readings[id]
+        read = np.arange(p, p + int(reading.tokens[0]))
+        assert p + int(reading.tokens[0]) >= far
+        assert p + int(reading.tokens[0]) <= total[id]
+        if len(read):
+            assert reading.activation[0, 1].tolist() == pytest.approx([2 * read.mean()] * HIDDEN)
+            assert int(reading.touched[0]) == int((read % 2 == 0).sum())
+    for id in prompts:
+        tally.end(id)
+    assert sorted(tally._free) == list(range(SLOTS))
+    tally.rest()
+    assert (tally.sums.slot == SLOTS).all()
+
+
+def test_a_token_that_ends_the_reply_does_not_count() -> None:
+    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    tally.begin("a", Ask(layers=(0,), key="a"), 2, ends=[5])
+    run(tally, ["a"], [4], {"a": 0}, torch.tensor([1, 1, 7, 5]))
+    assert unpack(pack({"a": tally.take("a")}))["a"].tokens.tolist() == [1]
+
+
+def test_ranges_of_a_prompt_are_read_apart() -> None:
+    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    tally.begin("a", Ask(layers=(0,), key="a", spans=((1, 3), (3, 3), (4, 6))), 7)
+    run(tally, ["a"], [5], {"a": 0}, torch.full((5,), 7))
+    run(tally, ["a"], [2], {"a": 5}, torch.full((2,), 7))
+    tally.end("a")
+    reading = unpack(pack({"a": tally.take("a"), "b": tally.take("b")}))
+    assert list(reading) == ["a"]
+    assert reading["a"].tokens.tolist() == [2, 0, 2]
+    assert reading["a"].activation[:, 0, 0].tolist() == [1.5, 0.0, 4.5]
+
+
+def test_what_a_prompt_and_a_reply_get() -> None:
+    rows = Rows(LAYERS, HIDDEN, 8, 1, 4, CPU)
+    tally = Tally(rows, Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    both, reply = Cap(vector(0), (0,), floor=1.0), Cap(vector(0), (1,), floor=1.0, where="generated")
+    tally.begin("a", Ask(interventions=(both, reply)), 3)
+    run(tally, ["b", "a"], [2, 4], {"a": 1, "b": 0}, torch.full((6,), 7))
+    row = tally.sums.row[:6].tolist()
+    assert row[:2] == [0, 0]
+    assert row[2] == row[3] != row[4] == row[5]
+    assert 0 not in row[2:]
+    run(tally, ["b"], [2], {"b": 2}, torch.full((2,), 7))
+    assert not tally.sums.row.any()
+
+
+def test_salts_tell_interventions_apart() -> None:
+    everywhere, reply = Cap(vector(0), (0,), floor=1.0), Cap(vector(0), (0,), floor=1.0, where="generated")
+    assert Ask().salt(5) == ""
+    assert Ask(interventions=(everywhere,)).salt(5) == Ask(interventions=(everywhere,)).salt(6)
+    assert Ask(interventions=(reply,)).salt(5) != Ask(interventions=(reply,)).salt(6)
+    assert Ask(interventions=(everywhere,)).salt(5) != Ask(interventions=(reply,)).salt(5)
+
+
+def test_an_ask_is_plain_json() -> None:
+    cap = Cap(vector(0), (0, 1), floor=1.0)
+    ask = understand(
+        json.dumps({"read": "all", "interventions": [cap.to_dict(), "mild"]}), {"mild": [cap]}, LAYERS, HIDDEN
+    )
+    assert ask.layers == (0, 1)
+    assert [i.key for i in ask.interventions] == [cap.key, cap.key]
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        ("{", "not JSON"),
+        ([1], "expected an object"),
+        ({"reed": 1}, "reed"),
+        ({"read": [2]}, "layers from 0 to 1"),
+        ({"read": True}, "read"),
+        ({"interventions": "mild"}, "expected a list"),
+        ({"interventions": ["mild"]}, "no intervention 'mild'"),
+        ({"interventions": [3]}, "found int"),
+        ({"interventions": [{"kind": "cap"}]}, "cap"),
+        ({"spans": [[0, 4], [3, 5]]}, "spans"),
+        ({"spans": [3]}, "spans"),
+    ],
+)
+def test_a_wrong_ask_says_what_is_wrong(ask: object, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        understand(ask, {}, LAYERS, HIDDEN, 9)

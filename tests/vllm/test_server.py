@@ -1,0 +1,116 @@
+"""vLLM's own server with the `persona` extension, started as a user starts it, on the embedded model and its space."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[httpx.Client]:
+    port = free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
+    options = ["--vllm=--enforce-eager", "--vllm=--max-model-len=512", "--vllm=--kv-cache-memory-bytes=268435456"]
+    program = [
+        str(Path(sys.executable).parent / "personaspace"),
+        "serve",
+        "smollm2",
+        "--engine",
+        "vllm",
+        f"--port={port}",
+    ]
+    process = subprocess.Popen(
+        [*program, "--rows=8", "--dtype=fp32", *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+    try:
+        for _ in range(180):
+            assert process.poll() is None, process.stdout.read().decode()[-3000:] if process.stdout else ""
+            try:
+                if client.get("/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(1)
+        yield client
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def ask(**more: Any) -> dict[str, Any]:
+    question = {"role": "user", "content": "Who are you?"}
+    return {"model": "smollm2", "messages": [question], "temperature": 0, "max_tokens": 24, **more}
+
+
+def test_a_reply_tells_its_persona(server: httpx.Client) -> None:
+    answer = server.post("/v1/chat/completions", json=ask()).json()
+    persona = answer["persona"]
+    assert persona["tokens_read"] in (answer["usage"]["completion_tokens"] - 1, answer["usage"]["completion_tokens"])
+    assert persona["capped_tokens"] == 0
+    assert persona["nearest"]
+
+
+def test_requests_at_once_are_held_each_in_its_own_way(server: httpx.Client) -> None:
+    ways = [{}, {"persona": {"cap": "capped"}}, {"persona": {"steer": [{"alpha": -0.4}]}}, {"model": "smollm2:capped"}]
+    with ThreadPoolExecutor(4) as pool:
+        plain, held, steered, named = pool.map(
+            lambda more: server.post("/v1/chat/completions", json=ask(**more)).json(), ways
+        )
+    assert plain["persona"]["capped_tokens"] == 0
+    assert held["persona"]["capped_tokens"] > 0
+    assert held["choices"][0]["message"]["content"] == named["choices"][0]["message"]["content"]
+    assert steered["persona"]["projection"] < plain["persona"]["projection"]
+    again = server.post("/v1/chat/completions", json=ask()).json()
+    assert again["choices"][0]["message"]["content"] == plain["choices"][0]["message"]["content"]
+
+
+def test_a_stream_ends_with_the_persona(server: httpx.Client) -> None:
+    with server.stream("POST", "/v1/chat/completions", json=ask(stream=True)) as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["persona"]["tokens_read"] > 0
+
+
+def test_a_wrong_persona_is_refused(server: httpx.Client) -> None:
+    for wrong in ({"cap": "none of them"}, {"cup": 1}, {"steer": [{"alpha": 99}]}):
+        assert server.post("/v1/chat/completions", json=ask(persona=wrong)).status_code == 400
+
+
+def test_metrics_stand_beside_vllms(server: httpx.Client) -> None:
+    server.post("/v1/chat/completions", json=ask())
+    text = server.get("/metrics").text
+    assert "personaspace_projection_count" in text
+    assert "vllm:" in text
+
+
+def test_text_completions_take_the_plain_way(server: httpx.Client) -> None:
+    ways = json.dumps({"read": "all"})
+    body = {"model": "smollm2", "prompt": "The tide", "max_tokens": 4, "vllm_xargs": {"personaspace": ways}}
+    assert server.post("/v1/completions", json=body).status_code == 200
+    body["vllm_xargs"] = {"personaspace": "{"}
+    assert server.post("/v1/completions", json=body).status_code == 400
+
+
+def test_the_space_is_described(server: httpx.Client) -> None:
+    assert server.get("/v1/persona/space").json()["model"] == "smollm2"
