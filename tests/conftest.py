@@ -15,7 +15,9 @@ from transformers import models as families
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 # Those tests have an environment of their own: `make test-vllm`.
-collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]
+# The folder of that name here is found as well, but has no origin.
+VLLM = importlib.util.find_spec("vllm")
+collect_ignore = [] if VLLM and VLLM.origin else ["vllm"]
 
 SIZE = {
     "vocab_size": 300,
