@@ -7,8 +7,10 @@ import shutil
 import time
 from dataclasses import replace
 
+import httpx
 import pytest
 
+from personaspace.engines.decode import DecodeLoop
 from personaspace.engines.transformers import TransformersEngine
 from served import engine, serving, space
 
@@ -42,6 +44,7 @@ def opened(browser, address, width, problems):
     page.on("pageerror", lambda e: problems.append(str(e)))
     page.goto(address)
     page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=20_000)
+    page.wait_for_selector("html[data-figures=yes]", state="attached", timeout=20_000)
     return page
 
 
@@ -106,9 +109,62 @@ def test_a_preset_role_becomes_the_system_prompt_and_a_ready_conversation_is_ask
     assert problems == []
 
 
-def test_the_page_is_there_within_a_second(browser, address):
-    opened(browser, address, 1440, [])  # the browser's own first start is not the page's
-    began = time.monotonic()
-    page = opened(browser, address, 1440, [])
-    assert page.title()
-    print(f"loaded in {time.monotonic() - began:.2f} s")
+def test_the_page_is_usable_before_its_figures_have_come_and_without_them(browser, address):
+    problems: list[str] = []
+    page = browser.new_context().new_page()
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    held = []
+    page.route("**/page/plotly.js", lambda route: held.append(route))  # its answer is still on the way
+    page.goto(address)
+    page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=20_000)
+    ask(page, "hello", 0)
+    assert page.get_attribute("html", "data-figures") is None
+    held[0].continue_()
+    page.wait_for_selector("html[data-figures=yes]", state="attached", timeout=20_000)
+    points = page.evaluate("document.querySelector('#chart').data.map(t => t.y.length)")
+    assert points == [1, 1], "what was answered before is drawn"
+    without = browser.new_context().new_page()
+    without.route("**/page/plotly.js", lambda route: route.abort())
+    without.goto(address)
+    without.wait_for_selector("html[data-figures=no]", state="attached", timeout=20_000)
+    ask(without, "hello", 0)
+    assert "could not be loaded" in without.text_content("#map")
+    assert problems == []
+
+
+def test_both_positions_move_on_map_and_chart_while_the_replies_stream(browser, address, monkeypatch):
+    step = DecodeLoop.step
+    # A small model's reply would be over before anybody could watch it.
+    monkeypatch.setattr(DecodeLoop, "step", lambda loop, *args: (time.sleep(0.05), step(loop, *args))[1])
+    problems: list[str] = []
+    page = opened(browser, address, 1440, problems)
+    page.evaluate(
+        """() => {
+          window.seen = {map: [new Set(), new Set()], chart: [new Set(), new Set()]};
+          const look = () => {
+            if (document.querySelectorAll(".reply[data-state=streaming]").length < 2) return;
+            const drawn = document.querySelector("#map").data;
+            [4, 6].forEach((k, i) => seen.map[i].add(JSON.stringify([drawn[k].x, drawn[k].y])));
+            document.querySelector("#chart").data.forEach((t, i) => seen.chart[i].add(JSON.stringify(t.y)));
+          };
+          setInterval(look, 20);
+        }"""
+    )
+    ask(page, "hello", 0)
+    moves = page.evaluate("Object.fromEntries(Object.entries(seen).map(([k, v]) => [k, v.map(s => s.size)]))")
+    assert min(moves["map"]) > 3
+    assert min(moves["chart"]) > 3
+    assert problems == []
+
+
+def test_the_pages_files_come_compressed_and_once(address):
+    for path in ("/", "/page/app.js", "/page/plotly.js"):
+        plain = httpx.get(address + path, headers={"accept-encoding": "identity"})
+        small = httpx.get(address + path, headers={"accept-encoding": "gzip"})
+        assert small.headers["content-encoding"] == "gzip"
+        assert small.content == plain.content
+        assert int(small.headers["content-length"]) < len(plain.content) / 1.5
+        again = httpx.get(address + path, headers={"if-none-match": small.headers["etag"]})
+        assert again.status_code == 304
+        assert again.content == b""
+        assert "default-src 'self'" in plain.headers["content-security-policy"]

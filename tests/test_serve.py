@@ -183,7 +183,9 @@ def test_a_replys_persona_is_what_replay_reads_capped_and_not(client, engine, sp
         assert told["projection"] == pytest.approx(projection, abs=1e-3)
         assert told["drift"] == pytest.approx(space.drift(projection), abs=1e-3)
         assert told["capped_tokens"] == ours.touched
-        assert len(told["nearest"]) == 5
+        nearest = space.nearest(ours.activation[0], 5)
+        assert [name for name, _ in told["nearest"]] == [name for name, _ in nearest]
+        assert [c for _, c in told["nearest"]] == pytest.approx([c for _, c in nearest], abs=1e-3)
         if held and not persona.get("steer"):
             assert told["projection"] >= dict(zip(space.cap().layers, space.cap().floor, strict=True))[1] - 1e-2
 
@@ -207,6 +209,15 @@ def test_tokens_come_with_their_projections_and_their_text(client, engine, space
     mean = sum(t["projection"] for t in tokens) / len(tokens)
     assert mean == pytest.approx(last["projection"], abs=1e-3)
     assert sum(t["capped"] for t in tokens) == last["capped_tokens"]
+    # On the way each chunk says where the reply lies so far: what a map shows that moves with it.
+    running = [c.persona for c in chunks[:-1] if getattr(c, "persona", None)]
+    assert [r["tokens_read"] for r in running] == list(range(1, len(running) + 1))
+    for told in running:
+        so_far = [t["projection"] for t in tokens[: told["tokens_read"]]]
+        assert told["projection"] == pytest.approx(sum(so_far) / len(so_far), abs=1e-3)
+        assert len(told["nearest"]) == 5
+        assert len(told["place"]) == 2
+    assert "alert" not in running[0]
 
 
 def test_a_history_of_drifts_raises_the_alert_over_several_turns(client):
@@ -235,6 +246,7 @@ def test_a_history_of_drifts_raises_the_alert_over_several_turns(client):
         ({"model": "tiny", "messages": []}, 400, "messages"),
         ({"model": "tiny", "messages": HELLO * 300}, 400, "300 messages"),
         ({"model": "tiny", "messages": HELLO, "persona": {"cap": "lid"}}, 400, "no cap 'lid'"),
+        ({"model": "tiny", "messages": HELLO, "persona": {"cap": ""}}, 400, "no cap ''"),
         ({"model": "tiny", "messages": HELLO, "persona": {"steer": [{"direction": "gost", "alpha": 1}]}}, 400, "ghost"),
         ({"model": "tiny:capped", "messages": HELLO, "persona": {"cap": "all-p75@1:3"}}, 400, "persona.cap says"),
         ({"messages": HELLO}, 400, "model"),

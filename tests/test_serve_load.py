@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import signal
 import subprocess
@@ -60,13 +61,18 @@ def test_many_at_once_mixed_and_hanging_up_get_what_they_get_alone_and_leave_not
         assert max(seen) <= 64
         # The first rounds touch memory that every later one uses again.
         sixty_four(url)
-        process = psutil.Process()
-        before = process.memory_info().rss
+        before = resident()
         for _ in range(3):
             sixty_four(url)
         assert idle(worker)
-        assert process.memory_info().rss - before < 32 << 20
+        assert resident() - before < 32 << 20
         assert worker.guests == 0
+
+
+def resident():
+    """Bytes that this process, the server in it, takes, less what the allocator keeps for later."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return psutil.Process().memory_info().rss
 
 
 def watched(worker, seen):
@@ -139,10 +145,10 @@ def tell(url, tokens, stream):
         return answer.status_code, "".join(answer.iter_text())
 
 
-@pytest.mark.parametrize("grace", [20, 1], ids=["in-time", "overdue"])
+@pytest.mark.parametrize("grace", [100, 1], ids=["in-time", "overdue"])
 def test_a_server_that_is_told_to_stop_finishes_what_it_can_tells_the_rest_and_exits_cleanly(started, grace):
     process, url = started("--grace", str(grace))
-    tokens = 24 if grace == 20 else 1000
+    tokens = 24 if grace == 100 else 1000
     with ThreadPoolExecutor(4) as pool:
         replies = [pool.submit(tell, url, tokens, stream) for stream in (True, False, True, False)]
         time.sleep(1)
@@ -151,7 +157,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_can_tells_the_rest_and_e
     assert process.wait(30) == 0
     assert process.stderr.read() == ""
     for (status, text), stream in zip(told, (True, False, True, False), strict=True):
-        if grace == 20:
+        if grace == 100:
             assert status == 200
             assert ("[DONE]" if stream else '"finish_reason":"length"') in text
         else:

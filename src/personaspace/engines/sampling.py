@@ -18,28 +18,33 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Tenso
     """One token id a row. logits: `[rows, vocabulary]`; temperature, top_p, u: `[rows]`; temperature 0 is greedy.
 
     The nucleus is taken from the 256 most probable tokens, normalised over the whole vocabulary; a row whose nucleus is
-    wider than that is sorted whole, so the result is exact.
+    wider than that is sorted whole, so the result is exact. Without a nucleus (top_p 1) the whole mass is known to be 1, so
+    only a row whose number points past those 256 tokens is sorted: to sort all of them took a quarter of a step.
     """
     logits = logits.float()
     k = min(NUCLEUS, logits.shape[-1])
     top, ids = logits.topk(k, dim=-1)
     heat = temperature.clamp(min=1e-4)[:, None]
     total = (logits / heat).logsumexp(-1, keepdim=True)
-    chosen = _nucleus(top, ids, heat, total, top_p, u)
+    whole = top_p >= 1
+    chosen = _nucleus(top, ids, heat, total, top_p, u, whole)
     covered = (top / heat - total).exp().sum(-1)
-    wide = torch.nonzero((covered < top_p) & (temperature > 0)).flatten()
+    wide = torch.nonzero((covered < torch.where(whole, u, top_p)) & (temperature > 0)).flatten()
     if len(wide) and k < logits.shape[-1]:
         ranked, order = logits[wide].sort(dim=-1, descending=True)
-        chosen[wide] = _nucleus(ranked, order, heat[wide], total[wide], top_p[wide], u[wide])
+        chosen[wide] = _nucleus(ranked, order, heat[wide], total[wide], top_p[wide], u[wide], whole[wide])
     return torch.where(temperature > 0, chosen, ids[:, 0])
 
 
-def _nucleus(ranked: Tensor, ids: Tensor, heat: Tensor, total: Tensor, top_p: Tensor, u: Tensor) -> Tensor:
+def _nucleus(
+    ranked: Tensor, ids: Tensor, heat: Tensor, total: Tensor, top_p: Tensor, u: Tensor, whole: Tensor
+) -> Tensor:
     p = (ranked / heat - total).exp()
     before = p.cumsum(-1) - p
     p = torch.where(before < top_p[:, None], p, 0.0)
     reached = p.cumsum(-1)
-    place = torch.searchsorted(reached, u[:, None] * reached[:, -1:], right=True).clamp(max=ids.shape[-1] - 1)
+    mass = torch.where(whole[:, None], 1.0, reached[:, -1:])
+    place = torch.searchsorted(reached, u[:, None] * mass, right=True).clamp(max=ids.shape[-1] - 1)
     # Rounding may point past the nucleus, where the probability is zero; NaN has none (and is reported by who reads).
     last = ((p > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
     return ids.gather(1, torch.minimum(place, last))[:, 0]

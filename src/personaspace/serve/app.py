@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from plotly.offline import get_plotlyjs
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -33,6 +32,7 @@ from personaspace.serve.openapi import (
     describe,
     refused,
 )
+from personaspace.serve.pages import add_pages
 from personaspace.serve.persona import BadRequest, Reader
 from personaspace.serve.requests import Requests
 from personaspace.serve.scheduler import QueueFull, Worker
@@ -40,11 +40,6 @@ from personaspace.serve.schema import ChatCompletion, Completion, Conversation, 
 from personaspace.serve.settings import Settings
 from personaspace.space import PersonaSpace
 
-PAGE = Path(__file__).parent / "page"
-POLICY = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; object-src 'none'; "
-    "base-uri 'none'; frame-ancestors 'none'"
-)
 KINDS = {401: "authentication_error", 404: "not_found_error"}
 log = logging.getLogger("personaspace.serve")
 
@@ -71,7 +66,8 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     _errors(app, worker, metrics)
     _outside(app, settings)
     allowed = [Depends(_key_check(settings))]
-    _pages(app, worker)
+    _states(app, worker)
+    add_pages(app)
     _api(app, requests, reader, allowed)
 
     prometheus: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
@@ -109,11 +105,11 @@ def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -
         return await _answer(requests, body, request)
 
     instructions = {r.role: r.instructions[0] for r in load_catalog().roles}
-    described = reader.describe(requests.limits, instructions)
+    described = json.dumps(reader.describe(requests.limits, instructions)).encode()  # large, and always the same
 
     @app.get("/v1/persona/space", dependencies=allowed, responses=refused(401))
-    async def persona_space() -> dict[str, Any]:
-        return described
+    async def persona_space() -> Response:
+        return Response(described, media_type="application/json")
 
     @app.post("/v1/persona/project", dependencies=allowed, responses=answered(Projected, 400, 401, 404, 413, 500))
     async def persona_project(body: Conversation) -> dict[str, Any]:
@@ -151,7 +147,7 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _pages(app: FastAPI, worker: Worker) -> None:
+def _states(app: FastAPI, worker: Worker) -> None:
     @app.get("/healthz")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -160,29 +156,6 @@ def _pages(app: FastAPI, worker: Worker) -> None:
     async def ready() -> Response:
         alive = worker.thread.is_alive() and not worker.draining
         return JSONResponse({"status": "ready" if alive else "not ready"}, 200 if alive else 503)
-
-    # The names are fixed here: nothing of a request becomes a path.
-    files = {p.name: p for p in PAGE.iterdir() if p.is_file()}
-    page_headers = {
-        "Content-Security-Policy": POLICY,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-
-    @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return FileResponse(files["index.html"], headers=page_headers)
-
-    @app.get("/page/plotly.js", include_in_schema=False)
-    async def plotly() -> Response:
-        headers = {"Cache-Control": "max-age=86400"}
-        return Response(get_plotlyjs(), media_type="text/javascript", headers=headers)
-
-    @app.get("/page/{name}", include_in_schema=False)
-    async def part(name: str) -> Response:
-        if name not in files:
-            raise HTTPException(404, "no such file")
-        return FileResponse(files[name], headers=page_headers)
 
 
 def _key_check(settings: Settings) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from personaspace.errors import SpaceError
@@ -53,11 +54,12 @@ class Reader:
                 404,
             )
         cap = model.removeprefix(self.name).removeprefix(":") or None
-        if cap and wanted.cap and cap != wanted.cap:
+        if cap and wanted.cap is not None and cap != wanted.cap:
             raise BadRequest(f"model says cap '{cap}', persona.cap says '{wanted.cap}'", "persona.cap")
         try:
             steered = [self.space.steer(s.alpha, s.direction) for s in wanted.steer]
-            held = [self.space.cap(name)] if (name := cap or wanted.cap) else []
+            name = cap or wanted.cap
+            held = [] if name is None else [self.space.cap(name)]
         except SpaceError as e:
             raise BadRequest(str(e), "persona") from None
         return (*steered, *held)
@@ -66,17 +68,21 @@ class Reader:
         """A reply's `persona`; None for an empty one. history: the drifts of the turns before it."""
         if mean is None:
             return None
-        projection = float(mean.cpu() @ self.space.axis_at())
-        drift = self.space.drift(projection) if "default_moments" in self.space.tensors else None
+        told = self.reading(mean, tokens)
+        alert = self._alert([*history, told["drift"]]) if told["drift"] is not None else None
+        return {**told, "capped_tokens": touched, "alert": alert}
+
+    def reading(self, mean: Tensor, tokens: int) -> dict[str, Any]:
+        """Where a mean activation `[hidden]` over so many tokens lies."""
+        mean = mean.cpu()
+        projection = float(mean @ self._unit)
         return {
             "layer": self.space.layer,
             "projection": projection,
-            "drift": drift,
-            "nearest": self.space.nearest(mean.cpu(), 5),
-            "capped_tokens": touched,
+            "drift": self.space.drift(projection) if "default_moments" in self.space.tensors else None,
+            "nearest": self.nearest(mean, 5),
             "tokens_read": tokens,
-            "alert": self._alert([*history, drift]) if drift is not None else None,
-            "place": self.place(mean.cpu()),
+            "place": self.place(mean),
         }
 
     def _alert(self, drifts: Sequence[float]) -> bool | None:
@@ -91,6 +97,22 @@ class Reader:
     def _map(self) -> tuple[Tensor, Tensor, Tensor]:
         """Role vectors less their mean, the mean, and the first two components."""
         return (*self.space.centred(), self.space.components_at()[0][:2])
+
+    @cached_property
+    def _unit(self) -> Tensor:
+        return self.space.axis_at()
+
+    @cached_property
+    def _towards(self) -> Tensor:
+        """Role vectors less their mean, each of unit length."""
+        return torch.nn.functional.normalize(self._map[0], dim=-1)
+
+    def nearest(self, mean: Tensor, k: int) -> list[tuple[str, float]]:
+        """As `PersonaSpace.nearest`, fast enough for every token."""
+        off = mean.float() - self._map[1]
+        cosines = self._towards @ off / off.norm().clamp(min=1e-8)
+        best = cosines.topk(min(k, len(cosines)))
+        return [(self.space.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
 
     def place(self, vector: Tensor) -> list[float]:
         """Where `[hidden]` lies on the first two components."""

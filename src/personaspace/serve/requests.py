@@ -95,7 +95,9 @@ class Requests:
                 reply = Reply(len(running.replies), len(ids), echo=echoes.get(tuple(ids)))
                 if reply.echo is not None:
                     reply.prompt = self._written(ids)
-                reply.job = Job(row, _emitter(loop, running.events, reply.index), tuple(body.stop), body.stream)
+                emit = _emitter(loop, running.events, reply.index)
+                follow = body.stream and body.persona.report == "token"
+                reply.job = Job(row, emit, tuple(body.stop), body.stream, follow)
                 running.replies.append(reply)
         self.worker.submit([r.job for r in running.replies if r.job])
         return running
@@ -181,8 +183,7 @@ class Requests:
                     message, param, code, _ = LOST[reply.finish]
                     yield _sse({"error": {"message": message, "type": "server_error", "param": param, "code": code}})
                     return
-                tokens = tokens_of(event.read) if event.read and body.persona.report == "token" else {}
-                persona = {**(reply.persona or {}), **tokens} if reply.finish else tokens
+                persona = self._persona(reply, event, body)
                 first = reply.index not in begun
                 if event.text or persona or reply.finish or first:
                     begun.add(reply.index)
@@ -194,6 +195,15 @@ class Requests:
             yield _sse("[DONE]")
         finally:
             running.cancel()
+
+    def _persona(self, reply: Reply, event: Event, body: Completion) -> dict[str, Any]:
+        """What a chunk tells: at the end how the reply lies; before it, where tokens were asked for, how it lies so far."""
+        tokens = tokens_of(event.read) if event.read and body.persona.report == "token" else {}
+        if reply.finish:
+            return {**(reply.persona or {}), **tokens}
+        if event.mean is None or reply.job is None:
+            return tokens
+        return {**self.reader.reading(event.mean, event.read[-1].index + 1), **tokens}
 
     async def _events(self, running: Running) -> AsyncIterator[tuple[Reply, Event]]:
         left = len(running.replies)

@@ -41,8 +41,9 @@ class TokenRead:
 
 @dataclass(frozen=True)
 class Event:
-    """What a step brought a reply: text that is ready, tokens that were read, and at the end how it ended, with the mean
-    activation `[hidden]` at the space's layer over the tokens that were read (None where none was)."""
+    """What a step brought a reply: text that is ready, tokens that were read, and at the end how it ended. mean: the mean
+    activation `[hidden]` at the space's layer over the tokens that were read (None where none was), at the end and, of a job
+    that is followed, at every step."""
 
     text: str = ""
     read: tuple[TokenRead, ...] = ()
@@ -53,12 +54,13 @@ class Event:
 @dataclass(eq=False)
 class Job:
     """A reply that somebody waits for. emit is called from the worker's thread: at every step where it is `live`, else for the
-    first one and the end."""
+    first one and the end. follow: whether the mean so far is wanted at every step as well."""
 
     row: Row
     emit: Callable[[Event], None]
     stop: tuple[str, ...] = ()
     live: bool = True
+    follow: bool = False
     cancelled: bool = False
     began: float = field(default_factory=time.monotonic)
     text: str = ""
@@ -218,7 +220,8 @@ class Worker:
         ready = job.text[job.shown : len(job.text) - held]
         if job.live or not job.shown:
             job.shown += len(ready)
-            job.emit(Event(ready, read))
+            mean = loop.means.mean(k)[0][0] if job.follow and read else None
+            job.emit(Event(ready, read, mean=mean))
 
     def _end(self, done: Done) -> None:
         job = self.running.pop(done.row.key)

@@ -1,5 +1,5 @@
 // The page itself: holds the conversation, asks both columns, and keeps figures and status up with what comes.
-import { $, label, plain, sideName, signed, throttled } from "./dom.js";
+import { $, label, painted, plain, sideName, signed, throttled } from "./dom.js";
 import { getSpace, ready } from "./api.js";
 import { SIDES, newTurn, reset } from "./conversation.js";
 import { answer, unlock } from "./asking.js";
@@ -7,20 +7,25 @@ import { applySettings, fillControls, fillReady, instructionOf, onlyRole, preset
 import { copyCurl, exportTalk, importTalk } from "./files.js";
 import { Columns } from "./replies.js";
 import { confirmNew, countdown, say } from "./notice.js";
-import { drawChart } from "./chart.js";
+import { describeChart, drawChart } from "./chart.js";
 import { drawMap, moveOnMap, ringRoles } from "./map.js";
 import { loadPlotly } from "./plots.js";
 import { atEnd, composer, tabs, toEnd } from "./frame.js";
 import { hideTip, readTokens, scaleOf } from "./tokens.js";
 
 const talk = { system: "", turns: [] };
-let space = null, columns = null, running = null, playing = null, figures = false, look = null, seeking = false;
+let space = null, conversations = [], columns = null, running = null, playing = null, figures = false, look = null, seeking = false;
 
 const busy = () => running !== null || playing !== null;
 
 // ---- figures
 
-const chart = () => { if (figures) drawChart({ turns: talk.turns, space, cap: settings().cap, look, onPick: goTo }); };
+const chart = () => {
+  if (!space) return;
+  const shown = { turns: talk.turns, space, cap: settings().cap };
+  if (figures) drawChart({ ...shown, look, onPick: goTo });
+  else describeChart(shown);
+};
 const chartSoon = throttled(chart, 160);
 const map = () => { if (figures) drawMap({ space, turns: talk.turns, onRole: useRole }); };
 const mapSoon = throttled(() => { if (figures) moveOnMap(talk.turns, space); }, 300);
@@ -247,9 +252,11 @@ async function loadSpace() {
 
 async function start() {
   say("loading", "Loading the model’s space");
-  loadPlotly();
+  const fetched = fetch("page/conversations.json").then(r => r.json()).catch(() => []);
   space = await loadSpace();
   if (!space) return;
+  conversations = await fetched;
+  fillReady(conversations, play);
   const scale = scaleOf(space);
   columns = new Columns({ space, scale, onAgain: again, onLook: (at, side) => { look = at === null ? null : { at, side }; lookSoon(); } });
   readTokens($("columns"), () => scale);
@@ -259,12 +266,21 @@ async function start() {
   fillControls(space, chartSoon);
   busyChanged();
   say("ready", `Ready: ${space.roles.length} roles, read at layer ${space.layer} of ${space.layers}`);
-  figures = await loadPlotly();
-  if (!figures) for (const id of ["chart", "map"]) $(id).textContent = "The figures could not be loaded; the conversation works without them.";
+  document.documentElement.dataset.ready = "yes";
   columns.resize();
   chart();
+  await drawFigures();
+}
+
+/** The figures come after everything else: their library is twenty times what the rest of the page is. */
+async function drawFigures() {
+  for (const id of ["chart", "map"]) $(id).dataset.waits = "drawing the figure";
+  await painted();
+  figures = await loadPlotly();
+  if (!figures) for (const id of ["chart", "map"]) $(id).textContent = "The figures could not be loaded; the conversation works without them.";
+  chart();
   map();
-  document.documentElement.dataset.ready = "yes";
+  document.documentElement.dataset.figures = figures ? "yes" : "no";
 }
 
 // ---- what the user does
@@ -290,7 +306,5 @@ document.addEventListener("keydown", e => { if (e.key === "Escape" && busy() && 
 window.addEventListener("offline", () => { if (space && !busy()) offline(); });
 for (const query of ["(prefers-color-scheme: dark)", "(max-width: 860px)"]) matchMedia(query).addEventListener("change", () => { chart(); map(); });
 
-const conversations = await fetch("page/conversations.json").then(r => r.json()).catch(() => []);
-fillReady(conversations, play);
 busyChanged();
 start();

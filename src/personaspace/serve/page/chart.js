@@ -11,12 +11,12 @@ export function drawChart({ turns, space, cap, look, onPick }) {
   const last = Math.max(6, turns.length) + 0.5, heights = range(turns, space, floor);
   const figure = layout({
     margin: { l: 8, r: 104, t: 6, b: 8 },
-    xaxis: { range: [0.5, last], dtick: Math.ceil(turns.length / 12) || 1, title: { text: "turn", standoff: 4, font: { color: css("--soft") } }, showgrid: false },
-    yaxis: { range: heights, title: { text: "projection", standoff: 6, font: { color: css("--soft") } } },
+    xaxis: { range: [0.5, last], dtick: Math.ceil(turns.length / 12) || 1, title: { text: "turn", standoff: 4, font: { color: css("--soft"), size: 12 } }, showgrid: false },
+    yaxis: { range: heights, title: { text: "projection", standoff: 6, font: { color: css("--soft"), size: 12 } } },
     shapes: shapes(space, floor, look), annotations: annotations(space, floor, heights),
   });
   window.Plotly.react("chart", SIDES.map(side => trace(turns, side)), figure, config);
-  describe(turns, space, cap);
+  describeChart({ turns, space, cap });
   if ($("chart").dataset.wired) return;
   $("chart").dataset.wired = "yes";
   $("chart").on("plotly_click", e => onPick(e.points[0].x - 1, SIDES[e.points[0].curveNumber]));
@@ -75,7 +75,8 @@ function annotations(space, floor, [low, high]) {
   }));
 }
 
-function describe(turns, space, cap) {
+/** What the chart shows in words, also before it is drawn: nothing then moves when it is. */
+export function describeChart({ turns, space, cap }) {
   const value = reply => reply.projection == null ? "none yet" : plain(reply.projection);
   const said = turns.map((t, i) => `Turn ${i + 1}: standard ${value(t.standard)}, capped ${value(t.capped)}.`).join(" ");
   const home = space.default.mean == null ? "" : ` The default lies at ${plain(space.default.mean)}.`;

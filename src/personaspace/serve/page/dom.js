@@ -31,3 +31,6 @@ export function throttled(callback, gap) {
     timer = setTimeout(() => { timer = 0; last = performance.now(); callback(); }, Math.max(0, gap - (performance.now() - last)));
   };
 }
+
+/** Resolves once the page was drawn as it is now, also in a tab that is not seen. */
+export const painted = () => new Promise(resolve => { requestAnimationFrame(() => setTimeout(resolve)); setTimeout(resolve, 200); });
