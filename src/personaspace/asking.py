@@ -29,14 +29,18 @@ class Task:
 
 
 def answer(engine: Engine, task: Task, tell: Callable[[], None] = lambda: None) -> tuple[int, int]:
-    """Asks a shard, writes it, and returns its number and size: what a worker does, wherever it is."""
+    """Asks a shard, writes it, and returns its number and size: what a worker does, wherever it is. A shard that is there is
+    left as it is: a worker may be lost between its last file and its answer."""
+    place = Shards(Place(task.place))
+    if place.has(task.number):
+        return task.number, len(task.prompts)
     answers = []
     for response in engine.respond(task.prompts, task.sampling, read=range(engine.model.layers)):
         answers.append(response)
         tell()
     order = {(p.role, p.index): i for i, p in enumerate(task.prompts)}
     answers.sort(key=lambda r: order[r.prompt.role, r.prompt.index])
-    Shards(Place(task.place)).write(task.number, answers)
+    place.write(task.number, answers)
     return task.number, len(answers)
 
 

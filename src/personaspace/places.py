@@ -97,6 +97,11 @@ class Place:
         with self._told(name) as (files, path), files.open_input_file(str(path)) as f:
             return f.read_buffer()
 
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        with self._told(name) as (files, path):
+            return bool(files.get_file_info(str(path)).is_file)
+
     def names(self, folder: str) -> list[str]:
         """The files in a folder."""
         with self._told(folder) as (files, path):

@@ -187,6 +187,10 @@ class Shards:
         """The numbers of the shards that are whole."""
         return _numbers(self.place.names("responses"), ".parquet")
 
+    def has(self, shard: int) -> bool:
+        """Whether a shard is whole."""
+        return self.place.has(_responses(shard))
+
     def whole(self) -> list[int]:
         """The numbers of the shards whose activations are there."""
         return _numbers(self.place.names("activations"), ".safetensors")

@@ -148,8 +148,12 @@ class Engine(Protocol):
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:
     """The engine of that name with a model loaded. Raises `UsageError` for a name that is none, `ModelError`."""
+    if name == "ray":
+        from personaspace.engines.ray import RayEngine
+
+        return RayEngine(model, **options)
     if name != "transformers":
-        raise UsageError(f"--engine {name}: expected transformers")
+        raise UsageError(f"--engine {name}: expected one of transformers, ray")
     from personaspace.engines.transformers import TransformersEngine
 
     return TransformersEngine.load(model, **options)
