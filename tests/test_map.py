@@ -19,8 +19,9 @@ import torch
 import personaspace as ps
 from conftest import make_model, make_tokenizer
 from personaspace.errors import DesignError, RunError, RunLocked, RunMismatch, SpaceError
-from personaspace.estimate import kept_responses
+from personaspace.estimate import counted
 from personaspace.store import Run
+from personaspace.sums import Kept, Responses
 
 OPTIONS = {"per_role": 20, "max_new_tokens": 8, "default_responses": 40}
 
@@ -216,16 +217,21 @@ def test_a_role_whose_every_response_is_rejected_is_left_out_and_listed(mapped):
     run = Run(mapped[0])
     roles = ["ghost", "hermit", "clerk", "auditor", "whale", "pilot"]
     scores = {(r, i): (0 if r == "ghost" else 3, 3.0) for r in roles for i in range(20)}
-    kept = kept_responses(run, run.done(), roles, dict.fromkeys(roles, 20), scores, None)
+
+    def kept_of(scores):
+        responses = Responses.read(run, run.done(), roles, scores, 0)
+        return counted(Kept(run, responses, 7, 12, None), roles, dict.fromkeys(roles, 20), None)
+
+    kept = kept_of(scores)
     assert list(kept.left_out) == ["ghost"]
     assert "ghost" not in kept.cells.names
     only = {k: (3 if k[0] == "clerk" else 0, 0.0) for k in scores}
     with pytest.raises(DesignError, match="1 roles with enough"):
-        kept_responses(run, run.done(), roles, dict.fromkeys(roles, 20), only, None)
+        kept_of(only)
 
 
 def test_a_full_disk_leaves_what_was_finished_whole(tmp_path, small_catalog, monkeypatch):
-    import personaspace.store as store
+    import personaspace.places as store
 
     written, real = [], os.fsync
 

@@ -145,13 +145,20 @@ def tell(url, tokens, stream):
         return answer.status_code, "".join(answer.iter_text())
 
 
+def running(url):
+    """How many replies are being made or wait for it."""
+    told = httpx.get(url.replace("/v1/chat/completions", "/metrics"), timeout=30).text
+    return sum(float(n) for n in re.findall(r"^personaspace_(?:running|queue) (\S+)", told, re.M))
+
+
 @pytest.mark.parametrize("grace", [100, 1], ids=["in-time", "overdue"])
 def test_a_server_that_is_told_to_stop_finishes_what_it_can_tells_the_rest_and_exits_cleanly(started, grace):
     process, url = started("--grace", str(grace))
-    tokens = 24 if grace == 100 else 1000
+    tokens = 48 if grace == 100 else 1000
     with ThreadPoolExecutor(4) as pool:
         replies = [pool.submit(tell, url, tokens, stream) for stream in (True, False, True, False)]
-        time.sleep(1)
+        while running(url) < 4:
+            time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         told = [r.result() for r in replies]
     assert process.wait(30) == 0

@@ -137,7 +137,7 @@ def test_halves_give_every_role_responses_on_both_sides(seed):
     cells = Cells.build([DEFAULT, *(f"r{k}" for k in range(1, 60))], *np.array(asked).T)
     side = vectors.halves(cells, rng)
     for r in range(60):
-        mine = side[cells.question[cells.role == r]]
+        mine = side[cells.block[cells.role == r]]
         assert mine.any()
         assert not mine.all()
 

@@ -14,9 +14,9 @@ from personaspace.engines import Engine
 from personaspace.errors import PersonaSpaceError, UsageError
 from personaspace.interventions import Intervention
 from personaspace.monitor import AlertRule, Monitor, TurnReading
+from personaspace.places import write_whole
 from personaspace.prompts import Prompt, Sampling
 from personaspace.space import PersonaSpace
-from personaspace.store import write_whole
 
 WIDTH = 41
 HELP = """/cap [NAME]       hold replies with a cap of the space; /cap off lets go

@@ -1,21 +1,21 @@
-"""From a run's folder to a persona space: which responses count, and every figure; it writes nothing."""
+"""From sums and a sample of activations to a persona space: which roles count, and every figure; it writes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from personaspace import vectors
 from personaspace.catalog import DEFAULT
 from personaspace.errors import DesignError
-from personaspace.judge import KEPT
 from personaspace.space import FORMAT, PersonaSpace, principal_components
-from personaspace.store import Run
+from personaspace.sums import Source
 
 SPLITS, FOLDS, BOOTSTRAPS = 20, 10, 200
 SUMS_MEMORY = 512 << 20
@@ -23,93 +23,76 @@ SUMS_MEMORY = 512 << 20
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The responses that count: per shard, the rows in it; over all of them, their cells and lengths."""
+class Counted:
+    """A source, the cells of the roles that have enough responses, and which of its sample are theirs, `[sample]`.
 
-    rows: dict[int, np.ndarray]
+    counts: responses that count, by role, the default among them, also of those left out.
+    """
+
+    source: Source
     cells: vectors.Cells
-    tokens: np.ndarray
-    counts: dict[str, int]  # kept, by role, the default among them, also those left out
+    sampled: NDArray[np.bool_]
+    counts: dict[str, int]
     left_out: dict[str, str]
 
-    def blocks(self, run: Run, layers: slice) -> Iterator[Tensor]:
-        """Activations `[n, layers, hidden]`, a shard at a time."""
-        for shard, rows in self.rows.items():
-            yield run.tensors(shard, "activations", layers)[torch.from_numpy(rows)]
 
-
-def kept_responses(
-    run: Run,
-    shards: Sequence[int],
-    roles: Sequence[str],
-    asked: Mapping[str, int],
-    scores: Mapping[tuple[str, int], tuple[int, float]] | None,
-    min_responses: int | None,
-) -> Kept:
-    """Which responses count: not empty, score 3 where judged, and of roles with enough of them.
+def counted(source: Source, roles: Sequence[str], asked: Mapping[str, int], min_responses: int | None) -> Counted:
+    """Which roles have enough responses that count; roles: all of the catalogue's, in order.
 
     Raises `DesignError` where the default has none or fewer than two roles are left.
     """
-    place = {DEFAULT: 0, **{name: k + 1 for k, name in enumerate(roles)}}
-    found = []
-    for shard in shards:
-        table = run.read(shard, ["role", "index", "question", "tokens"]).to_pydict()
-        for row, (role, index, question, tokens) in enumerate(zip(*table.values(), strict=True)):
-            good = scores is None or role == DEFAULT or scores.get((role, index), (None,))[0] == KEPT
-            if good and tokens:
-                found.append((shard, row, place[role], question, tokens))
-    data = np.array(found, dtype=np.int64).reshape(-1, 5)
-    n = np.bincount(data[:, 2], minlength=len(place))
-    counts = {name: int(n[k]) for name, k in place.items()}
+    names = [DEFAULT, *roles]
+    counts = dict(zip(names, source.n.sum(1).tolist(), strict=True))
     left_out = {}
     for name in roles:
-        least = min_responses or -(-asked.get(name, 0) // 2)
-        if counts[name] < max(1, least):
-            left_out[name] = f"{counts[name]} of {asked.get(name, 0)} responses kept, {max(1, least)} needed"
-    names = [DEFAULT, *(r for r in roles if r not in left_out)]
-    if not counts[DEFAULT] or len(names) < 3:
+        least = max(1, min_responses or -(-asked.get(name, 0) // 2))
+        if counts[name] < least:
+            left_out[name] = f"{counts[name]} of {asked.get(name, 0)} responses kept, {least} needed"
+    shown = [k for k, name in enumerate(names) if name not in left_out]
+    if not counts[DEFAULT] or len(shown) < 3:
         raise DesignError(
-            f"{counts[DEFAULT]} responses of the default and {len(names) - 1} roles with enough responses are left; "
+            f"{counts[DEFAULT]} responses of the default and {len(shown) - 1} roles with enough responses are left; "
             "expected one and two at least (a lower --min-responses or another --judge keeps more)"
         )
-    new = {place[name]: k for k, name in enumerate(names)}
-    data = data[np.isin(data[:, 2], list(new))]
-    role = np.array([new[r] for r in data[:, 2].tolist()])
-    rows = {s: data[data[:, 0] == s, 1] for s in dict.fromkeys(data[:, 0].tolist())}
-    return Kept(rows, vectors.Cells.build(names, role, data[:, 3]), data[:, 4], counts, left_out)
+    cells = vectors.Cells.counted([names[k] for k in shown], source.n, source.block_of, shown)
+    return Counted(source, cells, np.isin(source.role, shown), counts, left_out)
 
 
-def axis_reliability(run: Run, kept: Kept, layer: int, seed: int) -> float:
+def axis_reliability(kept: Counted, layer: int, seed: int) -> float:
     """The axis' reliability at one layer: what `--until` looks at between rounds."""
-    sums = vectors.cell_sums(kept.cells, kept.blocks(run, slice(layer, layer + 1)))
+    sums = kept.source.sums(kept.cells, slice(layer, layer + 1))
     half = vectors.axis_split_half(sums, vectors.split_operators(kept.cells, SPLITS, seed))
     return float(vectors.spearman_brown(half)[0])
 
 
-def estimate(run: Run, kept: Kept, layer: int | None, seed: int, meta: dict[str, Any]) -> PersonaSpace:
-    """The space of a run's kept responses; layer None picks it by separation on held-out questions."""
-    cells = kept.cells
+def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) -> PersonaSpace:
+    """The space of the responses that count; layer None picks it by separation on held-out questions."""
+    source, cells = kept.source, kept.cells
     layers, hidden = meta["model"]["layers"], meta["model"]["hidden"]
-    operator = vectors.role_operator(cells)
+    operator = torch.from_numpy(vectors.role_operator(cells))
     splits = vectors.split_operators(cells, SPLITS, seed)
-    per_pass = max(1, SUMS_MEMORY // (8 * len(cells.count) * hidden))
-    effects, axes_by_fold, split_half = [], [], []
+    per_pass = max(1, SUMS_MEMORY // (8 * operator.shape[1] * hidden))
+    effects, split_half, on_axis, held_out = [], [], [], []
     for first in range(0, layers, per_pass):
-        sums = vectors.cell_sums(cells, kept.blocks(run, slice(first, min(layers, first + per_pass))))
-        effects.append((torch.from_numpy(operator) @ sums.flatten(1)).view(-1, *sums.shape[1:]))
+        some = slice(first, min(layers, first + per_pass))
+        sums = source.sums(cells, some)
+        found = (operator @ sums.flatten(1)).view(-1, *sums.shape[1:])
         fold, axes = vectors.fold_axes(cells, sums, FOLDS, seed)
-        axes_by_fold.append(axes)
+        on, out = _project(kept, some, found[0] - found[1:].mean(0), axes, fold)
+        effects.append(found)
         split_half.append(vectors.axis_split_half(sums, splits))
+        on_axis.append(on)
+        held_out.append(out)
     vector = torch.cat(effects, 1)
     default, roles = vector[0], vector[1:]
     axis = default - roles.mean(0)
-    projections, held_out, norm = _project(run, kept, axis, torch.cat(axes_by_fold, 1), fold)
-    by_fold = _separation(cells, held_out, fold)
+    projections = np.concatenate(on_axis, 1)
+    by_fold = _separation(kept, np.concatenate(held_out, 1), fold)
     chosen = vectors.pick_layer(by_fold) if layer is None else layer
-    at_layer = vectors.cell_sums(cells, kept.blocks(run, slice(chosen, chosen + 1)))[:, 0]
+    at_layer = source.sums(cells, slice(chosen, chosen + 1))[:, 0]
     intervals = vectors.bootstrap(cells, at_layer, axis[chosen].numpy(), BOOTSTRAPS, seed)
     components, variance = principal_components(roles.float(), axis.float())
-    is_default = cells.role[cells.of] == 0
+    is_default = source.role[kept.sampled] == 0
     quantiles = [np.quantile(projections[m], np.linspace(0, 1, 101), axis=0) for m in (is_default, ~is_default)]
     on_default = projections[is_default]
     tensors = {
@@ -125,7 +108,7 @@ def estimate(run: Run, kept: Kept, layer: int | None, seed: int, meta: dict[str,
         "separation": _tensor(np.nanmean(by_fold, axis=0) if not np.isnan(by_fold).all() else by_fold[0]),
         "components": components,
         "variance": variance,
-        "residual_norm": norm,
+        "residual_norm": _tensor(source.norms[cells.shown].sum(0) / source.tokens[cells.shown].sum()),
         "quantiles_default": _tensor(quantiles[0]),
         "quantiles_roles": _tensor(quantiles[1]),
         "default_moments": _tensor(np.stack([on_default.mean(0), on_default.std(0, ddof=min(1, len(on_default) - 1))])),
@@ -138,7 +121,7 @@ def estimate(run: Run, kept: Kept, layer: int | None, seed: int, meta: dict[str,
         "roles": list(cells.names[1:]),
         "left_out": kept.left_out,
         "n_default": int(cells.per_role()[0]),
-        "n_kept": len(cells.of),
+        "n_kept": int(cells.per_role().sum()),
         "axis_pc1_interval": intervals.axis_pc1.tolist(),
         "histogram": _histogram(projections[:, chosen], is_default),
     }
@@ -146,32 +129,35 @@ def estimate(run: Run, kept: Kept, layer: int | None, seed: int, meta: dict[str,
 
 
 def _project(
-    run: Run, kept: Kept, axis: Tensor, axes: Tensor, fold: vectors.Ints
-) -> tuple[vectors.Floats, vectors.Floats, Tensor]:
-    """Each response's projection on the axis and on the axis of the questions without its own, `[responses, layers]`,
-    and the mean residual norm of a token `[layers]`."""
+    kept: Counted, layers: slice, axis: Tensor, axes: Tensor, fold: vectors.Ints
+) -> tuple[vectors.Floats, vectors.Floats]:
+    """Each sampled response's projection on the axis, and on the axis of the questions without its own, `[sample, layers]`."""
     unit = (axis / axis.norm(dim=-1, keepdim=True)).float()
     folds = (axes / axes.norm(dim=-1, keepdim=True)).float()
-    on, held_out, norms, at = [], [], torch.zeros(axis.shape[0], dtype=torch.float64), 0
-    for shard, rows in kept.rows.items():
-        block = run.tensors(shard, "activations")[torch.from_numpy(rows)].float()
-        index = slice(at, at + len(rows))
-        question = kept.cells.question[kept.cells.of[index]]
+    mine = torch.from_numpy(_fold_of(kept, fold))
+    on, held_out, at = [], [], 0
+    for block in kept.source.sample(kept.sampled, layers):
+        block = block.float()
         on.append(torch.einsum("nld,ld->nl", block, unit))
-        own = torch.empty(len(rows), axis.shape[0])
-        for f in set(fold[question].tolist()):
-            rows_of = torch.from_numpy(fold[question] == f)
-            own[rows_of] = torch.einsum("nld,ld->nl", block[rows_of], folds[f])
+        own = torch.empty(block.shape[:2])
+        of = mine[at : at + len(block)]
+        for f in set(of.tolist()):
+            own[of == f] = torch.einsum("nld,ld->nl", block[of == f], folds[f])
         held_out.append(own)
-        tokens = torch.from_numpy(kept.tokens[index]).double()
-        norms += tokens @ run.tensors(shard, "norms")[torch.from_numpy(rows)].double()
-        at += len(rows)
-    return torch.cat(on).double().numpy(), torch.cat(held_out).double().numpy(), norms / float(kept.tokens.sum())
+        at += len(block)
+    return torch.cat(on).double().numpy(), torch.cat(held_out).double().numpy()
 
 
-def _separation(cells: vectors.Cells, held_out: vectors.Floats, fold: vectors.Ints) -> vectors.Floats:
-    question, is_default = cells.question[cells.of], cells.role[cells.of] == 0
-    rows = [fold[question] == f for f in range(int(fold.max()) + 1)]
+def _fold_of(kept: Counted, fold: vectors.Ints) -> vectors.Ints:
+    """Which fold of the questions each sampled response is in."""
+    found: vectors.Ints = fold[kept.cells.block_of[kept.source.question[kept.sampled]]]
+    return found
+
+
+def _separation(kept: Counted, held_out: vectors.Floats, fold: vectors.Ints) -> vectors.Floats:
+    source, mine = kept.source, _fold_of(kept, fold)
+    question, is_default = source.question[kept.sampled], source.role[kept.sampled] == 0
+    rows = [mine == f for f in range(int(fold.max()) + 1)]
     return np.stack([vectors.separation(held_out[r], is_default[r], question[r]) for r in rows])
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,31 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from personaspace import estimate
-from personaspace.catalog import DEFAULT, Catalog
+from personaspace.asking import Task, answer, judged
+from personaspace.catalog import Catalog
 from personaspace.engines import Engine
-from personaspace.errors import JudgeError, SpaceError, UsageError
-from personaspace.judge import Item, Judge, score_all
+from personaspace.errors import SpaceError, UsageError
+from personaspace.judge import Judge
+from personaspace.plan import SHARD, Plan, bytes_per_response, seconds_per_token
 from personaspace.prompts import Design, Prompt, Sampling, assign, next_round, shards
 from personaspace.report import write_report
 from personaspace.space import PersonaSpace
 from personaspace.store import Run
+from personaspace.sums import BLOCKS, Kept, Responses, Source, Summed, Sums
+from personaspace.vectors import blocks_of
 
-SHARD = 256
-"""Responses a shard: what a killed run may have to do again."""
+FOLD = 1 << 30
+"""Bytes of activations that may wait to be summed; where the sums are larger than that, as many as they are."""
 
 
 class MapOptions(BaseModel):
     """How to map. Only design, sampling and seed determine responses; the rest may change when a run goes on.
 
     min_responses: a role needs that many kept ones; None is half of what it was asked. until: go on in rounds until the
-    axis' reliability is that, or `budget` responses are spent (None: four times the first round).
+    axis' reliability is that, or `budget` responses are spent (None: four times the first round). keep: `all` activations,
+    `sums` in their place, or `layers:A:B`, sums and the activations of those layers; other than `all`, it is the run's, and so
+    is the judge. blocks: of questions, for sums and what is made of them; None is 20 for sums, else each question is one.
+    shards: the address that they lie at, where not in the run's folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +50,9 @@ class MapOptions(BaseModel):
     min_responses: int | None = Field(None, ge=1)
     until: float | None = Field(None, gt=0, lt=1)
     budget: int | None = Field(None, ge=1)
+    keep: str = Field("all", pattern=r"^(all|sums|layers:\d+:\d+)$")
+    blocks: int | None = Field(None, ge=2)
+    shards: str | None = None
 
 
 class Watcher:
@@ -56,18 +66,6 @@ class Watcher:
 
     def note(self, text: str) -> None:
         """Something worth a line."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a map will take. seconds and bytes are estimates; done counts responses that are there already."""
-
-    responses: int
-    done: int
-    prompt_tokens: int
-    new_tokens: int
-    seconds: float
-    bytes: int
 
 
 def configuration(engine: Engine, catalog: Catalog, options: MapOptions) -> dict[str, Any]:
@@ -96,6 +94,13 @@ class Mapper:
             raise UsageError(f"--layer {options.layer}: {engine.model.id} has layers 0 to {engine.model.layers - 1}")
         self.engine, self.catalog, self.options = engine, named(catalog, engine.model.id), options
         self.run, self.watcher = Run(out), watcher or Watcher()
+        self.layers = _kept_layers(options.keep, engine.model.layers)
+        questions = len(catalog.questions)
+        blocks = options.blocks or (None if self.layers is None else BLOCKS)
+        self.blocks = None if blocks is None else blocks_of(questions, blocks, options.seed)
+        self.sums: Sums | None = None
+        if self.layers is not None and self.blocks is not None:
+            self.sums = Sums(self.run, 1 + len(catalog.roles), self.blocks, self.layers)
 
     def plan(self) -> Plan:
         """What the first round will take, without doing any of it; nothing is written."""
@@ -111,27 +116,41 @@ class Mapper:
                 "version": version("personaspace"),
                 "engine": _threads(self.engine),
             }
-            manifest = self.run.begin(configuration(self.engine, self.catalog, self.options), about)
+            manifest = self.run.begin(self._configuration(judge), about)
+            if self.options.shards:
+                self.run.lies(manifest, self.options.shards)
             manifest["rounds"] = manifest["rounds"] or [self._first()]
             self.run.update(manifest)
-            history: list[dict[str, float]] = []
+            # Without an aim, everything that was asked counts; with one, it is looked at round by round. Sums hold all rounds.
+            first = 0 if self.options.until and not self.sums else len(manifest["rounds"]) - 1
+            history: list[dict[str, float]] = manifest.get("history", [])[:first]
             spent = 0.0
-            # Without an aim, everything that was asked counts; with one, it is looked at round by round.
-            for k in itertools.count(0 if self.options.until else len(manifest["rounds"]) - 1):
+            if self.sums:
+                self.sums.settle()
+            for k in itertools.count(first):
                 rounds = manifest["rounds"][: k + 1]
                 groups = self._assign(rounds)
-                spent += self._ask(groups)
+                spent += self._ask(groups, judge)
                 kept = self._kept(rounds, judge, [p for g in groups for p in g])
                 more = self._next(kept, rounds, history)
                 if more is None:
                     break
                 if len(manifest["rounds"]) == k + 1:
                     manifest["rounds"].append(more)
+                    manifest["history"] = history
                     self.run.update(manifest)
             manifest["seconds"] = manifest.get("seconds", 0.0) + spent
             manifest["history"] = history
             self.run.update(manifest)
             return self._finish(kept, manifest, judge, rounds, history, time.monotonic() - started)
+
+    def _configuration(self, judge: Judge | None) -> dict[str, Any]:
+        """What determines a run's responses, and what is left of them."""
+        config = configuration(self.engine, self.catalog, self.options)
+        if self.blocks is not None and self.sums:
+            what = {"activations": self.options.keep, "blocks": int(self.blocks.max()) + 1}
+            config["keep"] = {**what, "judge": judge.name if judge else "none"}
+        return config
 
     def _first(self) -> dict[str, int]:
         return self.options.design.first_round(self.catalog)
@@ -144,27 +163,52 @@ class Mapper:
     def _shards(self, groups: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
         return [s for k, g in enumerate(groups) for s in shards(g, SHARD, self.options.seed + k)]
 
-    def _ask(self, groups: Sequence[Sequence[Prompt]]) -> float:
-        """Asks what is not there yet; returns the seconds it took."""
+    def _ask(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None) -> float:
+        """Asks what is not there yet, and sums what is too big to keep; returns the seconds that asking took."""
         work = self._shards(groups)
         done = set(self.run.done())
         total, there = sum(map(len, work)), sum(len(s) for k, s in enumerate(work) if k in done)
         todo = [k for k in range(len(work)) if k not in done]
-        if not todo:
-            return 0.0
-        self.watcher.planned(self._plan([p for s in work for p in s], sorted(done), work))
-        started = time.monotonic()
-        every = range(self.engine.model.layers)
-        for k in todo:
-            answers = []
-            for response in self.engine.respond(work[k], self.options.sampling, read=every):
-                answers.append(response)
-                self.watcher.progress(there + len(answers), total)
-            there += len(answers)
-            order = {(p.role, p.index): i for i, p in enumerate(work[k])}
-            answers.sort(key=lambda r: order[r.prompt.role, r.prompt.index])
-            self.run.write(k, answers)
-        return time.monotonic() - started
+        spent = 0.0
+        if todo:
+            self.watcher.planned(self._plan([p for s in work for p in s], sorted(done), work))
+            place = self.run.place.root if self.run.place.local is None else str(self.run.place.local.absolute())
+            tasks = [Task(k, work[k], self.options.sampling, place) for k in todo]
+            began = time.monotonic()
+            for size in self._answered(tasks, there, total):
+                there += size
+                self.watcher.progress(there, total)
+                spent += time.monotonic() - began
+                self._fold(judge, least=FOLD)
+                began = time.monotonic()
+            self.run.clean_shards()
+        self._fold(judge)
+        return spent
+
+    def _answered(self, tasks: Sequence[Task], there: int, total: int) -> Iterator[int]:
+        """Each shard's size, once it is written: here one after the other, or by an engine that spreads work."""
+        if spread := getattr(self.engine, "spread", None):
+            yield from (size for _, size in spread(answer, tasks))
+            return
+        count = itertools.count(there + 1)
+        for task in tasks:
+            yield answer(self.engine, task, lambda: self.watcher.progress(next(count), total))[1]
+
+    def _fold(self, judge: Judge | None, least: int = 0) -> None:
+        """Judges and sums the shards that wait for it, once their activations are as large as `least` and the sums."""
+        if not self.sums:
+            return
+        waiting = sorted(set(self.run.done()) - set(self.sums.state().shards))
+        model = self.engine.model
+        if not waiting or (
+            least and len(waiting) * SHARD * 4 * model.layers * model.hidden < max(least, self.sums.bytes())
+        ):
+            return
+        self.sums.fold(self._responses(waiting, judge), waiting)
+
+    def _responses(self, numbers: Sequence[int], judge: Judge | None) -> Responses:
+        scores = judged(self.run, self.catalog, judge, numbers) if judge else None
+        return Responses.read(self.run, numbers, [r.role for r in self.catalog.roles], scores, self.options.seed)
 
     def _plan(self, prompts: Sequence[Prompt], done: Sequence[int], work: Sequence[Sequence[Prompt]] = ()) -> Plan:
         work = work or shards(prompts, SHARD, self.options.seed)
@@ -180,50 +224,28 @@ class Mapper:
             prompt_tokens=int(length * len(left)),
             new_tokens=new,
             seconds=(length * len(left) + new) * seconds_per_token(self.engine),
-            bytes=len(left) * (4 * model.layers * (model.hidden + 1) + 6 * self.options.sampling.max_new_tokens),
+            bytes=len(left) * bytes_per_response(model.layers, model.hidden, self.options.sampling.max_new_tokens),
         )
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
     def _kept(
         self, rounds: Sequence[Mapping[str, int]], judge: Judge | None, prompts: Sequence[Prompt]
-    ) -> estimate.Kept:
-        numbers = list(range(len(self._shards(self._assign(rounds)))))
-        scores = self._judge(judge, numbers) if judge else None
+    ) -> estimate.Counted:
         asked = {name: sum(r.get(name, 0) for r in rounds) for name in {p.role for p in prompts}}
         roles = [r.role for r in self.catalog.roles]
-        return estimate.kept_responses(self.run, numbers, roles, asked, scores, self.options.min_responses)
-
-    def _judge(self, judge: Judge, numbers: Sequence[int]) -> dict[tuple[str, int], tuple[int, float]]:
-        scores = self.run.scores_of(judge.name)
-        keys, items = [], []
-        for shard in numbers:
-            for row in self.run.read(shard, ["role", "index", "user", "text"]).to_pylist():
-                key = (row["role"], row["index"])
-                if row["role"] != DEFAULT and key not in scores:
-                    keys.append(key)
-                    items.append(Item(self.catalog.role(row["role"]), row["user"], row["text"]))
-        problems: list[str] = []
-        at = 0
-        for batch in score_all(judge, items):
-            for key, score in zip(keys[at : at + len(batch)], batch, strict=True):
-                if score.score is None:
-                    problems.append(f"{key[0]} {key[1]}: {score.problem}")
-                else:
-                    scores[key] = (score.score, float(score.expected or 0))
-            at += len(batch)
-            self.run.keep_scores(judge.name, scores)
-        if problems:
-            raise JudgeError(
-                f"{len(problems)} of {len(items)} responses could not be scored ({problems[0]}); what was scored is kept: "
-                "run the same command to try the others again"
-            )
-        return scores
+        source: Source
+        if self.sums:
+            source = Summed(self.sums)
+        else:
+            responses = self._responses(range(len(self._shards(self._assign(rounds)))), judge)
+            source = Kept(self.run, responses, 1 + len(roles), len(self.catalog.questions), self.blocks)
+        return estimate.counted(source, roles, asked, self.options.min_responses)
 
     # -- going on ----------------------------------------------------------------------------------------------------
 
     def _next(
-        self, kept: estimate.Kept, rounds: Sequence[Mapping[str, int]], history: list[dict[str, float]]
+        self, kept: estimate.Counted, rounds: Sequence[Mapping[str, int]], history: list[dict[str, float]]
     ) -> dict[str, int] | None:
         """The next round where `until` asks for one; notes reliability against responses spent."""
         until = self.options.until
@@ -232,7 +254,7 @@ class Mapper:
         spent = sum(sum(r.values()) for r in rounds)
         first = sum(rounds[0].values())
         layer = self.engine.model.layers // 2 if self.options.layer is None else self.options.layer
-        reliability = estimate.axis_reliability(self.run, kept, layer, self.options.seed)
+        reliability = estimate.axis_reliability(kept, layer, self.options.seed)
         history.append({"responses": spent, "reliability": reliability})
         self.watcher.note(
             f"{spent} responses: the axis' reliability at layer {layer} is {reliability:.3f} (wanted {until})"
@@ -244,7 +266,7 @@ class Mapper:
 
     def _finish(
         self,
-        kept: estimate.Kept,
+        kept: estimate.Counted,
         manifest: Mapping[str, Any],
         judge: Judge | None,
         rounds: Sequence[Mapping[str, int]],
@@ -282,12 +304,13 @@ class Mapper:
             "judge": meta["judge"],
             "history": history,
             "version": version("personaspace"),
+            **({"blocks": self.options.blocks} if self.options.blocks else {}),
         }
         if there := self._there(made_from):
             return there
         began = time.monotonic()
         meta["made_from"] = made_from
-        space = estimate.estimate(self.run, kept, self.options.layer, self.options.seed, meta)
+        space = estimate.estimate(kept, self.options.layer, self.options.seed, meta)
         space.meta["seconds"]["estimates"] = time.monotonic() - began
         space.save(self.run.space_file)
         write_report(space, self.run.report_file)
@@ -320,22 +343,14 @@ def named(catalog: Catalog, model: str) -> Catalog:
     return replace(catalog, defaults=defaults)
 
 
-def seconds_per_token(engine: Engine) -> float:
-    """An estimate from the model's size and a matrix product timed for a fifth of a second on its device."""
-    network = getattr(engine, "network", None)
-    if network is None:
-        return 0.0
-    p = next(network.parameters())
-    n = 512 if p.device.type == "cpu" else 4096
-    a = torch.randn(n, n, device=p.device, dtype=p.dtype)
-    products, began = 0, time.monotonic()
-    while time.monotonic() - began < 0.2:
-        (a @ a)[0, 0].item()
-        products += 1
-    peak = 2 * n**3 * products / (time.monotonic() - began)
-    # Measured: the loop reaches some two thirds of the peak, the rest goes to attention and to what lies between products.
-    parameters: int = sum(q.numel() for q in network.parameters())
-    return 2 * parameters / (0.67 * peak)
+def _kept_layers(keep: str, layers: int) -> range | None:
+    """The layers whose activations stay beside the sums; None where there are no sums. Raises `UsageError`."""
+    if keep == "all":
+        return None
+    first, last = (int(x) for x in keep.split(":")[1:]) if keep != "sums" else (0, 0)
+    if keep != "sums" and not first < last <= layers:
+        raise UsageError(f"--keep {keep}: the model has layers 0 to {layers - 1} (layers:0:{layers})")
+    return range(first, last)
 
 
 def _threads(engine: Engine) -> dict[str, Any]:

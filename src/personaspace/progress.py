@@ -8,7 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from personaspace.mapping import Plan, Watcher
+from personaspace.mapping import Watcher
+from personaspace.plan import Plan
 
 LINE_EVERY = 15.0
 """Seconds between plain lines."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from personaspace.errors import SpaceError
 from personaspace.interventions import Add, Cap, Where
-from personaspace.store import write_whole
+from personaspace.places import write_whole
 
 if TYPE_CHECKING:
     import pandas

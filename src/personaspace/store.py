@@ -1,17 +1,16 @@
 """A run's folder on the disk: its configuration, shards, scores and lock; it knows nothing of models or statistics.
 
 A shard is a parquet file of responses and a safetensors file of activations. Each is written under another name, flushed
-and renamed, the parquet last: where it stands, the shard is whole.
+and renamed, the parquet last: where it stands, the shard is whole. Shards may lie elsewhere (`Place`), under the same rules.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from personaspace.engines import Response
 from personaspace.errors import RunError, RunLocked, RunMismatch
+from personaspace.places import Place, table_bytes, write_table, write_whole
 
 FORMAT = 1
 
@@ -44,36 +44,6 @@ SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
     ]
 )
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut. Raises `RunError` on a full disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
-        raise RunError(
-            f"cannot write {path}: {why}; what was finished is whole, make room and run the same command"
-        ) from None
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """A parquet file, whole or not at all."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_whole(path, sink.getvalue().to_pybytes())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -198,61 +168,131 @@ class Folder:
         write_table(self.scores / f"{judge}.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
 
 
-class Run(Folder):
-    """A map's folder: shards of responses with their activations, and the space and report made of them."""
+class Shards:
+    """Shards of responses with their activations, at a place. near: where what lies elsewhere is put to be read at hand."""
+
+    def __init__(self, place: Place, near: Path | None = None) -> None:
+        self.place, self.near = place, near
+
+    def clean_shards(self) -> None:
+        """Takes away what a killed process left half done."""
+        for folder in ("responses", "activations"):
+            for name in self.place.names(folder):
+                if name.startswith(".") and name.endswith(".tmp"):
+                    self.place.remove(f"{folder}/{name}")
+        for shard in set(self.whole()) - set(self.done()):
+            self.drop(shard)
+
+    def done(self) -> list[int]:
+        """The numbers of the shards that are whole."""
+        return _numbers(self.place.names("responses"), ".parquet")
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard is whole."""
+        return self.place.has(_responses(shard))
+
+    def whole(self) -> list[int]:
+        """The numbers of the shards whose activations are there."""
+        return _numbers(self.place.names("activations"), ".safetensors")
+
+    def write(self, shard: int, responses: Sequence[Response]) -> None:
+        """Keeps a shard. The activations go first: a shard counts once its parquet file is there."""
+        means = torch.stack([_tensor(r.activation) for r in responses])
+        self.write_tensors(shard, means, torch.stack([_tensor(r.norms) for r in responses]))
+        table = pa.Table.from_pylist([_row(r) for r in responses], schema=SCHEMA)
+        self.place.write(_responses(shard), table_bytes(table))
+
+    def write_tensors(self, shard: int, means: Tensor, norms: Tensor, layers: str = "") -> None:
+        """A shard's activations, `[n, layers, hidden]`; layers: which they are, where not all."""
+        tensors = {"activations": means.contiguous(), "norms": norms.contiguous()}
+        self.place.write(_activations(shard), save(tensors, {"layers": layers} if layers else None))
+
+    def read(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """A shard's responses. Raises `RunError` for a file that is not one."""
+        name = _responses(shard)
+        try:
+            source = self.place.local / name if self.place.local else pa.BufferReader(self.place.read(name))
+            return pq.read_table(source, columns=list(columns) if columns else None)
+        except (OSError, pa.ArrowException) as e:
+            raise RunError(f"{self.place.root}/{name}: cannot be read: {str(e).splitlines()[0]}") from None
+
+    def tensors(self, shard: int, name: str, layers: slice = slice(None)) -> Tensor:
+        """A shard's `activations` `[n, layers, hidden]` or `norms` `[n, layers]`, the layers of a slice alone."""
+        path = _activations(shard)
+        near = (self.place.local or self.near or Path()) / path
+        try:
+            if self.place.local is None and not near.is_file():
+                whole: Tensor = load(self.place.read(path).to_pybytes())[name]
+                return whole[:, layers]
+            with safe_open(near, framework="pt") as f:
+                tensor: Tensor = f.get_slice(name)[:, layers]
+                return tensor
+        except (OSError, SafetensorError) as e:
+            raise RunError(
+                f"{self.place.root}/{path}: cannot be read ({e}); delete it and its parquet file, and run the same command"
+            ) from None
+
+    @contextmanager
+    def at_hand(self, shards: Sequence[int]) -> Iterator[None]:
+        """While it lasts, activations that lie elsewhere are on this disk, too, to be read layer by layer."""
+        if self.place.local or self.near is None:
+            yield
+            return
+        try:
+            (self.near / "activations").mkdir(parents=True, exist_ok=True)
+            for shard in shards:
+                (self.near / _activations(shard)).write_bytes(self.place.read(_activations(shard)))
+            yield
+        finally:
+            shutil.rmtree(self.near, ignore_errors=True)
+
+    def drop(self, shard: int) -> None:
+        """Lets go of a shard's activations."""
+        self.place.remove(_activations(shard))
+
+
+class Run(Folder, Shards):
+    """A map's folder: shards, and the space and report made of them. The shards lie in it, or where `run.json` says."""
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(folder)
-        self.activations = self.folder / "activations"
-        self.inside.append(self.activations)
+        Folder.__init__(self, folder)
+        elsewhere = self.manifest().get("shards") if self.exists else None
+        Shards.__init__(self, Place(elsewhere or self.folder), self.folder / ".at-hand")
 
     @property
     def space_file(self) -> Path:
         return self.folder / "space.safetensors"
 
+    def lies(self, manifest: dict[str, Any], address: str) -> None:
+        """Says where the shards lie: at an address, under the configuration's hash. Raises `RunMismatch` where the run's lie
+        somewhere else already."""
+        place = f"{address.rstrip('/')}/{manifest['config_hash']}"
+        there = manifest.get("shards", self.folder if self.done() else place)
+        if there != place:
+            raise RunMismatch(f"{self.folder}: its shards lie in {there}, not in {place}; give the same --shards")
+        manifest["shards"] = place
+        self.update(manifest)
+        self.place = Place(place)
+
     def _clean(self) -> None:
         super()._clean()
-        whole = {p.stem for p in self.responses.glob("part-*.parquet")}
-        for path in self.activations.glob("part-*.safetensors"):
-            if path.stem not in whole:
-                path.unlink()
+        shutil.rmtree(self.folder / ".at-hand", ignore_errors=True)
+        self.clean_shards()
 
-    def done(self) -> list[int]:
-        """The numbers of the shards that are whole."""
-        return sorted(int(p.stem.removeprefix("part-")) for p in self.responses.glob("part-*.parquet"))
 
-    def write(self, shard: int, responses: Sequence[Response]) -> None:
-        """Keeps a shard. The activations go first: a shard counts once its parquet file is there."""
-        means = torch.stack([_tensor(r.activation) for r in responses]).contiguous()
-        norms = torch.stack([_tensor(r.norms) for r in responses]).contiguous()
-        write_whole(self._activations(shard), save({"activations": means, "norms": norms}))
-        rows = [_row(r) for r in responses]
-        write_table(self._responses(shard), pa.Table.from_pylist(rows, schema=SCHEMA))
+def _responses(shard: int) -> str:
+    return f"responses/part-{shard:05d}.parquet"
 
-    def read(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """A shard's responses. Raises `RunError` for a file that is not one."""
-        try:
-            return pq.read_table(self._responses(shard), columns=list(columns) if columns else None)
-        except (OSError, pa.ArrowException) as e:
-            raise RunError(f"{self._responses(shard)}: cannot be read: {str(e).splitlines()[0]}") from None
 
-    def tensors(self, shard: int, name: str, layers: slice = slice(None)) -> Tensor:
-        """A shard's `activations` `[n, layers, hidden]` or `norms` `[n, layers]`, the layers of a slice alone."""
-        path = self._activations(shard)
-        try:
-            with safe_open(path, framework="pt") as f:
-                tensor: Tensor = f.get_slice(name)[:, layers]
-                return tensor
-        except (OSError, SafetensorError) as e:
-            raise RunError(
-                f"{path}: cannot be read ({e}); delete it and its parquet file, and run the same command"
-            ) from None
+def _activations(shard: int) -> str:
+    return f"activations/part-{shard:05d}.safetensors"
 
-    def _responses(self, shard: int) -> Path:
-        return self.responses / f"part-{shard:05d}.parquet"
 
-    def _activations(self, shard: int) -> Path:
-        return self.activations / f"part-{shard:05d}.safetensors"
+def _numbers(names: Sequence[str], ending: str) -> list[int]:
+    found = (
+        n.removeprefix("part-").removesuffix(ending) for n in names if n.startswith("part-") and n.endswith(ending)
+    )
+    return sorted(int(n) for n in found)
 
 
 def _tensor(value: Tensor | None) -> Tensor:

@@ -1,9 +1,10 @@
-"""From activations to role vectors and the axis, with what they are worth; it knows nothing of files or models.
+"""From sums of activations to role vectors and the axis, with what they are worth; it knows nothing of files or models.
 
 The two-way additive model: activation = role effect + question effect + error, by least squares weighted by responses.
 Question effects sum to zero, a role's vector holds the grand mean, the default is one more level of the role factor. Where
-everybody was asked everything, role effects are the plain means. All of it follows from the sums of the activations by
-(role, question) cell, so nothing here grows with the number of responses beyond the cells.
+everybody was asked everything, role effects are the plain means. All of it follows from each role's sums by block of
+questions, each question's sums, and how often each role answered each question: nothing here grows with the number of
+responses. A block is what is left out or weighted as one; unless told otherwise, every question is a block of its own.
 """
 
 from __future__ import annotations
@@ -24,121 +25,173 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+def blocks_of(questions: int, blocks: int, seed: int) -> Ints:
+    """Each question's block, `[questions]`: as many questions to each as can be, at random."""
+    return np.random.default_rng(seed).permutation(np.arange(questions) % min(blocks, questions))
+
+
 @dataclass(frozen=True)
 class Cells:
-    """Which role answered which question how often, among kept responses. Role 0 is the default.
+    """Which role answered which question how often, among the responses that count. Role 0 is the default.
 
-    role, question, count: `[cells]`; of: `[responses]`, each response's cell.
+    names: of the roles whose vectors are wanted, `shown` their rows in n `[roles, questions]`; the others are levels of the
+    model like them, so what they tell of the questions is not lost. block_of: `[questions]`. role, block, count: `[cells]`,
+    the pairs of role and block that have responses, in order. of, asked: `[responses]`, each one's cell and question, where
+    responses were given. Sums by cell are `[cells + questions, …]`: those of the cells, then those of the questions.
     """
 
     names: tuple[str, ...]
-    questions: int
+    shown: Ints
+    n: Ints
+    block_of: Ints
+    blocks: int
     role: Ints
-    question: Ints
+    block: Ints
     count: Ints
     of: Ints
+    asked: Ints
+
+    @classmethod
+    def counted(
+        cls, names: Sequence[str], n: Ints, block_of: Ints | None = None, shown: Sequence[int] | None = None
+    ) -> Cells:
+        """From how often each role answered each question, `[roles, questions]`. block_of None: a block to each question
+        that somebody answered."""
+        if block_of is None:
+            answered = np.flatnonzero(n.sum(0))
+            block_of = np.zeros(n.shape[1], dtype=np.int64)
+            block_of[answered] = np.arange(len(answered))
+        blocks = int(block_of.max()) + 1
+        by_block = n @ np.eye(blocks, dtype=np.int64)[block_of]
+        role, block = np.nonzero(by_block)
+        rows = np.arange(len(names)) if shown is None else np.asarray(shown)
+        none = np.zeros(0, dtype=np.int64)
+        return cls(tuple(names), rows, n, block_of, blocks, role, block, by_block[role, block], none, none)
 
     @classmethod
     def build(cls, names: Sequence[str], role: Ints, question: Ints) -> Cells:
-        """From each kept response's role and question, `[responses]`; questions nobody answered are left out."""
-        _, question = np.unique(question, return_inverse=True)
-        questions = int(question.max()) + 1
-        keys, of, count = np.unique(role * questions + question, return_inverse=True, return_counts=True)
-        return cls(tuple(names), questions, keys // questions, keys % questions, count, of)
+        """From each response's role and question, `[responses]`, of roles that are all wanted."""
+        n = np.zeros((len(names), int(question.max()) + 1), dtype=np.int64)
+        np.add.at(n, (role, question), 1)
+        return cls.counted(names, n).placing(role, question)
+
+    def placing(self, role: Ints, question: Ints) -> Cells:
+        """The same cells, for responses of these roles and questions, `[responses]`."""
+        of = self.place(role, self.block_of[question])
+        return Cells(**{**vars(self), "of": of, "asked": question})
+
+    def place(self, role: Ints, block: Ints) -> Ints:
+        """The cells of pairs of role and block."""
+        found: Ints = np.searchsorted(self.role * self.blocks + self.block, role * self.blocks + block)
+        return found
 
     def per_role(self) -> Ints:
-        """Kept responses of each role, `[roles]`."""
-        return np.bincount(self.role, weights=self.count, minlength=len(self.names)).astype(np.int64)
+        """Responses of each role that is wanted, `[roles]`."""
+        result: Ints = self.n[self.shown].sum(1)
+        return result
+
+
+def add_to(total: Tensor, cells: Cells, activations: Tensor, rows: slice = slice(None)) -> None:
+    """Adds activations `[n, …]` of the responses in `rows` to sums by cell, `[cells + questions, …]` in fp64."""
+    activations = activations.double()
+    total.index_add_(0, torch.from_numpy(cells.of[rows]), activations)
+    total.index_add_(0, torch.from_numpy(cells.asked[rows]) + len(cells.count), activations)
 
 
 def cell_sums(cells: Cells, blocks: Iterable[Tensor]) -> Tensor:
-    """Sums by cell, `[cells, …]` in fp64, of activations that come in blocks `[n, …]` in the responses' order."""
+    """Sums by cell, `[cells + questions, …]` in fp64, of activations that come in blocks `[n, …]` in the responses' order."""
     total: Tensor | None = None
     at = 0
     for block in blocks:
         if total is None:
-            total = torch.zeros(len(cells.count), *block.shape[1:], dtype=torch.float64)
-        total.index_add_(0, torch.from_numpy(cells.of[at : at + len(block)]), block.double())
+            total = torch.zeros(len(cells.count) + cells.n.shape[1], *block.shape[1:], dtype=torch.float64)
+        add_to(total, cells, block, slice(at, at + len(block)))
         at += len(block)
     if total is None or at != len(cells.of):
         raise DesignError(f"expected the activations of {len(cells.of)} responses, found {at}")
     return total
 
 
+def merge_into(total: Tensor, cells: Cells, other: Tensor, others: Cells) -> None:
+    """Adds other sums, whose cells are among these and whose questions are the same, to sums by cell."""
+    size = len(others.count)
+    total.index_add_(0, torch.from_numpy(cells.place(others.role, others.block)), other[:size])
+    total[len(cells.count) :] += other[size:]
+
+
 def role_operator(cells: Cells, weight: Floats | None = None) -> Floats:
-    """The matrix `[roles, cells]` that takes cells' sums to role effects; weight: `[questions]`, 0 leaves one out.
+    """The matrix `[roles, cells + questions]` that takes sums to role effects; weight: `[blocks]`, 0 leaves one out.
 
     A role without a response under these weights gets a row of NaN. Raises `DesignError` where roles and questions fall
     apart into groups that nothing connects.
     """
-    w = np.ones(cells.questions) if weight is None else weight
-    use = w[cells.question] > 0
-    roles, asked = len(cells.names), np.flatnonzero(np.bincount(cells.question[use], minlength=cells.questions))
-    column = np.zeros(cells.questions, dtype=np.int64)
-    column[asked] = np.arange(len(asked))
-    cell = np.flatnonzero(use)
-    r, q, cw = cells.role[cell], column[cells.question[cell]], w[cells.question[cell]]
-    n = np.zeros((roles, len(asked)))
-    np.add.at(n, (r, q), cells.count[cell] * cw)
-    _check_connected(cells, n)
-    total = n.sum(1)
+    w = np.ones(cells.blocks) if weight is None else weight
+    of_question = w[cells.block_of]
+    n = _connected(cells, cells.n * of_question)
+    total, asked = n.sum(1), np.flatnonzero(n.sum(0))
+    n = n[:, asked]
     with np.errstate(divide="ignore"):
         inverse = np.where(total > 0, 1 / total, 0.0)
-    to_role = np.zeros((roles, len(cell)))
-    to_role[r, np.arange(len(cell))] = cw
-    to_question = np.zeros((len(asked), len(cell)))
-    to_question[q, np.arange(len(cell))] = cw
+    size = len(cells.count)
+    to_role = np.zeros((len(n), size + len(cells.block_of)))
+    to_role[cells.role, np.arange(size)] = w[cells.block]
+    to_question = np.zeros((len(asked), size + len(cells.block_of)))
+    to_question[np.arange(len(asked)), size + asked] = of_question[asked]
     shared = n * inverse[:, None]
     # Singular along the constant, which the constraint Σ = 0 takes out: adding 1·1ᵀ solves for exactly that solution.
     normal = np.diag(n.sum(0)) - n.T @ shared + 1.0
     effects = np.linalg.solve(normal, to_question - shared.T @ to_role)
-    operator = np.zeros((roles, len(cells.count)))
-    operator[:, cell] = inverse[:, None] * (to_role - n @ effects)
-    operator[total == 0] = np.nan
+    operator: Floats = inverse[cells.shown, None] * (to_role[cells.shown] - n[cells.shown] @ effects)
+    operator[total[cells.shown] == 0] = np.nan
     return operator
 
 
-def _check_connected(cells: Cells, n: Floats) -> None:
-    roles, questions = np.nonzero(n)
-    if not len(roles):
+def _connected(cells: Cells, n: Floats) -> Floats:
+    """The counts `[roles, questions]` of what is connected with the roles that are wanted; raises where those are not."""
+    there = n[cells.shown].sum(1) > 0
+    if not there.any():
         raise DesignError("no response is left to compute vectors from")
+    roles, questions = np.nonzero(n)
     size = n.shape[0] + n.shape[1]
     graph = coo_array((np.ones(len(roles)), (roles, n.shape[0] + questions)), shape=(size, size))
     _, label = connected_components(graph, directed=False)
-    present = np.unique(roles)
-    if len(set(label[present])) > 1:
-        other = [cells.names[k] for k in present if label[k] != label[present[0]]]
+    mine, first = label[cells.shown], int(there.argmax())
+    other = [cells.names[k] for k in np.flatnonzero(there & (mine != mine[first]))]
+    if other:
         raise DesignError(
-            f"{len(other)} roles ({', '.join(other[:3])}, …) share no question with {cells.names[present[0]]}; "
+            f"{len(other)} roles ({', '.join(other[:3])}, …) share no question with {cells.names[first]}; "
             "their vectors cannot be compared: ask more questions in common, or more default responses"
         )
+    result: Floats = np.where((label[: n.shape[0]] == mine[first])[:, None], n, 0.0)
+    return result
 
 
 def axis_weights(operator: Floats) -> Floats:
-    """The row `[cells]` that takes cells' sums to the axis: default − mean of the roles that are there."""
+    """The row `[cells + questions]` that takes sums to the axis: default − mean of the roles that are there."""
     weights: Floats = operator[0] - np.nanmean(operator[1:], axis=0)
     return weights
 
 
 def halves(cells: Cells, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A split of the questions, `[questions]`, in which every role asked two or more has responses on both sides."""
-    asks = np.zeros((len(cells.names), cells.questions))
-    asks[cells.role, cells.question] = 1
+    """A split of the blocks, `[blocks]`, in which every role asked in two or more has responses on both sides."""
+    asks = np.zeros((len(cells.n), cells.blocks))
+    asks[cells.role, cells.block] = 1
+    asks = asks[cells.shown]
     asks = asks[asks.sum(1) > 1]
     total = asks.sum(1)
-    side = rng.permutation(np.arange(cells.questions) % 2 == 0)
+    side = rng.permutation(np.arange(cells.blocks) % 2 == 0)
     for _ in range(50 * len(asks) + 50):
         there = asks @ side
         bad = np.flatnonzero((there == 0) | (there == total))
         if not len(bad):
             return side
-        # Turn over the question of a broken role that leaves the fewest roles broken.
+        # Turn over the block of a broken role that leaves the fewest roles broken.
         candidates = np.flatnonzero(asks[rng.choice(bad)])
         turned = there[:, None] + asks[:, candidates] * np.where(side[candidates], -1, 1)
         costs = ((turned == 0) | (turned == total[:, None])).sum(0)
         best = candidates[rng.choice(np.flatnonzero(costs == costs.min()))]
         side[best] = ~side[best]
-    raise DesignError("no split of the questions gives every role responses in both halves")
+    raise DesignError("no split of the blocks of questions gives every role responses in both halves")
 
 
 def split_operators(cells: Cells, splits: int, seed: int) -> list[tuple[Floats, Floats]]:
@@ -169,7 +222,7 @@ def cosine(a: Floats, b: Floats) -> Floats:
 
 
 def axis_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]]) -> Floats:
-    """Cosine of the axis between halves, averaged over splits, `[layers]`; sums: `[cells, layers, hidden]`."""
+    """Cosine of the axis between halves, averaged over splits, `[layers]`; sums: `[cells + questions, layers, hidden]`."""
     if not operators:
         return np.full(sums.shape[1], np.nan)
     flat = sums.flatten(1)
@@ -184,7 +237,7 @@ def axis_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]]) ->
 def role_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]], roles: int) -> Floats:
     """Cosine of each role's vector, the mean role's taken off, between halves, `[roles]` without the default.
 
-    sums: `[cells, hidden]`. NaN where a role was asked one question alone, or no split can be made.
+    sums: `[cells + questions, hidden]`. NaN where a role was asked in one block alone, or no split can be made.
     """
     cosines = [np.full(roles, np.nan)]
     for pair in operators:
@@ -201,21 +254,21 @@ def role_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]], ro
 
 @dataclass(frozen=True)
 class Intervals:
-    """95% intervals by a bootstrap over questions (random weights, mean 1, in place of resampling, so that a role asked
-    four questions stays in). axis_pc1: `[2]`; projection: `[roles, 2]`, on the whole's axis."""
+    """95% intervals by a bootstrap over blocks of questions (random weights, mean 1, in place of resampling, so that a role
+    asked four questions stays in). axis_pc1: `[2]`; projection: `[roles, 2]`, on the whole's axis."""
 
     axis_pc1: Floats
     projection: Floats
 
 
 def bootstrap(cells: Cells, sums: Tensor, axis: Floats, rounds: int, seed: int) -> Intervals:
-    """sums: `[cells, hidden]`, axis: `[hidden]`, both of one layer."""
+    """sums: `[cells + questions, hidden]`, axis: `[hidden]`, both of one layer."""
     rng = np.random.default_rng(seed)
     unit = axis / np.linalg.norm(axis)
     y = sums.numpy()
     cosines, projections = [], []
     for _ in range(rounds):
-        vectors = role_operator(cells, rng.exponential(size=cells.questions)) @ y
+        vectors = role_operator(cells, rng.exponential(size=cells.blocks)) @ y
         roles = vectors[1:]
         cosines.append(abs(cosine(vectors[0] - roles.mean(0), first_component(roles))))
         projections.append(roles @ unit)
@@ -234,9 +287,9 @@ def first_component(vectors: Floats) -> Floats:
 
 
 def fold_axes(cells: Cells, sums: Tensor, folds: int, seed: int) -> tuple[Ints, Tensor]:
-    """For each fold of the questions the axis of all the others, `[folds, layers, hidden]`, and the questions' folds."""
-    folds = min(folds, cells.questions)
-    fold = np.random.default_rng(seed).permutation(np.arange(cells.questions) % folds)
+    """For each fold of the blocks the axis of all the others, `[folds, layers, hidden]`, and the blocks' folds."""
+    folds = min(folds, cells.blocks)
+    fold = np.random.default_rng(seed).permutation(np.arange(cells.blocks) % folds)
     axes = []
     for f in range(folds):
         weights = axis_weights(role_operator(cells, (fold != f).astype(float)))

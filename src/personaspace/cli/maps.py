@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from personaspace.cli.common import Device, Dtype, Json, SpaceArg, app, err, out
 from personaspace.errors import UsageError
+
+if TYPE_CHECKING:
+    from personaspace.catalog import Catalog
+    from personaspace.mapping import MapOptions
 
 
 @app.command("map", epilog="Example: personaspace map smollm2 --out runs/smollm2 --questions 120 --max-new-tokens 32")
@@ -40,13 +44,33 @@ def map_command(
     budget: Annotated[
         int | None, typer.Option(help="Responses that --until may spend; four times the first round.")
     ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(help="all activations; sums, for a run too big to keep them; layers:A:B, sums and those layers'."),
+    ] = "all",
+    blocks: Annotated[
+        int | None, typer.Option(help="Blocks of questions that sums are made by; 20, without sums each question.")
+    ] = None,
+    shards: Annotated[
+        str | None, typer.Option(help="Where replies and activations go: s3://…, gs://…, …; the run's folder.")
+    ] = None,
     catalog: Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")] = None,
-    engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
+    engine: Annotated[str, typer.Option(help="transformers, vllm, or ray: many workers.")] = "transformers",
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster (auto, host:port); ray starts one here.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="How many; as many as the cluster has room for.", min=1)] = None,
+    worker_engine: Annotated[str, typer.Option(help="What each worker runs.")] = "transformers",
+    cpus_per_worker: Annotated[int, typer.Option(help="A worker's CPUs, and threads.", min=1)] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="A worker's GPUs.", min=0)] = 0,
     device: Device = None,
     dtype: Dtype = None,
     rows: Annotated[int | None, typer.Option(help="Replies in flight at once; 128 on a CPU.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    on: Annotated[
+        str | None, typer.Option(help="Plan for 8xH100, 1xA100, 4xL40S, …, or this; the model isn't loaded.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Map MODEL: ask roles and default, read activations, and write the space and its report."""
@@ -71,16 +95,28 @@ def map_command(
         min_responses=min_responses,
         until=until,
         budget=budget,
+        keep=keep,
+        blocks=blocks,
+        shards=shards,
     )
     chosen = load_catalog(catalog).select(roles, questions)
+    if on:
+        if not dry_run:
+            raise UsageError("--on: a map runs where it is; with --dry-run it says what it would take there")
+        return _plan_on(model, on, chosen, options, as_json)
     bar = Bar(err)
-    loaded = load_engine(engine, model, device=device, dtype=dtype, rows=rows)
+    here: dict[str, Any] = {"device": device, "dtype": dtype}
+    cluster = {"address": address, "workers": workers, "worker_engine": worker_engine}
+    each = {"cpus": cpus_per_worker, "gpus": gpus_per_worker}
+    loaded = load_engine(engine, model, **here, rows=rows, **({**cluster, **each} if engine == "ray" else {}))
     mapper = Mapper(loaded, chosen, out_folder, options, bar)
     if dry_run:
         plan = mapper.plan()
         out.print(json.dumps(plan.__dict__) if as_json else bar.line(plan))
         return
-    other = load_engine(engine, judge_model, device=device, dtype=dtype) if judge == "local" and judge_model else loaded
+    # A judge reads probabilities, which a cluster's engine does not give: it is loaded here.
+    apart = judge == "local" and (judge_model or engine != "transformers")
+    other = load_engine("transformers", judge_model or model, **here) if apart else loaded
     scorer = make_judge(judge, engine=other, model=judge_model, url=judge_url)
     with bar:
         space = mapper.map(scorer)
@@ -92,6 +128,18 @@ def map_command(
         return
     _print_result(summary)
     out.print(f"\nspace:  {mapper.run.space_file}\nreport: {mapper.run.report_file}")
+
+
+def _plan_on(model: str, on: str, catalog: Catalog, options: MapOptions, as_json: bool) -> None:
+    from personaspace import plan
+
+    shape, chat = plan.model_of(model)
+    hardware = plan.hardware_of(on)
+    asked = plan.asked_of(catalog, options.design, options.sampling.max_new_tokens, options.seed, chat)
+    if as_json:
+        out.print_json(json.dumps(plan.as_json(model, hardware, asked, shape)))
+    else:
+        out.print("\n".join(plan.lines(model, hardware, asked, shape)), markup=False)
 
 
 @app.command(epilog="Example: personaspace show runs/smollm2")

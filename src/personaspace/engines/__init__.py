@@ -152,8 +152,12 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
         from personaspace.engines.vllm.engine import VllmEngine
 
         return VllmEngine.load(model, **options)
+    if name == "ray":
+        from personaspace.engines.ray import RayEngine
+
+        return RayEngine(model, **options)
     if name != "transformers":
-        raise UsageError(f"--engine {name}: expected transformers or vllm")
+        raise UsageError(f"--engine {name}: expected one of transformers, vllm, ray")
     from personaspace.engines.transformers import TransformersEngine
 
     return TransformersEngine.load(model, **options)

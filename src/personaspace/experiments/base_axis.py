@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from personaspace.estimate import Kept
+from personaspace.estimate import Counted
 from personaspace.experiments.statistics import Estimate
 from personaspace.space import PersonaSpace
-from personaspace.store import Run
-from personaspace.vectors import axis_weights, cell_sums, cosine, role_operator, spearman_brown, split_operators
+from personaspace.vectors import axis_weights, cosine, role_operator, spearman_brown, split_operators
 
 DRAWS, SPLITS = 200, 20
 
@@ -28,27 +27,25 @@ class Likeness:
     again: float
 
 
-def likeness(run: Run, kept: Kept, mapped: PersonaSpace, other: PersonaSpace, seed: int = 0) -> Likeness:
+def likeness(kept: Counted, mapped: PersonaSpace, other: PersonaSpace, seed: int = 0) -> Likeness:
     """Sets a map's axis beside another's."""
     same = mapped.tensors["axis"].shape == other.tensors["axis"].shape
-    cosines = _cosines(run, kept, mapped, other, seed) if same else None
-    return Likeness(cosines, _ceiling(mapped, other) if same else [], _again(run, kept, mapped, seed))
+    cosines = _cosines(kept, mapped, other, seed) if same else None
+    return Likeness(cosines, _ceiling(mapped, other) if same else [], _again(kept, mapped, seed))
 
 
-def _cosines(run: Run, kept: Kept, mapped: PersonaSpace, other: PersonaSpace, seed: int) -> list[Estimate]:
+def _cosines(kept: Counted, mapped: PersonaSpace, other: PersonaSpace, seed: int) -> list[Estimate]:
     """The other's axis is held still; the map's is drawn by question, with random weights as `vectors.bootstrap` does. The
     interval is ± 1.96 standard deviations of that: noise turns an axis away, so that the draws themselves lie too low."""
     rng, cells = np.random.default_rng(seed), kept.cells
-    weights = np.stack(
-        [axis_weights(role_operator(cells, rng.exponential(size=cells.questions))) for _ in range(DRAWS)]
-    )
+    weights = np.stack([axis_weights(role_operator(cells, rng.exponential(size=cells.blocks))) for _ in range(DRAWS)])
     found = []
     for layer in range(mapped.tensors["axis"].shape[0]):
-        sums = cell_sums(cells, kept.blocks(run, slice(layer, layer + 1)))[:, 0].numpy()
+        sums = kept.source.sums(cells, slice(layer, layer + 1))[:, 0].numpy()
         theirs = other.tensors["axis"][layer].double().numpy()
         at = float(cosine(mapped.tensors["axis"][layer].double().numpy(), theirs))
         reach = 1.96 * float(np.std(cosine(weights @ sums, theirs)))
-        found.append(Estimate(at, max(at - reach, -1.0), min(at + reach, 1.0), cells.questions))
+        found.append(Estimate(at, max(at - reach, -1.0), min(at + reach, 1.0), cells.blocks))
     return found
 
 
@@ -59,9 +56,9 @@ def _ceiling(mapped: PersonaSpace, other: PersonaSpace) -> list[float]:
     return [math.sqrt(a * b) for a, b in both]
 
 
-def _again(run: Run, kept: Kept, mapped: PersonaSpace, seed: int) -> float:
+def _again(kept: Counted, mapped: PersonaSpace, seed: int) -> float:
     layer = mapped.layer
-    sums = cell_sums(kept.cells, kept.blocks(run, slice(layer, layer + 1)))[:, 0]
+    sums = kept.source.sums(kept.cells, slice(layer, layer + 1))[:, 0]
     on = (sums @ mapped.axis_at().to(sums)).numpy()
     halves = []
     for pair in split_operators(kept.cells, SPLITS, seed):

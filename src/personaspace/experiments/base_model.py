@@ -13,7 +13,7 @@ from pydantic import Field
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.errors import UsageError
-from personaspace.estimate import kept_responses
+from personaspace.estimate import counted
 from personaspace.experiments import data
 from personaspace.experiments.base_axis import Likeness, likeness
 from personaspace.experiments.base_page import Found, page
@@ -27,6 +27,7 @@ from personaspace.judge import ADHERENCE
 from personaspace.mapping import MapOptions, Mapper
 from personaspace.prompts import Design, Sampling
 from personaspace.space import PersonaSpace
+from personaspace.sums import Kept, Responses
 
 PROMPT_TOKENS, OPENING_TOKENS = 72, 8
 COLUMNS = ("role", "place", "base_place", "condition", "alpha", "item", "opening", "text", "projection", "kind")
@@ -119,8 +120,9 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
     mapped = mapper.map(judge)
     scores = mapper.run.scores_of(judge.name) if judge else None
     roles = [r.role for r in catalog.roles]
-    kept = kept_responses(mapper.run, mapper.run.done(), roles, mapped.meta["asked"], scores, 1)
-    like = likeness(mapper.run, kept, mapped, space, options.seed)
+    answers = Responses.read(mapper.run, mapper.run.done(), roles, scores, options.seed)
+    source = Kept(mapper.run, answers, len(roles) + 1, len(catalog.questions), None)
+    like = likeness(counted(source, roles, mapped.meta["asked"], 1), mapped, space, options.seed)
     written = (
         _completed(trials, base) if (base.model.layers, base.model.hidden) == space.tensors["axis"].shape else None
     )

@@ -22,8 +22,8 @@ from personaspace.experiments import data
 from personaspace.experiments.talks import fitted
 from personaspace.experiments.trials import Condition, Given, Trials
 from personaspace.judge import OPENAI_MODEL
+from personaspace.places import write_whole
 from personaspace.prompts import Message, Prompt, Sampling, row_seed
-from personaspace.store import write_whole
 
 BATCH = 64
 """Messages asked of a playing user at a time: what a killed experiment may have to ask again."""

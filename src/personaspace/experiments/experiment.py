@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
-from personaspace.mapping import seconds_per_token
+from personaspace.plan import seconds_per_token
 
 if TYPE_CHECKING:
     from personaspace.experiments.results import Result

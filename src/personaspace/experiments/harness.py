@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from personaspace.errors import RunError, UsageError
 from personaspace.experiments.trials import PLAIN, Condition, Trials
-from personaspace.store import write_table
+from personaspace.places import write_table
 
 CHUNK = 64
 """Items asked at a time: what a killed experiment may have to ask again."""

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from personaspace.experiments.trials import Trials
+from personaspace.places import write_table, write_whole
 from personaspace.report.figures import Block, Figure, write_figures
-from personaspace.store import write_table, write_whole
 
 
 @dataclass(frozen=True)

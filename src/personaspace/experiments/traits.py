@@ -22,9 +22,9 @@ from personaspace.experiments.results import Result
 from personaspace.experiments.traits_page import SIDES, page
 from personaspace.experiments.trials import PLAIN, Ask, Given, Trials
 from personaspace.judge import Rubric
+from personaspace.places import write_whole
 from personaspace.prompts import Sampling
 from personaspace.space import PersonaSpace
-from personaspace.store import write_whole
 
 PROMPT_TOKENS = 72
 ENOUGH, STILL = 5, 4

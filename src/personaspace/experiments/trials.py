@@ -29,9 +29,10 @@ from personaspace.experiments.experiment import Options
 from personaspace.interventions import Intervention
 from personaspace.judge import Judge, Rubric, Score, make_judge
 from personaspace.mapping import Watcher
+from personaspace.places import write_table
 from personaspace.prompts import Message, Prompt, Sampling, row_seed
 from personaspace.space import PersonaSpace
-from personaspace.store import Folder, write_table
+from personaspace.store import Folder
 
 SHARD = 128
 """Replies a part: what a killed experiment may have to do again."""

@@ -19,8 +19,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from torch import Tensor
 
 from personaspace.errors import SpaceError, UsageError
+from personaspace.places import write_whole
 from personaspace.space import PersonaSpace
-from personaspace.store import write_whole
 
 ARCHITECTURE = "controlvector"
 

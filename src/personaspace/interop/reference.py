@@ -27,8 +27,8 @@ from torch import Tensor
 
 from personaspace.errors import SpaceError, UsageError
 from personaspace.interventions import Cap
+from personaspace.places import write_whole
 from personaspace.space import FORMAT, PersonaSpace, principal_components
-from personaspace.store import write_whole
 
 AXIS, DEFAULT, CAPPING = "assistant_axis", "default_vector", "capping_config"
 ROLES, TRAITS = "role_vectors", "trait_vectors"

@@ -10,8 +10,8 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from personaspace.catalog import DEFAULT
+from personaspace.places import write_whole
 from personaspace.space import PersonaSpace
-from personaspace.store import write_whole
 
 _FOLDER = Path(__file__).parent
 

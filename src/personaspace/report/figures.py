@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from personaspace.store import write_whole
+from personaspace.places import write_whole
 
 _FOLDER = Path(__file__).parent
 

@@ -1,0 +1,299 @@
+"""Many workers as one engine: Ray places them and says who was lost; it knows nothing of runs, or of what workers are asked.
+
+Each worker is an actor with an engine of its own. Work is handed out from here, so that what a lost worker had in hand goes to
+whoever is free; a new worker takes its place wherever the cluster has room (docs/decisions/0005-ray.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from personaspace.engines import Conversation, Engine, Layers, ModelInfo, Response, Token, Turn, load_engine, loading
+from personaspace.engines.chat import Chat
+from personaspace.errors import ModelError, PersonaSpaceError, UsageError
+from personaspace.interventions import Intervention
+from personaspace.prompts import Prompt, Sampling
+
+try:
+    import ray
+except ImportError:
+    raise UsageError("--engine ray needs the ray package: pip install 'personaspace[ray]'") from None
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+DEPTH = 2
+"""Pieces of work in a worker's hands: the second is there when the first is done, also while this process is busy."""
+
+TRIES = 10
+"""Workers that may be lost over one piece of work, or one after the other while they load."""
+
+TICK = 1.0
+"""Seconds after which the cluster is looked at again for nodes that came."""
+
+CHUNK = 64
+
+
+class Worker:
+    """What runs on a node: an engine, loaded once."""
+
+    def __init__(self, kind: str, model: str, threads: int, options: dict[str, Any]) -> None:
+        self.how = (kind, model, threads, options)
+        self.engine: Engine | None = None
+
+    def about(self) -> tuple[ModelInfo, Chat, tuple[str, int]]:
+        """Loads the engine; its model, its template, and the node and process that it is in."""
+        kind, model, threads, options = self.how
+        if kind == "transformers":
+            import torch
+
+            torch.set_num_threads(threads)
+        self.engine = load_engine(kind, model, **options)
+        return self.engine.model, self.engine.chat, (ray.get_runtime_context().get_node_id(), os.getpid())
+
+    def do(self, work: Callable[[Engine, T], R], item: T) -> R:
+        """One piece of work."""
+        assert self.engine is not None
+        return work(self.engine, item)
+
+
+@dataclass(eq=False)
+class Hand:
+    """A worker as seen from here: what it has in hand, by Ray's references; `joining` until its engine is loaded."""
+
+    actor: Any
+    joining: Any
+    where: tuple[str, int] | None = None  # node and process
+    tasks: dict[Any, int] = field(default_factory=dict)
+
+
+class RayEngine:
+    """Workers of a cluster as one engine. workers: how many; None is as many as the cluster has room for, also later.
+
+    address: of a running cluster; None starts one on this machine. cpus, gpus: of each worker. Raises `UsageError` where
+    there is no such cluster or no room on this machine, `ModelError` where workers cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        worker_engine: str = "transformers",
+        cpus: int = 1,
+        gpus: float = 0,
+        **options: Any,
+    ) -> None:
+        if worker_engine == "ray":
+            raise UsageError("--worker-engine ray: expected transformers or vllm")
+        if address is None:
+            loading.resolve(model)  # converts what must be converted once, and finds a mistake before anything starts
+        _connect(address)
+        self.workers, self.room = workers, {"CPU": cpus, "GPU": gpus}
+        where = str(Path(model).absolute()) if Path(model).exists() else model
+        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")(Worker)
+        self._start: Callable[[], Any] = partial(actor.remote, worker_engine, where, cpus, options)
+        self.hands: list[Hand] = []
+        self._failed, self._looked = 0, 0.0
+        if address is None and not self._capacity():
+            raise UsageError(
+                f"no worker of {cpus} CPUs and {gpus:g} GPUs fits this machine; give fewer, or the --address of a cluster"
+            )
+        self._about: tuple[ModelInfo, Chat] | None = None
+        try:
+            self.wait_for(1)
+        except PersonaSpaceError:
+            self.close()  # what it started must not keep the next one waiting
+            raise
+        assert self._about is not None
+        info, self.chat = self._about
+        self.model = replace(info, id=model)
+
+    # -- work --------------------------------------------------------------------------------------------------------
+
+    def spread(self, work: Callable[[Engine, T], R], items: Iterable[T]) -> Iterator[R]:
+        """Does work on each item on some worker, and yields results as they come; a lost worker's are done again by others.
+
+        Work must be a function that the workers can import. Raises what it raises.
+        """
+        every = list(items)
+        waiting, lost = deque(range(len(every))), Counter[int]()
+        left = len(every)
+        while left:
+            self._hire()
+            for hand in self._free():
+                while waiting and len(hand.tasks) < DEPTH:
+                    k = waiting.popleft()
+                    hand.tasks[hand.actor.do.remote(work, every[k])] = k
+            results, missing = self._hear()
+            for k in missing:
+                lost[k] += 1
+                if lost[k] >= TRIES:
+                    raise ModelError(
+                        f"{TRIES} workers were lost over the same work; it may be too large for their memory"
+                    )
+            waiting.extendleft(reversed(missing))
+            for result in results:
+                left -= 1
+                yield result
+
+    def respond(
+        self,
+        prompts: Iterable[Prompt],
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+        before: bool = False,
+    ) -> Iterator[Response]:
+        """See `Engine.respond`; some prompts at a time go to each worker, and come back as they are all done."""
+        how = {"read": read, "interventions": interventions, "before": before}
+        asked = iter(list(prompts))
+        chunks = list(iter(lambda: list(itertools.islice(asked, CHUNK)), []))
+        for answers in self.spread(partial(_respond, sampling=sampling, how=how), chunks):
+            yield from answers
+
+    def replay(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        read: Layers,
+        interventions: Sequence[Intervention] = (),
+        each: bool = False,
+        logprobs: bool = False,
+    ) -> Iterator[list[Turn]]:
+        """See `Engine.replay`."""
+        how = {"read": read, "interventions": interventions, "each": each, "logprobs": logprobs}
+        chunks = [(k, conversations[k : k + CHUNK]) for k in range(0, len(conversations), CHUNK)]
+        found = dict(self.spread(partial(_replay, how=how), chunks))
+        for k, _ in chunks:
+            yield from found[k]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+    ) -> Iterator[Token]:
+        """A reply is followed on one machine. Raises `UsageError`."""
+        raise UsageError("a reply cannot be followed token by token on a cluster: use the engine of one machine")
+
+    def intervening(self, *interventions: Intervention) -> AbstractContextManager[None]:
+        """Workers take interventions with what they are asked. Raises `UsageError`."""
+        raise UsageError("on a cluster, give interventions with each call")
+
+    def wait_for(self, workers: int) -> None:
+        """Waits until so many workers have loaded the model."""
+        while len(self._free()) < workers:
+            self._hire()
+            self._hear()
+
+    def close(self) -> None:
+        """Lets the workers go."""
+        for hand in self.hands:
+            ray.kill(hand.actor)
+        self.hands = []
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        """As many workers as are wanted; those that do not fit wait for a node to come."""
+        if len(self.hands) < (self.workers or 1) or (self.workers is None and time.monotonic() - self._looked > TICK):
+            wanted = self.workers or max(1, self._capacity())
+            self._looked = time.monotonic()
+            for _ in range(wanted - len(self.hands)):
+                actor = self._start()
+                self.hands.append(Hand(actor, actor.about.remote()))
+
+    def _free(self) -> list[Hand]:
+        """Workers that are ready, those with the least in hand first."""
+        return sorted((h for h in self.hands if h.joining is None), key=lambda h: len(h.tasks))
+
+    def _hear(self) -> tuple[list[Any], list[int]]:
+        """Waits a moment for news: results that came, and the pieces that lost workers had in hand."""
+        of = {ref: h for h in self.hands for ref in (*h.tasks, *([h.joining] if h.joining is not None else []))}
+        done, _ = ray.wait(list(of), num_returns=1, timeout=TICK)
+        results, missing = [], []
+        for ref in done:
+            hand = of[ref]
+            if hand not in self.hands:
+                continue
+            try:
+                result = ray.get(ref)
+            except ray.exceptions.RayTaskError as e:
+                raise _told(e) from None
+            except ray.exceptions.RayError as e:
+                missing += self._lost(hand, e)
+                continue
+            if ref == hand.joining:
+                self._joined(hand, *result)
+            else:
+                del hand.tasks[ref]
+                results.append(result)
+        return results, missing
+
+    def _joined(self, hand: Hand, info: ModelInfo, chat: Chat, where: tuple[str, int]) -> None:
+        hand.joining, hand.where, self._failed = None, where, 0
+        if self._about is None:
+            self._about = (info, chat)
+        elif info.fingerprint != self._about[0].fingerprint:
+            raise ModelError(
+                f"a worker loaded other weights ({info.fingerprint}) than the first ({self._about[0].fingerprint})"
+            )
+
+    def _lost(self, hand: Hand, error: Exception) -> list[int]:
+        """Forgets a worker; returns what it had in hand."""
+        self.hands.remove(hand)
+        ray.kill(hand.actor)  # it may only be out of reach: nobody works for who has been given up
+        if hand.joining is not None:
+            self._failed += 1
+            if self._failed >= TRIES:
+                raise ModelError(f"{TRIES} workers were lost while they loaded the model: {str(error).splitlines()[0]}")
+        return list(hand.tasks.values())
+
+    def _capacity(self) -> int:
+        """How many workers the nodes that are there have room for."""
+        rooms = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+        return sum(int(min(r.get(k, 0) // v for k, v in self.room.items() if v)) for r in rooms)
+
+
+def _connect(address: str | None) -> None:
+    """Joins the cluster at an address, or starts one here. Raises `UsageError`."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        # What Ray says of each lost worker would go to stdout, where `--json` answers.
+        ray._private.worker._worker_logs_enabled = False
+    except (ConnectionError, ValueError, RuntimeError) as e:
+        raise UsageError(f"--address {address}: no Ray cluster can be joined: {str(e).splitlines()[0][:200]}") from None
+
+
+def _told(error: Any) -> Exception:
+    """What was raised in a worker, as it was raised there if it is meant for the user."""
+    cause = error.cause
+    return cause if isinstance(cause, PersonaSpaceError) else error
+
+
+def _respond(engine: Engine, prompts: list[Prompt], sampling: Sampling, how: dict[str, Any]) -> list[Response]:
+    return list(engine.respond(prompts, sampling, **how))
+
+
+def _replay(
+    engine: Engine, chunk: tuple[int, Sequence[Conversation]], how: dict[str, Any]
+) -> tuple[int, list[list[Turn]]]:
+    return chunk[0], list(engine.replay(chunk[1], **how))

@@ -1,0 +1,135 @@
+"""Where files lie, and how they are written: whole or not at all, on this disk or at an address; it knows nothing of runs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from personaspace.errors import RunError
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all, also after a power cut. Raises `RunError` on a full disk."""
+    temporary = path.with_name(f".{path.name}.{_mine()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
+        raise RunError(
+            f"cannot write {path}: {why}; what was finished is whole, make room and run the same command"
+        ) from None
+
+
+def _mine() -> str:
+    """This process among all that may write to a place."""
+    return f"{os.uname().nodename}-{os.getpid()}"
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """A parquet file, whole or not at all."""
+    write_whole(path, table_bytes(table))
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    found: bytes = sink.getvalue().to_pybytes()
+    return found
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file's tensors and metadata. Raises `RunError` for a file that is not one."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as e:
+        raise RunError(f"{path}: cannot be read: {e}") from None
+
+
+class Place:
+    """Where shards lie: a folder, or an address that pyarrow or fsspec knows (`s3://…`, `gs://…`, `file:///…`).
+
+    Raises `RunError` where it can't be reached, read or written.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        self.local = None if "://" in self.root else Path(root)
+
+    def write(self, name: str, data: bytes) -> None:
+        """A file, there whole or not at all."""
+        if self.local:
+            (self.local / name).parent.mkdir(parents=True, exist_ok=True)
+            return write_whole(self.local / name, data)
+        with self._told(name) as (files, path):
+            temporary = str(path.with_name(f".{path.name}.{_mine()}.tmp"))
+            files.create_dir(str(path.parent), recursive=True)
+            with files.open_output_stream(temporary) as f:
+                f.write(data)
+            files.move(temporary, str(path))
+
+    def read(self, name: str) -> pa.Buffer:
+        """A file's bytes."""
+        with self._told(name) as (files, path), files.open_input_file(str(path)) as f:
+            return f.read_buffer()
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        with self._told(name) as (files, path):
+            return bool(files.get_file_info(str(path)).is_file)
+
+    def names(self, folder: str) -> list[str]:
+        """The files in a folder."""
+        with self._told(folder) as (files, path):
+            found = files.get_file_info(pyarrow.fs.FileSelector(str(path), allow_not_found=True))
+            return sorted(f.base_name for f in found if f.is_file)
+
+    def remove(self, name: str) -> None:
+        """Takes a file away."""
+        with self._told(name) as (files, path):
+            files.delete_file(str(path))
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[tuple[Any, PurePosixPath]]:
+        try:
+            files, base = _filesystem(self.root if self.local is None else str(self.local.absolute()))
+            yield files, PurePosixPath(base) / name
+        except (OSError, pa.ArrowException, ValueError, ImportError) as e:
+            said = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise RunError(f"{self.root}/{name}: cannot be reached, read or written: {said[:200]}") from None
+
+
+@cache
+def _filesystem(root: str) -> tuple[Any, str]:
+    """Arrow's own where it knows the address, otherwise fsspec's."""
+    try:
+        return pyarrow.fs.FileSystem.from_uri(root)  # type: ignore[no-any-return]
+    except pa.ArrowInvalid:
+        import fsspec
+
+        files, path = fsspec.core.url_to_fs(root)
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files)), path

@@ -1,0 +1,232 @@
+"""A run too big to keep: the same space from sums as from activations, in any order of shards, killed at any moment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_model, make_tokenizer
+from personaspace.api import options_of
+from personaspace.catalog import load_catalog
+from personaspace.engines.transformers import TransformersEngine
+from personaspace.errors import RunMismatch, UsageError
+from personaspace.judge import Item, Score
+from personaspace.mapping import Mapper
+from personaspace.space import PersonaSpace
+from personaspace.store import Run
+from personaspace.sums import Responses, Summed, Sums
+from personaspace.vectors import blocks_of
+
+OPTIONS = {
+    "design": {"per_role": 10, "default_responses": 40},
+    "sampling": {"max_new_tokens": 6},
+    "blocks": 5,
+    "min_responses": 4,
+}
+ROLES = ["ghost", "hermit", "clerk", "auditor", "whale", "pilot"]
+
+
+class Uneven:
+    """A judge by rote: all scores occur, and the hermit has too few of 3."""
+
+    name = "uneven"
+
+    def score(self, items: Iterable[Item]) -> Iterator[Score]:
+        for item in items:
+            n = len(item.reply) + len(item.question)
+            value = n % 3 if item.role.role == "hermit" else 3 if n % 7 else n % 3
+            yield Score(value, float(value))
+
+
+@pytest.fixture(scope="module")
+def engine() -> TransformersEngine:
+    return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
+
+
+@pytest.fixture
+def mapped(engine, small_catalog, monkeypatch):
+    """Maps in small shards, summed as they come."""
+    monkeypatch.setattr("personaspace.mapping.SHARD", 16)
+    monkeypatch.setattr("personaspace.mapping.FOLD", 1)
+    monkeypatch.setattr("personaspace.sums.SAMPLE", 30)
+
+    def map_(folder, judge=None, **options) -> PersonaSpace:
+        return Mapper(engine, load_catalog(small_catalog), folder, options_of(**{**OPTIONS, **options})).map(
+            judge or Uneven()
+        )
+
+    return map_
+
+
+def same(a: PersonaSpace, b: PersonaSpace, within: float = 1e-5) -> None:
+    for name, tensor in a.tensors.items():
+        other = b.tensors[name]
+        scale = tensor.double().abs().max()
+        assert torch.allclose(tensor.double(), other.double(), rtol=0, atol=within * scale, equal_nan=True), name
+    for name in ("layer", "roles", "left_out", "n_kept", "n_default"):
+        assert a.meta[name] == b.meta[name], name
+
+
+def test_the_space_from_sums_is_that_from_activations_under_the_same_blocks(tmp_path, mapped):
+    kept, summed = mapped(tmp_path / "all"), mapped(tmp_path / "sums", keep="sums")
+    same(kept, summed)
+    assert list(summed.meta["left_out"]) == ["hermit"]
+    assert np.allclose(kept.meta["axis_pc1_interval"], summed.meta["axis_pc1_interval"], atol=1e-5)
+    assert kept.meta["histogram"]["default"] == summed.meta["histogram"]["default"]
+    assert sum(summed.meta["histogram"]["default"]) == 30  # the sample, of 40 responses
+    assert Run(tmp_path / "sums").whole() == []
+    assert len(Run(tmp_path / "sums").done()) == 7
+    generations = {p.name.split("-")[0] for p in (tmp_path / "sums" / "sums").glob("*-*")}
+    assert len(generations) == 1
+    assert generations != {"00001"}  # summed some shards at a time
+
+
+def test_blocks_of_one_question_each_give_what_no_blocks_give(tmp_path, mapped, monkeypatch):
+    monkeypatch.setattr("personaspace.sums.SAMPLE", 1000)
+    whole, by_blocks = mapped(tmp_path, blocks=None), mapped(tmp_path, blocks=12)
+    for name in ("axis", "role_vectors", "default_vector", "residual_norm", "quantiles_roles", "default_moments"):
+        assert torch.allclose(whole.tensors[name], by_blocks.tensors[name], atol=1e-5), name
+
+
+def test_without_a_judge_all_responses_are_one_class(tmp_path, engine, mapped, small_catalog):
+    for keep in ("all", "sums"):
+        mapper = Mapper(engine, load_catalog(small_catalog), tmp_path / keep, options_of(**OPTIONS, keep=keep))
+        mapper.map(None)
+    same(*(PersonaSpace.load(tmp_path / k) for k in ("all", "sums")))
+    assert np.flatnonzero(Sums(Run(tmp_path / "sums"), 7, blocks_of(12, 5, 0)).state().n.sum((1, 2))).tolist() == [4]
+
+
+def test_shards_are_added_in_any_order_and_by_many_hands(tmp_path, mapped):
+    run_folder = tmp_path / "all"
+    mapped(run_folder)
+    run = Run(run_folder)
+    scores = run.scores_of("uneven")
+    found = []
+    for order in ([[0, 1, 2, 3, 4, 5, 6]], [[6], [4, 5], [1, 3], [0], [2]]):
+        copy = tmp_path / f"order{len(order)}"
+        copy.mkdir()
+        os.symlink(run_folder / "responses", copy / "responses")
+        os.symlink(run_folder / "activations", copy / "activations")
+        sums = Sums(Run(copy), 7, blocks_of(12, 5, 0), kept=range(3))
+        for shards in order:
+            sums.fold(Responses.read(run, shards, ROLES, scores, 0), shards)
+        found.append(sums)
+    a, b = (s.state() for s in found)
+    assert (a.n == b.n).all()
+    assert (a.tokens == b.tokens).all()
+    assert np.allclose(a.norms, b.norms, rtol=1e-12)
+    assert sorted(map(tuple, a.sample)) == sorted(map(tuple, b.sample))
+    assert set(np.flatnonzero(a.n.sum((1, 2))).tolist()) == {0, 1, 2, 3, 4}
+    for layer in range(3):
+        one, other = (s._layer(s.state(), layer) for s in found)
+        for c in ("0", "1", "2", "3", "4"):
+            assert torch.allclose(one[c], other[c], rtol=1e-12)
+
+
+def test_sums_are_those_of_a_plain_loop(tmp_path, mapped):
+    mapped(tmp_path / "all")
+    mapped(tmp_path / "sums", keep="sums")
+    run, block_of = Run(tmp_path / "all"), blocks_of(12, 5, 0)
+    responses = Responses.read(run, run.done(), ROLES, run.scores_of("uneven"), 0)
+    plain: dict[tuple[int, int], torch.Tensor] = {}
+    for k in np.flatnonzero(responses.score >= 3):
+        h = run.tensors(int(responses.shard[k]), "activations")[int(responses.row[k])].double()
+        for key in ((int(responses.role[k]), int(block_of[responses.question[k]])), (-1, int(responses.question[k]))):
+            plain[key] = plain.get(key, torch.zeros_like(h)) + h
+    source = Summed(Sums(Run(tmp_path / "sums"), 7, block_of))
+    from personaspace.vectors import Cells
+
+    cells = Cells.counted((), source.n, block_of)
+    sums = source.sums(cells, slice(0, 3))
+    for k, (role, block) in enumerate(zip(cells.role.tolist(), cells.block.tolist(), strict=True)):
+        assert torch.allclose(sums[k], plain.pop((role, block)))
+    for question in range(12):
+        assert torch.allclose(sums[len(cells.role) + question], plain.pop((-1, question)))
+    assert not plain
+
+
+class Killed(BaseException):
+    """What a killed process looks like from inside: nothing tidies up."""
+
+
+def test_stopped_before_any_file_is_put_in_place_a_run_of_sums_ends_as_one_left_alone(tmp_path, mapped, monkeypatch):
+    alone = mapped(tmp_path / "alone", keep="sums")
+    real, left = os.replace, [0]
+
+    def replace(a, b):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        real(a, b)
+
+    monkeypatch.setattr("personaspace.places.os.replace", replace)
+    stops, steps = 0, (1, 2, 3, 5, 7, 4, 6, 8, 9, 10)
+    while True:
+        left[0] = steps[stops % len(steps)]
+        try:
+            killed = mapped(tmp_path / "killed", keep="sums")
+            break
+        except Killed:
+            stops += 1
+    assert stops >= 8
+    same(alone, killed, within=1e-9)
+    assert Run(tmp_path / "killed").whole() == []
+
+
+def test_kept_layers_stay_beside_the_sums(tmp_path, mapped):
+    sums, layers = mapped(tmp_path / "sums", keep="sums"), mapped(tmp_path / "layers", keep="layers:1:3")
+    same(sums, layers)
+    whole = mapped(tmp_path / "all")
+    run, all_run = Run(tmp_path / "layers"), Run(tmp_path / "all")
+    assert whole.meta["n_kept"] == layers.meta["n_kept"]
+    assert run.whole() == run.done()
+    for shard in run.done():
+        assert torch.equal(run.tensors(shard, "activations"), all_run.tensors(shard, "activations")[:, 1:3])
+    with pytest.raises(UsageError, match="layers 0 to 2"):
+        mapped(tmp_path / "none", keep="layers:2:9")
+
+
+def test_what_is_kept_and_by_whose_scores_is_the_runs(tmp_path, mapped):
+    mapped(tmp_path, keep="sums")
+    other = Uneven()
+    other.name = "another"
+    with pytest.raises(RunMismatch, match="judge: uneven → another"):
+        mapped(tmp_path, judge=other, keep="sums")
+    with pytest.raises(RunMismatch, match="keep"):
+        mapped(tmp_path)
+    with pytest.raises(RunMismatch, match="blocks: 5 → 6"):
+        mapped(tmp_path, keep="sums", blocks=6)
+
+
+def test_until_goes_on_in_rounds_from_sums_as_it_does_from_activations(tmp_path, mapped):
+    aim = {"until": 0.999, "budget": 140}
+    kept = mapped(tmp_path / "all", **aim)
+    summed = mapped(tmp_path / "sums", keep="sums", **aim)
+    assert [h["responses"] for h in kept.meta["history"]] == [h["responses"] for h in summed.meta["history"]]
+    assert len(summed.meta["history"]) > 1
+    same(kept, summed)
+    again = mapped(tmp_path / "sums", keep="sums", until=0.999, budget=150)
+    assert [h["responses"] for h in again.meta["history"]][-1] == 150
+    assert again.meta["history"][: len(summed.meta["history"])] == summed.meta["history"]
+
+
+@pytest.mark.parametrize("address", ["file://{folder}", "memory://{name}"])
+def test_shards_lie_at_an_address_and_are_gone_on_with_from_another_folder(tmp_path, mapped, address):
+    address = address.format(folder=tmp_path / "far", name=tmp_path.name)
+    here = mapped(tmp_path / "here")
+    for keep in ("all", "sums"):
+        there = mapped(tmp_path / keep, keep=keep, shards=address)
+        same(here, there)
+        assert len(Run(tmp_path / keep).done()) == 7
+        assert not list((tmp_path / keep).rglob("part-*"))
+    again = mapped(tmp_path / "again", shards=address)
+    assert "seconds" in again.meta
+    assert again.meta["seconds"]["responses"] == 0  # nothing was asked again
+    with pytest.raises(RunMismatch, match="give the same --shards"):
+        mapped(tmp_path / "all", shards=address + "2")
+    with pytest.raises(RunMismatch, match="its shards lie in"):
+        mapped(tmp_path / "here", shards=address)
