@@ -9,7 +9,6 @@ import difflib
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine, loading
 from personaspace.engines.chat import Chat
+from personaspace.engines.common import common
 from personaspace.errors import ModelError, UsageError
 from personaspace.prompts import Design, Prompt, assign, shards
 from personaspace.sums import ALL, BLOCKS, SAMPLE
@@ -195,7 +195,7 @@ def asked_of(catalog: Catalog, design: Design, new_tokens: int, seed: int, chat:
     for shard in some:
         each = sorted(_tokens(p, chat) for p in shard)
         longest = max(longest, *map(len, each))
-        own += sum(len(b) - _common(a, b) for a, b in zip(["", *each[:-1]], each, strict=True))
+        own += sum(len(b) - common(a, b) for a, b in zip(["", *each[:-1]], each, strict=True))
         n += len(shard)
     share = 1.0 if chat else 1 / CHARACTERS
     per_response = own / n * share + (0 if chat else MESSAGE)
@@ -338,12 +338,3 @@ def _timed(call: Any, seconds: float = 0.3) -> float:
 def _tokens(prompt: Prompt, chat: Chat | None) -> Any:
     """A prompt's token ids, or its characters."""
     return chat.prompt_ids(prompt.messages) if chat else "".join(m["content"] for m in prompt.messages)
-
-
-def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n

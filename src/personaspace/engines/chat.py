@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from personaspace.engines import Span
+from personaspace.engines.common import common
 from personaspace.errors import ModelError
 from personaspace.prompts import Message
 
@@ -123,17 +124,12 @@ class Chat:
     def _characters(self, text: str, messages: Sequence[Message], i: int) -> tuple[int, int]:
         before = self.render(messages[:i])
         content = messages[i]["content"].strip()
-        at = text.find(content, _common(before, text))
+        at = text.find(content, common(before, text))
         if at < 0:
             raise ModelError(
                 f"message {i} does not stand in the rendered conversation; the chat template changes replies"
             )
         return at, at + len(content)
-
-
-def _common(a: str, b: str) -> int:
-    """How many characters two texts begin with in common."""
-    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _system_into_user(messages: list[dict[str, str]]) -> list[dict[str, str]]:

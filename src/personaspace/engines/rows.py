@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from personaspace.engines.common import common
 from personaspace.interventions import Intervention
 from personaspace.prompts import Sampling
 
@@ -58,15 +59,6 @@ def by_interventions(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
     return groups
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
-
-
 def by_beginning(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
     """Rows in groups, each with the length of the beginning that its rows share and that is worth computing apart."""
     groups: list[tuple[int, list[Row]]] = []
@@ -76,11 +68,11 @@ def by_beginning(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
     while k < len(ordered):
         prefix, size = len(ordered[k].ids) - 1, 1
         while k + size < len(ordered):
-            common = min(prefix, _shared(ordered[k].ids[:-1], ordered[k + size].ids[:-1]))
+            shared = min(prefix, common(ordered[k].ids[:-1], ordered[k + size].ids[:-1]))
             # A row that shares less would cost the group more than it brings.
-            if common < 8 or (size > 1 and (common * size) < prefix * (size - 1)):
+            if shared < 8 or (size > 1 and (shared * size) < prefix * (size - 1)):
                 break
-            prefix, size = common, size + 1
+            prefix, size = shared, size + 1
         if prefix * (size - 1) >= SHARED_TOKENS:
             groups.append((prefix, ordered[k : k + size]))
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from transformers.cache_utils import DynamicCache
 from personaspace.engines import Conversation, Layers, ModelInfo, Response, Span, Token, Turn, loading
 from personaspace.engines.chat import Chat
 from personaspace.engines.decode import DecodeLoop, Done
+from personaspace.engines.loaded import Loaded, check_finite, end_ids
 from personaspace.engines.replay import Replayer
 from personaspace.engines.rows import Row
 from personaspace.engines.sampling import uniforms
-from personaspace.errors import ActivationError, UsageError
 from personaspace.interventions import Intervention
 from personaspace.prompts import Prompt, Sampling
 from personaspace.residual import Intervening, check_interventions, check_layers, find_layers, text_config
@@ -24,7 +23,7 @@ from personaspace.residual import Intervening, check_interventions, check_layers
 SCORED_TOKENS = 256
 
 
-class TransformersEngine:
+class TransformersEngine(Loaded):
     """A loaded model that answers prompts and replays conversations, reading its residual stream.
 
     rows: at most that many replies in flight; memory: bytes that their keys and values may take; template: False writes
@@ -42,17 +41,19 @@ class TransformersEngine:
         memory: int = 4 << 30,
         template: bool = True,
     ) -> None:
+        super().__init__()
         self.network, self.tokenizer = model, tokenizer
         self.layers = find_layers(model)
         check_layers(model, self.layers)
         self.device: torch.device = next(model.parameters()).device
-        self.chat = Chat(tokenizer, _end_ids(model, tokenizer), template=template)
+        self.chat = Chat(
+            tokenizer, end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer), template=template
+        )
         cpu = self.device.type == "cpu"
         self.max_rows, self.memory = rows or (128 if cpu else 256), memory
         self.prefill_tokens = 1024 if cpu else 16384
         config = text_config(model)
         self.hidden: int = config.hidden_size
-        self._ambient: tuple[Intervention, ...] = ()
         self.model = ModelInfo(
             id=id,
             revision=revision or getattr(model.config, "_commit_hash", None),
@@ -73,17 +74,6 @@ class TransformersEngine:
         where = loading.pick_device(device)
         model, tokenizer, _ = loading.load(name, where, loading.pick_dtype(dtype, where))
         return cls(model, tokenizer, id=name, **options)
-
-    @contextmanager
-    def intervening(self, *interventions: Intervention) -> Iterator[None]:
-        """While it lasts, every row gets the interventions, before its own. Raises `UsageError`."""
-        check_interventions(interventions, len(self.layers), self.hidden)
-        outside = self._ambient
-        self._ambient = (*outside, *interventions)
-        try:
-            yield
-        finally:
-            self._ambient = outside
 
     # -- answering -------------------------------------------------------------------------------------------------
 
@@ -144,12 +134,8 @@ class TransformersEngine:
 
     def _response(self, prompt: Prompt, done: Done, layers: Sequence[int]) -> Response:
         row, mean = done.row, done.mean
-        if mean is not None and not torch.isfinite(mean).all():
-            bad = layers[int((~torch.isfinite(mean)).any(-1).nonzero()[0])]
-            raise ActivationError(
-                f"NaN or Inf in layer {bad} of the response of {prompt.role or 'the model'} to question {prompt.question} "
-                f"(instruction {prompt.instruction}); try --dtype fp32"
-            )
+        if mean is not None:
+            check_finite(mean, layers, prompt)
         text = self.chat.decode(row.out)
         return Response(prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched)
 
@@ -194,12 +180,6 @@ class TransformersEngine:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * len(self.layers) * heads * size * self.network.dtype.itemsize)
 
-    def _layers(self, read: Layers | None) -> tuple[int, ...]:
-        layers = tuple(read or ())
-        if any(not 0 <= layer < len(self.layers) for layer in layers):
-            raise UsageError(f"layers {list(layers)}: the model has layers 0 to {len(self.layers) - 1}")
-        return layers
-
     def score(
         self, ids: Sequence[int], top: int, interventions: Sequence[Intervention] = ()
     ) -> list[tuple[float, list[tuple[int, float]]]]:
@@ -232,12 +212,7 @@ class TransformersEngine:
         mine = (*self._ambient, *interventions)
         check_interventions(mine, len(self.layers), self.hidden)
         replayer = Replayer(self.network, self.layers, self._layers(read), self.hidden, mine, each, logprobs)
-        spans, places = [], []
-        for c in conversations:
-            span, at = (c, list(range(len(c.spans)))) if isinstance(c, Span) else self.chat.spans(c)
-            spans.append(span)
-            places.append(at)
-        return self._replay(replayer, spans, places)
+        return self._replay(replayer, *self._spans(conversations))
 
     def _replay(
         self, replayer: Replayer, spans: Sequence[Span], places: Sequence[Sequence[int]]
@@ -257,10 +232,3 @@ def _logprobs(logits: Tensor, ids: Sequence[int], top: int) -> list[tuple[float,
     own = every.gather(1, torch.tensor(list(ids[: len(every)]), device=every.device)[:, None])[:, 0].tolist()
     pairs = [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     return list(zip(own, pairs, strict=True))
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a reply, from the generation settings and the tokenizer."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

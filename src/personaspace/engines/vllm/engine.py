@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from personaspace.engines import Conversation, Layers, ModelInfo, Response, Span, Token, Turn, loading
 from personaspace.engines.chat import Chat
+from personaspace.engines.loaded import Loaded, check_finite, end_ids
 from personaspace.engines.vllm import checkpoint, plugin
 from personaspace.engines.vllm.ask import FIELD
 from personaspace.engines.vllm.wire import Reading, unpack
@@ -24,7 +24,7 @@ from personaspace.residual import check_interventions
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-class VllmEngine:
+class VllmEngine(Loaded):
     """A model in vLLM that answers prompts and replays conversations. core: vLLM's `LLMEngine`, made with the plugin on.
 
     A reply's text at a temperature above 0 differs from engine `transformers`': vLLM draws with its own random numbers.
@@ -33,6 +33,7 @@ class VllmEngine:
     def __init__(self, core: Any, folder: Path, *, id: str) -> None:
         from transformers import AutoTokenizer
 
+        super().__init__()
         self.core = core
         config = core.vllm_config.model_config
         text = config.hf_text_config
@@ -50,7 +51,6 @@ class VllmEngine:
             context=int(config.max_model_len),
             notes={"beginning": self.chat.beginning(), "compiled": str(core.vllm_config.compilation_config.mode)},
         )
-        self._ambient: tuple[Intervention, ...] = ()
         self._known: set[str] = set()
         self._numbers = itertools.count()
         self._arrived: dict[str, Any] = {}
@@ -79,17 +79,6 @@ class VllmEngine:
     def close(self) -> None:
         """Ends vLLM's processes and frees what they hold."""
         self.core.engine_core.shutdown()
-
-    @contextmanager
-    def intervening(self, *interventions: Intervention) -> Iterator[None]:
-        """While it lasts, every row gets the interventions, before its own. Raises `UsageError`."""
-        check_interventions(interventions, self.model.layers, self.model.hidden)
-        outside = self._ambient
-        self._ambient = (*outside, *interventions)
-        try:
-            yield
-        finally:
-            self._ambient = outside
 
     # -- answering -------------------------------------------------------------------------------------------------
 
@@ -202,7 +191,8 @@ class VllmEngine:
         text = self.chat.decode(ids)
         if not read:
             return Response(prompt, text, ids, finish)
-        found = _finite(reading, prompt)
+        found = _whole(reading)
+        check_finite(found.activation[0], found.layers, prompt)
         return Response(prompt, text, ids, finish, found.activation[0], found.norms[0], None, int(found.touched[0]))
 
     def _reply(self, output: Any, most: int) -> tuple[int, ...]:
@@ -266,13 +256,10 @@ class VllmEngine:
         """See `Engine.replay`: the conversations are prompts whose spans are read. Raises `UsageError` for `each`."""
         if each:
             raise UsageError("engine vllm hands out means, not every token's activation; use --engine transformers")
-        spans, places = [], []
-        for c in conversations:
-            span, at = (c, list(range(len(c.spans)))) if isinstance(c, Span) else self.chat.spans(c)
-            if len(span.spans) > self.rows:
-                raise UsageError(f"{len(span.spans)} turns to read in a conversation; at most {self.rows} (rows=…)")
-            spans.append(span)
-            places.append(at)
+        spans, places = self._spans(conversations)
+        most = max((len(s.spans) for s in spans), default=0)
+        if most > self.rows:
+            raise UsageError(f"{most} turns to read in a conversation; at most {self.rows} (rows=…)")
         return self._replay(spans, places, read, interventions, logprobs)
 
     def _replay(
@@ -311,12 +298,6 @@ class VllmEngine:
         finally:
             self._forget(flying)
 
-    def _layers(self, read: Layers | None) -> tuple[int, ...]:
-        layers = tuple(read or ())
-        if any(not 0 <= layer < self.model.layers for layer in layers):
-            raise UsageError(f"layers {list(layers)}: the model has layers 0 to {self.model.layers - 1}")
-        return layers
-
 
 def _turns(span: Span, places: Sequence[int], reading: Reading, output: Any, logprobs: bool) -> list[Turn]:
     turns = []
@@ -327,17 +308,6 @@ def _turns(span: Span, places: Sequence[int], reading: Reading, output: Any, log
         mean = sum(own) / len(own) if own else None
         turns.append(Turn(index, b - a, reading.activation[k], reading.norms[k], None, mean, int(reading.touched[k])))
     return turns
-
-
-def _finite(reading: Reading | None, prompt: Prompt) -> Reading:
-    reading = _whole(reading)
-    bad = (~torch.isfinite(reading.activation[0])).any(-1).nonzero()
-    if len(bad):
-        raise ActivationError(
-            f"NaN or Inf in layer {reading.layers[int(bad[0])]} of the response of {prompt.role or 'the model'} to question "
-            f"{prompt.question} (instruction {prompt.instruction}); try --dtype fp32"
-        )
-    return reading
 
 
 def _whole(reading: Reading | None) -> Reading:
@@ -365,5 +335,4 @@ def _end_ids(folder: Path, tokenizer: Any, config: Any) -> frozenset[int]:
     if (folder / "generation_config.json").is_file():
         settings = json.loads((folder / "generation_config.json").read_text())
     configured = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+    return end_ids(configured, tokenizer)

@@ -1,0 +1,71 @@
+"""What engines of one loaded model have in common, whatever runs it: checks, interventions around calls, and the words for
+what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from personaspace.engines import Conversation, Layers, ModelInfo, Span
+from personaspace.engines.chat import Chat
+from personaspace.errors import ActivationError, UsageError
+from personaspace.interventions import Intervention
+from personaspace.prompts import Prompt
+from personaspace.residual import check_interventions
+
+
+class Loaded:
+    """A base for such an engine. model, chat: as in `Engine`; set before anything here is called."""
+
+    model: ModelInfo
+    chat: Chat
+
+    def __init__(self) -> None:
+        self._ambient: tuple[Intervention, ...] = ()
+
+    @contextmanager
+    def intervening(self, *interventions: Intervention) -> Iterator[None]:
+        """While it lasts, every row gets the interventions, before its own. Raises `UsageError`."""
+        check_interventions(interventions, self.model.layers, self.model.hidden)
+        outside = self._ambient
+        self._ambient = (*outside, *interventions)
+        try:
+            yield
+        finally:
+            self._ambient = outside
+
+    def _layers(self, read: Layers | None) -> tuple[int, ...]:
+        layers = tuple(read or ())
+        if any(not 0 <= layer < self.model.layers for layer in layers):
+            raise UsageError(f"layers {list(layers)}: the model has layers 0 to {self.model.layers - 1}")
+        return layers
+
+    def _spans(self, conversations: Sequence[Conversation]) -> tuple[list[Span], list[list[int]]]:
+        """Each conversation as token ids with what is to be read, and the places of its turns: a `Span` as it stands,
+        messages rendered and tokenised once."""
+        spans, places = [], []
+        for c in conversations:
+            span, at = (c, list(range(len(c.spans)))) if isinstance(c, Span) else self.chat.spans(c)
+            spans.append(span)
+            places.append(at)
+        return spans, places
+
+
+def end_ids(configured: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a reply. configured: the settings' end-of-text, one id, several or None."""
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def check_finite(mean: Tensor, layers: Sequence[int], prompt: Prompt) -> None:
+    """Of a response's activation `[layers, hidden]`. Raises `ActivationError` that names layer and response."""
+    bad = (~torch.isfinite(mean)).any(-1).nonzero()
+    if len(bad):
+        raise ActivationError(
+            f"NaN or Inf in layer {layers[int(bad[0])]} of the response of {prompt.role or 'the model'} to question "
+            f"{prompt.question} (instruction {prompt.instruction}); try --dtype fp32"
+        )
