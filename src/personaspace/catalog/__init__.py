@@ -146,7 +146,7 @@ def load_traits(folder: str | Path | None = None) -> tuple[Trait, ...]:
     path = Path(folder or Path(__file__).parent) / "traits.jsonl"
     if not path.is_file():
         return load_traits()
-    found = tuple(_lines(path, Trait))
+    found = tuple(read_records(path, Trait))
     _unique([t.trait for t in found], "trait", path)
     return found
 
@@ -159,7 +159,7 @@ def load_catalog(folder: str | Path | None = None) -> Catalog:
         raise CatalogError(f"{root}: no such folder; expected roles.jsonl or roles/instructions/ROLE.json in it")
     name = "personaspace" if folder is None else root.resolve().name
     if (root / "roles.jsonl").is_file():
-        roles = tuple(_lines(root / "roles.jsonl", Role))
+        roles = tuple(read_records(root / "roles.jsonl", Role))
         questions, defaults = root / "questions.jsonl", root / "defaults.jsonl"
         default_texts = _defaults(defaults if defaults.is_file() else own / "defaults.jsonl")
     elif (root / "roles" / "instructions").is_dir():
@@ -170,7 +170,7 @@ def load_catalog(folder: str | Path | None = None) -> Catalog:
         default_texts = tuple(t or None for t in default.instructions) if default else _defaults(own / "defaults.jsonl")
     else:
         raise CatalogError(f"{root}: found neither roles.jsonl nor roles/instructions/; is it a catalogue's folder?")
-    asked = tuple(_lines(questions, Question))
+    asked = tuple(read_records(questions, Question))
     _unique([r.role for r in roles], "role", root)
     _unique([q.id for q in asked], "question id", questions)
     if len(roles) < 2 or len(asked) < 2:
@@ -181,7 +181,7 @@ def load_catalog(folder: str | Path | None = None) -> Catalog:
 
 
 def _defaults(path: Path) -> tuple[str | None, ...]:
-    return tuple(d.instruction for d in _lines(path, _Default))
+    return tuple(d.instruction for d in read_records(path, _Default))
 
 
 def _study_role(path: Path) -> Role:
@@ -192,21 +192,25 @@ def _study_role(path: Path) -> Role:
     return Role(role=path.stem, instructions=texts, eval_prompt=raw.eval_prompt)
 
 
-def _lines(path: Path, model: type[M]) -> Iterator[M]:
+def read_records(path: Path, kind: type[M]) -> Iterator[M]:
+    """The lines of a JSONL file as objects of a pydantic kind. Raises `CatalogError` with file and line."""
     for number, line in enumerate(_text(path).splitlines(), 1):
         if line.strip():
-            yield _parse(line, path, number, model)
+            yield _parse(line, path, number, kind)
 
 
-def _parse(text: str, path: Path, line: int, model: type[M]) -> M:
+def _parse(text: str, path: Path, line: int, kind: type[M]) -> M:
     try:
-        return model.model_validate(json.loads(text))
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise CatalogError(f"{path}:{line or 1}: expected a JSON object, found {text.strip()[:40]}")
+        return kind.model_validate(value)
     except json.JSONDecodeError as e:
         raise CatalogError(f"{path}:{line or e.lineno}: not JSON: {e.msg} at column {e.colno}") from None
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the line"
-        raise CatalogError(f"{path}:{line or 1}: {where}: {first['msg']}") from None
+        raise CatalogError(f"{path}:{line or 1}: {where}: {first['msg'].lower()}") from None
 
 
 def _text(path: Path) -> str:
