@@ -238,7 +238,7 @@ def test_an_experiment_that_is_killed_and_started_again_ends_as_one_that_was_not
 
 
 def test_judges_are_made_with_the_experiments_own_rubric():
-    from personaspace.experiments.kinds import WHO, WordsJudge
+    from personaspace.experiments.kinds import BY_WORDS, WHO
 
-    assert isinstance(Judges("rules").make(WHO, WordsJudge()), WordsJudge)
+    assert Judges("rules").make(WHO, BY_WORDS) is BY_WORDS
     assert Judges("none").make(WHO) is None

@@ -15,6 +15,7 @@ ORDER = [
     "engines",
     "places",
     "store",
+    "endpoint",
     "judge",
     "vectors",
     "sums",

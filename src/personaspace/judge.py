@@ -12,18 +12,17 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from personaspace.catalog import Role
+from personaspace.endpoint import MODEL, Answer, Endpoint
 from personaspace.errors import JudgeError, UsageError
 
 KEPT = 3
 JUDGES = ("rules", "local", "openai", "none")
-OPENAI_MODEL = "gpt-4.1-mini"
 
 
 @dataclass(frozen=True)
@@ -106,18 +105,33 @@ _AI = re.compile(
 )
 
 
-class RulesJudge:
-    """Finds refusals and replies that speak as an AI; a role that is itself an AI may speak as one."""
+class WordsJudge:
+    """Goes by words alone: quick, offline, and blunt. place: from an item to its score."""
 
     name = "rules"
 
-    def score(self, items: Iterable[Item]) -> Iterator[Score]:
-        """Never says 2: words alone do not tell an AI with traits from one without."""
+    def __init__(self, place: Callable[[Any], int]) -> None:
+        self.place = place
+
+    def score(self, items: Iterable[Any]) -> Iterator[Score]:
+        """What the words say, as certain as words are."""
         for item in items:
-            speaks_as_ai = bool(_AI.search(item.reply)) and not item.role.ai
-            refuses = bool(_REFUSES.search(item.reply[:200]))
-            value = 3 if not speaks_as_ai and not refuses else 0 if refuses else 1
-            yield Score(value, float(value))
+            place = self.place(item)
+            yield Score(place, float(place))
+
+
+class RulesJudge(WordsJudge):
+    """Finds refusals and replies that speak as an AI; a role that is itself an AI may speak as one."""
+
+    def __init__(self) -> None:
+        super().__init__(_adherence_by_words)
+
+
+def _adherence_by_words(item: Item) -> int:
+    """Never says 2: words alone do not tell an AI with traits from one without."""
+    if _REFUSES.search(item.reply[:200]):
+        return 0
+    return 1 if _AI.search(item.reply) and not item.role.ai else KEPT
 
 
 class LocalJudge:
@@ -157,38 +171,24 @@ class OpenAIJudge:
         timeout: float = 60,
         rubric: Rubric = ADHERENCE,
     ) -> None:
-        try:
-            import openai
-        except ImportError:
-            raise JudgeError("--judge openai needs the openai package: pip install 'personaspace[judge]'") from None
         if not os.environ.get("OPENAI_API_KEY") and not base_url:
             raise JudgeError(
                 "--judge openai: OPENAI_API_KEY is not set; set it, or give --judge-url for an endpoint of your own"
             )
-        key = os.environ.get("OPENAI_API_KEY", "none")
-        # The client itself waits and tries again on 429, 5xx and lost connections.
-        self.client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=tries, timeout=timeout)
-        self.error: type[Exception] = openai.OpenAIError
-        self.model, self.concurrency, self.rubric = model, concurrency, rubric
+        who = "--judge openai"
+        self.endpoint = Endpoint(model, base_url, who, concurrency=concurrency, tries=tries, timeout=timeout)
+        self.rubric = rubric
 
     def score(self, items: Iterable[Item]) -> Iterator[Score]:
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            yield from pool.map(self._one, items)
+        asked = [({"role": "user", "content": self.rubric.text(item)},) for item in items]
+        yield from map(self._score, self.endpoint.ask(asked, temperature=0, max_tokens=16))
 
-    def _one(self, item: Item) -> Score:
-        try:
-            answer = self.client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": self.rubric.text(item)}],
-                temperature=0,
-                max_tokens=16,
-            )
-        except self.error as e:
-            return Score(None, problem=f"{type(e).__name__}: {str(e).splitlines()[0][:160]}")
-        text = (answer.choices[0].message.content or "") if answer.choices else ""
-        found = re.search(rf"(?<!\d)[0-{self.rubric.top}](?![\d.])", text)
+    def _score(self, answer: Answer) -> Score:
+        if answer.text is None:
+            return Score(None, problem=answer.problem)
+        found = re.search(rf"(?<!\d)[0-{self.rubric.top}](?![\d.])", answer.text)
         if not found:
-            return Score(None, problem=f"no score of 0–{self.rubric.top} in the answer {json.dumps(text[:60])}")
+            return Score(None, problem=f"no score of 0–{self.rubric.top} in the answer {json.dumps(answer.text[:60])}")
         return Score(int(found[0]), float(found[0]))
 
 
@@ -210,7 +210,7 @@ def make_judge(
     if name == "local":
         return LocalJudge(engine, rubric)
     if name == "openai":
-        return OpenAIJudge(model or OPENAI_MODEL, url, rubric=rubric)
+        return OpenAIJudge(model or MODEL, url, rubric=rubric)
     raise UsageError(f"--judge {name}: expected one of {', '.join(JUDGES)}")
 
 

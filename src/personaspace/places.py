@@ -61,6 +61,15 @@ def table_bytes(table: pa.Table) -> bytes:
     return found
 
 
+def read_rows(path: Path, then: str = "run the same command") -> list[dict[str, Any]]:
+    """A parquet file's rows. Raises `RunError` for a file that is not one; then: what follows once it is deleted."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as e:
+        raise RunError(f"{path}: cannot be read ({str(e).splitlines()[0]}); delete it, and {then}") from None
+    return rows
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A safetensors file's tensors and metadata. Raises `RunError` for a file that is not one."""
     try:

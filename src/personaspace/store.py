@@ -25,7 +25,7 @@ from torch import Tensor
 
 from personaspace.engines import Response
 from personaspace.errors import RunError, RunLocked, RunMismatch
-from personaspace.places import Place, table_bytes, write_table, write_whole
+from personaspace.places import Place, read_rows, table_bytes, write_table, write_whole
 
 FORMAT = 1
 
@@ -155,10 +155,7 @@ class Folder:
         path = self.scores / f"{judge}.parquet"
         if not path.is_file():
             return {}
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except (OSError, pa.ArrowException) as e:
-            raise RunError(f"{path}: cannot be read ({e}); delete it, and the responses are scored again") from None
+        rows = read_rows(path, "the responses are scored again")
         return {(r["role"], r["index"]): (r["score"], r["expected"]) for r in rows}
 
     def keep_scores(self, judge: str, scores: Mapping[tuple[str, int], tuple[int, float]]) -> None:

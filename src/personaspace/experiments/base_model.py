@@ -19,7 +19,7 @@ from personaspace.experiments.base_axis import Likeness, likeness
 from personaspace.experiments.base_page import Found, page
 from personaspace.experiments.compare import FEWEST, Places, compare, repeatability, standardised
 from personaspace.experiments.experiment import Cost, Experiment, Numbers, Options
-from personaspace.experiments.people import PEOPLE, WHOSE, Completed, WordsJudge
+from personaspace.experiments.people import BY_WORDS, PEOPLE, WHOSE, Completed
 from personaspace.experiments.results import Result
 from personaspace.experiments.statistics import Estimate, share, trend
 from personaspace.experiments.trials import Ask, Condition, Given, Trials, steered
@@ -148,7 +148,7 @@ def _completed(trials: Trials[BaseModelOptions], base: Engine) -> Completions:
     )
     with inner.open(len(wanted)):
         given = inner.ask(wanted, Sampling(max_new_tokens=options.max_new_tokens))
-        judge = trials.judges.make(WHOSE, WordsJudge())
+        judge = trials.judges.make(WHOSE, BY_WORDS)
         said = [Completed(a.messages[0]["content"], g.text) for a, g in zip(wanted, given, strict=True)]
         return Completions(wanted, given, inner.judge(judge, said, "people") if judge else [None] * len(said))
 

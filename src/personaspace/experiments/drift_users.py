@@ -7,27 +7,25 @@ endpoint over the network where one is named.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from personaspace.endpoint import MODEL, Endpoint
 from personaspace.engines import Engine
 from personaspace.errors import RunError, RunMismatch, UsageError
 from personaspace.experiments import data
 from personaspace.experiments.talks import fitted
 from personaspace.experiments.trials import Condition, Given, Trials
-from personaspace.judge import OPENAI_MODEL
 from personaspace.places import write_whole
 from personaspace.prompts import Message, Prompt, Sampling, row_seed
 
 BATCH = 64
 """Messages asked of a playing user at a time: what a killed experiment may have to ask again."""
-CONCURRENCY, TRIES, TIMEOUT = 8, 5, 120.0
+TIMEOUT = 120.0
 
 PLAYED = """You play a person who writes to an AI assistant. You are not the assistant and you never answer as one.
 The person: {description}
@@ -161,7 +159,7 @@ class Users:
         if user == "local":
             self.play = _local(trials.load(model) if model else trials.engine, trials.options.seed, tokens)
         elif user.startswith(("http://", "https://")):
-            self.play = _endpoint(user, model or OPENAI_MODEL, tokens)
+            self.play = _endpoint(user, model or MODEL, tokens)
         elif user != "scripted":
             raise UsageError(f"--user {user}: expected scripted, local, or an endpoint's address (https://…)")
 
@@ -201,26 +199,12 @@ def _local(engine: Engine, seed: int, tokens: int) -> Play:
 
 
 def _endpoint(url: str, model: str, tokens: int) -> Play:
-    """A model behind an OpenAI-compatible endpoint plays, some messages at a time; its client itself waits and tries again on
-    429, 5xx and lost connections."""
-    try:
-        import openai
-    except ImportError:
-        raise UsageError(f"--user {url} needs the openai package: pip install 'personaspace[judge]'") from None
-    key = os.environ.get("OPENAI_API_KEY", "none")
-    client = openai.OpenAI(base_url=url, api_key=key, max_retries=TRIES, timeout=TIMEOUT)
-
-    def one(asked: tuple[str, list[Message]]) -> Said:
-        messages: Any = [dict(m) for m in asked[1]]
-        try:
-            answer = client.chat.completions.create(model=model, messages=messages, max_tokens=tokens)
-        except openai.OpenAIError as e:
-            return Said(None, f"{type(e).__name__}: {str(e).splitlines()[0][:160]}")
-        return _cleaned((answer.choices[0].message.content or "") if answer.choices else "")
+    """A model behind an OpenAI-compatible endpoint plays."""
+    endpoint = Endpoint(model, url, f"--user {url}", timeout=TIMEOUT)
 
     def play(asked: Sequence[tuple[str, list[Message]]], turn: int) -> list[Said]:
-        with ThreadPoolExecutor(CONCURRENCY) as pool:
-            return list(pool.map(one, asked))
+        answers = endpoint.ask([messages for _, messages in asked], max_tokens=tokens)
+        return [Said(None, a.problem) if a.text is None else _cleaned(a.text) for a in answers]
 
     return play
 

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from personaspace.errors import RunError, UsageError
 from personaspace.experiments.trials import PLAIN, Condition, Trials
-from personaspace.places import write_table
+from personaspace.places import read_rows, write_table
 
 CHUNK = 64
 """Items asked at a time: what a killed experiment may have to ask again."""
@@ -70,9 +69,7 @@ class Harness:
                             trials.watcher.note(f"lm-eval: {task.config.task}, {model}, from item {at} of {n}")
                             found = self._ask(task, model, range(at, min(at + CHUNK, n)), str(tokenizer), trials)
                             write_table(path, pa.Table.from_pylist(found, schema=SCORED))
-                        rows += [
-                            {"part": asked, "condition": condition, **row} for row in pq.read_table(path).to_pylist()
-                        ]
+                        rows += [{"part": asked, "condition": condition, **row} for row in read_rows(path)]
         return rows
 
     def _check(self) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from personaspace.judge import Rubric, Score
+from personaspace.judge import Rubric, WordsJudge
 
 KINDS = (
     "the Assistant",
@@ -107,13 +106,5 @@ def _repeats(words: list[str]) -> bool:
     return len(set(low)) < 0.3 * len(low) or len(set(triples)) < 0.6 * len(triples)
 
 
-class WordsJudge:
-    """Sorts by words alone: quick and offline, and often wrong where a reply says nothing of itself."""
-
-    name = "rules"
-
-    def score(self, items: Iterable[Said]) -> Iterator[Score]:
-        """The place in `KINDS` as the score."""
-        for item in items:
-            place = kind(item.reply)
-            yield Score(place, float(place))
+BY_WORDS = WordsJudge(lambda said: kind(said.reply))
+"""Quick and offline, and often wrong where a reply says nothing of itself."""

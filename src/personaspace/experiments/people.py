@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from personaspace.judge import Rubric, Score
+from personaspace.judge import Rubric, WordsJudge
 
 HELPING, SPIRITUAL = "helping professions", "spiritual and religious"
 PEOPLE = (
@@ -81,13 +80,5 @@ def kind(text: str) -> int:
     return min(first, key=lambda k: first[k])
 
 
-class WordsJudge:
-    """Sorts by words alone: quick and offline, and leaves most completions unclear."""
-
-    name = "rules"
-
-    def score(self, items: Iterable[Completed]) -> Iterator[Score]:
-        """The place in `PEOPLE` as the score."""
-        for item in items:
-            place = kind(item.text)
-            yield Score(place, float(place))
+BY_WORDS = WordsJudge(lambda completed: kind(completed.text))
+"""Quick and offline, and leaves most completions unclear."""

@@ -12,7 +12,7 @@ from personaspace.errors import UsageError
 from personaspace.experiments import data
 from personaspace.experiments.drawing import stacked, wrapped
 from personaspace.experiments.experiment import Cost, Experiment, Names, Numbers, Options
-from personaspace.experiments.kinds import KINDS, WHO, Said, WordsJudge
+from personaspace.experiments.kinds import BY_WORDS, KINDS, WHO, Said
 from personaspace.experiments.results import Result
 from personaspace.experiments.statistics import Estimate, share, trend
 from personaspace.experiments.trials import Ask, Condition, Given, Trials, capped, steered
@@ -83,7 +83,7 @@ def spread(catalog: Catalog, n: int) -> list[Role]:
 def run(trials: Trials[SusceptibilityOptions]) -> Result:
     """Asks, and sorts the replies. Raises `PersonaSpaceError`."""
     wanted = asks(trials.options, trials.catalog)
-    judge = trials.judges.make(WHO, WordsJudge())
+    judge = trials.judges.make(WHO, BY_WORDS)
     given = trials.ask(wanted, Sampling(max_new_tokens=trials.options.max_new_tokens))
     said = [Said(a.messages[-1]["content"], g.text) for a, g in zip(wanted, given, strict=True)]
     kinds = trials.judge(judge, said, "kinds") if judge else [None] * len(said)

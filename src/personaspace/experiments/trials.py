@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from personaspace.experiments.experiment import Options
 from personaspace.interventions import Intervention
 from personaspace.judge import Judge, Rubric, Score, make_judge
 from personaspace.mapping import Watcher
-from personaspace.places import write_table
+from personaspace.places import read_rows, write_table
 from personaspace.prompts import Message, Prompt, Sampling, row_seed
 from personaspace.space import PersonaSpace
 from personaspace.store import Folder
@@ -210,7 +209,7 @@ class Trials(Folder, Generic[Chosen]):
             some = asks[k : k + SHARD]
             path = self._part(part, k)
             if path.is_file():
-                found = [Given(**{**r, "activation": _tensor(r["activation"])}) for r in _rows(path)]
+                found = [Given(**{**r, "activation": _tensor(r["activation"])}) for r in read_rows(path)]
                 if [(g.condition, g.item) for g in found] != [(a.condition.name, a.item) for a in some]:
                     raise RunError(f"{path}: holds other replies than this experiment asks for; give another --out")
             else:
@@ -268,7 +267,7 @@ class Trials(Folder, Generic[Chosen]):
                 turns = self.engine.replay(texts, read=[self.space.layer], interventions=held, logprobs=logprobs)
                 read = [self._reading(n, j, t) for n, ts in zip(some, turns, strict=True) for j, t in enumerate(ts)]
                 write_table(path, pa.Table.from_pylist([vars(r) for r in read], schema=READING))
-            for row in _rows(path):
+            for row in read_rows(path):
                 if row["conversation"] not in found:
                     raise RunError(f"{path}: holds other conversations than this experiment reads; give another --out")
                 found[row["conversation"]].append(Reading(**row))
@@ -326,13 +325,3 @@ def _row(g: Given) -> Mapping[str, Any]:
 
 def _tensor(values: list[float] | None) -> Tensor | None:
     return None if values is None else torch.tensor(values)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as e:
-        raise RunError(
-            f"{path}: cannot be read ({str(e).splitlines()[0]}); delete it, and run the same command"
-        ) from None
-    return rows
