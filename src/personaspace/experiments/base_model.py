@@ -21,7 +21,7 @@ from personaspace.experiments.compare import FEWEST, Places, compare, repeatabil
 from personaspace.experiments.experiment import Cost, Experiment, Numbers, Options
 from personaspace.experiments.people import BY_WORDS, PEOPLE, WHOSE, Completed
 from personaspace.experiments.results import Result
-from personaspace.experiments.statistics import Estimate, share, trend
+from personaspace.experiments.statistics import Estimate, shares_of, trend
 from personaspace.experiments.trials import Ask, Condition, Given, Trials, steered
 from personaspace.judge import ADHERENCE
 from personaspace.mapping import MapOptions, Mapper
@@ -204,11 +204,7 @@ def _rows(written: Completions) -> list[dict[str, Any]]:
 
 
 def _shares(rows: Sequence[Mapping[str, Any]], under: Sequence[Condition]) -> dict[str, dict[str, Estimate]]:
-    def of(condition: str, kind: str) -> Estimate:
-        some = [r for r in rows if r["condition"] == condition]
-        return share([None if r["kind"] is None else r["kind"] == kind for r in some])
-
-    return {c.name: {kind: of(c.name, kind) for kind in PEOPLE} for c in under}
+    return {c.name: shares_of([r["kind"] for r in rows if r["condition"] == c.name], PEOPLE) for c in under}
 
 
 def _trend(rows: Sequence[Mapping[str, Any]], kind: str) -> Estimate:

@@ -72,10 +72,6 @@ def _cosine(found: Found) -> Estimate | None:
     return found.like.cosines[found.layers[1]] if found.like.cosines else None
 
 
-def _span(e: Estimate) -> str:
-    return f"95%: {e.low:+.2f} to {e.high:+.2f}"
-
-
 def _known(x: float) -> str:
     return "not known: too few replies a role to halve them" if isnan(x) else f"{x:.2f}"
 
@@ -117,19 +113,19 @@ def _effect(e: Estimate) -> str:
 def _key(found: Found) -> list[Figure]:
     pair, cosine = found.pair, _cosine(found)
     most = "" if isnan(found.ceiling) else f"; at most {found.ceiling:.2f} for maps this noisy"
-    key = [Figure("roles on the two axes", f"{pair.axis.value:+.2f}", f"correlation, {_span(pair.axis)}{most}")]
+    key = [Figure("roles on the two axes", f"{pair.axis.value:+.2f}", f"correlation, {pair.axis.span()}{most}")]
     if cosine:
         ceiling = found.like.ceiling[found.layers[1]]
-        note = _span(cosine) + ("" if isnan(ceiling) else f"; at most {ceiling:.2f}")
+        note = cosine.span() + ("" if isnan(ceiling) else f"; at most {ceiling:.2f}")
         key.append(Figure("cosine of the axes", f"{cosine.value:+.2f}", note))
     else:
-        key.append(Figure("the ranking", f"{pair.ranking.value:+.2f}", f"rank correlation, {_span(pair.ranking)}"))
+        key.append(Figure("the ranking", f"{pair.ranking.value:+.2f}", f"rank correlation, {pair.ranking.span()}"))
     if found.trends:
         for kind in (HELPING, SPIRITUAL):
             e = found.trends[kind]
-            key.append(Figure(kind, f"{e.value:+.2f}", f"rank correlation with α, {_span(e)}"))
+            key.append(Figure(kind, f"{e.value:+.2f}", f"rank correlation with α, {e.span()}"))
     else:
-        note = f"correlation, {_span(pair.pc1)}; the study, between models: > 0.92"
+        note = f"correlation, {pair.pc1.span()}; the study, between models: > 0.92"
         key.append(Figure("PC1 loadings", f"{pair.pc1.value:+.2f}", note))
         key.append(Figure("roles", str(pair.shared), "that both have"))
     return key

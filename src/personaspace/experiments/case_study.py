@@ -17,7 +17,7 @@ from personaspace.experiments.drawing import COLOURS, axis
 from personaspace.experiments.experiment import Cost, Experiment, Names, Options
 from personaspace.experiments.results import Result
 from personaspace.experiments.statistics import Estimate, mean
-from personaspace.experiments.talks import Key, said_again
+from personaspace.experiments.talks import Dialogue, said_again
 from personaspace.experiments.trials import PLAIN, Condition, Reading, Trials, capped
 from personaspace.monitor import AlertRule, alert_rule
 from personaspace.plots import default_band
@@ -70,14 +70,11 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
     """Reads the conversations as they were, gives the user's turns again, and reads what came of it through the plain model.
     Raises `PersonaSpaceError`."""
     options, found = trials.options, transcripts(trials.options)
-    names = {t.name: t for t in found}
-    read = {
-        (AS_IT_WAS, n): r for n, r in trials.read({n: t.messages for n, t in names.items()}, part="as-it-was").items()
-    }
-    sampling = Sampling(max_new_tokens=options.max_new_tokens)
-    again = said_again(trials, {n: t.messages for n, t in names.items()}, conditions(options), sampling)
+    texts = {t.name: t.messages for t in found}
+    read = {(AS_IT_WAS, name): readings for name, readings in trials.read(texts, part="as-it-was").items()}
+    again = said_again(trials, texts, conditions(options), Sampling(max_new_tokens=options.max_new_tokens))
     for condition in conditions(options):
-        mine = {key.name: talk for key, talk in again.items() if key.condition == condition.name}
+        mine = {d.name: d.messages for d in again if d.condition == condition}
         talks = trials.read(mine, part=f"read-{condition.name}")
         read |= {(condition.name, n): readings for n, readings in talks.items()}
     return evaluate(trials.space, found, again, read, [c.name for c in conditions(options)])
@@ -86,7 +83,7 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
 def evaluate(
     space: PersonaSpace,
     found: Sequence[Transcript],
-    again: Mapping[Key, Sequence[Message]],
+    again: Sequence[Dialogue],
     read: Mapping[tuple[str, str], Sequence[Reading]],
     names: Sequence[str],
 ) -> Result:
@@ -109,7 +106,7 @@ def evaluate(
         Figure(
             arm if arm == AS_IT_WAS else f"again, {arm}",
             f"{ends[arm].value:+.2f}",
-            f"drift at the end, 95%: {ends[arm].low:+.2f} to {ends[arm].high:+.2f}",
+            f"drift at the end, {ends[arm].span()}",
         )
         for arm in arms
     ]
@@ -127,15 +124,16 @@ def evaluate(
 def _rows(
     space: PersonaSpace,
     found: Sequence[Transcript],
-    again: Mapping[Key, Sequence[Message]],
+    again: Sequence[Dialogue],
     read: Mapping[tuple[str, str], Sequence[Reading]],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
     knows = "default_moments" in space.tensors
+    talks: dict[tuple[str, str], Sequence[Message]] = {(d.condition.name, d.name): d.messages for d in again}
     rows = []
     for t in found:
         for arm in (AS_IT_WAS, *names):
-            messages = t.messages if arm == AS_IT_WAS else again[Key(arm, t.name)]
+            messages = t.messages if arm == AS_IT_WAS else talks[arm, t.name]
             replies = [k for k, m in enumerate(messages) if m["role"] == "assistant"]
             for turn, (k, r) in enumerate(zip(replies, read[arm, t.name], strict=True)):
                 asked = messages[k - 1]["content"] if k and messages[k - 1]["role"] == "user" else ""
@@ -167,8 +165,13 @@ def _rise(rows: Sequence[Mapping[str, Any]], arm: str) -> Estimate:
     risen = []
     for some in by.values():
         first, last = [r["drift"] for r in some[:2]], [r["drift"] for r in some if r["turn"] >= r["turns"] / 2]
-        risen.append(mean(last).value - mean(first).value)
+        risen.append(_plain_mean(last) - _plain_mean(first))
     return mean(risen)
+
+
+def _plain_mean(values: Sequence[float]) -> float:
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _blocks(

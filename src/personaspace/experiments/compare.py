@@ -159,7 +159,9 @@ def repeatability(space: PersonaSpace, roles: Sequence[str]) -> float | None:
     if "counts" in space.tensors:
         n = space.tensors["counts"][rows].double()
         error = error * (n + 1) / (n - 1).clamp(min=1)
-    return max(0.0, 1 - float(error.mean()) / float(np.var(Places.of(space).on_axis[rows])))
+    return max(
+        0.0, 1 - float(error.mean()) / float((space.centred()[0] @ space.axis_at())[rows].double().var(correction=0))
+    )
 
 
 def _ceiling(a: float | None, b: float | None) -> float | None:

@@ -16,11 +16,11 @@ from personaspace.catalog import Catalog
 from personaspace.experiments.drift_findings import steps_of
 from personaspace.experiments.drift_messages import embed
 from personaspace.experiments.drift_page import evaluate
-from personaspace.experiments.drift_users import Dialogue, Scene, Users, keep_scenes, scenes, together
+from personaspace.experiments.drift_users import Scene, Users, keep_scenes, scenes
 from personaspace.experiments.experiment import Cost, Experiment, Names, Numbers, Options
 from personaspace.experiments.results import Result
-from personaspace.experiments.talks import fitted
-from personaspace.experiments.trials import PLAIN, Ask, Given, Trials, beside_plain
+from personaspace.experiments.talks import Dialogue, converse
+from personaspace.experiments.trials import PLAIN, Given, Trials, beside_plain
 from personaspace.prompts import Message, Sampling
 from personaspace.space import PersonaSpace
 
@@ -80,38 +80,20 @@ def run(trials: Trials[DriftOptions]) -> Result:
     trials.space.drift(0.0)  # says it now where the space does not know the default's deviation
     there = chosen(options)
     keep_scenes(trials.folder, there)
-    users = Users(trials, options.user, options.user_model, options.user_tokens)
-    dialogues = [Dialogue(c, s) for c in beside_plain(options.alphas, options.caps) for s in there]
-    converse(trials, users, dialogues)
+    users = Users(trials, there, options.user, options.user_model, options.user_tokens)
+    dialogues = [Dialogue(c, s.name) for c in beside_plain(options.alphas, options.caps) for s in there]
+    converse(trials, dialogues, users.say, options.turns, Sampling(max_new_tokens=options.max_new_tokens))
     if users.problems:
         trials.watcher.note(
             f"{len(users.problems)} messages of the user did not come ({users.problems[0]}); their conversations end there, "
             "and the same command goes on with them"
         )
-    found = rows(trials.space, options.turns, dialogues, read_plainly(trials, dialogues))
+    found = rows(trials.space, options.turns, users.scenes, dialogues, read_plainly(trials, dialogues))
     steps = steps_of(found)
     vectors = embed(steps.texts, options.embedder)
     if isinstance(vectors, str):
         trials.watcher.note(vectors)
     return evaluate(trials.space, options.user, found, steps, vectors, options.clusters, options.seed)
-
-
-def converse(trials: Trials[DriftOptions], users: Users, dialogues: Sequence[Dialogue]) -> None:
-    """All conversations of all conditions, turn by turn; one whose user has nothing to say ends."""
-    sampling = Sampling(max_new_tokens=trials.options.max_new_tokens)
-    on = {d.name: d for d in dialogues}
-    for turn in range(1, trials.options.turns + 1):
-        said = users.say(turn, list(on.values()))
-        on = {name: d for name, d in on.items() if name in said}
-        for name, d in on.items():
-            d.messages.append({"role": "user", "content": said[name]})
-            d.begins.append(len(d.messages) - len(fitted(trials.engine, d.messages, sampling.max_new_tokens)))
-        for k, group in enumerate(together(trials.responses / f"asked-{turn:02d}.json", list(on))):
-            asks = [Ask(on[n].condition, on[n].scene.name, tuple(on[n].messages[on[n].begins[-1] :])) for n in group]
-            part = f"turn-{turn:02d}" + (f"-{k}" if k else "")
-            for name, given in zip(group, trials.ask(asks, sampling, part=part), strict=True):
-                on[name].given.append(given)
-                on[name].messages.append({"role": "assistant", "content": given.text})
 
 
 def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) -> dict[str, list[float]]:
@@ -120,14 +102,14 @@ def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) ->
     pieces: dict[str, list[Message]] = {}
     wanted: dict[str, tuple[str, int]] = {}
     for d in (d for d in dialogues if d.condition != PLAIN):
-        for begin, some in groupby(range(len(d.begins)), key=lambda k, d=d: d.begins[k]):  # type: ignore[misc]
+        for begin, some in groupby(range(len(d.left_out)), key=lambda k, d=d: d.left_out[k]):  # type: ignore[misc]
             turns = list(some)
-            piece = f"{d.name}/{begin}"
+            piece = f"{d.key}/{begin}"
             pieces[piece] = d.messages[begin : 2 * turns[-1] + 2]
-            wanted[piece] = (d.name, len(turns))
+            wanted[piece] = (d.key, len(turns))
     # Named by what is in it: a conversation that a later call goes on with is read anew.
     digest = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:12]
-    found: dict[str, list[float]] = {d.name: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN}
+    found: dict[str, list[float]] = {d.key: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN}
     for piece, read in trials.read(pieces, part=f"read-{digest}").items():
         name, n = wanted[piece]
         found.setdefault(name, []).extend(r.projection for r in read[-n:])
@@ -135,7 +117,11 @@ def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) ->
 
 
 def rows(
-    space: PersonaSpace, turns: int, dialogues: Sequence[Dialogue], read: Mapping[str, Sequence[float]]
+    space: PersonaSpace,
+    turns: int,
+    of: Mapping[str, Scene],
+    dialogues: Sequence[Dialogue],
+    read: Mapping[str, Sequence[float]],
 ) -> list[dict[str, Any]]:
     """A row for each turn of each conversation; one that did not come has no message and no projection."""
     nothing = Given("", "", "", 0, "", math.nan, 0)
@@ -144,21 +130,21 @@ def rows(
         for k in range(turns):
             there = k < len(d.given)
             given = d.given[k] if there else nothing
-            projection = read[d.name][k] if there else math.nan
+            projection = read[d.key][k] if there else math.nan
             row = {
                 "condition": d.condition.name,
                 "alpha": d.condition.alpha,
                 "cap": d.condition.cap,
-                "domain": d.scene.domain,
-                "persona": d.scene.persona,
-                "topic": d.scene.topic,
-                "conversation": d.scene.name,
+                "domain": of[d.name].domain,
+                "persona": of[d.name].persona,
+                "topic": of[d.name].topic,
+                "conversation": d.name,
                 "turn": k + 1,
                 "message": d.messages[2 * k]["content"] if there else None,
                 "reply": given.text if there else None,
                 "tokens": given.tokens,
                 "touched": given.touched,
-                "left_out": d.begins[k] if there else 0,
+                "left_out": d.left_out[k] if there else 0,
                 "projection": projection,
                 "projection_as_it_went": given.projection,
                 "drift": space.drift(projection),

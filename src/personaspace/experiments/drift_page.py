@@ -145,7 +145,7 @@ def _key(
     apart: Mapping[str, Estimate | None], held: Mapping[str, Estimate], prediction: Prediction | None
 ) -> list[Figure]:
     def figure(name: str, e: Estimate, note: str) -> Figure:
-        return Figure(name, f"{e.value:+.2f}", f"95%: {e.low:+.2f} to {e.high:+.2f}; {note}")
+        return Figure(name, f"{e.value:+.2f}", f"{e.span()}; {note}")
 
     key = []
     if (level := apart["level"]) is not None:

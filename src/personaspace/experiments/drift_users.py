@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from personaspace.endpoint import MODEL, Endpoint
 from personaspace.engines import Engine
 from personaspace.errors import RunError, RunMismatch, UsageError
 from personaspace.experiments import data
-from personaspace.experiments.talks import fitted
-from personaspace.experiments.trials import Condition, Given, Trials
+from personaspace.experiments.talks import Dialogue, fitted
+from personaspace.experiments.trials import Trials
 from personaspace.places import write_whole
 from personaspace.prompts import Message, Prompt, Sampling, row_seed
 
@@ -64,23 +64,6 @@ class Scene:
     @property
     def name(self) -> str:
         return f"{self.domain}/{self.persona}/{self.topic}"
-
-
-@dataclass
-class Dialogue:
-    """A conversation under a condition as far as it has come. begins: for each reply, the message at which its history began,
-    later ones once the model's context was full. ended: a user's message was missing."""
-
-    condition: Condition
-    scene: Scene
-    messages: list[Message] = field(default_factory=list)
-    given: list[Given] = field(default_factory=list)
-    begins: list[int] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.condition.name}/{self.scene.name}"
 
 
 def scenes(user: str, file: str, per_domain: int, turns: int) -> list[Scene]:
@@ -152,8 +135,8 @@ def flipped(scene: Scene, messages: Sequence[Message]) -> list[Message]:
 class Users:
     """What users say, turn by turn, each message asked for once."""
 
-    def __init__(self, trials: Trials[Any], user: str, model: str, tokens: int) -> None:
-        self.trials, self.user = trials, user
+    def __init__(self, trials: Trials[Any], there: Sequence[Scene], user: str, model: str, tokens: int) -> None:
+        self.trials, self.scenes, self.user = trials, {s.name: s for s in there}, user
         self.problems: list[str] = []
         self.play: Play | None = None
         if user == "local":
@@ -167,21 +150,21 @@ class Users:
         """The users' messages of a turn, counted from 1, by dialogue; those that failed are not among them. The first message
         is the same under every condition. Raises `RunError` where nothing is said at all."""
         if self.play is None:
-            return {t.name: t.scene.turns[turn - 1] for t in dialogues}
+            return {d.key: self.scenes[d.name].turns[turn - 1] for d in dialogues}
         path = self.trials.responses / f"user-{turn:02d}.json"
         kept: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        keys = {t.name: t.scene.name if turn == 1 else t.name for t in dialogues}
-        left = {keys[t.name]: t for t in dialogues if keys[t.name] not in kept}
+        keys = {d.key: d.name if turn == 1 else d.key for d in dialogues}
+        left = {keys[d.key]: d for d in dialogues if keys[d.key] not in kept}
         for k in range(0, len(left), BATCH):
             some = list(left)[k : k + BATCH]
-            asked = [(left[key].scene.name, flipped(left[key].scene, left[key].messages)) for key in some]
+            asked = [(left[k].name, flipped(self.scenes[left[k].name], left[k].messages)) for k in some]
             said = self.play(asked, turn)
             kept |= {key: s.text for key, s in zip(some, said, strict=True) if s.text is not None}
             self.problems += [s.problem for s in said if s.text is None]
             write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False).encode())
             if turn == 1 and not kept:
                 raise RunError(f"--user {self.user}: none of {len(said)} first messages came ({said[0].problem})")
-        return {t.name: kept[keys[t.name]] for t in dialogues if keys[t.name] in kept}
+        return {d.key: kept[keys[d.key]] for d in dialogues if keys[d.key] in kept}
 
 
 def _local(engine: Engine, seed: int, tokens: int) -> Play:
@@ -214,17 +197,3 @@ def _cleaned(text: str) -> Said:
     if len(text) > 2 and text[0] in '"“' and text[-1] in '"”':
         text = text[1:-1].strip()
     return Said(text) if text else Said(None, "an empty message")
-
-
-# -- who was asked together --------------------------------------------------------------------------------------------
-
-
-def together(path: Path, names: Sequence[str]) -> list[list[str]]:
-    """The dialogues of a turn in the groups in which they are asked. One that could not go on in an earlier call is asked in a
-    group of its own by a later one, so that what was asked before stays as it is."""
-    groups: list[list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    there = {name for group in groups for name in group}
-    if new := [name for name in names if name not in there]:
-        groups.append(new)
-        write_whole(path, json.dumps(groups, indent=1, ensure_ascii=False).encode())
-    return [[name for name in group if name in set(names)] for group in groups]

@@ -34,6 +34,10 @@ class Estimate:
         inside = "too few for an interval" if math.isnan(self.low) else f"{self.low:+.2f} to {self.high:+.2f}"
         return f"{self.value:+.2f} ({inside}{missing})"
 
+    def span(self) -> str:
+        """The interval alone, with signs."""
+        return f"95%: {self.low:+.2f} to {self.high:+.2f}"
+
     def points(self) -> str:
         """A difference of shares, in percentage points."""
         if not self.n:
@@ -59,6 +63,11 @@ def share(hits: Sequence[bool | None]) -> Estimate:
 
     found = binomtest(sum(known), len(known)).proportion_ci(LEVEL, method="wilson")
     return Estimate(sum(known) / len(known), float(found.low), float(found.high), len(known), missing)
+
+
+def shares_of(found: Sequence[str | None], kinds: Sequence[str]) -> dict[str, Estimate]:
+    """How often each kind was found; None counts as missing."""
+    return {kind: share([None if f is None else f == kind for f in found]) for kind in kinds}
 
 
 def bootstrap(

@@ -14,7 +14,7 @@ from personaspace.experiments.drawing import stacked, wrapped
 from personaspace.experiments.experiment import Cost, Experiment, Names, Numbers, Options
 from personaspace.experiments.kinds import BY_WORDS, KINDS, WHO, Said
 from personaspace.experiments.results import Result
-from personaspace.experiments.statistics import Estimate, share, trend
+from personaspace.experiments.statistics import Estimate, shares_of, trend
 from personaspace.experiments.trials import Ask, Condition, Given, Trials, capped, steered
 from personaspace.prompts import Message, Sampling
 from personaspace.report.figures import Block, Figure
@@ -101,7 +101,7 @@ def evaluate(
     """Shares of kinds under each condition, and whether steering moves them. It asks nothing."""
     rows = [_table_row(a, g, k) for a, g, k in zip(wanted, given, kinds, strict=True)]
     names = [c.name for c in conditions(options)]
-    shares = {under: {n: _shares(_of(rows, n, under)) for n in names} for under in UNDER}
+    shares = {under: {n: shares_of([r["kind"] for r in _of(rows, n, under)], KINDS) for n in names} for under in UNDER}
     trend = _trend(rows, "the Assistant")
     persona = _trend(rows, "a human with a past", "a nonhuman character", "theatrical or mystical", "another AI")
     ends = list(dict.fromkeys([names[0], "plain", names[len(names) - len(options.caps) - 1]]))
@@ -115,8 +115,8 @@ def evaluate(
         "told to be, and at high strength speak in a theatrical, mystical voice; steered towards, they resist role play."
     )
     key = [
-        Figure("being the Assistant", f"{trend.value:+.2f}", f"rank correlation with α, 95%: {_interval(trend)}"),
-        Figure("being a character", f"{persona.value:+.2f}", f"rank correlation with α, 95%: {_interval(persona)}"),
+        Figure("being the Assistant", f"{trend.value:+.2f}", f"rank correlation with α, {trend.span()}"),
+        Figure("being a character", f"{persona.value:+.2f}", f"rank correlation with α, {persona.span()}"),
         Figure("replies", f"{len(rows):,}", f"{sum(r['kind'] is None for r in rows)} not judged"),
         Figure("sorted by", judge, "by words alone" if judge == "rules" else ""),
     ]
@@ -146,14 +146,6 @@ def _table_row(a: Ask, g: Given, kind: int | None) -> dict[str, Any]:
 
 def _of(rows: Sequence[dict[str, Any]], condition: str, under: str) -> list[dict[str, Any]]:
     return [r for r in rows if r["condition"] == condition and (r["role"] == NO_ROLE) == (under == NO_ROLE)]
-
-
-def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
-    return {kind: share([None if r["kind"] is None else r["kind"] == kind for r in rows]) for kind in KINDS}
-
-
-def _interval(e: Estimate) -> str:
-    return f"{e.low:+.2f} to {e.high:+.2f}"
 
 
 def _trend(rows: Sequence[dict[str, Any]], *kinds: str) -> Estimate:

@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from personaspace.engines import Engine
 from personaspace.errors import UsageError
-from personaspace.experiments.trials import Ask, Condition, Trials
+from personaspace.experiments.trials import Ask, Condition, Given, Trials
+from personaspace.places import write_whole
 from personaspace.prompts import Message, Sampling
 
 
-class Key(NamedTuple):
-    """A conversation under a condition, both by name."""
+@dataclass
+class Dialogue:
+    """A conversation under a condition as far as it has come. name: the conversation's, the same under every condition.
+    messages: what it opens with, then what is said. left_out: for each reply, how many of the oldest messages it was given
+    without, since the model's context was full."""
 
-    condition: str
+    condition: Condition
     name: str
+    messages: list[Message] = field(default_factory=list)
+    given: list[Given] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """It among those of all conditions."""
+        return f"{self.condition.name}/{self.name}"
 
 
-Talk = list[Message]
-User = Callable[[int, Mapping[Key, Talk]], Mapping[Key, str]]
-"""From the number of a turn and the conversations so far to what the user says next; who is not in it has ended."""
+Say = Callable[[int, Sequence[Dialogue]], Mapping[str, str]]
+"""From the number of a turn, counted from 1, and the conversations that go on to what their users say, by key; one that is not
+among them has ended."""
 
 
-def converse(
-    trials: Trials[Any],
-    openings: Mapping[Key, Talk],
-    conditions: Sequence[Condition],
-    user: User,
-    turns: int,
-    sampling: Sampling,
-) -> dict[Key, Talk]:
-    """Goes through the turns, all conversations of all conditions at once, and returns them whole. A conversation that has
-    grown too long for the model is asked without its oldest exchanges. Raises `UsageError` where a message alone is."""
-    held = {c.name: c for c in conditions}
-    talks = {key: list(talk) for key, talk in openings.items()}
-    for turn in range(turns):
-        said = user(turn, talks)
-        for key, text in said.items():
-            talks[key].append({"role": "user", "content": text})
-        asks = [
-            Ask(
-                held[key.condition],
-                f"{key.name}/{turn}",
-                tuple(fitted(trials.engine, talks[key], sampling.max_new_tokens)),
-            )
-            for key in said
-        ]
-        for key, given in zip(said, trials.ask(asks, sampling, part=f"turn-{turn:02d}"), strict=True):
-            talks[key].append({"role": "assistant", "content": given.text})
-    return talks
+def converse(trials: Trials[Any], dialogues: Sequence[Dialogue], say: Say, turns: int, sampling: Sampling) -> None:
+    """Goes through the turns, all conversations of all conditions at once. One that has grown too long for the model is asked
+    without its oldest exchanges. Raises `UsageError` where a message alone is too long."""
+    on = {d.key: d for d in dialogues}
+    for turn in range(1, turns + 1):
+        said = say(turn, list(on.values()))
+        on = {key: d for key, d in on.items() if key in said}
+        asks = {}
+        for key, d in on.items():
+            d.messages.append({"role": "user", "content": said[key]})
+            shown = fitted(trials.engine, d.messages, sampling.max_new_tokens)
+            d.left_out.append(len(d.messages) - len(shown))
+            asks[key] = Ask(d.condition, d.name, tuple(shown))
+        for k, group in enumerate(together(trials.responses / f"asked-{turn:02d}.json", list(on))):
+            part = f"turn-{turn:02d}" + (f"-{k}" if k else "")
+            for key, given in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
+                on[key].given.append(given)
+                on[key].messages.append({"role": "assistant", "content": given.text})
 
 
 def said_again(
@@ -57,19 +63,20 @@ def said_again(
     transcripts: Mapping[str, Sequence[Message]],
     conditions: Sequence[Condition],
     sampling: Sampling,
-) -> dict[Key, Talk]:
+) -> list[Dialogue]:
     """What the user says in each transcript, said again to the model under each condition; a system prompt stays."""
     said = {name: [m["content"] for m in talk if m["role"] == "user"] for name, talk in transcripts.items()}
-    openings = {
-        Key(c.name, name): [m for m in talk[:1] if m["role"] == "system"]
+    dialogues = [
+        Dialogue(c, name, [m for m in talk[:1] if m["role"] == "system"])
         for c in conditions
         for name, talk in transcripts.items()
-    }
+    ]
 
-    def user(turn: int, talks: Mapping[Key, Talk]) -> dict[Key, str]:
-        return {key: said[key.name][turn] for key in talks if turn < len(said[key.name])}
+    def say(turn: int, some: Sequence[Dialogue]) -> dict[str, str]:
+        return {d.key: said[d.name][turn - 1] for d in some if turn <= len(said[d.name])}
 
-    return converse(trials, openings, conditions, user, max(map(len, said.values())), sampling)
+    converse(trials, dialogues, say, max(map(len, said.values())), sampling)
+    return dialogues
 
 
 def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:
@@ -78,11 +85,22 @@ def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:
     limit = (engine.model.context or 10**9) - room
     first = [m for m in talk[:1] if m["role"] == "system"]
     rest = list(talk[len(first) :])
-    while len(engine.chat.prompt_ids([*first, *rest])) > limit:
+    while (length := len(engine.chat.prompt_ids([*first, *rest]))) > limit:
         if len(rest) < 3:
             raise UsageError(
-                f"a message of {len(engine.chat.prompt_ids([*first, *rest])):,} tokens and a reply of {room:,} do not fit "
-                f"{engine.model.id}'s context of {engine.model.context:,}"
+                f"a message of {length:,} tokens and a reply of {room:,} do not fit {engine.model.id}'s context of "
+                f"{engine.model.context:,}"
             )
         rest = rest[2:]
     return [*first, *rest]
+
+
+def together(path: Path, keys: Sequence[str]) -> list[list[str]]:
+    """The dialogues of a turn in the groups in which they are asked. One that could not go on in an earlier call is asked in a
+    group of its own by a later one, so that what was asked before stays as it is."""
+    groups: list[list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    there = {key for group in groups for key in group}
+    if new := [key for key in keys if key not in there]:
+        groups.append(new)
+        write_whole(path, json.dumps(groups, indent=1, ensure_ascii=False).encode())
+    return [[key for key in group if key in set(keys)] for group in groups]
