@@ -53,7 +53,7 @@ def table() -> str:
                 p = plan.predict(shape, plan.hardware_of(on), asked)
                 d = p["disk_gb"]
                 of = (
-                    [f"{p['copies']} × {p['devices_each']}", plan.duration(p["hours"])]
+                    [f"{p['copies']} × {p['devices_each']}", plan.duration(3600 * p["hours"])]
                     if p["fits"]
                     else ["–", "does not fit"]
                 )

@@ -285,7 +285,7 @@ def lines(name: str, on: Hardware, asked: Asked, shape: Shape) -> list[str]:
     else:
         memory = p["memory_gb"]
         time_of = (
-            f"about {duration(p['hours'])}, {p['share_of_prompts']:.0%} of it prompts; {p['copies']} copies on "
+            f"about {duration(3600 * p['hours'])}, {p['share_of_prompts']:.0%} of it prompts; {p['copies']} copies on "
             f"{p['devices_each']} devices each, {p['rows']} replies at once\nmemory of a copy: {memory['weights']:.3g} GB of "
             f"weights, {memory['keys_and_values']:.3g} GB of keys and values"
         )
@@ -299,11 +299,12 @@ def as_json(name: str, on: Hardware, asked: Asked, shape: Shape) -> dict[str, An
     return {**found, "assumptions": assumptions(on, shape)}
 
 
-def duration(hours: float) -> str:
+def duration(seconds: float) -> str:
     """A length of time, for people."""
-    if hours < 1 / 40:
-        return f"{hours * 3600:.0f} s"
-    return f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours = seconds / 3600
+    return f"{seconds / 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def bytes_per_response(layers: int, hidden: int, new_tokens: int) -> int:
@@ -312,7 +313,7 @@ def bytes_per_response(layers: int, hidden: int, new_tokens: int) -> int:
 
 
 def seconds_per_token(engine: Engine) -> float:
-    """An estimate from the model's size and a matrix product timed for a fifth of a second on its device."""
+    """An estimate from the model's size and a matrix product timed for some tenths of a second on its device."""
     network = getattr(engine, "network", None)
     if network is None:
         return 0.0

@@ -9,20 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from personaspace.mapping import Watcher
-from personaspace.plan import Plan
+from personaspace.plan import Plan, duration
 
 LINE_EVERY = 15.0
 """Seconds between plain lines."""
 
 FIRST_ROWS = 100
 """Replies that start together end together: before that many, a rate would say nothing."""
-
-
-def hours(seconds: float) -> str:
-    """A length of time, for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Bar(Watcher):
@@ -40,7 +33,7 @@ class Bar(Watcher):
         there = f" ({plan.done} of them there already)" if plan.done else ""
         return (
             f"{plan.responses} responses{there}: {plan.prompt_tokens:,} prompt tokens, at most {plan.new_tokens:,} new ones, "
-            f"about {hours(plan.seconds)}, {plan.bytes / 1e6:,.0f} MB on the disk"
+            f"about {duration(plan.seconds)}, {plan.bytes / 1e6:,.0f} MB on the disk"
         )
 
     def planned(self, plan: Plan) -> None:
@@ -61,7 +54,7 @@ class Bar(Watcher):
         elif now - self.last > LINE_EVERY and done - self.first >= FIRST_ROWS:
             self.last = now
             self.console.print(
-                f"{done}/{total} responses, {rate:.1f}/s, {hours((total - done) / max(rate, 1e-9))} left"
+                f"{done}/{total} responses, {rate:.1f}/s, {duration((total - done) / max(rate, 1e-9))} left"
             )
 
     def note(self, text: str) -> None:

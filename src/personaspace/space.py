@@ -86,6 +86,7 @@ class PersonaSpace:
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor] = field(repr=False)
+    _towards: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def roles(self) -> list[str]:
@@ -121,8 +122,12 @@ class PersonaSpace:
         at = self._layer(layer)
         if activation.dim() == 2:
             activation = activation[at]
-        vectors, mean = self.centred(at)
-        cosines = torch.cosine_similarity(vectors, (activation.float() - mean)[None], dim=-1)
+        if at not in self._towards:  # asked of every token that is served
+            vectors, mean = self.centred(at)
+            self._towards[at] = torch.nn.functional.normalize(vectors, dim=-1), mean
+        units, mean = self._towards[at]
+        off = activation.float() - mean
+        cosines = units @ off / off.norm().clamp(min=1e-8)
         best = cosines.topk(min(k, len(cosines)))
         return [(self.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
 

@@ -148,7 +148,7 @@ def _run(
 
 
 def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as_json: bool) -> None:
-    from personaspace.progress import hours
+    from personaspace.plan import duration
 
     each = {"this": experiment.cost(options, texts), "published": experiment.cost(experiment.published, texts)}
     seconds = {k: c.seconds(engine) for k, c in each.items()}
@@ -157,7 +157,7 @@ def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as
         return
     for name, c in each.items():
         out.print(
-            f"{name + ' setting:':<19} {c.replies:,} replies, at most {c.tokens:,} tokens, about {hours(seconds[name])} "
+            f"{name + ' setting:':<19} {c.replies:,} replies, at most {c.tokens:,} tokens, about {duration(seconds[name])} "
             f"with {engine.model.id} on this machine"
         )
 

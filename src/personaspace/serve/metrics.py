@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from personaspace.serve.scheduler import Worker
 from personaspace.space import PersonaSpace
 
 
-class Metrics:
-    """Requests, tokens, queue, time to first token, projections, alerts, and tokens that a cap changed."""
+class PersonaMetrics:
+    """Projections, alerts, and tokens that a cap changed, of whatever server."""
 
-    def __init__(self, space: PersonaSpace, worker: Worker) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, space: PersonaSpace, registry: CollectorRegistry = REGISTRY) -> None:
         mean, std = 0.0, 1.0
         if "default_moments" in space.tensors:
             mean, std = space.tensors["default_moments"][:, space.layer].tolist()
         buckets = [mean + std * k / 2 for k in range(-8, 9)]
-        r = self.registry
-        self.requests = Counter(
-            "personaspace_requests", "Requests answered", ["model", "endpoint", "status"], registry=r
+        r = registry
+        self.projection = Histogram(
+            "personaspace_projection", "Replies' projections on the axis", ["model"], buckets=buckets, registry=r
         )
-        self.tokens = Counter("personaspace_tokens", "Tokens", ["model", "kind"], registry=r)
         self.capped = Counter(
             "personaspace_capped_tokens", "Generated tokens that a cap changed", ["model"], registry=r
         )
         self.alerts = Counter("personaspace_alerts", "Replies after which an alert stood", ["model"], registry=r)
+
+    def reply(self, model: str, told: Mapping[str, Any] | None) -> None:
+        """Counts a reply, given its `persona`; None of one that was not read."""
+        self.capped.labels(model).inc(told["capped_tokens"] if told else 0)
+        if told:
+            self.projection.labels(model).observe(told["projection"])
+            self.alerts.labels(model).inc(bool(told["alert"]))
+
+
+class Metrics(PersonaMetrics):
+    """Those, and requests, tokens, queue and time to first token of our own server."""
+
+    def __init__(self, space: PersonaSpace, worker: Worker) -> None:
+        self.registry = r = CollectorRegistry()
+        super().__init__(space, r)
+        self.requests = Counter(
+            "personaspace_requests", "Requests answered", ["model", "endpoint", "status"], registry=r
+        )
+        self.tokens = Counter("personaspace_tokens", "Tokens", ["model", "kind"], registry=r)
         self.first = Histogram(
             "personaspace_time_to_first_token_seconds",
             "Seconds until a reply's first token",
             ["model"],
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32),
             registry=r,
-        )
-        self.projection = Histogram(
-            "personaspace_projection", "Replies' projections on the axis", ["model"], buckets=buckets, registry=r
         )
         Gauge("personaspace_queue", "Replies that wait for a place", registry=r).set_function(
             lambda: len(worker.waiting)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from personaspace.errors import SpaceError
@@ -75,12 +74,12 @@ class Reader:
     def reading(self, mean: Tensor, tokens: int) -> dict[str, Any]:
         """Where a mean activation `[hidden]` over so many tokens lies."""
         mean = mean.cpu()
-        projection = float(mean @ self._unit)
+        projection = float(mean @ self.space.axis_at())
         return {
             "layer": self.space.layer,
             "projection": projection,
             "drift": self.space.drift(projection) if "default_moments" in self.space.tensors else None,
-            "nearest": self.nearest(mean, 5),
+            "nearest": self.space.nearest(mean, 5),
             "tokens_read": tokens,
             "place": self.place(mean),
         }
@@ -97,22 +96,6 @@ class Reader:
     def _map(self) -> tuple[Tensor, Tensor, Tensor]:
         """Role vectors less their mean, the mean, and the first two components."""
         return (*self.space.centred(), self.space.components_at()[0][:2])
-
-    @cached_property
-    def _unit(self) -> Tensor:
-        return self.space.axis_at()
-
-    @cached_property
-    def _towards(self) -> Tensor:
-        """Role vectors less their mean, each of unit length."""
-        return torch.nn.functional.normalize(self._map[0], dim=-1)
-
-    def nearest(self, mean: Tensor, k: int) -> list[tuple[str, float]]:
-        """As `PersonaSpace.nearest`, fast enough for every token."""
-        off = mean.float() - self._map[1]
-        cosines = self._towards @ off / off.norm().clamp(min=1e-8)
-        best = cosines.topk(min(k, len(cosines)))
-        return [(self.space.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
 
     def place(self, vector: Tensor) -> list[float]:
         """Where `[hidden]` lies on the first two components."""

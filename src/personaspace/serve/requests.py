@@ -225,14 +225,10 @@ class Requests:
             yield reply, event
 
     def _count(self, model: str, reply: Reply) -> None:
-        m, persona = self.metrics, reply.persona or {}
+        m = self.metrics
         m.tokens.labels(model, "prompt").inc(reply.prompt_tokens)
         m.tokens.labels(model, "completion").inc(reply.tokens)
-        m.capped.labels(model).inc(persona.get("capped_tokens", 0))
-        if "projection" in persona:
-            m.projection.labels(model).observe(persona["projection"])
-        if persona.get("alert"):
-            m.alerts.labels(model).inc()
+        m.reply(model, reply.persona)
 
     def _finished(self, running: Running) -> None:
         endpoint = "/v1/chat/completions" if running.shape.chat else "/v1/completions"

@@ -13,14 +13,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
 
 from personaspace.catalog import load_catalog
 from personaspace.engines.vllm import plugin
 from personaspace.engines.vllm.ask import FIELD
-from personaspace.engines.vllm.wire import unpack
+from personaspace.engines.vllm.wire import gathered
 from personaspace.interventions import Intervention
+from personaspace.serve.metrics import PersonaMetrics
 from personaspace.serve.persona import BadRequest, Reader
 from personaspace.serve.schema import Persona
 from personaspace.space import PersonaSpace
@@ -34,16 +34,7 @@ class Persons:
 
     def __init__(self, space: PersonaSpace, name: str, client: Any) -> None:
         self.reader, self.client = Reader.of(space, name), client
-        self.known: set[str] = set()
-        mean, std = 0.0, 1.0
-        if "default_moments" in space.tensors:
-            mean, std = space.tensors["default_moments"][:, space.layer].tolist()
-        buckets = [mean + std * k / 2 for k in range(-8, 9)]
-        self.projection = Histogram(
-            "personaspace_projection", "Replies' projections on the axis", ["model"], buckets=buckets
-        )
-        self.capped = Counter("personaspace_capped_tokens", "Generated tokens that a cap changed", ["model"])
-        self.alerts = Counter("personaspace_alerts", "Replies after which an alert stood", ["model"])
+        self.workers, self.metrics = plugin.Told(), PersonaMetrics(space)
 
     async def ask(self, model: str, wanted: Persona) -> dict[str, Any]:
         """What vLLM's request carries for a `persona`. Raises `BadRequest`."""
@@ -53,25 +44,19 @@ class Persons:
         return {"key": uuid.uuid4().hex, "read": [self.reader.space.layer], "interventions": names}
 
     async def _define(self, interventions: Sequence[Intervention]) -> None:
-        new = {i.key: [i.to_dict()] for i in interventions if i.key not in self.known}
-        if new:
-            await self.client.collective_rpc("personaspace_define", args=(json.dumps(new),))
-            plugin.NAMED.update({i.key: (i,) for i in interventions})
-            self.known |= set(new)
+        if news := self.workers.news(interventions):
+            await self.client.collective_rpc("personaspace_define", args=(news,))
+            self.workers.known(interventions)
 
     async def told(self, model: str, key: str, wanted: Persona) -> dict[str, Any] | None:
         """A reply's `persona`; None where no token was read."""
-        blobs = await self.client.collective_rpc("personaspace_take", args=([key],))
-        reading = unpack(next(blob for blob in blobs if blob)).get(key)
+        reading = gathered(await self.client.collective_rpc("personaspace_take", args=([key],))).get(key)
         if reading is None or not int(reading.tokens[0]):
             return None
         found = self.reader.turn(
             reading.activation[0, 0], int(reading.tokens[0]), int(reading.touched[0]), wanted.history
         )
-        if found:
-            self.projection.labels(model).observe(found["projection"])
-            self.capped.labels(model).inc(found["capped_tokens"])
-            self.alerts.labels(model).inc(bool(found["alert"]))
+        self.metrics.reply(model, found)
         return found
 
 

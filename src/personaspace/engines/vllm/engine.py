@@ -15,7 +15,7 @@ from personaspace.engines.chat import Chat
 from personaspace.engines.loaded import Loaded, check_finite, end_ids
 from personaspace.engines.vllm import checkpoint, plugin
 from personaspace.engines.vllm.ask import FIELD
-from personaspace.engines.vllm.wire import Reading, unpack
+from personaspace.engines.vllm.wire import Reading, gathered
 from personaspace.errors import ActivationError, ModelError, UsageError
 from personaspace.interventions import Intervention
 from personaspace.prompts import Prompt, Sampling
@@ -51,7 +51,7 @@ class VllmEngine(Loaded):
             context=int(config.max_model_len),
             notes={"beginning": self.chat.beginning(), "compiled": str(core.vllm_config.compilation_config.mode)},
         )
-        self._known: set[str] = set()
+        self._told = plugin.Told()
         self._numbers = itertools.count()
         self._arrived: dict[str, Any] = {}
 
@@ -156,11 +156,9 @@ class VllmEngine(Loaded):
     def _define(self, interventions: Sequence[Intervention]) -> list[str]:
         """Tells the workers of interventions that they do not know yet; their names."""
         check_interventions(interventions, self.model.layers, self.model.hidden)
-        new = {i.key: [i.to_dict()] for i in interventions if i.key not in self._known}
-        if new:
-            self.core.collective_rpc("personaspace_define", args=(json.dumps(new),))
-            plugin.NAMED.update({i.key: (i,) for i in interventions})
-            self._known |= set(new)
+        if news := self._told.news(interventions):
+            self.core.collective_rpc("personaspace_define", args=(news,))
+            self._told.known(interventions)
         return [i.key for i in interventions]
 
     def _step(self) -> None:
@@ -171,8 +169,7 @@ class VllmEngine(Loaded):
     def _take(self, ids: Sequence[str], again: bool = False) -> dict[str, Reading]:
         if not ids:
             return {}
-        blobs = self.core.collective_rpc("personaspace_take", args=(list(ids), again))
-        return unpack(next(blob for blob in blobs if blob))
+        return gathered(self.core.collective_rpc("personaspace_take", args=(list(ids), again)))
 
     def _forget(self, ids: Iterable[str]) -> None:
         """Requests whose replies nobody waits for any more."""

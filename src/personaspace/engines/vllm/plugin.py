@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from logging import getLogger
 from typing import Any
@@ -23,6 +24,23 @@ from personaspace.interventions import Intervention
 log = getLogger("vllm.personaspace")
 NAMED: dict[str, tuple[Intervention, ...]] = {}
 """Interventions that requests in this process may name."""
+
+
+class Told:
+    """Which interventions the workers were told of."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def news(self, interventions: Sequence[Intervention]) -> str | None:
+        """What to tell them by `personaspace_define`, as JSON; None where they know all."""
+        new = {i.key: [i.to_dict()] for i in interventions if i.key not in self._known}
+        return json.dumps(new) if new else None
+
+    def known(self, interventions: Sequence[Intervention]) -> None:
+        """They were told: requests may name these from now on."""
+        NAMED.update({i.key: (i,) for i in interventions})
+        self._known |= {i.key for i in interventions}
 
 
 def register() -> None:

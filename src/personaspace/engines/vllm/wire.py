@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,11 @@ def pack(found: Mapping[str, Result | None]) -> bytes:
         tensors[f"{key}\n/touched"] = torch.stack([s.touched for s in result.sums]).long()
         tensors[f"{key}\n/layers"] = torch.tensor(at, dtype=torch.long)
     return bytes(save(tensors))
+
+
+def gathered(blobs: Iterable[bytes]) -> dict[str, Reading]:
+    """Readings by key, from what each worker answered: one of those that hold the same has them."""
+    return unpack(next(blob for blob in blobs if blob))
 
 
 def unpack(blob: bytes) -> dict[str, Reading]:
