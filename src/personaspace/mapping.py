@@ -98,6 +98,7 @@ class Mapper:
         questions = len(catalog.questions)
         blocks = options.blocks or (None if self.layers is None else BLOCKS)
         self.blocks = None if blocks is None else blocks_of(questions, blocks, options.seed)
+        self.counted: estimate.Counted | None = None  # what the space was estimated from, once there is one
         self.sums: Sums | None = None
         if self.layers is not None and self.blocks is not None:
             self.sums = Sums(self.run, 1 + len(catalog.roles), self.blocks, self.layers)
@@ -131,7 +132,7 @@ class Mapper:
                 rounds = manifest["rounds"][: k + 1]
                 groups = self._assign(rounds)
                 spent += self._ask(groups, judge)
-                kept = self._kept(rounds, judge, [p for g in groups for p in g])
+                kept = self.counted = self._kept(rounds, judge, [p for g in groups for p in g])
                 more = self._next(kept, rounds, history)
                 if more is None:
                     break

@@ -13,7 +13,6 @@ from pydantic import Field
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.errors import UsageError
-from personaspace.estimate import counted
 from personaspace.experiments import data
 from personaspace.experiments.base_axis import Likeness, likeness
 from personaspace.experiments.base_page import Found, page
@@ -27,7 +26,6 @@ from personaspace.judge import ADHERENCE
 from personaspace.mapping import MapOptions, Mapper
 from personaspace.prompts import Design, Sampling
 from personaspace.space import PersonaSpace
-from personaspace.sums import Kept, Responses
 
 PROMPT_TOKENS, OPENING_TOKENS = 72, 8
 COLUMNS = ("role", "place", "base_place", "condition", "alpha", "item", "opening", "text", "projection", "kind")
@@ -116,13 +114,9 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
         ),
         trials.watcher,
     )
-    judge = trials.judges.make(ADHERENCE)
-    mapped = mapper.map(judge)
-    scores = mapper.run.scores_of(judge.name) if judge else None
-    roles = [r.role for r in catalog.roles]
-    answers = Responses.read(mapper.run, mapper.run.done(), roles, scores, options.seed)
-    source = Kept(mapper.run, answers, len(roles) + 1, len(catalog.questions), None)
-    like = likeness(counted(source, roles, mapped.meta["asked"], 1), mapped, space, options.seed)
+    mapped = mapper.map(trials.judges.make(ADHERENCE))
+    assert mapper.counted is not None
+    like = likeness(mapper.counted, mapped, space, options.seed)
     written = (
         _completed(trials, base) if (base.model.layers, base.model.hidden) == space.tensors["axis"].shape else None
     )
