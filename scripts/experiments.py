@@ -83,10 +83,11 @@ def summary(date: str, model: str, found: dict[str, dict[str, Any]]) -> str:
         "study's; intervals are 95%. The pages (`.html`) have every figure to point at, the `.json` every number.",
     ]
     for name, result in found.items():
+        took = f" Took {result['seconds'] / 60:.1f} minutes." if "seconds" in result else ""
         rows = [f"| {k['name']} | {k['value']} | {k['note']} |" for k in result["key"]]
         parts += [
             f"## {name}: {result['title']}",
-            result["headline"],
+            result["headline"] + took,
             "\n".join(["| | | |", "| --- | --- | --- |", *rows]),
             f"![{result['title']}]({name}.png)",
             f"[The page]({name}.html)",
@@ -111,6 +112,7 @@ def main() -> None:
     pages = {name: target / f"{name}.html" for name in (*folders, "compare")}
     for name, folder in folders.items():
         found[name] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        found[name]["seconds"] = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]
         (target / f"{name}.json").write_text(json.dumps(found[name], indent=1, ensure_ascii=False), encoding="utf-8")
         pages[name].write_text(light((folder / "report.html").read_text(encoding="utf-8")), encoding="utf-8")
     found["compare"] = compared(options.space, folders["base-model"] / "base", pages["compare"])
