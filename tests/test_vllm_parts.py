@@ -97,11 +97,13 @@ def run(tally: Tally, order: list[str], scheduled: list[int], computed: dict[str
 @given(st.data())
 def test_every_token_of_a_reply_counts_once_whatever_is_computed_again(data: st.DataObject) -> None:
     tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    tally.sums.project, tally.sums.aim[0] = 1, 1.0
+    each = data.draw(st.booleans())
     prompts = {f"r{k}": data.draw(st.integers(1, 6)) for k in range(5)}
     computed = dict.fromkeys(prompts, 0)
     total = {id: p + data.draw(st.integers(1, 8)) for id, p in prompts.items()}
     for id, p in prompts.items():
-        tally.begin(id, Ask(layers=(0, 1), key=id), p)
+        tally.begin(id, Ask(layers=(0, 1), key=id, project=each), p)
     for _ in range(40):
         waiting = [id for id in prompts if computed[id] < total[id]]
         if not waiting:
@@ -124,6 +126,11 @@ def test_every_token_of_a_reply_counts_once_whatever_is_computed_again(data: st.
         if len(read):
             assert reading.activation[0, 1].tolist() == pytest.approx([2 * read.mean()] * HIDDEN)
             assert int(reading.touched[0]) == int((read % 2 == 0).sum())
+        if each:
+            assert reading.each is not None
+            assert reading.each.tolist() == [(2 * read).tolist(), (read % 2 == 0).tolist()]
+        else:
+            assert reading.each is None
     for id in prompts:
         tally.end(id)
     assert sorted(tally._free) == list(range(SLOTS))
@@ -133,9 +140,31 @@ def test_every_token_of_a_reply_counts_once_whatever_is_computed_again(data: st.
 
 def test_a_token_that_ends_the_reply_does_not_count() -> None:
     tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
-    tally.begin("a", Ask(layers=(0,), key="a"), 2, ends=[5])
+    tally.sums.project, tally.sums.aim[0] = 0, 1.0
+    tally.begin("a", Ask(key="a", project=True), 2, ends=[5])
     run(tally, ["a"], [4], {"a": 0}, torch.tensor([1, 1, 7, 5]))
-    assert unpack(pack({"a": tally.take("a")}))["a"].tokens.tolist() == [1]
+    reading = unpack(pack({"a": tally.take("a")}))["a"]
+    assert reading.tokens.tolist() == [1]
+    assert reading.each is not None
+    assert reading.each[0].tolist() == [2.0]
+
+
+def test_what_was_read_piece_by_piece_is_what_is_read_at_once() -> None:
+    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    tally.sums.project, tally.sums.aim[0] = 1, 1.0
+    for id in ("a", "b"):
+        tally.begin(id, Ask(layers=(0, 1), key=id, project=True), 2)
+    pieces = []
+    for at, n in ((0, 4), (4, 1), (5, 3)):
+        run(tally, ["a", "b"], [n, n], {"a": at, "b": at}, torch.full((2 * n,), 7))
+        pieces.append(unpack(pack({"a": tally.take("a", again=True)}))["a"])
+    whole = unpack(pack({"b": tally.take("b")}))["b"]
+    joined = pieces[0].then(pieces[1]).then(pieces[2])
+    assert torch.allclose(joined.activation, whole.activation)
+    assert torch.allclose(joined.norms, whole.norms)
+    assert (joined.tokens.tolist(), joined.touched.tolist()) == (whole.tokens.tolist(), whole.touched.tolist())
+    assert whole.each is not None
+    assert torch.equal(torch.cat([p.each for p in pieces if p.each is not None], 1), whole.each)
 
 
 def test_ranges_of_a_prompt_are_read_apart() -> None:

@@ -92,6 +92,23 @@ def test_a_stream_ends_with_the_persona(server: httpx.Client) -> None:
     assert json.loads(events[-2])["persona"]["tokens_read"] > 0
 
 
+def test_each_token_tells_where_it_stands(server: httpx.Client) -> None:
+    way = {"persona": {"cap": "capped", "report": "token"}}
+    whole = server.post("/v1/chat/completions", json=ask(**way)).json()["persona"]
+    mean = sum(t["projection"] for t in whole["tokens"]) / len(whole["tokens"])
+    assert len(whole["tokens"]) == whole["tokens_read"]
+    assert mean == pytest.approx(whole["projection"], rel=1e-4)
+    assert sum(t["capped"] for t in whole["tokens"]) == whole["capped_tokens"] > 0
+    with server.stream("POST", "/v1/chat/completions", json=ask(stream=True, **way)) as response:
+        events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
+    told = [t for e in events for t in (e.get("persona") or {}).get("tokens", [])]
+    assert sum(bool((e.get("persona") or {}).get("tokens")) for e in events[:-1]) > 1  # they come while it is written
+    assert [t["index"] for t in told] == [t["index"] for t in whole["tokens"]]
+    assert [t["projection"] for t in told] == pytest.approx([t["projection"] for t in whole["tokens"]], rel=1e-3)
+    assert events[-1]["persona"]["projection"] == pytest.approx(whole["projection"], rel=1e-3)
+    assert events[-1]["persona"]["capped_tokens"] == whole["capped_tokens"]
+
+
 def test_a_wrong_persona_is_refused(server: httpx.Client) -> None:
     for wrong in ({"cap": "none of them"}, {"cup": 1}, {"steer": [{"alpha": 99}]}):
         assert server.post("/v1/chat/completions", json=ask(persona=wrong)).status_code == 400

@@ -94,7 +94,7 @@ def _become_vllm(space: str, model: str | None, host: str, api_key: str | None, 
     loaded = PersonaSpace.load(space)
     name = model or str(loaded.meta["model"]["id"])
     names = [name, *(f"{name}:{cap}" for cap in loaded.meta.get("caps", {}))]
-    program, environment = command(space, resolve(name), names, options)
+    program, environment = command(space, loaded.layer, resolve(name), names, options)
     if api_key:
         environment["VLLM_API_KEY"] = api_key
     os.execve(program[0], program, environment)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from personaspace.catalog import load_catalog
 from personaspace.engines.vllm import plugin
 from personaspace.engines.vllm.ask import FIELD
-from personaspace.engines.vllm.wire import gathered
+from personaspace.engines.vllm.wire import Reading, gathered
 from personaspace.interventions import Intervention
 from personaspace.serve.metrics import PersonaMetrics
 from personaspace.serve.persona import BadRequest, Reader
@@ -41,23 +41,48 @@ class Persons:
         interventions = self.reader.interventions(model, wanted)
         await self._define(interventions)
         names = [i.key for i in interventions]
-        return {"key": uuid.uuid4().hex, "read": [self.reader.space.layer], "interventions": names}
+        return {
+            "key": uuid.uuid4().hex,
+            "read": [self.reader.space.layer],
+            "project": wanted.report == "token",
+            "interventions": names,
+        }
+
+    async def aim(self) -> None:
+        """Tells the workers of the axis: tokens are projected on it."""
+        axis = json.dumps(self.reader.space.axis_at().tolist())
+        await self.client.collective_rpc("personaspace_aim", args=(axis,))
 
     async def _define(self, interventions: Sequence[Intervention]) -> None:
         if news := self.workers.news(interventions):
             await self.client.collective_rpc("personaspace_define", args=(news,))
             self.workers.known(interventions)
 
-    async def told(self, model: str, key: str, wanted: Persona) -> dict[str, Any] | None:
-        """A reply's `persona`; None where no token was read."""
-        reading = gathered(await self.client.collective_rpc("personaspace_take", args=([key],))).get(key)
-        if reading is None or not int(reading.tokens[0]):
+    async def read(self, key: str, again: bool = False) -> Reading | None:
+        """What was read of a reply; `again`: since it was last asked for. None where no token was read."""
+        found = gathered(await self.client.collective_rpc("personaspace_take", args=([key], again))).get(key)
+        return found if found is not None and int(found.tokens[0]) else None
+
+    def turn(self, model: str, reading: Reading | None, wanted: Persona) -> dict[str, Any] | None:
+        """A whole reply's `persona`."""
+        if reading is None:
             return None
         found = self.reader.turn(
             reading.activation[0, 0], int(reading.tokens[0]), int(reading.touched[0]), wanted.history
         )
         self.metrics.reply(model, found)
         return found
+
+
+def tokens_of(reading: Reading | None, first: int = 0) -> list[dict[str, Any]]:
+    """Tokens' projections, of which the first is token number `first` of the reply."""
+    if reading is None or reading.each is None:
+        return []
+    along, moved = reading.each.tolist()
+    return [
+        {"index": first + k, "projection": p, "capped": bool(m)}
+        for k, (p, m) in enumerate(zip(along, moved, strict=True))
+    ]
 
 
 class Endpoints:
@@ -76,6 +101,7 @@ class Endpoints:
         space = PersonaSpace.load(os.environ[SPACE])
         name = (args.served_model_name or [args.model])[0]
         state.personaspace = Persons(space, name, engine_client)
+        await state.personaspace.aim()
 
 
 async def chat(raw_request: Request) -> Any:
@@ -101,7 +127,10 @@ async def chat(raw_request: Request) -> Any:
         return answer
     if answer.status_code != 200:
         return answer
-    told = await persons.told(model, ask["key"], wanted)
+    reading = await persons.read(ask["key"])
+    told = persons.turn(model, reading, wanted)
+    if told is not None and wanted.report == "token":
+        told["tokens"] = tokens_of(reading)
     return JSONResponse({**json.loads(bytes(answer.body)), "persona": told})
 
 
@@ -113,16 +142,30 @@ async def persona_space(raw_request: Request) -> dict[str, Any]:
 
 
 async def _streamed(chunks: Any, persons: Persons, model: str, key: str, wanted: Persona) -> AsyncIterator[Any]:
-    """vLLM's events, and before the last one a chunk that tells the persona."""
+    """vLLM's events, and before the last one a chunk that tells the persona. Where tokens are wanted, each event has those that
+    were read since the one before."""
     head: dict[str, Any] = {}
+    sofar: Reading | None = None
+    each = wanted.report == "token"
     async for chunk in chunks:
         text = chunk if isinstance(chunk, str) else bytes(chunk).decode()
-        if text.startswith("data: [DONE]"):
-            told = await persons.told(model, key, wanted)
+        if text.startswith("data: {") and (each or not head):
+            event = json.loads(text.removeprefix("data: "))
+            head = {name: event.get(name) for name in ("id", "object", "created", "model")}
+            if each and (new := await persons.read(key, again=True)) is not None:
+                tokens = tokens_of(new, int(sofar.tokens[0]) if sofar else 0)
+                sofar = sofar.then(new) if sofar else new
+                event["persona"] = {
+                    **persons.reader.reading(sofar.activation[0, 0], int(sofar.tokens[0])),
+                    "tokens": tokens,
+                }
+                chunk = f"data: {json.dumps(event)}\n\n"
+        elif text.startswith("data: [DONE]"):
+            last = await persons.read(key)
+            told = persons.turn(model, sofar.then(last) if sofar and last else sofar or last, wanted)
+            if told is not None and each:
+                told["tokens"] = tokens_of(last, int(sofar.tokens[0]) if sofar else 0)
             yield f"data: {json.dumps({**head, 'choices': [], 'persona': told})}\n\n"
-        elif not head and text.startswith("data: {"):
-            first = json.loads(text.removeprefix("data: "))
-            head = {name: first.get(name) for name in ("id", "object", "created", "model")}
         yield chunk
 
 
@@ -131,11 +174,19 @@ def _refused(message: str, param: str | None, status: int) -> JSONResponse:
     return JSONResponse({"error": error}, status_code=status)
 
 
-def command(space: str, folder: str, names: Sequence[str], options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The command that starts vLLM's server with the extension, and its environment. space: a space's file or folder."""
+def command(
+    space: str, layer: int, folder: str, names: Sequence[str], options: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """The command that starts vLLM's server with the extension, and its environment. space: a space's file or folder; layer:
+    the one that it is read at."""
     allowed = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
     where = str(Path(space).resolve()) if Path(space).exists() else space
-    environment = {**os.environ, SPACE: where, "VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, "personaspace"]))}
+    environment = {
+        **os.environ,
+        SPACE: where,
+        "PERSONASPACE_VLLM_PROJECT": str(layer),
+        "VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, "personaspace"])),
+    }
     # The module and not `vllm serve`: in the CPU build the command asks for a version that its package does not have.
     program = [
         sys.executable,

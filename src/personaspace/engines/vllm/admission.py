@@ -44,7 +44,12 @@ def admit(request: Any, vllm_config: Any, named: Named) -> None:
         raise UsageError(f"{FIELD}: n={params.n}: send one request a reply")
     shape, prompt = Shape.of(vllm_config), len(request.prompt_token_ids)
     ask = understand(given, named, shape.layers, shape.hidden, prompt)
-    check_moves(ask.interventions, Limits.from_environment().moves)
+    limits = Limits.from_environment()
+    check_moves(ask.interventions, limits.moves)
+    if ask.project and limits.project is None:
+        raise UsageError(
+            f"{FIELD}: project: started without a layer to project at; set PERSONASPACE_VLLM_PROJECT=LAYER"
+        )
     if len(ask.spans or ()) > vllm_config.scheduler_config.max_num_seqs:
         raise UsageError(f"{FIELD}: {len(ask.spans or ())} spans; at most max_num_seqs can be read of a request")
     if salt := ask.salt(prompt):
@@ -56,7 +61,7 @@ def admit(request: Any, vllm_config: Any, named: Named) -> None:
     kept["interventions"] = (
         [i.to_dict() for i in ask.interventions] if isinstance(given, str) else given.get("interventions")
     )
-    kept["spans"] = ask.spans
+    kept["spans"], kept["project"] = ask.spans, ask.project
     params.extra_args = {**params.extra_args, FIELD: kept}
 
 

@@ -1,10 +1,11 @@
 """What a request to vLLM asks of the engine, as plain JSON in its `extra_args`; it knows nothing of vLLM.
 
-    {"personaspace": {"read": "all" | [layers], "interventions": [name | {…}], "spans": [[start, end], …]}}
+    {"personaspace": {"read": "all" | [layers], "project": true, "interventions": [name | {…}], "spans": [[start, end], …]}}
 
 read: the layers whose mean over the reply's tokens is wanted. interventions: what `Intervention.to_dict` writes, or names of
-ones that the engine was told of. spans: token ranges of the prompt to read in place of the reply. `key`, under which the
-means are fetched, and `uses`, the directions in use, are put in by the engine.
+ones that the engine was told of. project: whether each token's projection is wanted, at the one layer and on the one direction
+that the engine was started with. spans: token ranges of the prompt to read in place of the reply. `key`, under which the means
+are fetched, and `uses`, the directions in use, are put in by the engine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from personaspace.interventions import Intervention, from_dict
 from personaspace.residual import check_interventions
 
 FIELD = "personaspace"
-KNOWN = ("read", "interventions", "spans", "key", "uses")
+KNOWN = ("read", "project", "interventions", "spans", "key", "uses")
 Named = Mapping[str, Sequence[Intervention]]
 
 
@@ -32,6 +33,12 @@ class Ask:
     interventions: tuple[Intervention, ...] = ()
     spans: tuple[tuple[int, int], ...] | None = None
     key: str = ""
+    project: bool = False
+
+    @property
+    def reads(self) -> bool:
+        """Whether anything is read of it."""
+        return bool(self.layers) or self.project
 
     @property
     def first(self) -> tuple[Intervention, ...]:
@@ -64,12 +71,15 @@ def understand(given: Any, named: Named, layers: int, hidden: int, prompt: int |
         raise UsageError(f"{FIELD}: {', '.join(map(str, strange))}: expected {', '.join(KNOWN)}")
     interventions = tuple(_interventions(given.get("interventions") or (), named))
     check_interventions(interventions, layers, hidden)
-    spans = given.get("spans")
+    spans, project = given.get("spans"), given.get("project", False)
+    if not isinstance(project, bool):
+        raise UsageError(f"{FIELD}: project: expected true or false, found {type(project).__name__}")
     return Ask(
         _layers(given.get("read"), layers),
         interventions,
         None if spans is None else _spans(spans, prompt),
         str(given.get("key", "")),
+        project,
     )
 
 

@@ -40,13 +40,14 @@ class VllmEngine(Loaded):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.chat = Chat(self.tokenizer, _end_ids(folder, self.tokenizer, text))
         self.rows = int(core.vllm_config.scheduler_config.max_num_seqs)
+        random, tied = core.vllm_config.load_config.load_format == "dummy", bool(config.hf_config.tie_word_embeddings)
         self.model = ModelInfo(
             id=id,
             revision=getattr(config.hf_config, "_commit_hash", None),
             layers=int(text.num_hidden_layers),
             hidden=int(config.get_hidden_size()),
             dtype=str(config.dtype).removeprefix("torch."),
-            fingerprint=checkpoint.fingerprint(folder, config.dtype, bool(config.hf_config.tie_word_embeddings)),
+            fingerprint="random" if random else checkpoint.fingerprint(folder, config.dtype, tied),
             template=self.chat.kind,
             context=int(config.max_model_len),
             notes={"beginning": self.chat.beginning(), "compiled": str(core.vllm_config.compilation_config.mode)},

@@ -22,7 +22,10 @@ class Sums:
     stream: `[slots + 1, hidden]` a layer, fp32; norm: `[slots + 1]` a layer; touched, count: `[slots + 1]`; slot: a token's,
     `[tokens]`; row: which moves are made on it, `[tokens]`; hit: whether a move changed it at any layer, `[tokens]`.
     kept: which tokens of the step somebody reads, where that can be used; moving: whether moves are made on any.
+    along: a token's projection on `aim`, `[hidden]` of unit length, at layer `project`, `[tokens]`.
     """
+
+    project: int | None = None
 
     def __init__(self, layers: int, hidden: int, slots: int, tokens: int, device: torch.device) -> None:
         self.slots = slots
@@ -33,6 +36,8 @@ class Sums:
         self.slot = torch.full((tokens,), slots, dtype=torch.long, device=device)
         self.row = torch.zeros(tokens, dtype=torch.long, device=device)
         self.hit = torch.zeros(tokens, device=device)
+        self.along = torch.zeros(tokens, device=device)
+        self.aim = torch.zeros(hidden, device=device)
         self.kept: Tensor | None = None
         self.moving = False
 
@@ -51,6 +56,8 @@ class Sums:
         stream = hidden.float() if residual is None else hidden.float() + residual.float()
         self.stream[layer].index_add_(0, slot, stream)
         self.norm[layer].index_add_(0, slot, torch.linalg.vector_norm(stream, dim=-1))
+        if layer == self.project:
+            self.along[at] = stream @ self.aim
         if hidden.device.type == "cpu" and not self.moving:
             return
         here = (moved != 0).float()

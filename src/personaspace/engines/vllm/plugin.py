@@ -56,6 +56,7 @@ def register() -> None:
         return
     setattr(WorkerBase, "personaspace_take", _take)  # noqa: B010
     setattr(WorkerBase, "personaspace_define", _define)  # noqa: B010
+    setattr(WorkerBase, "personaspace_aim", _aim)  # noqa: B010
     setattr(WorkerBase, "personaspace_why_not", _why_not)  # noqa: B010
     _wrap(EngineCore, "__init__", _init_core)
     _wrap(VllmConfig, "compute_hash", _hash)
@@ -191,6 +192,10 @@ def _take(self: Any, keys: list[str], again: bool = False) -> bytes:
 
 def _define(self: Any, text: str) -> None:
     self.personaspace.define(text)
+
+
+def _aim(self: Any, text: str) -> None:
+    self.personaspace.aim(text)
 
 
 def _why_not(self: Any) -> str:

@@ -34,15 +34,23 @@ class Sum:
 
 
 @dataclass
+class Step:
+    """What a pass left of its tokens: how far each is along the direction, and whether it was moved, `[2, tokens]`."""
+
+    values: Tensor | None = None
+
+
+@dataclass
 class Part:
     """A range of a request's tokens that is read as one. stop None: to its end. next: the first position not yet counted.
-    lost: there was no place for it in a step, so that it cannot be known."""
+    lost: there was no place for it in a step, so that it cannot be known. along: where its tokens stood in passes."""
 
     next: int
     stop: int | None
     slot: int | None = None
     aside: Sum | None = None
     lost: bool = False
+    along: list[tuple[Step, int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -58,10 +66,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """What was read of a request: one `Sum` a part; the layers that were asked for."""
+    """What was read of a request: one `Sum` a part; the layers that were asked for; where projections were, each token's and
+    whether it was moved, `[2, tokens]`, part after part."""
 
     layers: tuple[int, ...]
     sums: list[Sum]
+    along: Tensor | None = None
 
 
 class Tally:
@@ -74,6 +84,7 @@ class Tally:
         self._free = list(range(sums.slots))
         self._ends = torch.full((sums.slots + 1, ENDS), -1, dtype=torch.long, device=sums.slot.device)
         self._dirty = 0  # so many places of the step before are not what they are without requests
+        self._last: tuple[Step, int] | None = None  # a pass whose tokens somebody wants each, and how many they are
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -83,9 +94,9 @@ class Tally:
             return
         rows = (self.rows.take(ask.first), self.rows.take(ask.interventions))
         request = Request(ask, prompt, rows, tuple(sorted(ends))[:ENDS])
-        if ask.layers and ask.spans is not None:
+        if ask.reads and ask.spans is not None:
             request.parts = [Part(a, b) for a, b in ask.spans]
-        elif ask.layers:
+        elif ask.reads:
             request.parts = [Part(prompt, None)]
         self.live[id] = request
 
@@ -113,12 +124,30 @@ class Tally:
         result = None if any(part.lost for part in request.parts) else self._result(request)
         for part in request.parts:
             self._release(part)
+            part.along = []
         if not again:
             request.parts = []
         return result
 
     def _result(self, request: Request) -> Result:
-        return Result(request.ask.layers, [self._sum_of(part) for part in request.parts])
+        sums = [self._sum_of(part) for part in request.parts]
+        if not request.ask.project:
+            return Result(request.ask.layers, sums)
+        self._collect()
+        along = [self._along(part, int(s.count)) for part, s in zip(request.parts, sums, strict=True)]
+        return Result(request.ask.layers, sums, torch.cat(along, 1))
+
+    def _along(self, part: Part, count: int) -> Tensor:
+        """Its tokens that count: those that came after the reply's end are last."""
+        pieces = [step.values[:, a:b] for step, a, b in part.along if step.values is not None]
+        return torch.cat(pieces, 1)[:, :count].cpu() if pieces else torch.zeros(2, 0)
+
+    def _collect(self) -> None:
+        """Puts aside what the last pass left of its tokens: the next one writes over it."""
+        if self._last is not None:
+            step, total = self._last
+            hit = self.sums.hit[:total] if self.sums.moving else torch.zeros(total, device=self.sums.hit.device)
+            step.values, self._last = torch.stack([self.sums.along[:total], hit]), None
 
     def _sum_of(self, part: Part) -> Sum:
         if part.slot is None:
@@ -175,6 +204,7 @@ class Tally:
     def step(self, order: Sequence[str], scheduled: Sequence[int], computed: Mapping[str, int], ids: Tensor) -> None:
         """Fills the tables for a step. order: requests as their tokens stand in the batch, with how many each has in it,
         and how many it had before; ids: the tokens, `[tokens]`."""
+        self._collect()
         total = int(sum(scheduled))
         asked = any(id in self.live for id in order)
         if not asked and not self._dirty:
@@ -182,13 +212,18 @@ class Tally:
         size = max(total, self._dirty)
         row = np.zeros(size, dtype=np.int64)
         slot = np.full(size, self.sums.slots, dtype=np.int64)
-        reads, at = False, 0
+        reads, at, each = False, 0, Step()
         busy = {p.slot for id in order if id in self.live for p in self.live[id].parts if p.slot is not None}
         for id, n in zip(order, scheduled, strict=True):
             request = self.live.get(id)
             if request is not None:
                 self._moves(request, computed[id], row[at : at + n])
-                reads |= self._reads(request, computed[id], slot[at : at + n], busy)
+                held = self._reads(request, computed[id], slot[at : at + n], busy)
+                if request.ask.project and held:
+                    self._last = (each, total)
+                    for part, a, b in held:
+                        part.along.append((each, at + a, at + b))
+                reads |= bool(held)
             at += n
         device = self.sums.slot.device
         self.sums.row[:size] = torch.from_numpy(row).to(device)
@@ -206,6 +241,7 @@ class Tally:
 
     def rest(self) -> None:
         """Makes the tables what they are without requests: a pass follows that is nobody's."""
+        self._collect()
         self.sums.row[: self._dirty] = 0
         self.sums.slot[: self._dirty] = self.sums.slots
         self.sums.kept, self._dirty = None, 0
@@ -218,12 +254,15 @@ class Tally:
         for a, b in spans:
             row[max(0, a - start) : max(0, b - start)] = reply
 
-    def _reads(self, request: Request, start: int, slot: np.ndarray, busy: set[int]) -> bool:
-        stop, some = start + len(slot), False
+    def _reads(self, request: Request, start: int, slot: np.ndarray, busy: set[int]) -> list[tuple[Part, int, int]]:
+        """Writes the tokens' slots, `[tokens]`, of which the first is at position `start`; the parts that are read, and from
+        where to where in them."""
+        stop, some = start + len(slot), []
         for part in request.parts:
             a, b = max(part.next, start), stop if part.stop is None else min(part.stop, stop)
             if a < b and not part.lost:
                 ends = () if request.ask.spans is not None else request.ends
                 slot[a - start : b - start] = self._hold(part, ends, busy)
-                part.next, some = b, True
+                part.next = b
+                some.append((part, a - start, b - start))
         return some

@@ -15,13 +15,27 @@ from personaspace.engines.vllm.tally import Result
 @dataclass(frozen=True)
 class Reading:
     """A request's means. layers: which; activation: `[parts, layers, hidden]`, fp32; norms: `[parts, layers]`; tokens,
-    touched: `[parts]`, how many were read, and how many of them an intervention changed. Zeros where no token was read."""
+    touched: `[parts]`, how many were read, and how many of them an intervention changed. Zeros where no token was read.
+    each: where asked for, every token's projection, and 1 where an intervention changed it, `[2, tokens]`, part after part."""
 
     layers: tuple[int, ...]
     activation: Tensor
     norms: Tensor
     tokens: Tensor
     touched: Tensor
+    each: Tensor | None = None
+
+    def then(self, later: Reading) -> Reading:
+        """Together with what was read of the same request afterwards."""
+        n, m = self.tokens, later.tokens
+        total = (n + m).clamp(min=1)
+        return Reading(
+            self.layers,
+            (self.activation * n[:, None, None] + later.activation * m[:, None, None]) / total[:, None, None],
+            (self.norms * n[:, None] + later.norms * m[:, None]) / total[:, None],
+            n + m,
+            self.touched + later.touched,
+        )
 
 
 def pack(found: Mapping[str, Result | None]) -> bytes:
@@ -40,6 +54,8 @@ def pack(found: Mapping[str, Result | None]) -> bytes:
         tensors[f"{key}\n/tokens"] = count.long()
         tensors[f"{key}\n/touched"] = torch.stack([s.touched for s in result.sums]).long()
         tensors[f"{key}\n/layers"] = torch.tensor(at, dtype=torch.long)
+        if result.along is not None:
+            tensors[f"{key}\n/each"] = result.along.contiguous()
     return bytes(save(tensors))
 
 
@@ -52,10 +68,12 @@ def unpack(blob: bytes) -> dict[str, Reading]:
     """A blob → readings by key."""
     tensors = load(blob)
     keys = dict.fromkeys(name.rpartition("\n/")[0] for name in tensors)
-    return {
-        key: Reading(
-            tuple(tensors[f"{key}\n/layers"].tolist()),
-            *(tensors[f"{key}\n/{name}"] for name in ("activation", "norms", "tokens", "touched")),
-        )
-        for key in keys
-    }
+    return {key: _reading(tensors, key) for key in keys}
+
+
+def _reading(tensors: Mapping[str, Tensor], key: str) -> Reading:
+    activation, norms, tokens, touched = (
+        tensors[f"{key}\n/{name}"] for name in ("activation", "norms", "tokens", "touched")
+    )
+    layers = tuple(tensors[f"{key}\n/layers"].tolist())
+    return Reading(layers, activation, norms, tokens, touched, tensors.get(f"{key}\n/each"))

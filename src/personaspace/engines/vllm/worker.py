@@ -23,22 +23,25 @@ from personaspace.interventions import Intervention, from_dict
 
 @dataclass(frozen=True)
 class Limits:
-    """How much can be in flight at once: moves a layer, and directions a layer; they are sizes in the compiled pass."""
+    """How much can be in flight at once: moves a layer, and directions a layer; they are sizes in the compiled pass.
+    project: the layer at which tokens can be projected, where there is one."""
 
     moves: int = 1
     directions: int = 16
+    project: int | None = None
 
     @classmethod
     def from_environment(cls) -> Limits:
-        """PERSONASPACE_VLLM_MOVES, PERSONASPACE_VLLM_DIRECTIONS. Raises `UsageError`."""
-        return cls(_setting("MOVES", cls.moves), _setting("DIRECTIONS", cls.directions))
+        """PERSONASPACE_VLLM_MOVES, _DIRECTIONS and _PROJECT. Raises `UsageError`."""
+        moves, directions = _setting("MOVES", 1), _setting("DIRECTIONS", 1)
+        return cls(moves or cls.moves, directions or cls.directions, _setting("PROJECT", 0))
 
 
-def _setting(name: str, otherwise: int) -> int:
-    given = os.environ.get(f"PERSONASPACE_VLLM_{name}", str(otherwise))
-    if not given.isdigit() or int(given) < 1:
-        raise UsageError(f"PERSONASPACE_VLLM_{name}={given}: expected a number from 1 on")
-    return int(given)
+def _setting(name: str, least: int) -> int | None:
+    given = os.environ.get(f"PERSONASPACE_VLLM_{name}")
+    if given is not None and (not given.isdigit() or int(given) < least):
+        raise UsageError(f"PERSONASPACE_VLLM_{name}={given}: expected a number from {least} on")
+    return None if given is None else int(given)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Beside:
                 self.shape.layers, self.shape.hidden, 2 * slots + 2, limits.moves, limits.directions + 1, self.device
             )
             sums = Sums(self.shape.layers, self.shape.hidden, slots, tokens, self.device)
+        if limits.project is not None and limits.project >= self.shape.layers:
+            raise ModelError(f"PERSONASPACE_VLLM_PROJECT={limits.project}: the model has {self.shape.layers} layers")
+        sums.project = limits.project
         put_inside(layers, rows, sums)
         running.sums = None  # of a model that was loaded before in this process
         settle(model, layers, lambda: _short_pass(model, config, self.device))
@@ -109,6 +115,13 @@ class Beside:
         """Takes interventions in, as JSON: name → a list of what `Intervention.to_dict` writes."""
         for name, listed in json.loads(text).items():
             self.named[name] = tuple(from_dict(one) for one in listed)
+
+    def aim(self, text: str) -> None:
+        """Takes in what tokens are projected on: a vector `[hidden]`, as JSON. Raises `ModelError`."""
+        vector = torch.tensor(json.loads(text), dtype=torch.float32)
+        if vector.shape != (self.shape.hidden,):
+            raise ModelError(f"a vector of {len(vector)} to project on; the model's have {self.shape.hidden}")
+        self.tally.sums.aim.copy_(vector / vector.norm())
 
     def take(self, keys: Sequence[str], again: bool = False) -> bytes:
         """What was read under the keys, as a safetensors blob; see `wire`."""
