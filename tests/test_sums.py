@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -214,8 +215,29 @@ def test_until_goes_on_in_rounds_from_sums_as_it_does_from_activations(tmp_path,
     assert again.meta["history"][: len(summed.meta["history"])] == summed.meta["history"]
 
 
-@pytest.mark.parametrize("address", ["file://{folder}", "memory://{name}"])
-def test_shards_lie_at_an_address_and_are_gone_on_with_from_another_folder(tmp_path, mapped, address):
+@pytest.fixture(scope="module")
+def s3() -> Iterator[None]:
+    """A server on this machine that speaks S3's protocol, and a bucket in it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            ("ENDPOINT_URL", endpoint),
+            ("ACCESS_KEY_ID", "a"),
+            ("SECRET_ACCESS_KEY", "b"),
+            ("REGION", "us-east-1"),
+        ):
+            patch.setenv(f"AWS_{name}", value)
+        httpx.put(f"{endpoint}/bucket").raise_for_status()
+        yield
+    server.stop()
+
+
+@pytest.mark.parametrize("address", ["file://{folder}", "memory://{name}", "s3://bucket/{name}"])
+def test_shards_lie_at_an_address_and_are_gone_on_with_from_another_folder(tmp_path, mapped, s3, address):
     address = address.format(folder=tmp_path / "far", name=tmp_path.name)
     here = mapped(tmp_path / "here")
     for keep in ("all", "sums"):
