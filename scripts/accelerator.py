@@ -144,7 +144,9 @@ def main() -> None:
             print(f"== {', '.join(WAYS[w] for w in ways)}", flush=True)
             line = [sys.executable, __file__, *sys.argv[1:], "--one", ",".join([folder, *ways])]
             plugins = {} if ways[0] in (*PLUGIN, "eager") else {"VLLM_PLUGINS": ""}
-            done = subprocess.run(line, env={**os.environ, **plugins}, stdout=subprocess.PIPE, text=True)
+            # A fork would have the plugin in plain vLLM, too, and cannot use a device that was asked about before it.
+            environment = {**os.environ, "VLLM_WORKER_MULTIPROC_METHOD": "spawn", **plugins}
+            done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True)
             rows = [json.loads(x) for x in done.stdout.splitlines() if x.startswith('{"way"')]
             if done.returncode or not rows:
                 print(f"   did not run (exit {done.returncode}); the others go on", flush=True)

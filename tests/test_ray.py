@@ -18,6 +18,7 @@ from personaspace.catalog import load_catalog
 from personaspace.engines import Span, load_engine
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.errors import ModelError, UsageError
+from personaspace.interventions import Ablate
 from personaspace.judge import RulesJudge
 from personaspace.mapping import Mapper, Watcher
 from personaspace.prompts import Prompt, Sampling
@@ -126,6 +127,23 @@ def test_a_cluster_answers_and_reads_as_one_engine_does(cluster, tiny_folder):
         assert torch.allclose(a.activation, b.activation, atol=1e-5)
     with pytest.raises(UsageError, match="token by token"):
         many.stream(prompts[0], Sampling())
+    many.close()
+
+
+def test_a_call_that_was_left_or_failed_leaves_nothing_for_the_next(cluster, tiny_folder):
+    many = load_engine("ray", str(tiny_folder), address=cluster.address, workers=1)
+
+    def asked(numbers):
+        return [Prompt(({"role": "user", "content": f"{k}?"},), index=k) for k in numbers]
+
+    once = Sampling(max_new_tokens=1)
+    left = many.respond(asked(range(300)), once)
+    next(left)
+    left.close()
+    assert {r.prompt.index for r in many.respond(asked(range(1000, 1200)), once)} == set(range(1000, 1200))
+    with pytest.raises(UsageError, match="Ablate"):
+        list(many.respond(asked([1]), once, interventions=[Ablate(torch.ones(3), 0)]))
+    assert [r.prompt.index for r in many.respond(asked([7]), once)] == [7]
     many.close()
 
 

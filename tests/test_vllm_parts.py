@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from personaspace.engines.vllm import plugin
 from personaspace.engines.vllm.ask import Ask, understand
 from personaspace.engines.vllm.layers import Sums
-from personaspace.engines.vllm.moves import Rows
+from personaspace.engines.vllm.moves import Rows, directions_of
 from personaspace.engines.vllm.tally import Tally
 from personaspace.engines.vllm.wire import pack, unpack
 from personaspace.errors import UsageError
@@ -149,22 +150,56 @@ def test_a_token_that_ends_the_reply_does_not_count() -> None:
     assert reading.each[0].tolist() == [2.0]
 
 
-def test_what_was_read_piece_by_piece_is_what_is_read_at_once() -> None:
+def test_a_reading_is_looked_at_on_the_way_or_begun_anew() -> None:
     tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
     tally.sums.project, tally.sums.aim[0] = 1, 1.0
-    for id in ("a", "b"):
-        tally.begin(id, Ask(layers=(0, 1), key=id, project=True), 2)
-    pieces = []
+    for id in ("on", "anew"):
+        tally.begin(id, Ask(layers=(1,), key=id, project=True), 2)
+    seen = []
     for at, n in ((0, 4), (4, 1), (5, 3)):
-        run(tally, ["a", "b"], [n, n], {"a": at, "b": at}, torch.full((2 * n,), 7))
-        pieces.append(unpack(pack({"a": tally.take("a", again=True)}))["a"])
-    whole = unpack(pack({"b": tally.take("b")}))["b"]
-    joined = pieces[0].then(pieces[1]).then(pieces[2])
-    assert torch.allclose(joined.activation, whole.activation)
-    assert torch.allclose(joined.norms, whole.norms)
-    assert (joined.tokens.tolist(), joined.touched.tolist()) == (whole.tokens.tolist(), whole.touched.tolist())
-    assert whole.each is not None
-    assert torch.equal(torch.cat([p.each for p in pieces if p.each is not None], 1), whole.each)
+        run(tally, ["on", "anew"], [n, n], {"on": at, "anew": at}, torch.full((2 * n,), 7))
+        seen.append(unpack(pack({"on": tally.take("on", "on"), "anew": tally.take("anew", "anew")})))
+    told = {how: [r[how].each[0].tolist() for r in seen if r[how].each is not None] for how in ("on", "anew")}
+    assert told["on"] == told["anew"] == [[4.0, 6.0], [8.0], [10.0, 12.0, 14.0]]
+    assert [float(r["on"].activation[0, 0, 0]) for r in seen] == [5.0, 6.0, 9.0]
+    assert [float(r["anew"].activation[0, 0, 0]) for r in seen] == [5.0, 8.0, 12.0]
+    run(tally, ["on"], [1], {"on": 8}, torch.full((1,), 7))
+    tally.end("on")
+    tally.end("anew")
+    last = [unpack(pack({"on": tally.take("on", "on")}))["on"] for _ in range(2)]
+    assert [r.each.tolist() for r in last if r.each is not None] == [[[16.0], [1.0]], [[], []]]
+    assert not tally.take("anew").along.numel()  # type: ignore[union-attr]
+    assert int(unpack(pack({"on": tally.take("on")}))["on"].tokens) == 7
+
+
+def test_alphas_of_one_direction_share_its_place() -> None:
+    names = {d for a in (0.1, 0.7, -1.3) for d in directions_of([Add(vector(2), 0, a, norm=2.0)])}
+    assert len(names) == 1
+
+
+def test_workers_forget_the_interventions_that_were_longest_not_asked_for() -> None:
+    told, at_workers = plugin.Told(most=3), set()
+    ways = [Cap(vector(k), (0,), floor=1.0) for k in range(5)]
+    for k in (0, 1, 2, 0, 3, 4):
+        news = told.news([ways[k]])
+        told.known([ways[k]])
+        for name, listed in json.loads(news or "{}").items():
+            at_workers = at_workers | {name} if listed else at_workers - {name}
+        assert ways[k].key in at_workers
+    assert at_workers == {ways[k].key for k in (0, 3, 4)}
+    assert at_workers == {key for key in plugin.NAMED if key in {w.key for w in ways}}
+
+
+def test_results_that_nobody_fetches_take_so_much_memory_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("personaspace.engines.vllm.tally.KEPT_BYTES", 3 * HIDDEN * 4)
+    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    for k in range(9):
+        tally.begin(f"{k}", Ask(layers=(1,), key=f"{k}"), 2)
+        run(tally, [f"{k}"], [4], {f"{k}": 0}, torch.full((4,), 7))
+        tally.end(f"{k}")
+    assert list(tally.done) == ["6", "7", "8"]
+    assert tally.take("7") is not None
+    assert tally._bytes == 2 * HIDDEN * 4
 
 
 def test_ranges_of_a_prompt_are_read_apart() -> None:

@@ -148,6 +148,7 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
     from personaspace.engines.vllm.engine import VllmEngine
 
     sampling = Sampling(temperature=0, max_new_tokens=tokens or 64)
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork would have the plugin in the plain one, too
     os.environ.setdefault("VLLM_SLEEP_WHEN_IDLE", "1")  # the one that is not measured leaves the processor alone
     options: dict[str, Any] = {"max_model_len": 1024, "rows": len(prompts), "kv_cache_memory_bytes": 2 << 30}
     ours = VllmEngine.load(model, **options)

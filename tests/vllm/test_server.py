@@ -114,6 +114,44 @@ def test_a_wrong_persona_is_refused(server: httpx.Client) -> None:
         assert server.post("/v1/chat/completions", json=ask(persona=wrong)).status_code == 400
 
 
+def test_a_capped_name_is_never_answered_without_the_cap(server: httpx.Client) -> None:
+    names = {m["id"] for m in server.get("/v1/models").json()["data"]}
+    assert {"smollm2", "smollm2:capped"} <= names
+    capped = {"model": "smollm2:capped"}
+    told = server.post("/v1/chat/completions", json=ask(**capped)).json()
+    assert told["model"] == "smollm2:capped"
+    assert told["persona"]["capped_tokens"] > 0
+    text = {"prompt": "The tide", "max_tokens": 4}
+    assert server.post("/v1/completions", json={**capped, **text}).status_code == 404
+    assert server.post("/v1/chat/completions", json=ask(**capped, use_beam_search=True, n=2)).status_code == 400
+    assert server.post("/v1/chat/completions", json=ask(**capped, n=2, temperature=1)).status_code == 400
+    several = server.post("/v1/chat/completions", json=ask(n=2, temperature=1)).json()
+    assert len(several["choices"]) == 2
+    assert several["persona"] is None
+
+
+def test_what_is_no_request_is_refused(server: httpx.Client) -> None:
+    for body in ([1], "x", {**ask(), "vllm_xargs": "x"}):
+        assert server.post("/v1/chat/completions", json=body).status_code == 400
+
+
+def test_a_client_that_hangs_up_leaves_the_server_as_it_was(server: httpx.Client) -> None:
+    long = ask(max_tokens=400, ignore_eos=True)
+    with pytest.raises(httpx.ReadTimeout):
+        server.post("/v1/chat/completions", json=long, timeout=0.3)
+    with server.stream("POST", "/v1/chat/completions", json={**long, "stream": True}) as response:
+        next(response.iter_lines())
+    for _ in range(100):
+        if "vllm:num_requests_running" in (text := server.get("/metrics").text):
+            running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
+            if all(line.endswith(" 0.0") for line in running):
+                break
+        time.sleep(0.1)
+    else:
+        pytest.fail("what nobody waits for goes on")
+    assert server.post("/v1/chat/completions", json=ask()).json()["persona"]["tokens_read"] > 0
+
+
 def test_metrics_stand_beside_vllms(server: httpx.Client) -> None:
     server.post("/v1/chat/completions", json=ask())
     text = server.get("/metrics").text

@@ -88,13 +88,21 @@ def _become_vllm(space: str, model: str | None, host: str, api_key: str | None, 
     if importlib.util.find_spec("vllm") is None:
         raise UsageError("serve --engine vllm needs vLLM: pip install 'personaspace[serve,vllm]'")
     from personaspace.engines.loading import resolve
+    from personaspace.plan import model_of
     from personaspace.space import PersonaSpace
 
     check_exposure(host, (hash_key(api_key),) if api_key else ())
     loaded = PersonaSpace.load(space)
     name = model or str(loaded.meta["model"]["id"])
-    names = [name, *(f"{name}:{cap}" for cap in loaded.meta.get("caps", {}))]
-    program, environment = command(space, loaded.layer, resolve(name), names, options)
+    folder = resolve(name)
+    if Path(folder).is_dir():
+        shape, _ = model_of(folder)
+        found, expected = (shape.num_hidden_layers, shape.hidden_size), tuple(loaded.tensors["axis"].shape)
+        if found != expected:
+            raise UsageError(
+                f"the space is for {expected[0]} layers of {expected[1]}; {name} has {found[0]} of {found[1]}"
+            )
+    program, environment = command(space, loaded.layer, folder, name, options)
     if api_key:
         environment["VLLM_API_KEY"] = api_key
     os.execve(program[0], program, environment)

@@ -57,6 +57,9 @@ class Worker:
             import torch
 
             torch.set_num_threads(threads)
+        elif kind == "vllm":
+            # vLLM's engine in this process: in one of its own it would outlive a worker that is killed, and keep the device.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         self.engine = load_engine(kind, model, **options)
         return self.engine.model, self.engine.chat, (ray.get_runtime_context().get_node_id(), os.getpid())
 
@@ -127,6 +130,13 @@ class RayEngine:
         Work must be a function that the workers can import. Raises what it raises.
         """
         every = list(items)
+        try:
+            yield from self._spread(work, every)
+        finally:
+            for hand in self.hands:  # what is still in hand is of no use to the next call
+                hand.tasks.clear()
+
+    def _spread(self, work: Callable[[Engine, T], R], every: Sequence[T]) -> Iterator[R]:
         waiting, lost = deque(range(len(every))), Counter[int]()
         left = len(every)
         while left:
@@ -233,7 +243,10 @@ class RayEngine:
             try:
                 result = ray.get(ref)
             except ray.exceptions.RayTaskError as e:
-                raise _told(e) from None
+                if ref != hand.joining or self._about is None:
+                    raise _told(e) from None
+                missing += self._lost(hand, e.cause)  # others have loaded the same; its device may not be free yet
+                continue
             except ray.exceptions.RayError as e:
                 missing += self._lost(hand, e)
                 continue
@@ -260,7 +273,8 @@ class RayEngine:
         if hand.joining is not None:
             self._failed += 1
             if self._failed >= TRIES:
-                raise ModelError(f"{TRIES} workers were lost while they loaded the model: {str(error).splitlines()[0]}")
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ModelError(f"{TRIES} workers were lost while they loaded the model: {said}")
         return list(hand.tasks.values())
 
     def _capacity(self) -> int:

@@ -3,42 +3,59 @@ and adds what was read. The reading and holding is the engine's plugin's. Listen
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 
 from personaspace.catalog import load_catalog
-from personaspace.engines.vllm import plugin
+from personaspace.engines import ModelInfo
+from personaspace.engines.vllm import checkpoint, plugin
 from personaspace.engines.vllm.ask import FIELD
+from personaspace.engines.vllm.tally import How
 from personaspace.engines.vllm.wire import Reading, gathered
+from personaspace.engines.vllm.worker import Shape
 from personaspace.interventions import Intervention
 from personaspace.serve.metrics import PersonaMetrics
 from personaspace.serve.persona import BadRequest, Reader
 from personaspace.serve.schema import Persona
 from personaspace.space import PersonaSpace
 
+log = getLogger("vllm.personaspace")
 SPACE = "PERSONASPACE_SPACE"
 """The environment's name for the space that the server reads by."""
 
 
 class Persons:
-    """What the routes share: the space, the engine's client, the metrics, and which interventions the workers know."""
+    """What the routes share: the space, the engine's client, the metrics, and which interventions the workers know.
+    why_not: why nothing can be read or held; then plain requests alone are answered."""
 
-    def __init__(self, space: PersonaSpace, name: str, client: Any) -> None:
-        self.reader, self.client = Reader.of(space, name), client
+    def __init__(self, space: PersonaSpace, name: str, client: Any, why_not: str = "") -> None:
+        self.reader, self.client, self.why_not = Reader.of(space, name), client, why_not
         self.workers, self.metrics = plugin.Told(), PersonaMetrics(space)
+        self._dropping: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, model: str, wanted: Persona) -> dict[str, Any]:
-        """What vLLM's request carries for a `persona`. Raises `BadRequest`."""
+    async def ask(self, model: str, wanted: Persona, body: dict[str, Any]) -> dict[str, Any] | None:
+        """What vLLM's request carries for a `persona`; None where a plain one is not read. Raises `BadRequest`."""
         interventions = self.reader.interventions(model, wanted)
+        why = self.why_not
+        if body.get("use_beam_search"):
+            why = "a reply of a beam search is not read or held"
+        elif body.get("n") not in (None, 1):
+            why = "of several replies to one request none is read or held; send one request each"
+        if why and (interventions or wanted != Persona()):
+            raise BadRequest(why, "persona")
+        if why:
+            return None
         await self._define(interventions)
         names = [i.key for i in interventions]
         return {
@@ -58,27 +75,39 @@ class Persons:
             await self.client.collective_rpc("personaspace_define", args=(news,))
             self.workers.known(interventions)
 
-    async def read(self, key: str, again: bool = False) -> Reading | None:
-        """What was read of a reply; `again`: since it was last asked for. None where no token was read."""
-        found = gathered(await self.client.collective_rpc("personaspace_take", args=([key], again))).get(key)
+    async def read(self, key: str, how: How = "end") -> Reading | None:
+        """What was read of a reply, with the projections since it was last asked for. None where no token was read."""
+        found = gathered(await self.client.collective_rpc("personaspace_take", args=([key], how))).get(key)
         return found if found is not None and int(found.tokens[0]) else None
 
+    def drop(self, key: str) -> None:
+        """Nobody waits for that reply any more: its reading is let go of."""
+        task = asyncio.get_running_loop().create_task(self.read(key))
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
     def turn(self, model: str, reading: Reading | None, wanted: Persona) -> dict[str, Any] | None:
-        """A whole reply's `persona`."""
+        """A whole reply's `persona`, with the tokens that were not told yet where tokens are wanted."""
         if reading is None:
             return None
         found = self.reader.turn(
             reading.activation[0, 0], int(reading.tokens[0]), int(reading.touched[0]), wanted.history
         )
         self.metrics.reply(model, found)
-        return found
+        return found and {**found, **({"tokens": tokens_of(reading)} if wanted.report == "token" else {})}
+
+    def sofar(self, reading: Reading) -> dict[str, Any]:
+        """Of a reply in the making."""
+        told = self.reader.reading(reading.activation[0, 0], int(reading.tokens[0]))
+        return {**told, "tokens": tokens_of(reading)}
 
 
-def tokens_of(reading: Reading | None, first: int = 0) -> list[dict[str, Any]]:
-    """Tokens' projections, of which the first is token number `first` of the reply."""
-    if reading is None or reading.each is None:
+def tokens_of(reading: Reading) -> list[dict[str, Any]]:
+    """The projections of the last tokens that were read."""
+    if reading.each is None:
         return []
     along, moved = reading.each.tolist()
+    first = int(reading.tokens[0]) - len(along)
     return [
         {"index": first + k, "projection": p, "capped": bool(m)}
         for k, (p, m) in enumerate(zip(along, moved, strict=True))
@@ -92,16 +121,40 @@ class Endpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Takes the place of vLLM's chat route, and adds the space's."""
+        """Takes the place of vLLM's chat route and list of models, and adds the space's."""
         app.post("/v1/chat/completions")(chat)
+        app.get("/v1/models")(models)
         app.get("/v1/persona/space")(persona_space)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Reads the space that the environment names."""
+        """Reads the space that the environment names. Raises `SpaceError` where it is of a model of other shapes."""
         space = PersonaSpace.load(os.environ[SPACE])
         name = (args.served_model_name or [args.model])[0]
-        state.personaspace = Persons(space, name, engine_client)
-        await state.personaspace.aim()
+        if warning := space.check_model(_served(name, engine_client.vllm_config)):
+            log.warning("%s", warning)
+        why = next(filter(None, await engine_client.collective_rpc("personaspace_why_not")), "")
+        state.personaspace = Persons(space, name, engine_client, why)
+        if not why:
+            await state.personaspace.aim()
+
+
+def _served(name: str, vllm_config: Any) -> ModelInfo:
+    """The model that vLLM serves, as a space knows models."""
+    config, shape, folder = vllm_config.model_config, Shape.of(vllm_config), Path(vllm_config.model_config.model)
+    known = checkpoint.of_config(vllm_config, folder) if folder.is_dir() else ""
+    return ModelInfo(name, None, shape.layers, shape.hidden, str(config.dtype), known, "")
+
+
+async def models(raw_request: Request) -> Any:
+    """vLLM's list, and the model under the name of each cap: chat knows those."""
+    from vllm.entrypoints.openai.models import api_router
+
+    persons: Persons = raw_request.app.state.personaspace
+    answer = await api_router.show_available_models(raw_request)
+    listed = json.loads(bytes(answer.body))
+    own = next(m for m in listed["data"] if m["id"] == persons.reader.name)
+    listed["data"] += [{**own, "id": name} for name in persons.reader.models if name != own["id"]]
+    return JSONResponse(listed)
 
 
 async def chat(raw_request: Request) -> Any:
@@ -112,26 +165,31 @@ async def chat(raw_request: Request) -> Any:
     persons: Persons = raw_request.app.state.personaspace
     try:
         body = await raw_request.json()
+        if not isinstance(body, dict) or not isinstance(body.get("vllm_xargs") or {}, dict):
+            raise BadRequest("expected an object, with an object as its vllm_xargs if it has one")
         wanted = Persona.model_validate(body.pop("persona", None) or {})
         model = body.get("model") or persons.reader.name
-        ask = await persons.ask(model, wanted)
-        body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(ask)}
-        request = ChatCompletionRequest.model_validate(body)
+        ask = await persons.ask(model, wanted, body)
+        if ask:
+            body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(ask)}
+        # The names of caps are known here alone: on vLLM's other routes they would be answered, and not held.
+        request = ChatCompletionRequest.model_validate({**body, "model": persons.reader.name})
     except BadRequest as e:
         return _refused(str(e), e.param, e.status)
-    except (ValidationError, ValueError, AttributeError) as e:
+    except (ValidationError, ValueError, TypeError) as e:
         return _refused(str(e), None, 400)
     answer = await api_router.create_chat_completion(request, raw_request=raw_request)
+    key = ask["key"] if ask else ""
+    if answer is None:  # the client is gone
+        persons.drop(key)
+        return Response(status_code=499)
     if isinstance(answer, StreamingResponse):
-        answer.body_iterator = _streamed(answer.body_iterator, persons, model, ask["key"], wanted)
+        answer.body_iterator = _streamed(answer.body_iterator, persons, model, key, wanted)
         return answer
     if answer.status_code != 200:
         return answer
-    reading = await persons.read(ask["key"])
-    told = persons.turn(model, reading, wanted)
-    if told is not None and wanted.report == "token":
-        told["tokens"] = tokens_of(reading)
-    return JSONResponse({**json.loads(bytes(answer.body)), "persona": told})
+    told = persons.turn(model, await persons.read(key), wanted) if key else None
+    return JSONResponse({**json.loads(bytes(answer.body)), "model": model, "persona": told})
 
 
 async def persona_space(raw_request: Request) -> dict[str, Any]:
@@ -142,31 +200,28 @@ async def persona_space(raw_request: Request) -> dict[str, Any]:
 
 
 async def _streamed(chunks: Any, persons: Persons, model: str, key: str, wanted: Persona) -> AsyncIterator[Any]:
-    """vLLM's events, and before the last one a chunk that tells the persona. Where tokens are wanted, each event has those that
-    were read since the one before."""
+    """vLLM's events under the model's name, and before the last one a chunk that tells the persona. Where tokens are wanted,
+    each event has those that were read since the one before."""
     head: dict[str, Any] = {}
-    sofar: Reading | None = None
-    each = wanted.report == "token"
-    async for chunk in chunks:
-        text = chunk if isinstance(chunk, str) else bytes(chunk).decode()
-        if text.startswith("data: {") and (each or not head):
-            event = json.loads(text.removeprefix("data: "))
-            head = {name: event.get(name) for name in ("id", "object", "created", "model")}
-            if each and (new := await persons.read(key, again=True)) is not None:
-                tokens = tokens_of(new, int(sofar.tokens[0]) if sofar else 0)
-                sofar = sofar.then(new) if sofar else new
-                event["persona"] = {
-                    **persons.reader.reading(sofar.activation[0, 0], int(sofar.tokens[0])),
-                    "tokens": tokens,
-                }
+    told = not key
+    try:
+        async for chunk in chunks:
+            text = chunk if isinstance(chunk, str) else bytes(chunk).decode()
+            if text.startswith("data: {"):
+                event = json.loads(text.removeprefix("data: "))
+                event.update({"model": model} if "model" in event else {})
+                head = {name: event.get(name) for name in ("id", "object", "created", "model")}
+                if key and wanted.report == "token" and (reading := await persons.read(key, "on")) is not None:
+                    event["persona"] = persons.sofar(reading)
                 chunk = f"data: {json.dumps(event)}\n\n"
-        elif text.startswith("data: [DONE]"):
-            last = await persons.read(key)
-            told = persons.turn(model, sofar.then(last) if sofar and last else sofar or last, wanted)
-            if told is not None and each:
-                told["tokens"] = tokens_of(last, int(sofar.tokens[0]) if sofar else 0)
-            yield f"data: {json.dumps({**head, 'choices': [], 'persona': told})}\n\n"
-        yield chunk
+            elif text.startswith("data: [DONE]"):
+                persona = persons.turn(model, await persons.read(key), wanted) if key else None
+                told = True
+                yield f"data: {json.dumps({**head, 'choices': [], 'persona': persona})}\n\n"
+            yield chunk
+    finally:
+        if not told:
+            persons.drop(key)
 
 
 def _refused(message: str, param: str | None, status: int) -> JSONResponse:
@@ -174,9 +229,7 @@ def _refused(message: str, param: str | None, status: int) -> JSONResponse:
     return JSONResponse({"error": error}, status_code=status)
 
 
-def command(
-    space: str, layer: int, folder: str, names: Sequence[str], options: Sequence[str]
-) -> tuple[list[str], dict[str, str]]:
+def command(space: str, layer: int, folder: str, name: str, options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The command that starts vLLM's server with the extension, and its environment. space: a space's file or folder; layer:
     the one that it is read at."""
     allowed = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
@@ -195,6 +248,6 @@ def command(
         "--model",
         folder,
         "--served-model-name",
-        *names,
+        name,
     ]
     return [*program, *options], environment

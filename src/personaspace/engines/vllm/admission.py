@@ -25,6 +25,8 @@ def unsupported(vllm_config: Any) -> str:
         return "data parallelism is on: what was read would come back from one engine of several; run one server each"
     if parallel.use_ubatching:
         return "micro-batches are on: a pass has only a part of the batch"
+    if vllm_config.cache_config.kv_sharing_fast_prefill:
+        return "fast prefill by shared keys and values is on: later layers have only a part of the tokens"
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         return "context parallelism is on: no worker has all tokens"
     return ""

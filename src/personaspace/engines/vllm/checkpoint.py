@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,14 @@ from personaspace.errors import ModelError
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SAMPLES = 64
+
+
+def of_config(vllm_config: Any, folder: Path) -> str:
+    """The fingerprint of what vLLM loaded from a folder. Raises `ModelError`."""
+    config = vllm_config.model_config
+    if vllm_config.load_config.load_format == "dummy":
+        return "random"
+    return fingerprint(folder, config.dtype, bool(config.hf_config.tie_word_embeddings))
 
 
 def fingerprint(folder: Path, dtype: torch.dtype, tied: bool) -> str:

@@ -15,6 +15,7 @@ from personaspace.engines.chat import Chat
 from personaspace.engines.loaded import Loaded, check_finite, end_ids
 from personaspace.engines.vllm import checkpoint, plugin
 from personaspace.engines.vllm.ask import FIELD
+from personaspace.engines.vllm.tally import How
 from personaspace.engines.vllm.wire import Reading, gathered
 from personaspace.errors import ActivationError, ModelError, UsageError
 from personaspace.interventions import Intervention
@@ -40,19 +41,19 @@ class VllmEngine(Loaded):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.chat = Chat(self.tokenizer, _end_ids(folder, self.tokenizer, text))
         self.rows = int(core.vllm_config.scheduler_config.max_num_seqs)
-        random, tied = core.vllm_config.load_config.load_format == "dummy", bool(config.hf_config.tie_word_embeddings)
         self.model = ModelInfo(
             id=id,
             revision=getattr(config.hf_config, "_commit_hash", None),
             layers=int(text.num_hidden_layers),
             hidden=int(config.get_hidden_size()),
             dtype=str(config.dtype).removeprefix("torch."),
-            fingerprint="random" if random else checkpoint.fingerprint(folder, config.dtype, tied),
+            fingerprint=checkpoint.of_config(core.vllm_config, folder),
             template=self.chat.kind,
             context=int(config.max_model_len),
             notes={"beginning": self.chat.beginning(), "compiled": str(core.vllm_config.compilation_config.mode)},
         )
         self._told = plugin.Told()
+        self._fit = False
         self._numbers = itertools.count()
         self._arrived: dict[str, Any] = {}
 
@@ -74,7 +75,11 @@ class VllmEngine(Loaded):
             options["max_num_seqs"] = rows
         folder = _folder(name)
         plugin.register()
-        core = LLMEngine.from_engine_args(EngineArgs(model=str(folder), dtype=DTYPES[given], **options))
+        try:
+            core = LLMEngine.from_engine_args(EngineArgs(model=str(folder), dtype=DTYPES[given], **options))
+        except (RuntimeError, ValueError, TypeError, OSError) as e:
+            said = str(e).strip().splitlines() or [type(e).__name__]
+            raise ModelError(f"vLLM cannot load {name!r}: {said[-1][:300]} (its own lines above say more)") from e
         return cls(core, folder, id=name)
 
     def close(self) -> None:
@@ -133,6 +138,8 @@ class VllmEngine(Loaded):
 
         id = f"personaspace-{next(self._numbers)}"
         mine = (*self._ambient, *interventions)
+        if read or mine:
+            self._check_fit()
         ask: dict[str, Any] = {"read": list(self._layers(read)), "interventions": self._define(mine)}
         if spans is not None:
             ask["spans"] = [list(span) for span in spans]
@@ -154,6 +161,13 @@ class VllmEngine(Loaded):
             raise UsageError(f"vLLM refuses the request: {e}") from None
         return id
 
+    def _check_fit(self) -> None:
+        """Raises `ModelError` where the workers can read and change nothing."""
+        if not self._fit:
+            if why := next(filter(None, self.core.collective_rpc("personaspace_why_not")), ""):
+                raise ModelError(f"engine vllm cannot read {self.model.id} or hold it: {why}")
+            self._fit = True
+
     def _define(self, interventions: Sequence[Intervention]) -> list[str]:
         """Tells the workers of interventions that they do not know yet; their names."""
         check_interventions(interventions, self.model.layers, self.model.hidden)
@@ -165,17 +179,24 @@ class VllmEngine(Loaded):
     def _step(self) -> None:
         """One step of vLLM's; what came out waits under its id."""
         for output in self.core.step():
+            if output.finished and output.outputs[0].finish_reason == "error":
+                raise ModelError(
+                    "vLLM gave a request up: its own lines above say why (so many directions at a layer at once that "
+                    "PERSONASPACE_VLLM_DIRECTIONS has to be higher are one reason)"
+                )
             self._arrived[output.request_id] = output
 
-    def _take(self, ids: Sequence[str], again: bool = False) -> dict[str, Reading]:
+    def _take(self, ids: Sequence[str], how: How = "end") -> dict[str, Reading]:
         if not ids:
             return {}
-        return gathered(self.core.collective_rpc("personaspace_take", args=(list(ids), again)))
+        return gathered(self.core.collective_rpc("personaspace_take", args=(list(ids), how)))
 
     def _forget(self, ids: Iterable[str]) -> None:
         """Requests whose replies nobody waits for any more."""
         left = [id for id in ids if not (id in self._arrived and self._arrived[id].finished)]
         if left:
+            if self._fit:
+                self._take(left)  # nothing is left that nobody fetches
             self.core.abort_request(left)
         for id in ids:
             self._arrived.pop(id, None)
@@ -223,7 +244,7 @@ class VllmEngine(Loaded):
                 output = self._arrived.pop(id, None)
                 if output is None:
                     continue
-                reading = self._take([id], again=True).get(id) if read else None
+                reading = self._take([id], "end" if output.finished else "anew").get(id) if read else None
                 ids = self._reply(output, sampling.max_new_tokens)
                 if output.finished:
                     finish = "length" if len(ids) == sampling.max_new_tokens else output.outputs[0].finish_reason

@@ -19,9 +19,9 @@ from personaspace.errors import ModelError
 class Sums:
     """What is read, on the device: sums over tokens by slot. The last slot takes what nobody asked for.
 
-    stream: `[slots + 1, hidden]` a layer, fp32; norm: `[slots + 1]` a layer; touched, count: `[slots + 1]`; slot: a token's,
+    stream: `[layers, slots + 1, hidden]`, fp32; norm: `[layers, slots + 1]`; touched, count: `[slots + 1]`; slot: a token's,
     `[tokens]`; row: which moves are made on it, `[tokens]`; hit: whether a move changed it at any layer, `[tokens]`.
-    kept: which tokens of the step somebody reads, where that can be used; moving: whether moves are made on any.
+    reading: whether somebody reads a token of the step; kept: which, where that can be used; moving: whether moves are made.
     along: a token's projection on `aim`, `[hidden]` of unit length, at layer `project`, `[tokens]`.
     """
 
@@ -29,8 +29,8 @@ class Sums:
 
     def __init__(self, layers: int, hidden: int, slots: int, tokens: int, device: torch.device) -> None:
         self.slots = slots
-        self.stream = [torch.zeros(slots + 1, hidden, device=device) for _ in range(layers)]
-        self.norm = [torch.zeros(slots + 1, device=device) for _ in range(layers)]
+        self.stream = torch.zeros(layers, slots + 1, hidden, device=device)
+        self.norm = torch.zeros(layers, slots + 1, device=device)
         self.touched = torch.zeros(slots + 1, device=device)
         self.count = torch.zeros(slots + 1, device=device)
         self.slot = torch.full((tokens,), slots, dtype=torch.long, device=device)
@@ -39,7 +39,7 @@ class Sums:
         self.along = torch.zeros(tokens, device=device)
         self.aim = torch.zeros(hidden, device=device)
         self.kept: Tensor | None = None
-        self.moving = False
+        self.reading = self.moving = False
 
     def note(self, hidden: Tensor, residual: Tensor | None, moved: Tensor, layer: int) -> None:
         """Adds tokens' residual stream `[tokens, hidden]` to the sums of their slots; `moved` says by how much each was moved
@@ -53,6 +53,8 @@ class Sums:
             if len(self.kept) < tokens:
                 hidden, moved, slot, at = hidden[self.kept], moved[self.kept], slot[self.kept], self.kept
                 residual = None if residual is None else residual[self.kept]
+        elif not self.reading and not torch.cuda.is_current_stream_capturing():
+            return  # a graph has to hold the sums, whoever reads
         stream = hidden.float() if residual is None else hidden.float() + residual.float()
         self.stream[layer].index_add_(0, slot, stream)
         self.norm[layer].index_add_(0, slot, torch.linalg.vector_norm(stream, dim=-1))

@@ -37,9 +37,9 @@ def moves_at(interventions: Sequence[Intervention], layer: int) -> list[Move]:
 
 def _move(i: Intervention, layer: int) -> Move:
     if isinstance(i, Add):
-        length = float(i.step.norm())
-        unit = i.step / length if length else i.step
-        return Move(unit, (-math.inf, math.inf, length), _name(unit))
+        vector = i.vector.float()
+        unit = vector / vector.norm()  # the same whatever α is: it has one place
+        return Move(unit, (-math.inf, math.inf, float(i.step @ unit)), _name(unit))
     if isinstance(i, Ablate):
         return Move(i.unit, (0.0, 0.0, 0.0), _name(i.unit))
     if not isinstance(i, Cap):

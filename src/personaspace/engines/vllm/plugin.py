@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import itertools
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from logging import getLogger
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from personaspace.engines.vllm import layers as compiled
 from personaspace.engines.vllm.admission import InFlight, admit, unsupported
 from personaspace.engines.vllm.ask import FIELD
+from personaspace.engines.vllm.tally import How
 from personaspace.engines.vllm.worker import Beside, Limits
 from personaspace.errors import ModelError, PersonaSpaceError
 from personaspace.interventions import Intervention
@@ -27,20 +30,28 @@ NAMED: dict[str, tuple[Intervention, ...]] = {}
 
 
 class Told:
-    """Which interventions the workers were told of."""
+    """Which interventions the workers were told of: the `most` that were asked for last, far more than are ever in flight."""
 
-    def __init__(self) -> None:
-        self._known: set[str] = set()
+    def __init__(self, most: int = 4096) -> None:
+        self.most = most
+        self._known: OrderedDict[str, None] = OrderedDict()
 
     def news(self, interventions: Sequence[Intervention]) -> str | None:
         """What to tell them by `personaspace_define`, as JSON; None where they know all."""
         new = {i.key: [i.to_dict()] for i in interventions if i.key not in self._known}
-        return json.dumps(new) if new else None
+        for i in interventions:
+            if i.key in self._known:
+                self._known.move_to_end(i.key)
+        gone = itertools.islice(self._known, max(0, len(self._known) + len(new) - self.most))
+        return json.dumps({**dict.fromkeys(gone), **new}) if new else None
 
     def known(self, interventions: Sequence[Intervention]) -> None:
         """They were told: requests may name these from now on."""
-        NAMED.update({i.key: (i,) for i in interventions})
-        self._known |= {i.key for i in interventions}
+        for i in interventions:
+            self._known[i.key] = None
+            NAMED[i.key] = (i,)
+        while len(self._known) > self.most:
+            NAMED.pop(self._known.popitem(last=False)[0], None)
 
 
 def register() -> None:
@@ -184,9 +195,9 @@ def _listen(runner: Any, beside: Beside) -> None:
 # -- what can be asked of a worker ---------------------------------------------------------------------------------------
 
 
-def _take(self: Any, keys: list[str], again: bool = False) -> bytes:
+def _take(self: Any, keys: list[str], how: How = "end") -> bytes:
     """What was read under the keys; empty on all but one of the workers that hold the same."""
-    blob: bytes = self.personaspace.take(keys, again)
+    blob: bytes = self.personaspace.take(keys, how)
     return blob if self.rank == 0 else b""
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from personaspace.engines.vllm.ask import Ask
 from personaspace.engines.vllm.layers import Sums
 from personaspace.engines.vllm.moves import Rows
 
-KEPT = 4096
-"""Results of requests that ended are kept until they are fetched, the newest so many of them."""
+How = Literal["end", "anew", "on"]
+KEPT, KEPT_BYTES = 4096, 1 << 30
+"""Results of requests that ended are kept until they are fetched, the newest so many of them, in so much memory."""
 ENDS = 16
 """A request may have so many tokens that end it; those do not count."""
 
@@ -35,7 +37,8 @@ class Sum:
 
 @dataclass
 class Step:
-    """What a pass left of its tokens: how far each is along the direction, and whether it was moved, `[2, tokens]`."""
+    """What a pass left of those of its tokens that are wanted each: how far it is along the direction, and whether it was
+    moved, `[2, tokens]`."""
 
     values: Tensor | None = None
 
@@ -43,7 +46,8 @@ class Step:
 @dataclass
 class Part:
     """A range of a request's tokens that is read as one. stop None: to its end. next: the first position not yet counted.
-    lost: there was no place for it in a step, so that it cannot be known. along: where its tokens stood in passes."""
+    lost: there was no place for it in a step, so that it cannot be known. along: where its tokens stand in passes; told: of
+    how many that were counted the projections were told already."""
 
     next: int
     stop: int | None
@@ -51,6 +55,7 @@ class Part:
     aside: Sum | None = None
     lost: bool = False
     along: list[tuple[Step, int, int]] = field(default_factory=list)
+    told: int = 0
 
 
 @dataclass
@@ -66,12 +71,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """What was read of a request: one `Sum` a part; the layers that were asked for; where projections were, each token's and
-    whether it was moved, `[2, tokens]`, part after part."""
+    """What was read of a request: one `Sum` a part, of the layers that were asked for; where projections were, each token's
+    and whether it was moved, `[2, tokens]`, part after part."""
 
     layers: tuple[int, ...]
     sums: list[Sum]
     along: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes."""
+        return sum(s.stream.nbytes for s in self.sums) + (0 if self.along is None else self.along.nbytes)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for what it does now."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Tally:
@@ -84,7 +99,10 @@ class Tally:
         self._free = list(range(sums.slots))
         self._ends = torch.full((sums.slots + 1, ENDS), -1, dtype=torch.long, device=sums.slot.device)
         self._dirty = 0  # so many places of the step before are not what they are without requests
-        self._last: tuple[Step, int] | None = None  # a pass whose tokens somebody wants each, and how many they are
+        self._bytes = 0  # that the results of requests that ended take
+        self._last: tuple[Step, list[tuple[int, int]]] | None = (
+            None  # a pass, and the tokens in it that are wanted each
+        )
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -108,29 +126,44 @@ class Tally:
         for row in request.rows:
             self.rows.give_back(row)
         if request.parts and not any(part.lost for part in request.parts):
-            self.done[request.ask.key] = self._result(request)
-            while len(self.done) > KEPT:
-                self.done.popitem(last=False)
+            self._keep(request.ask.key, self._result(request))
         for part in request.parts:
             self._release(part)
 
-    def take(self, key: str, again: bool = False) -> Result | None:
-        """What was read under a key, once; of a request in flight: so far, and from now on nothing more, or, `again`, anew."""
+    def _keep(self, key: str, result: Result) -> None:
+        self.done[key] = result
+        self._bytes += result.bytes
+        while len(self.done) > KEPT or (self._bytes > KEPT_BYTES and len(self.done) > 1):
+            self._fetch(next(iter(self.done)))
+
+    def _fetch(self, key: str) -> Result:
+        result = self.done.pop(key)
+        self._bytes -= result.bytes
+        return result
+
+    def take(self, key: str, how: How = "end") -> Result | None:
+        """What was read under a key, once. Of a request in flight, all so far, with the projections since the last time: its
+        reading `end`s with that, begins `anew`, or goes `on`."""
         if key in self.done:
-            return self.done.pop(key)
+            found = self._fetch(key)
+            if how == "on":  # it has ended since, and goes on to be asked for
+                self._keep(key, replace(found, along=None if found.along is None else found.along[:, :0]))
+            return found
         request = next((r for r in self.live.values() if r.ask.key == key and r.parts), None)
         if request is None:
             return None
         result = None if any(part.lost for part in request.parts) else self._result(request)
         for part in request.parts:
-            self._release(part)
             part.along = []
-        if not again:
+            if how != "on":
+                self._release(part)
+                part.told = 0
+        if how == "end":
             request.parts = []
         return result
 
     def _result(self, request: Request) -> Result:
-        sums = [self._sum_of(part) for part in request.parts]
+        sums = [self._sum_of(part, request.ask.layers) for part in request.parts]
         if not request.ask.project:
             return Result(request.ask.layers, sums)
         self._collect()
@@ -138,28 +171,30 @@ class Tally:
         return Result(request.ask.layers, sums, torch.cat(along, 1))
 
     def _along(self, part: Part, count: int) -> Tensor:
-        """Its tokens that count: those that came after the reply's end are last."""
+        """Its tokens that count, those that were told before left out: what came after the reply's end is last."""
         pieces = [step.values[:, a:b] for step, a, b in part.along if step.values is not None]
-        return torch.cat(pieces, 1)[:, :count].cpu() if pieces else torch.zeros(2, 0)
+        found = torch.cat(pieces, 1)[:, : count - part.told].cpu() if pieces else torch.zeros(2, 0)
+        part.told += found.shape[1]
+        return found
 
     def _collect(self) -> None:
         """Puts aside what the last pass left of its tokens: the next one writes over it."""
         if self._last is not None:
-            step, total = self._last
-            hit = self.sums.hit[:total] if self.sums.moving else torch.zeros(total, device=self.sums.hit.device)
-            step.values, self._last = torch.stack([self.sums.along[:total], hit]), None
+            step, wanted = self._last
+            s = self.sums
+            both = torch.stack([s.along, s.hit if s.moving else torch.zeros_like(s.hit)])
+            step.values, self._last = torch.cat([both[:, a:b] for a, b in wanted], 1), None
 
-    def _sum_of(self, part: Part) -> Sum:
-        if part.slot is None:
-            return part.aside or self._nothing()
+    def _sum_of(self, part: Part, layers: Sequence[int] | None = None) -> Sum:
+        """Its sums at some layers, or all, on the host."""
         s, k = self.sums, part.slot
-        stream = torch.stack([layer[k] for layer in s.stream]).cpu()
-        norm = torch.stack([layer[k] for layer in s.norm]).cpu()
-        return Sum(stream, norm, s.touched[k].cpu().clone(), s.count[k].cpu().clone())
-
-    def _nothing(self) -> Sum:
-        layers, hidden = len(self.sums.stream), self.sums.stream[0].shape[1]
-        return Sum(torch.zeros(layers, hidden), torch.zeros(layers), torch.zeros(()), torch.zeros(()))
+        at: Any = slice(None) if layers is None or len(layers) == len(s.stream) else list(layers)
+        if k is not None:
+            return Sum(*(x.cpu().clone() for x in (s.stream[:, k][at], s.norm[:, k][at], s.touched[k], s.count[k])))
+        if part.aside is not None:
+            return Sum(part.aside.stream[at], part.aside.norm[at], part.aside.touched, part.aside.count)
+        n, hidden = len(s.norm[:, 0][at]), s.stream.shape[2]
+        return Sum(torch.zeros(n, hidden), torch.zeros(n), torch.zeros(()), torch.zeros(()))
 
     # -- slots -----------------------------------------------------------------------------------------------------
 
@@ -170,16 +205,21 @@ class Tally:
             if not self._free and not self._put_aside(busy):
                 part.lost = True
                 return self.sums.slots
-            part.slot = self._free.pop()
-            s, k = self.sums, part.slot
-            for n, (stream, norm) in enumerate(zip(s.stream, s.norm, strict=True)):
-                stream[k] = part.aside.stream[n].to(stream.device) if part.aside else 0
-                norm[k] = part.aside.norm[n].to(norm.device) if part.aside else 0
-            s.touched[k] = part.aside.touched.to(s.touched.device) if part.aside else 0
-            s.count[k] = part.aside.count.to(s.count.device) if part.aside else 0
+            part.slot = k = self._free.pop()
+            s, device = self.sums, self._ends.device
+            for own, name in (
+                (s.stream[:, k], "stream"),
+                (s.norm[:, k], "norm"),
+                (s.touched[k], "touched"),
+                (s.count[k], "count"),
+            ):
+                if part.aside is None:
+                    own.zero_()
+                else:
+                    own.copy_(sent(getattr(part.aside, name), device))
             part.aside = None
             self._ends[k] = -1
-            self._ends[k, : len(ends)] = torch.tensor(list(ends), dtype=torch.long, device=self._ends.device)
+            self._ends[k, : len(ends)] = sent(torch.tensor(list(ends), dtype=torch.long), device)
         busy.add(part.slot)
         return part.slot
 
@@ -212,28 +252,30 @@ class Tally:
         size = max(total, self._dirty)
         row = np.zeros(size, dtype=np.int64)
         slot = np.full(size, self.sums.slots, dtype=np.int64)
-        reads, at, each = False, 0, Step()
+        reads, at = False, 0
+        each, wanted, n_wanted = Step(), list[tuple[int, int]](), 0
         busy = {p.slot for id in order if id in self.live for p in self.live[id].parts if p.slot is not None}
         for id, n in zip(order, scheduled, strict=True):
             request = self.live.get(id)
             if request is not None:
                 self._moves(request, computed[id], row[at : at + n])
                 held = self._reads(request, computed[id], slot[at : at + n], busy)
-                if request.ask.project and held:
-                    self._last = (each, total)
-                    for part, a, b in held:
-                        part.along.append((each, at + a, at + b))
+                for part, a, b in held if request.ask.project else ():
+                    part.along.append((each, n_wanted, n_wanted + b - a))
+                    wanted.append((at + a, at + b))
+                    n_wanted += b - a
                 reads |= bool(held)
             at += n
+        self._last = (each, wanted) if wanted else None
         device = self.sums.slot.device
-        self.sums.row[:size] = torch.from_numpy(row).to(device)
-        where = torch.from_numpy(slot).to(device)
+        self.sums.row[:size] = sent(torch.from_numpy(row), device)
+        where = sent(torch.from_numpy(slot), device)
         if reads:
             ended = (ids[:total, None] == self._ends[where[:total]]).any(-1)
             where[:total] = torch.where(ended, self.sums.slots, where[:total])
             self.sums.count.index_add_(0, where[:total], torch.ones(total, device=device))
         self.sums.slot[:size] = where
-        self.sums.moving = bool(row.any())
+        self.sums.moving, self.sums.reading = bool(row.any()), reads
         if device.type == "cpu":
             kept = (where[:total] < self.sums.slots).nonzero().flatten()
             self.sums.kept = kept if len(kept) else None
@@ -244,7 +286,7 @@ class Tally:
         self._collect()
         self.sums.row[: self._dirty] = 0
         self.sums.slot[: self._dirty] = self.sums.slots
-        self.sums.kept, self._dirty = None, 0
+        self.sums.kept, self.sums.reading, self._dirty = None, False, 0
 
     def _moves(self, request: Request, start: int, row: np.ndarray) -> None:
         """The tokens' moves, `[tokens]`, of which the first is at position `start`."""

@@ -25,18 +25,6 @@ class Reading:
     touched: Tensor
     each: Tensor | None = None
 
-    def then(self, later: Reading) -> Reading:
-        """Together with what was read of the same request afterwards."""
-        n, m = self.tokens, later.tokens
-        total = (n + m).clamp(min=1)
-        return Reading(
-            self.layers,
-            (self.activation * n[:, None, None] + later.activation * m[:, None, None]) / total[:, None, None],
-            (self.norms * n[:, None] + later.norms * m[:, None]) / total[:, None],
-            n + m,
-            self.touched + later.touched,
-        )
-
 
 def pack(found: Mapping[str, Result | None]) -> bytes:
     """Results by key → a blob; those that are None are left out."""
@@ -44,16 +32,13 @@ def pack(found: Mapping[str, Result | None]) -> bytes:
     for key, result in found.items():
         if result is None:
             continue
-        at = list(result.layers)
         count = torch.stack([s.count for s in result.sums])
         n = count.clamp(min=1)
-        tensors[f"{key}\n/activation"] = (
-            torch.stack([s.stream[at] for s in result.sums]) / n[:, None, None]
-        ).contiguous()
-        tensors[f"{key}\n/norms"] = (torch.stack([s.norm[at] for s in result.sums]) / n[:, None]).contiguous()
+        tensors[f"{key}\n/activation"] = torch.stack([s.stream for s in result.sums]) / n[:, None, None]
+        tensors[f"{key}\n/norms"] = torch.stack([s.norm for s in result.sums]) / n[:, None]
         tensors[f"{key}\n/tokens"] = count.long()
         tensors[f"{key}\n/touched"] = torch.stack([s.touched for s in result.sums]).long()
-        tensors[f"{key}\n/layers"] = torch.tensor(at, dtype=torch.long)
+        tensors[f"{key}\n/layers"] = torch.tensor(result.layers, dtype=torch.long)
         if result.along is not None:
             tensors[f"{key}\n/each"] = result.along.contiguous()
     return bytes(save(tensors))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from personaspace.engines.vllm.ask import FIELD, understand
 from personaspace.engines.vllm.layers import Sums, find_decoder_layers, put_inside, running, settle
 from personaspace.engines.vllm.moves import Rows
-from personaspace.engines.vllm.tally import Result, Tally
+from personaspace.engines.vllm.tally import How, Result, Tally
 from personaspace.engines.vllm.wire import pack
 from personaspace.errors import ModelError, UsageError
 from personaspace.interventions import Intervention, from_dict
@@ -112,9 +112,12 @@ class Beside:
         self.tally.rest()
 
     def define(self, text: str) -> None:
-        """Takes interventions in, as JSON: name → a list of what `Intervention.to_dict` writes."""
+        """Takes interventions in, as JSON: name → a list of what `Intervention.to_dict` writes, or null to forget it."""
         for name, listed in json.loads(text).items():
-            self.named[name] = tuple(from_dict(one) for one in listed)
+            if listed is None:
+                self.named.pop(name, None)
+            else:
+                self.named[name] = tuple(from_dict(one) for one in listed)
 
     def aim(self, text: str) -> None:
         """Takes in what tokens are projected on: a vector `[hidden]`, as JSON. Raises `ModelError`."""
@@ -123,9 +126,9 @@ class Beside:
             raise ModelError(f"a vector of {len(vector)} to project on; the model's have {self.shape.hidden}")
         self.tally.sums.aim.copy_(vector / vector.norm())
 
-    def take(self, keys: Sequence[str], again: bool = False) -> bytes:
-        """What was read under the keys, as a safetensors blob; see `wire`."""
-        found: dict[str, Result | None] = {key: self.tally.take(key, again) for key in keys}
+    def take(self, keys: Sequence[str], how: How = "end") -> bytes:
+        """What was read under the keys, as a safetensors blob; see `wire` and `Tally.take`."""
+        found: dict[str, Result | None] = {key: self.tally.take(key, how) for key in keys}
         return pack(found)
 
 
