@@ -1,6 +1,5 @@
-"""What `map --dry-run --on this` says of a map, beside what asking it takes; the peaks are measured between shards.
-
-What a shared machine gives to others is then taken from both: a peak here is what products got on the average, not at best.
+"""What `map --dry-run --on this` says of a map, beside what asking it takes; the peaks are measured between shards, so that
+what a shared machine gives to others is taken from both.
 
 python scripts/predicted.py [MODEL] [--roles 40] [--per-role 2] [--default-responses 40] [--max-new-tokens 24]
 """
@@ -25,15 +24,6 @@ from personaspace.prompts import Design, Sampling, assign, shards
 SHARD = 40
 
 
-def peak(seconds: float = 0.5) -> float:
-    """Operations a second in products of matrices, over half a second."""
-    a, products, began = torch.randn(1024, 1024), 0, time.monotonic()
-    while time.monotonic() - began < seconds:
-        a @ a
-        products += 1
-    return 2 * 1024**3 * products / (time.monotonic() - began)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", default="smollm2")
@@ -47,15 +37,16 @@ def main() -> None:
     engine = load_engine("transformers", given.model, device="cpu")
     prompts = assign(catalog, [design.first_round(catalog)], 0)[0]
     sampling = Sampling(max_new_tokens=given.max_new_tokens)
-    on, peaks, took = plan.this_machine(), [peak()], 0.0
+    on, took = plan.this_machine(SHARD), 0.0
+    peaks = [on.flops]
     with tempfile.TemporaryDirectory() as folder:
         for k, shard in enumerate(shards(prompts, SHARD, 0)):
             began = time.monotonic()
             answer(engine, Task(k, shard, sampling, folder))
             took += time.monotonic() - began
-            peaks.append(peak())
+            peaks.append(plan.products(SHARD))
         wrote = sum(p.stat().st_size for p in Path(folder).rglob("part-*"))
-    on = replace(on, flops=statistics.mean(peaks), rows=SHARD)
+    on = replace(on, flops=statistics.mean(peaks))
     said = plan.predict(shape, on, asked)
     print("\n".join(plan.lines(given.model, on, asked, shape)))
     print(

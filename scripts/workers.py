@@ -55,15 +55,17 @@ def drawn(title: str, series: dict[str, list[tuple[float, float]]]) -> str:
 
     parts = [f'<text x="60" y="20">{title}</text>', '<path d="M60 40V260H560" fill="none" stroke="#888"/>']
     parts += [f'<text x="{at(x, 0)[0]:.0f}" y="278" text-anchor="middle">{x:g}</text>' for x in sorted(set(xs))]
+    highest = max(points[-1][1] for points in series.values())
     for color, (name, points) in zip(("#06c", "#c50", "#393", "#939"), series.items(), strict=False):
+        off = -8 if points[-1][1] == highest else 18  # numbers of the highest line above it, of others below
         places = [at(x, y) for x, y in points]
         path = "M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in places)
         parts.append(f'<path d="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
         for (x, y), (_, value) in zip(places, points, strict=True):
             parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="{color}"/>')
-            parts.append(f'<text x="{x:.0f}" y="{y - 8:.0f}" text-anchor="middle" fill="{color}">{value:.2f}</text>')
+            parts.append(f'<text x="{x:.0f}" y="{y + off:.0f}" text-anchor="middle" fill="{color}">{value:.2f}</text>')
         last = places[-1]
-        parts.append(f'<text x="{last[0] + 8:.0f}" y="{last[1] + 18:.0f}" fill="{color}">{name}</text>')
+        parts.append(f'<text x="{last[0] + 8:.0f}" y="{last[1] + 4:.0f}" fill="{color}">{name}</text>')
     return "\n".join(parts)
 
 
@@ -90,7 +92,7 @@ def main() -> None:
     by_workers = {
         name: [(w, found[w, most][k]) for w in workers] for k, name in enumerate(("a second", "a processor's second"))
     }
-    by_responses = {f"{w} workers": [(n, found[w, n][0]) for n in responses] for w in workers}
+    by_responses = {f"{w} worker{'s' * (w > 1)}": [(n, found[w, n][0]) for n in responses] for w in workers}
     note = f"{given.model}, {TOKENS} tokens, {os.cpu_count()} cores, one thread a worker"
     first = drawn(f"{most} responses against workers ({note})", by_workers)
     second = drawn("responses/s against responses", by_responses)

@@ -29,8 +29,9 @@ SHARD = 256
 """Responses a shard: what a killed run may have to do again."""
 
 COMPUTE = 0.35
-"""Share of the peak in matrix products that a GPU reaches over a whole forward pass; a CPU, as measured, `COMPUTE_CPU`."""
-COMPUTE_CPU = 0.67
+"""Share of the peak in matrix products that a GPU reaches over a whole forward pass."""
+COMPUTE_CPU = 0.75
+"""Share of what products of so many rows get on a CPU, measured on two cores; the rest goes to attention and between them."""
 BANDWIDTH = 0.6
 """Share of the memory's bandwidth that a step of decoding reaches."""
 MEMORY = 0.9
@@ -175,15 +176,27 @@ def hardware_of(name: str) -> Hardware:
     return Hardware(name, int(count or "1"), *figures)
 
 
-def this_machine() -> Hardware:
-    """This machine's CPU as it is now: a product of matrices and a copy, each timed for some tenths of a second."""
-    a, big = torch.randn(1024, 1024), torch.randn(1 << 25)
+def this_machine(rows: int = ROWS_CPU) -> Hardware:
+    """This machine's CPU as it is now: products of so many rows and a copy, each timed for some tenths of a second."""
+    big = torch.randn(1 << 25)
     other = torch.empty_like(big)
-    product = _timed(lambda: a @ a)
     copy = _timed(lambda: other.copy_(big))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    flops, bandwidth = 2 * 1024**3 / product, 8 * len(big) / copy
-    return Hardware("this", 1, memory, bandwidth, flops, 4, COMPUTE_CPU, ROWS_CPU)
+    return Hardware("this", 1, memory, 8 * len(big) / copy, products(rows), 4, COMPUTE_CPU, rows)
+
+
+def products(rows: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second as a step of decoding makes them: so many rows times matrices that no cache holds."""
+    n, many = 1024, 64
+    weights = [torch.randn(n, n, device=device, dtype=dtype) for _ in range(many)]
+    x = torch.randn(rows, n, device=device, dtype=dtype)
+
+    def call() -> None:
+        for w in weights:
+            y = x @ w
+        y[0, 0].item()
+
+    return 2 * rows * n * n * many / _timed(call)
 
 
 def asked_of(catalog: Catalog, design: Design, new_tokens: int, seed: int, chat: Chat | None = None) -> Asked:
@@ -313,17 +326,14 @@ def bytes_per_response(layers: int, hidden: int, new_tokens: int) -> int:
 
 
 def seconds_per_token(engine: Engine) -> float:
-    """An estimate from the model's size and a matrix product timed for some tenths of a second on its device."""
+    """An estimate from the model's size and matrix products timed for some tenths of a second on its device."""
     network = getattr(engine, "network", None)
     if network is None:
         return 0.0
     p = next(network.parameters())
-    n = 512 if p.device.type == "cpu" else 4096
-    a = torch.randn(n, n, device=p.device, dtype=p.dtype)
-    peak = 2 * n**3 / _timed(lambda: (a @ a)[0, 0].item())
-    # Measured: the loop reaches some two thirds of the peak, the rest goes to attention and to what lies between products.
+    rows = ROWS_CPU if p.device.type == "cpu" else ROWS
     parameters: int = sum(q.numel() for q in network.parameters())
-    return 2 * parameters / (COMPUTE_CPU * peak)
+    return 2 * parameters / (COMPUTE_CPU * products(rows, p.device, p.dtype))
 
 
 def _timed(call: Any, seconds: float = 0.3) -> float:

@@ -141,10 +141,11 @@ class RayEngine:
         left = len(every)
         while left:
             self._hire()
-            for hand in self._free():
-                while waiting and len(hand.tasks) < DEPTH:
-                    k = waiting.popleft()
-                    hand.tasks[hand.actor.do.remote(work, every[k])] = k
+            for depth in range(1, DEPTH + 1):  # nobody gets a second piece before everybody has one
+                for hand in self._free():
+                    if waiting and len(hand.tasks) < depth:
+                        k = waiting.popleft()
+                        hand.tasks[hand.actor.do.remote(work, every[k])] = k
             results, missing = self._hear()
             for k in missing:
                 lost[k] += 1
