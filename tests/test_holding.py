@@ -135,6 +135,19 @@ def test_the_front_holds_what_no_other_beats_and_the_choice_goes_furthest_within
     assert "no cap costs at most 3%" in why
 
 
+def test_a_sweep_with_no_prompts_left_says_so_and_tries_nothing_twice(engine, space, sample):
+    made, _ = sweep.sweep(engine, space, sample, [range(1, 3)], judge=None, prompts=len(sample.roles))
+    why = made.meta["caps"]["capped"]["why"]
+    assert "no prompts were left" in why["because"]
+    assert sweep.again(made.meta["caps"]["capped"]) == ""
+
+
+def test_a_space_calibrated_from_too_few_has_no_alert_rule(space):
+    calibration = {**space.meta["calibration"], "roles": ["one"] * len(space.meta["calibration"]["roles"])}
+    few = ps.PersonaSpace({**space.meta, "calibration": calibration}, space.tensors)
+    assert monitor.alert_rule(few) is None
+
+
 def test_a_sweep_measures_each_cap_names_the_best_and_draws_the_front(engine, space, sample, tmp_path):
     tasks = [sweep.Task("say something", "."), sweep.Task("say nothing", "^$")]
     made, tried = sweep.sweep(engine, space, sample, [range(1, 3), range(2, 3)], judge=None, prompts=8, tasks=tasks)

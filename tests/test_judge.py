@@ -115,9 +115,22 @@ def test_what_could_not_be_scored_is_tried_again_by_the_next_call(endpoint, tmp_
     mapper = Mapper(tiny, load_catalog(small_catalog), tmp_path, options)
     with pytest.raises(JudgeError, match="1 of 12 responses could not be scored"):
         mapper.map(judge)
-    assert len(Run(tmp_path).scores_of("openai")) == 11
+    assert len(Run(tmp_path).scores_of(judge.name)) == 11
     mapper.map(judge)
     assert len(Endpoint.asked) == 13
+
+
+def test_a_score_may_end_a_sentence(endpoint):
+    Endpoint.plan = ["3.", "The score is 2.", "about 2.3", "Score: 12"]
+    found = list(OpenAIJudge("m", endpoint, concurrency=1).score([item(c) for c in "abcd"]))
+    assert [f.score for f in found] == [3, 2, None, None]
+
+
+def test_scores_of_one_judging_model_are_never_taken_for_anothers(endpoint, tiny):
+    names = {OpenAIJudge(m, url).name for m in ("a/b", "a/c") for url in (endpoint, "http://elsewhere/v1")}
+    assert len(names) == 4
+    assert all("/" not in name for name in names)
+    assert LocalJudge(tiny).name.endswith(tiny.model.fingerprint[:8])
 
 
 def test_an_endpoint_without_key_or_address_is_refused(monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from personaspace import vectors
 from personaspace.catalog import DEFAULT, Catalog, Question, Role
 from personaspace.errors import DesignError
-from personaspace.prompts import assign, next_round, rotation, shards
+from personaspace.prompts import Design, assign, next_round, rotation, shards
 from personaspace.vectors import Cells
 
 ROLES, QUESTIONS, HIDDEN = 6, 8, 5
@@ -164,6 +164,40 @@ def test_intervals_hold_the_estimate_and_shrink_with_more_questions():
         assert ((intervals.projection[:, 0] <= on) & (on <= intervals.projection[:, 1])).all()
         widths.append(np.ptp(intervals.projection, axis=1).mean())
     assert widths[1] < widths[0]
+
+
+@pytest.mark.parametrize("each", [2, 4])
+def test_a_roles_interval_holds_its_true_place_also_after_few_questions(each):
+    rng = np.random.default_rng(0)
+    roles, questions, hidden, held = 60, 120, 6, []
+    for _ in range(5):
+        effect, of_question = rng.normal(size=(roles + 1, hidden)), rng.normal(size=(questions, hidden))
+        of_question -= of_question.mean(0)
+        role = np.repeat(np.arange(roles + 1), [questions, *[each] * roles])
+        question = np.concatenate([np.arange(questions), *[rng.permutation(questions)[:each] for _ in range(roles)]])
+        y = torch.from_numpy(effect[role] + of_question[question] + rng.normal(size=(len(role), hidden)))
+        cells = Cells.build([f"r{k}" for k in range(roles + 1)], role, question)
+        sums = vectors.cell_sums(cells, [y])
+        operator = vectors.role_operator(cells)
+        axis = vectors.axis_weights(operator) @ sums.numpy()
+        low, high = vectors.bootstrap(cells, sums, axis, 100, 0).projection.T
+        true = effect[1:] @ axis / np.linalg.norm(axis)
+        held.append(((low <= true) & (true <= high)).mean())
+    assert 0.91 <= np.mean(held) <= 0.99
+
+
+@pytest.mark.parametrize("roles", [10, 40])
+def test_a_design_that_holds_together_has_an_axis_of_every_fold(roles):
+    asked = catalog(roles, 240)
+    for seed in range(3):
+        prompts = assign(asked, [Design().first_round(asked)], seed)[0]
+        names = [DEFAULT, *(r.role for r in asked.roles)]
+        role = np.array([names.index(p.role) for p in prompts])
+        question = np.array([p.question for p in prompts])
+        cells = Cells.build(names, role, question)
+        sums = vectors.cell_sums(cells, [torch.from_numpy(np.random.default_rng(seed).normal(size=(len(role), 2, 5)))])
+        _, axes = vectors.fold_axes(cells, sums, 10, seed)
+        assert torch.isfinite(axes).all()
 
 
 def test_separation_is_the_planted_difference_in_standard_deviations():

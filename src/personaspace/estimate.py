@@ -123,6 +123,7 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
         "n_default": int(cells.per_role()[0]),
         "n_kept": int(cells.per_role().sum()),
         "axis_pc1_interval": intervals.axis_pc1.tolist(),
+        "role_interval": "pooled",
         "histogram": _histogram(projections[:, chosen], is_default),
     }
     return PersonaSpace(meta, {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()})

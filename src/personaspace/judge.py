@@ -7,6 +7,7 @@ the role. Talks to an endpoint over the network where the judge is `openai`; it 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -137,10 +138,9 @@ def _adherence_by_words(item: Item) -> int:
 class LocalJudge:
     """A loaded model reads reply and rubric; the score is read from the probabilities of the next token, 0 to the top."""
 
-    name = "local"
-
     def __init__(self, engine: Any, rubric: Rubric = ADHERENCE) -> None:
         self.engine, self.rubric = engine, rubric
+        self.name = f"local-{engine.model.fingerprint[:8]}"
         tokenize, scores = engine.tokenizer, [str(d) for d in range(rubric.top + 1)]
         self.digits = [tokenize(d, add_special_tokens=False)["input_ids"][-1] for d in scores]
         if len(set(self.digits)) != len(scores):
@@ -159,8 +159,6 @@ class LocalJudge:
 class OpenAIJudge:
     """A model behind an OpenAI-compatible endpoint, asked some at a time; 429 and 5xx are tried again, ever later."""
 
-    name = "openai"
-
     def __init__(
         self,
         model: str,
@@ -175,6 +173,9 @@ class OpenAIJudge:
             raise JudgeError(
                 "--judge openai: OPENAI_API_KEY is not set; set it, or give --judge-url for an endpoint of your own"
             )
+        # Scores are kept under the name: another model, or another endpoint, is another judge.
+        where = f"-{hashlib.sha256(base_url.encode()).hexdigest()[:6]}" if base_url else ""
+        self.name = f"openai-{re.sub(r'[^A-Za-z0-9._-]+', '_', model)}{where}"
         who = "--judge openai"
         self.endpoint = Endpoint(model, base_url, who, concurrency=concurrency, tries=tries, timeout=timeout)
         self.rubric = rubric
@@ -186,7 +187,7 @@ class OpenAIJudge:
     def _score(self, answer: Answer) -> Score:
         if answer.text is None:
             return Score(None, problem=answer.problem)
-        found = re.search(rf"(?<!\d)[0-{self.rubric.top}](?![\d.])", answer.text)
+        found = re.search(rf"(?<!\d)(?<!\d\.)[0-{self.rubric.top}](?!\d|\.\d)", answer.text)
         if not found:
             return Score(None, problem=f"no score of 0–{self.rubric.top} in the answer {json.dumps(answer.text[:60])}")
         return Score(int(found[0]), float(found[0]))

@@ -79,9 +79,14 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0) -> list[Al
     return rules
 
 
-def alert_rule(space: PersonaSpace, *, rate: float = 0.01, turns: int = 2, tokens: int | None = None) -> AlertRule:
-    """The rule for a number of turns and the replies' length (None: the longest that was measured). Raises as `detection`."""
+def alert_rule(
+    space: PersonaSpace, *, rate: float = 0.01, turns: int = 2, tokens: int | None = None
+) -> AlertRule | None:
+    """The rule for a number of turns and the replies' length (None: the longest that was measured); None where calibration saw
+    too few replies or roles for any. Raises as `detection`."""
     rules = detection(space, rate)
+    if not rules:
+        return None
     near = min(rules, key=lambda r: (abs(r.turns - turns), abs((r.tokens or 0) - (tokens or 10**6))))
     return near if near.turns == turns else replace(near, turns=turns, observed=None, detects=None)
 

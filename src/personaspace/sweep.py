@@ -112,13 +112,18 @@ def sweep(
     trial = Trial(engine, space, judge, tasks, seed)
     outcomes = pareto(trial.outcomes(list(caps), asked[:prompts], sample.held_out[:half]))
     finalists = [o for o in ranked(outcomes) if o.name != "none"][:FINALISTS]
-    fresh = asked[prompts : 4 * prompts] or asked[:prompts]
-    again = trial.outcomes([o.name for o in finalists], fresh, sample.held_out[half:])[1:]
-    both = [_pooled(o, f, prompts, len(fresh)) for o, f in zip(finalists, again, strict=True)]
-    best, why = choose(both)
-    found = next(f for f in again if f.name == best.name)
-    why += f", over both trials of the best {len(finalists)}"
-    note = {**_plain(best), "because": why, "again": _plain(found), "again_prompts": len(fresh)}
+    fresh = asked[prompts : 4 * prompts]
+    if fresh:
+        again = trial.outcomes([o.name for o in finalists], fresh, sample.held_out[half:])[1:]
+        best, why = choose(
+            [_pooled(o, f, len(asked[:prompts]), len(fresh)) for o, f in zip(finalists, again, strict=True)]
+        )
+        found = next(f for f in again if f.name == best.name)
+        why += f", over both trials of the best {len(finalists)}"
+        note = {**_plain(best), "because": why, "again": _plain(found), "again_prompts": len(fresh)}
+    else:
+        best, why = choose(finalists)
+        note = {**_plain(best), "because": f"{why}; no prompts were left to try it again on"}
     worth = {*known, best.name, *(o.name for o in outcomes if o.front)}
     kept = {name: cap for name, cap in space.meta["caps"].items() if name in worth}
     return recommended(PersonaSpace({**space.meta, "caps": kept}, space.tensors), best.name, note), outcomes
@@ -324,7 +329,8 @@ def write_tradeoff(path: str | Path, space: PersonaSpace, outcomes: Sequence[Out
 
 
 def again(capped: Mapping[str, Any]) -> str:
-    """What the cap that was taken does on prompts that had no part in the choice, as a sentence."""
+    """What the cap that was taken does on prompts that it was not ranked by (the choice among the best few went by them, too),
+    as a sentence."""
     found = capped["why"].get("again")
     if found is None:
         return ""

@@ -119,15 +119,15 @@ def merge_into(total: Tensor, cells: Cells, other: Tensor, others: Cells) -> Non
     total[len(cells.count) :] += other[size:]
 
 
-def role_operator(cells: Cells, weight: Floats | None = None) -> Floats:
+def role_operator(cells: Cells, weight: Floats | None = None, *, partly: bool = False) -> Floats:
     """The matrix `[roles, cells + questions]` that takes sums to role effects; weight: `[blocks]`, 0 leaves one out.
 
-    A role without a response under these weights gets a row of NaN. Raises `DesignError` where roles and questions fall
-    apart into groups that nothing connects.
+    A role without a response under these weights gets a row of NaN, with `partly` also one that no question connects with the
+    first. Raises `DesignError` where roles and questions fall apart into groups that nothing connects.
     """
     w = np.ones(cells.blocks) if weight is None else weight
     of_question = w[cells.block_of]
-    n = _connected(cells, cells.n * of_question)
+    n = _connected(cells, cells.n * of_question, partly)
     total, asked = n.sum(1), np.flatnonzero(n.sum(0))
     n = n[:, asked]
     with np.errstate(divide="ignore"):
@@ -146,7 +146,7 @@ def role_operator(cells: Cells, weight: Floats | None = None) -> Floats:
     return operator
 
 
-def _connected(cells: Cells, n: Floats) -> Floats:
+def _connected(cells: Cells, n: Floats, partly: bool) -> Floats:
     """The counts `[roles, questions]` of what is connected with the roles that are wanted; raises where those are not."""
     there = n[cells.shown].sum(1) > 0
     if not there.any():
@@ -157,7 +157,7 @@ def _connected(cells: Cells, n: Floats) -> Floats:
     _, label = connected_components(graph, directed=False)
     mine, first = label[cells.shown], int(there.argmax())
     other = [cells.names[k] for k in np.flatnonzero(there & (mine != mine[first]))]
-    if other:
+    if other and not partly:
         raise DesignError(
             f"{len(other)} roles ({', '.join(other[:3])}, …) share no question with {cells.names[first]}; "
             "their vectors cannot be compared: ask more questions in common, or more default responses"
@@ -254,8 +254,10 @@ def role_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]], ro
 
 @dataclass(frozen=True)
 class Intervals:
-    """95% intervals by a bootstrap over blocks of questions (random weights, mean 1, in place of resampling, so that a role
-    asked four questions stays in). axis_pc1: `[2]`; projection: `[roles, 2]`, on the whole's axis."""
+    """95% intervals about the estimates, from the spread of a bootstrap over blocks of questions (random weights, mean 1, in
+    place of resampling, so that a role asked four questions stays in). axis_pc1: `[2]`; the draws themselves lie lower, since
+    each adds noise to the estimate's own. projection: `[roles, 2]`, on the whole's axis; a role's few questions say little of
+    their spread, so that it is pooled over roles. NaN where no role was asked in two blocks."""
 
     axis_pc1: Floats
     projection: Floats
@@ -267,13 +269,32 @@ def bootstrap(cells: Cells, sums: Tensor, axis: Floats, rounds: int, seed: int) 
     unit = axis / np.linalg.norm(axis)
     y = sums.numpy()
     cosines, projections = [], []
-    for _ in range(rounds):
-        vectors = role_operator(cells, rng.exponential(size=cells.blocks)) @ y
+    for k in range(rounds + 1):
+        vectors = role_operator(cells, rng.exponential(size=cells.blocks) if k else None) @ y
         roles = vectors[1:]
         cosines.append(abs(cosine(vectors[0] - roles.mean(0), first_component(roles))))
         projections.append(roles @ unit)
-    ends = [2.5, 97.5]
-    return Intervals(np.percentile(cosines, ends), np.percentile(projections, ends, axis=0).T)
+    both = np.array([-1.96, 1.96])
+    pc1 = np.clip(cosines[0] + both * np.std(cosines[1:], ddof=1), 0, 1)
+    half = _pooled_error(np.var(projections[1:], axis=0, ddof=1), _blocks_asked(cells)[1:])
+    return Intervals(pc1, projections[0][:, None] + both * half[:, None])
+
+
+def _blocks_asked(cells: Cells) -> Ints:
+    """In how many blocks each wanted role was asked, `[roles]`."""
+    found: Ints = np.bincount(cells.role, minlength=len(cells.n))[cells.shown]
+    return found
+
+
+def _pooled_error(variance: Floats, n: Ints) -> Floats:
+    """Standard errors `[roles]` of means over n blocks, from what random weights made of each. Those have (n − 1)/(n + 1) of
+    the variance of a mean; what a single block varies by is taken to be the same for all roles."""
+    some = n > 1
+    if not some.any():
+        return np.full(len(n), np.nan)
+    single = variance[some] * (n[some] + 1) / (n[some] - 1) * n[some]
+    error: Floats = np.sqrt(np.average(single, weights=n[some] - 1) / n)
+    return error
 
 
 def first_component(vectors: Floats) -> Floats:
@@ -292,7 +313,8 @@ def fold_axes(cells: Cells, sums: Tensor, folds: int, seed: int) -> tuple[Ints, 
     fold = np.random.default_rng(seed).permutation(np.arange(cells.blocks) % folds)
     axes = []
     for f in range(folds):
-        weights = axis_weights(role_operator(cells, (fold != f).astype(float)))
+        # With a fold left out, a role may share no question with the default any more: the axis is that of the others.
+        weights = axis_weights(role_operator(cells, (fold != f).astype(float), partly=True))
         axes.append((torch.from_numpy(weights) @ sums.flatten(1)).view(sums.shape[1:]))
     return fold, torch.stack(axes)
 

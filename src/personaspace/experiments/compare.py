@@ -149,14 +149,14 @@ def standardised(x: np.ndarray) -> np.ndarray:
 
 def repeatability(space: PersonaSpace, roles: Sequence[str]) -> float | None:
     """The share of the variance of these roles' places on the axis that is not error: one minus the mean squared standard
-    error, from their 95% intervals, over the variance. A bootstrap with random weights over n questions has
-    (n − 1)/(n + 1) of the variance, which is made good where the counts are known."""
+    error, from their 95% intervals, over the variance. In spaces whose intervals are not yet pooled over roles, a bootstrap
+    with random weights over n questions has (n − 1)/(n + 1) of the variance, which is made good where counts are known."""
     if "role_interval" not in space.tensors:
         return None
     rows = [space.roles.index(r) for r in roles]
     low, high = space.tensors["role_interval"][rows].double().T
     error = ((high - low) / (2 * 1.96)) ** 2
-    if "counts" in space.tensors:
+    if "counts" in space.tensors and space.meta.get("role_interval") != "pooled":
         n = space.tensors["counts"][rows].double()
         error = error * (n + 1) / (n - 1).clamp(min=1)
     return max(
