@@ -3,6 +3,8 @@ case studies)."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,15 @@ class CaseStudyOptions(Options):
     )
     caps: Names = Field(("capped",), description="Caps of the space.")
     max_new_tokens: int = Field(64, ge=1, description="At most that many tokens a reply.")
+
+    def determining(self) -> dict[str, Any]:
+        """A user's files by what is said in them too: another text under the same name is another experiment. Raises
+        `UsageError`."""
+        found = super().determining()
+        if self.transcripts:
+            texts = json.dumps([(t.name, t.messages) for t in transcripts(self)])
+            found["transcripts_digest"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
+        return found
 
 
 PUBLISHED = CaseStudyOptions(max_new_tokens=2048)
