@@ -32,7 +32,8 @@ def test_a_model_that_slides_is_seen_to_and_the_cap_is_seen_to_hold_it(tmp_path)
     assert ends["plain"].low < 6.5 < ends["plain"].high, "turns 5 to 8 of 8"
     assert ends["capped"].value == pytest.approx(2.0, abs=0.05), "the floor lies two standard deviations down"
     assert rise["plain"].value == pytest.approx(5.0, abs=0.3)
-    assert "the cap holds it" in result.headline
+    assert rise["plain"].n == 3
+    assert "in these 3 conversations the cap holds it; the turns of so few say nothing of others" in result.headline
     assert {r["arm"] for r in result.rows} == {"as it was", "plain", "capped"}
 
 
@@ -51,6 +52,8 @@ def test_a_users_own_transcripts_are_read_and_two_of_one_name_are_refused(tmp_pa
         PlantedEngine(slipping),
         options=CaseStudyOptions(transcripts=(str(tmp_path / "x/talk.json"),)),
     )
+    assert "in this one conversation" in result.headline
+    assert str(result.figures["rise"]["plain"]).endswith("(too few for an interval)")
     was = [r for r in result.rows if r["arm"] == "as it was"]
     assert [(r["conversation"], r["projection"], r["user"]) for r in was] == [("talk", -9.0, "a?")] * 2
     with pytest.raises(UsageError, match="two conversations are called 'talk'"):
