@@ -7,7 +7,7 @@ import json
 import pytest
 
 from personaspace.catalog import load_catalog
-from personaspace.errors import UsageError
+from personaspace.errors import RunMismatch, UsageError
 from personaspace.experiments.case_study import EXPERIMENT, CaseStudyOptions, transcripts
 from personaspace.experiments.talks import fitted
 from personaspace.experiments.trials import Trials
@@ -32,7 +32,8 @@ def test_a_model_that_slides_is_seen_to_and_the_cap_is_seen_to_hold_it(tmp_path)
     assert ends["plain"].low < 6.5 < ends["plain"].high, "turns 5 to 8 of 8"
     assert ends["capped"].value == pytest.approx(2.0, abs=0.05), "the floor lies two standard deviations down"
     assert rise["plain"].value == pytest.approx(5.0, abs=0.3)
-    assert "the cap holds it" in result.headline
+    assert rise["plain"].n == 3
+    assert "in these 3 conversations the cap holds it; the turns of so few say nothing of others" in result.headline
     assert {r["arm"] for r in result.rows} == {"as it was", "plain", "capped"}
 
 
@@ -51,10 +52,29 @@ def test_a_users_own_transcripts_are_read_and_two_of_one_name_are_refused(tmp_pa
         PlantedEngine(slipping),
         options=CaseStudyOptions(transcripts=(str(tmp_path / "x/talk.json"),)),
     )
+    assert "in this one conversation" in result.headline
+    assert str(result.figures["rise"]["plain"]).endswith("(too few for an interval)")
     was = [r for r in result.rows if r["arm"] == "as it was"]
     assert [(r["conversation"], r["projection"], r["user"]) for r in was] == [("talk", -9.0, "a?")] * 2
     with pytest.raises(UsageError, match="two conversations are called 'talk'"):
         transcripts(CaseStudyOptions(transcripts=tuple(str(tmp_path / f / "talk.json") for f in ("x", "y"))))
+
+
+def test_a_file_that_was_edited_is_not_taken_for_the_one_that_was_read(tmp_path):
+    talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b <-9.0>"}] * 2
+    file = tmp_path / "talk.json"
+    options = CaseStudyOptions(transcripts=(str(file),))
+    file.write_text(json.dumps(talk))
+    engine = PlantedEngine(slipping)
+    first = conducted(tmp_path / "out", engine, options=options)
+    file.write_text(json.dumps(talk, indent=2))
+    asked = engine.asked
+    assert conducted(tmp_path / "out", engine, options=options).rows == first.rows
+    assert engine.asked == asked, "the same words, written otherwise, go on"
+    for edited in ([{**talk[0], "content": "another?"}, *talk[1:]], talk[:2]):
+        file.write_text(json.dumps(edited))
+        with pytest.raises(RunMismatch, match="transcripts_digest"):
+            conducted(tmp_path / "out", engine, options=options)
 
 
 def test_the_three_that_come_along_are_whole_conversations():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,16 @@ from typer.testing import CliRunner
 
 from personaspace.cli import app
 from personaspace.errors import UsageError
-from personaspace.experiments.compare import agreement, aligned, compare, correlation, headline, pearson, spearman
+from personaspace.experiments.compare import (
+    agreement,
+    aligned,
+    compare,
+    correlation,
+    headline,
+    pearson,
+    spearman,
+    write_comparison,
+)
 from personaspace.space import FORMAT, PersonaSpace
 
 NAMES = [f"role{k}" for k in range(60)]
@@ -62,7 +72,7 @@ def test_the_role_that_moved_is_named_first():
     assert np.mean(pair.axis_cosine) > 0.9
 
 
-def test_what_two_noisy_maps_could_agree_at_most_is_known_from_their_intervals():
+def test_what_two_noisy_maps_could_agree_at_most_is_known_and_told_of_the_axis_alone(tmp_path):
     rng, truth = np.random.default_rng(0), PLACES.copy()
     made, error = [], 4.0
     for turn in (1, 2):
@@ -80,7 +90,11 @@ def test_what_two_noisy_maps_could_agree_at_most_is_known_from_their_intervals()
     expected = truth[:, 0].var() / (truth[:, 0].var() + error**2)
     assert pair.ceiling == pytest.approx(expected, abs=0.15)
     assert pair.axis.low < pair.ceiling < pair.axis.high
-    assert "Two maps this noisy" in headline([pair])
+    assert f"on the axis: {pair.axis}, at most {pair.ceiling:.2f} for two maps this noisy" in headline([pair])
+    page = write_comparison(tmp_path / "page.html", made, [pair]).read_text()
+    (table,) = [t for t in re.findall(r"<thead>.*?</tbody>", page, re.DOTALL) if "shared roles" in t]
+    under = dict(zip(re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", table), strict=True))
+    assert (under["at most"], under["ranking"]) == (f"{pair.ceiling:.2f}", str(pair.ranking))
 
 
 def test_only_roles_that_both_have_count_and_too_few_are_refused():

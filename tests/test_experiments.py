@@ -23,7 +23,7 @@ from personaspace.cli.experiments import read_options
 from personaspace.errors import RunError, RunMismatch, SpaceError, UsageError
 from personaspace.experiments.experiment import Options
 from personaspace.experiments.registry import MODULES, find
-from personaspace.experiments.statistics import bootstrap, mean, paired, share
+from personaspace.experiments.statistics import bootstrap, estimate, mean, paired, share, trend
 from personaspace.experiments.trials import PLAIN, Ask, Condition, Judges, Trials, capped, steered
 from personaspace.judge import Score
 from planted import PlantedEngine, planted_space
@@ -170,8 +170,50 @@ def test_a_paired_test_counts_what_differs_and_does_not_care_about_the_order(pai
         assert found.p == 1
 
 
-def test_an_interval_needs_two_groups():
+def test_an_interval_needs_two_groups_and_a_mean_of_a_few_three():
     assert np.isnan(bootstrap(["a", "a"], lambda at: 1.0).low)
+    few = mean([1.0, 2.0])
+    assert (few.value, few.n, str(few)) == (1.5, 2, "1.50 (too few for an interval)")
+    assert few.span() == "too few for an interval"
+    assert np.isnan([few.low, few.high]).all()
+
+
+@pytest.mark.parametrize("n", [3, 6, 12])
+def test_where_there_is_nothing_a_handful_of_groups_is_said_to_move_in_5_of_100(n):
+    rng = np.random.default_rng(0)
+    found = [mean(rng.normal(size=n)) for _ in range(2000)]
+    assert 0.035 < np.mean([e.low > 0 or e.high < 0 for e in found]) < 0.065
+
+
+def test_a_mean_over_few_groups_has_the_t_interval_and_one_over_unequal_groups_says_what_it_should():
+    from scipy.stats import t
+
+    x = np.random.default_rng(0).normal(size=6)
+    found, reach = mean(np.repeat(x, 4), np.repeat(np.arange(6), 4).tolist()), t.ppf(0.975, 5) * x.std(ddof=1) / 6**0.5
+    assert (found.low, found.high) == pytest.approx((x.mean() - reach, x.mean() + reach))
+    rng, sizes, missed = np.random.default_rng(1), [1, 2, 3, 4, 5, 6, 7, 8], 0
+    names = np.repeat(np.arange(8), sizes)
+    for _ in range(1000):
+        e = mean(rng.normal(size=8)[names] + rng.normal(size=len(names)), names.tolist())
+        missed += e.low > 0 or e.high < 0
+    assert missed < 100
+
+
+def test_a_trend_over_few_groups_that_differ_is_not_claimed_where_there_is_none():
+    """Each group has a slope of its own, and they cancel."""
+    rng, missed = np.random.default_rng(0), 0
+    strength, groups = np.tile(np.linspace(-1, 1, 8), 24), np.repeat(np.arange(6), 32)
+    for _ in range(400):
+        so = rng.normal(size=6)[groups] * strength + rng.normal(size=len(groups)) > 0
+        e = trend(strength, so, groups.tolist())
+        missed += e.low > 0 or e.high < 0
+    assert missed < 40, "a bootstrap over six claims some 56 of 400"
+
+
+def test_bounds_stay_where_the_figure_can_be_and_a_figure_that_one_group_makes_has_none():
+    values = np.array([1.0, 1.0, 0.9, 0.2])
+    assert estimate(list(range(4)), lambda at: float(values[at].mean()), within=(0, 1)).high == 1
+    assert np.isnan(estimate(list(range(4)), lambda at: 1.0 if 0 in at else float("nan")).low)
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

@@ -159,6 +159,22 @@ def test_a_reduction_is_over_the_prompts_that_are_judged_under_both():
     assert nothing.verdict() == "nothing to reduce"
 
 
+def test_what_holds_the_model_in_the_prompts_of_two_rules_alone_is_not_said_to_hold_it():
+    """Two rules of twelve gain every prompt: McNemar's test takes those for twelve, and the interval over rules for two."""
+    made = rows({"plain": [True] * 72, "capped": [k >= 12 for k in range(72)]})
+    found = effect([{**r, "group": str(int(r["item"]) // 6)} for r in made], "capped")
+    assert found.test.p < 0.001
+    assert found.reduction.low < 0 < found.reduction.value
+    assert found.verdict() == "no effect that can be told from none"
+    made = rows({"plain": [True] * 72, "capped": [k % 6 > 1 for k in range(72)]})
+    apart = effect([{**r, "group": str(int(r["item"]) // 6)} for r in made], "capped")
+    assert apart.verdict() == "it holds the model"
+    back = [{**r, "group": str(int(r["item"]) // 6), "bad": not r["bad"] if int(r["item"]) % 2 else True} for r in made]
+    worse = effect(back, "capped")
+    assert worse.reduction.high < 0
+    assert worse.verdict() == "it makes things worse"
+
+
 def test_the_correlation_is_within_categories():
     """Categories that differ in both give none by themselves."""
     made = [

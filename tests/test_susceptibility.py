@@ -9,12 +9,13 @@ import pytest
 
 from personaspace.catalog import load_catalog
 from personaspace.experiments.kinds import KINDS, kind
-from personaspace.experiments.susceptibility import EXPERIMENT, SusceptibilityOptions
+from personaspace.experiments.susceptibility import EXPERIMENT, SusceptibilityOptions, asks, spread
 from personaspace.experiments.trials import Trials
 from personaspace.space import PersonaSpace
 from planted import PlantedEngine, planted_space
 
 SMALL = SusceptibilityOptions(roles=4, probes=4)
+ROLE = spread(load_catalog(), SMALL.roles)[0].role
 
 
 def conducted(folder, engine, options=SMALL):
@@ -46,6 +47,36 @@ def test_where_steering_does_nothing_none_is_found(tmp_path):
     result = conducted(tmp_path, PlantedEngine(lambda messages, rng: rng.normal(), chance))
     assert result.figures["assistant_trend"].low < 0 < result.figures["assistant_trend"].high
     assert "no effect" in result.headline
+
+
+def test_a_response_the_other_way_round_is_said_to_be_one(tmp_path):
+    result = conducted(tmp_path, PlantedEngine(lambda m, rng: rng.normal(), lambda at, m: speak(-at, m)))
+    assert result.figures["assistant_trend"].high < 0
+    assert "the further away it is steered, the more it is" in result.headline
+
+
+def test_what_is_said_of_replies_under_a_role_is_of_those_alone(tmp_path):
+    """Without a role the planted model answers to steering; under one it does not."""
+
+    def under(at, messages):
+        free = messages[0]["role"] == "user"
+        return speak(at if free else np.random.default_rng(zlib.crc32(str(at).encode())).normal(), messages)
+
+    result = conducted(tmp_path, PlantedEngine(lambda m, rng: rng.normal(), under))
+    assert result.figures["assistant_trend"].n == SMALL.roles
+    assert result.figures["assistant_trend"].low < 0 < result.figures["assistant_trend"].high
+    assert "no effect" in result.headline
+
+
+def test_one_role_that_answers_to_steering_is_not_taken_for_all(tmp_path):
+    """What it says to its questions goes together: they are one role, not eight witnesses."""
+    one = {a.messages[0]["content"] for a in asks(SMALL, load_catalog()) if a.item.startswith(ROLE + "/")}
+
+    def only(at, messages):
+        return speak(at if messages[0]["content"] in one else -1.0, messages)
+
+    found = conducted(tmp_path, PlantedEngine(lambda m, rng: rng.normal(), only)).figures["assistant_trend"]
+    assert found.low < 0 < found.value
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def _people(found: Found, rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     )
     table = [[kind, *(found.shares[n][kind].percent() for n in names), str(found.trends[kind])] for kind in PEOPLE]
     head = ["people", *names, "rank correlation with α"]
-    told = "Shares with 95% intervals (Wilson); correlations with intervals by drawing openings."
+    told = "Shares with 95% intervals (Wilson); correlations with intervals over openings."
     return [
         Block("Whose words does the steered base model find?", text, figure, 460),
         Block("People in figures", told, head=head, rows=table),

@@ -3,6 +3,8 @@ case studies)."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,15 @@ class CaseStudyOptions(Options):
     )
     caps: Names = Field(("capped",), description="Caps of the space.")
     max_new_tokens: int = Field(64, ge=1, description="At most that many tokens a reply.")
+
+    def determining(self) -> dict[str, Any]:
+        """A user's files by what is said in them too: another text under the same name is another experiment. Raises
+        `UsageError`."""
+        found = super().determining()
+        if self.transcripts:
+            texts = json.dumps([(t.name, t.messages) for t in transcripts(self)])
+            found["transcripts_digest"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
+        return found
 
 
 PUBLISHED = CaseStudyOptions(max_new_tokens=2048)
@@ -94,12 +105,11 @@ def evaluate(
     rise = {arm: _rise(rows, arm) for arm in arms}
     told = "; ".join(f"{arm} {ends[arm]}" for arm in arms)
     capped_, plain = ends[names[-1]], ends["plain"]
-    held = (
-        "the cap holds it" if capped_.high < plain.low else "the cap makes no difference that these few turns can tell"
-    )
+    held = "the cap holds it" if capped_.high < plain.low else "the cap makes no difference that so few turns can tell"
+    these = "this one conversation" if len(found) == 1 else f"these {len(found)} conversations"
     headline = (
         f"Mean drift over the last half of the turns, in the default's standard deviations (intervals over turns): {told}. "
-        f"Given again, {held}. "
+        f"Given again, in {these} {held}; the turns of so few say nothing of others. "
         "The study: each of its cases drifts, and each is held by capping."
     )
     key = [
@@ -152,7 +162,7 @@ def _rows(
 
 
 def _end(rows: Sequence[Mapping[str, Any]], arm: str) -> Estimate:
-    """The mean drift over the last half of the turns; drawn by conversation and turn, of which there are few."""
+    """The mean drift over the last half of the turns, with an interval over turns: it is of these conversations only."""
     return mean([r["drift"] for r in rows if r["arm"] == arm and r["turn"] >= r["turns"] / 2])
 
 
@@ -217,7 +227,10 @@ def _signed(x: float) -> str:
 
 def _table(arms: Sequence[str], ends: Mapping[str, Estimate], rise: Mapping[str, Estimate]) -> Block:
     rows = [[arm, str(ends[arm]), str(rise[arm])] for arm in arms]
-    text = "Drift in the default's standard deviations, with 95% intervals: at the end over turns, the rise over conversations."
+    text = (
+        "Drift in the default's standard deviations, with 95% intervals: at the end over the turns of these conversations, the "
+        "rise over conversations."
+    )
     return Block(
         "In figures", text, head=["", "drift over the last half", "risen since the first two turns"], rows=rows
     )

@@ -204,10 +204,16 @@ def headline(pairs: Sequence[Pair]) -> str:
     told = f"correlation of the roles' PC1 loadings {lowest.pc1} between {lowest.first} and {lowest.second}"
     if len(pairs) > 1:
         told = f"the lowest {told}"
-    noisy = (
-        f" Two maps this noisy of the very same characters would show some {c:.2f}." if (c := lowest.ceiling) else ""
+    # The ceiling is that of places on the axis, and says nothing of loadings on PC1.
+    most = (
+        ""
+        if lowest.ceiling is None
+        else f", at most {lowest.ceiling:.2f} for two maps this noisy of the same characters"
     )
-    return f"{told[0].upper()}{told[1:]}.{noisy} The study: above 0.92 between any two of its three models."
+    return (
+        f"{told[0].upper()}{told[1:]}. The study: above 0.92 between any two of its three models. "
+        f"These two on the axis: {lowest.axis}{most}."
+    )
 
 
 def write_comparison(path: str | Path, spaces: Sequence[tuple[str, PersonaSpace]], pairs: Sequence[Pair]) -> Path:
@@ -301,6 +307,7 @@ def _table(pairs: Sequence[Pair]) -> Block:
         "shared roles",
         "PC1 loadings",
         "on the axis",
+        "at most",
         "ranking",
         "same ends",
         "map left unexplained",

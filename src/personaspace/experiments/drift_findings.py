@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from personaspace.experiments.drift_messages import Steps
-from personaspace.experiments.statistics import Estimate, bootstrap, mean
+from personaspace.experiments.statistics import Estimate, estimate, mean
 from personaspace.experiments.trials import PLAIN
 
 Row = Mapping[str, Any]
@@ -106,7 +106,7 @@ def contrast(rows: Sequence[Row], of: Callable[[np.ndarray], np.ndarray], seed: 
         far, near = far[~np.isnan(far)], near[~np.isnan(near)]
         return float(far.mean() - near.mean()) if len(far) and len(near) else math.nan
 
-    return bootstrap(list(range(len(y))), difference, seed)
+    return estimate(list(range(len(y))), difference, seed)
 
 
 def held_back(rows: Sequence[Row], condition: str, seed: int) -> Estimate:

@@ -12,7 +12,7 @@ import numpy as np
 
 from personaspace.experiments.checks import Check
 from personaspace.experiments.solving import ALL, Outcome
-from personaspace.experiments.statistics import Estimate, Paired, bootstrap, mean, paired, share
+from personaspace.experiments.statistics import Estimate, Paired, estimate, mean, paired, share
 from personaspace.experiments.trials import PLAIN, Given
 from personaspace.prompts import Message
 
@@ -51,19 +51,21 @@ class Event:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a condition does. reduction: 1 − rate / plain's rate; test: only_first are those that went
-    wrong under plain alone."""
+    """What a condition does. reduction: 1 − rate / plain's rate, its interval over groups; test: only_first are those that
+    went wrong under plain alone; it takes each prompt for itself, though those of one rule are alike."""
 
     reduction: Estimate
     test: Paired
 
     def verdict(self) -> str:
-        """What may be said of it."""
+        """What may be said of it: only what both the interval over groups and the test over prompts say."""
         if math.isnan(self.reduction.value):
             return "nothing to reduce"
-        if self.test.p >= 0.05:
-            return "no effect that can be told from none"
-        return "it holds the model" if self.reduction.value > 0 else "it makes things worse"
+        if self.test.p < 0.05 and self.reduction.low > 0:
+            return "it holds the model"
+        if self.test.p < 0.05 and self.reduction.high < 0:
+            return "it makes things worse"
+        return "no effect that can be told from none"
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def effect(rows: Sequence[Row], condition: str, arm: str = PERSONA) -> Effect:
         return 1 - float(second[at].mean() / first[at].mean()) if first[at].any() else math.nan
 
     test = paired([plain[i]["bad"] for i in items], [other[i]["bad"] for i in items])
-    return Effect(bootstrap([plain[i]["group"] for i in items], reduction), test)
+    return Effect(estimate([plain[i]["group"] for i in items], reduction, within=(-math.inf, 1)), test)
 
 
 def persona_adds(rows: Sequence[Row], condition: str) -> Estimate:
@@ -164,7 +166,7 @@ def persona_adds(rows: Sequence[Row], condition: str) -> Estimate:
         a, b = bad[at][with_one[at]], bad[at][~with_one[at]]
         return float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
 
-    return bootstrap([r["group"] for r in some], apart)
+    return estimate([r["group"] for r in some], apart, within=(-1, 1))
 
 
 def _known(rows: Sequence[Row]) -> list[Row]:
@@ -194,7 +196,7 @@ def goes_with_low(rows: Sequence[Row]) -> Estimate:
             return math.nan
         return float(np.corrcoef(place[at], bad[at])[0, 1])
 
-    return bootstrap(groups, correlation)
+    return estimate(groups, correlation, within=(-1, 1))
 
 
 def by_place(rows: Sequence[Row]) -> list[Estimate]:

@@ -10,7 +10,7 @@ from typing import Any
 from personaspace.experiments.drawing import COLOURS, axis, dots
 from personaspace.experiments.jailbreak_findings import ALONE, PERSONA, Findings, Row
 from personaspace.experiments.solving import ALL, HEAD, drawn, side_by_side, table
-from personaspace.experiments.statistics import Estimate
+from personaspace.experiments.statistics import NO_INTERVAL, Estimate
 from personaspace.experiments.trials import PLAIN
 from personaspace.report.figures import Block, Figure
 
@@ -28,7 +28,7 @@ def headline(f: Findings) -> str:
     said += ". "
     if e := f.effects[PERSONA].get(f.shown):
         said += f"Under “{f.shown}” it is {f.rates[PERSONA][f.shown][ALL].percent()}"
-        fewer = "" if math.isnan(e.reduction.value) else f"{_fewer(e.reduction)}, p = {e.test.p:.2f}, "
+        fewer = "" if math.isnan(e.reduction.value) else f"{_fewer(e.reduction)}, p over prompts {e.test.p:.2f}, "
         said += f": {fewer}{e.verdict()}. "
         if (o := f.tasks[f.shown][ALL]).change:
             said += f"Small tasks solved: {o.moved()}, of {o.value.n}. "
@@ -49,13 +49,15 @@ def _fewer(e: Estimate) -> str:
     """A relative reduction in words."""
     more = e.value < 0
     value, low, high = (round(100 * abs(e.value)), *((-e.high, -e.low) if more else (e.low, e.high)))
-    return f"{value}% {'more' if more else 'fewer'} ({100 * low:.0f} to {100 * high:.0f})".replace("-", "−")
+    inside = NO_INTERVAL if math.isnan(low) else f"{100 * low:.0f} to {100 * high:.0f}"
+    return f"{value}% {'more' if more else 'fewer'} ({inside})".replace("-", "−")
 
 
 def _reduction(e: Estimate) -> str:
     if math.isnan(e.value):
         return "–"
-    return f"{100 * e.value:.0f}% ({100 * e.low:.0f} to {100 * e.high:.0f})".replace("-", "−")
+    inside = NO_INTERVAL if math.isnan(e.low) else f"{100 * e.low:.0f} to {100 * e.high:.0f}"
+    return f"{100 * e.value:.0f}% ({inside})".replace("-", "−")
 
 
 def key_figures(f: Findings) -> list[Figure]:
@@ -138,14 +140,14 @@ def _taken_off(f: Findings) -> list[Block]:
             rows.append([name, arm, _reduction(e.reduction), *test])
     units = "rules" if f.event.standin else "prompts"
     text = (
-        f"Against the plain model: the relative reduction with a bootstrap over {units}, how many prompts go wrong under plain "
-        "alone and under this condition alone, and McNemar's exact p."
+        f"Against the plain model: the relative reduction with an interval over {units}, how many prompts go wrong under plain "
+        "alone and under this condition alone, and McNemar's exact p over prompts, as if each stood for itself."
     )
     head = ["condition", "prompts", "relative reduction", "plain only", "this only", "p"]
     judged = f.rates[PERSONA][PLAIN.name][ALL].n
     found = [Block("What holding takes off", text, head=head, rows=rows)] if rows and judged else []
     if f.adds:
-        text = "How much oftener a rule is broken with a persona than without, in percentage points; a bootstrap over rules."
+        text = "How much oftener a rule is broken with a persona than without, in points; the interval is over rules."
         told = [[name, added.points()] for name, added in f.adds.items()]
         found.append(Block("What the persona does", text, head=["condition", "points"], rows=told))
     return found

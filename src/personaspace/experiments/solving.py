@@ -64,7 +64,7 @@ class Outcome:
         if (e := self.change) is None:
             return ""
         if self.scored:
-            return f"{e.value:+.2f} ({e.low:+.2f} to {e.high:+.2f})".replace("-", "−")
+            return e.signed().replace("-", "−")
         return f"{e.points()} points"
 
     def verdict(self) -> str:

@@ -10,6 +10,10 @@ import numpy as np
 
 LEVEL = 0.95
 DRAWS = 2000
+FEWEST, FEW = 3, 20
+"""Groups under which no interval is told, and under which a bootstrap over them is too narrow: over six it misses the truth
+in 15 of 100, where a t-interval about the estimate misses it in 5."""
+NO_INTERVAL = "too few for an interval"
 
 
 @dataclass(frozen=True)
@@ -24,19 +28,20 @@ class Estimate:
 
     def __str__(self) -> str:
         missing = f", {self.missing} missing" if self.missing else ""
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f}{missing})"
+        inside = NO_INTERVAL if math.isnan(self.low) else f"{self.low:.2f} to {self.high:.2f}"
+        return f"{self.value:.2f} ({inside}{missing})"
 
     def signed(self) -> str:
         """The same with a sign; without an interval where too few units were seen for one."""
         missing = f", {self.missing} missing" if self.missing else ""
         if not self.n:
             return f"none ({self.missing} missing)"
-        inside = "too few for an interval" if math.isnan(self.low) else f"{self.low:+.2f} to {self.high:+.2f}"
+        inside = NO_INTERVAL if math.isnan(self.low) else f"{self.low:+.2f} to {self.high:+.2f}"
         return f"{self.value:+.2f} ({inside}{missing})"
 
     def span(self) -> str:
         """The interval alone, with signs."""
-        return f"95%: {self.low:+.2f} to {self.high:+.2f}"
+        return NO_INTERVAL if math.isnan(self.low) else f"95%: {self.low:+.2f} to {self.high:+.2f}"
 
     def points(self) -> str:
         """A difference of shares, in percentage points."""
@@ -77,10 +82,7 @@ def bootstrap(
 
     statistic: from the indices of observations `[n]` to the figure; draws for which it is NaN are left out.
     """
-    members: dict[Hashable, list[int]] = {}
-    for k, group in enumerate(groups):
-        members.setdefault(group, []).append(k)
-    parts = [np.array(m, dtype=int) for m in members.values()]
+    parts = _members(groups)
     value = statistic(np.arange(len(groups))) if parts else math.nan
     if len(parts) < 2:
         return Estimate(value, math.nan, math.nan, len(parts))
@@ -94,12 +96,45 @@ def bootstrap(
     return Estimate(float(value), float(low), float(high), len(parts))
 
 
+def _members(groups: Sequence[Hashable]) -> list[np.ndarray]:
+    members: dict[Hashable, list[int]] = {}
+    for k, group in enumerate(groups):
+        members.setdefault(group, []).append(k)
+    return [np.array(m, dtype=int) for m in members.values()]
+
+
+def estimate(
+    groups: Sequence[Hashable],
+    statistic: Callable[[np.ndarray], float],
+    seed: int = 0,
+    draws: int = DRAWS,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
+    """A figure with an interval that holds what it says over a handful of groups as well: under `FEW` a t-interval about the
+    estimate, its standard error by leaving each group out in turn (of a mean over equal groups, the usual one); from there on
+    a bootstrap. NaN bounds under `FEWEST`, or where a group's absence leaves no figure. within: what bounds can be."""
+    parts = _members(groups)
+    if len(parts) >= FEW:
+        return bootstrap(groups, statistic, seed, draws)
+    n, everything = len(parts), np.arange(len(groups))
+    value = statistic(everything) if n else math.nan
+    if n < FEWEST:
+        return Estimate(value, math.nan, math.nan, n)
+    from scipy.stats import t
+
+    without = np.array([statistic(np.setdiff1d(everything, part)) for part in parts])
+    error = math.sqrt((n - 1) * float(without.var()))
+    reach = float(t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    low, high = np.clip([value - reach, value + reach], *within)
+    return Estimate(value, float(low), float(high), n)
+
+
 def mean(values: Sequence[float], groups: Sequence[Hashable] | None = None, seed: int = 0) -> Estimate:
-    """The mean of the values that are not NaN, with a bootstrap interval over groups (over the values unless given)."""
+    """The mean of the values that are not NaN, with its interval over groups (over the values unless given); see `estimate`."""
     array = np.asarray(values, dtype=float)
     known = np.flatnonzero(~np.isnan(array))
     named: list[Hashable] = [groups[int(k)] if groups is not None else int(k) for k in known]
-    found = bootstrap(named, lambda at: float(array[known[at]].mean()), seed)
+    found = estimate(named, lambda at: float(array[known[at]].mean()), seed)
     return Estimate(found.value, found.low, found.high, found.n, len(array) - len(known))
 
 
@@ -148,7 +183,7 @@ def change(first: Sequence[bool], second: Sequence[bool]) -> Estimate:
 
 
 def trend(strength: Sequence[float], is_so: Sequence[bool], groups: Sequence[Hashable]) -> Estimate:
-    """The rank correlation of a strength with something being so, drawn by group; 0 where one of the two never varies."""
+    """The rank correlation of a strength with something being so, by group; 0 where one of the two never varies."""
     from scipy.stats import spearmanr
 
     x, y = np.asarray(strength, dtype=float), np.asarray(is_so, dtype=float)
@@ -158,4 +193,4 @@ def trend(strength: Sequence[float], is_so: Sequence[bool], groups: Sequence[Has
             return 0.0
         return float(spearmanr(x[at], y[at]).statistic)
 
-    return bootstrap(groups, correlation, draws=500) if len(x) else Estimate(math.nan, math.nan, math.nan, 0)
+    return estimate(groups, correlation, draws=500, within=(-1, 1))

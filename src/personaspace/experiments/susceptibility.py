@@ -106,17 +106,17 @@ def evaluate(
     persona = _trend(rows, "a human with a past", "a nonhuman character", "theatrical or mystical", "another AI")
     ends = list(dict.fromkeys([names[0], "plain", names[len(names) - len(options.caps) - 1]]))
     told = "; ".join(f"{n} {shares['a role'][n]['the Assistant'].percent()}" for n in ends)
-    effect = (
-        "the further away it is steered, the less it is" if trend.low > 0 else "no effect that can be told from none"
-    )
     headline = (
         f"Under a role the reply is the Assistant's in: {told}. Rank correlation of the strength with being the Assistant "
-        f"{trend}: {effect}. The study: steered away, models more readily say that they are the person or thing they are "
-        "told to be, and at high strength speak in a theatrical, mystical voice; steered towards, they resist role play."
+        f"there {trend}: {_effect(trend)}. The study: steered away, models more readily say that they are the person or thing "
+        "they are told to be, and at high strength speak in a theatrical, mystical voice; steered towards, they resist role "
+        "play."
     )
     key = [
-        Figure("being the Assistant", f"{trend.value:+.2f}", f"rank correlation with α, {trend.span()}"),
-        Figure("being a character", f"{persona.value:+.2f}", f"rank correlation with α, {persona.span()}"),
+        Figure("being the Assistant", f"{trend.value:+.2f}", f"under a role; rank correlation with α, {trend.span()}"),
+        Figure(
+            "being a character", f"{persona.value:+.2f}", f"under a role; rank correlation with α, {persona.span()}"
+        ),
         Figure("replies", f"{len(rows):,}", f"{sum(r['kind'] is None for r in rows)} not judged"),
         Figure("sorted by", judge, "by words alone" if judge == "rules" else ""),
     ]
@@ -149,10 +149,16 @@ def _of(rows: Sequence[dict[str, Any]], condition: str, under: str) -> list[dict
 
 
 def _trend(rows: Sequence[dict[str, Any]], *kinds: str) -> Estimate:
-    """The rank correlation of α with being one of the kinds, over replies that were judged and are not capped; drawn by
-    item (a role's question), which is the same under every α."""
-    some = [r for r in rows if r["cap"] is None and r["kind"] is not None]
-    return trend([r["alpha"] for r in some], [r["kind"] in kinds for r in some], [r["item"] for r in some])
+    """The rank correlation of α with being one of the kinds, over replies under a role that were judged and are not capped;
+    over roles, since what one says to its questions is alike."""
+    some = [r for r in rows if r["cap"] is None and r["kind"] is not None and r["role"] != NO_ROLE]
+    return trend([r["alpha"] for r in some], [r["kind"] in kinds for r in some], [r["role"] for r in some])
+
+
+def _effect(e: Estimate) -> str:
+    if e.low > 0:
+        return "the further away it is steered, the less it is"
+    return "the further away it is steered, the more it is" if e.high < 0 else "no effect that can be told from none"
 
 
 def _blocks(
