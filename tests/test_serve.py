@@ -160,6 +160,8 @@ def test_a_stop_text_ends_a_reply_before_it_and_is_never_shown(client):
         model="tiny", messages=HELLO, temperature=0, max_tokens=20, stop=[stop, "never"], stream=True
     )
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected
+    # The token that completes the stop text was drawn, and not read any more.
+    assert made.persona["tokens_read"] == made.usage.completion_tokens - 1
 
 
 def test_a_replys_persona_is_what_replay_reads_capped_and_not(client, engine, space):

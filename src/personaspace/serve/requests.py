@@ -187,8 +187,9 @@ class Requests:
                 first = reply.index not in begun
                 if event.text or persona or reply.finish or first:
                     begun.add(reply.index)
-                    yield _sse(running.shape.chunk(reply, event.text, persona, first, logged.get(reply.index, 0)))
-                    logged[reply.index] = reply.tokens
+                    new = slice(logged.get(reply.index, 0), event.made)
+                    yield _sse(running.shape.chunk(reply, event.text, persona, first, new))
+                    logged[reply.index] = event.made
             if body.stream_options.include_usage:
                 yield _sse(running.shape.usage_chunk(running.replies))
             self._finished(running)
@@ -220,7 +221,7 @@ class Requests:
                 reply.finish = event.finish
                 job = reply.job
                 if job and event.finish not in LOST:
-                    reply.persona = self.reader.turn(event.mean, job.seen, job.touched, running.body.persona.history)
+                    reply.persona = self.reader.turn(event.mean, job.read, job.touched, running.body.persona.history)
                     self._count(running.body.model, reply)
             yield reply, event
 

@@ -43,12 +43,14 @@ class TokenRead:
 class Event:
     """What a step brought a reply: text that is ready, tokens that were read, and at the end how it ended. mean: the mean
     activation `[hidden]` at the space's layer over the tokens that were read (None where none was), at the end and, of a job
-    that is followed, at every step."""
+    that is followed, at every step. made: how many tokens were drawn by then, at the end with the one that ended the reply:
+    the row itself goes on while the event is on its way."""
 
     text: str = ""
     read: tuple[TokenRead, ...] = ()
     finish: str = ""
     mean: Tensor | None = None
+    made: int = 0
 
 
 @dataclass(eq=False)
@@ -66,6 +68,7 @@ class Job:
     text: str = ""
     shown: int = 0
     seen: int = 0
+    read: int = 0  # tokens that were fed: the newest one is not, yet
     starts: list[int] = field(default_factory=list)  # where each token's text begins
     touched: int = 0
     finish: str = ""
@@ -206,7 +209,7 @@ class Worker:
             end = job.starts[at + 1] if at + 1 < len(job.starts) else len(job.text)
             projection = float(loop.means.last[0, k] @ self.unit)
             read = (TokenRead(at, job.text[job.starts[at] : end], projection, row.touched > job.touched),)
-        job.seen, job.touched = len(row.out), row.touched
+        job.read, job.seen, job.touched = job.seen, len(row.out), row.touched
         cut = min((at for s in job.stop if (at := job.text.find(s)) >= 0), default=-1)
         if cut >= 0:
             job.text, row.finish = job.text[:cut], "stop"
@@ -221,13 +224,14 @@ class Worker:
         if job.live or not job.shown:
             job.shown += len(ready)
             mean = loop.means.mean(k)[0][0] if job.follow and read else None
-            job.emit(Event(ready, read, mean=mean))
+            job.emit(Event(ready, read, mean=mean, made=len(row.out)))
 
     def _end(self, done: Done) -> None:
         job = self.running.pop(done.row.key)
         self.seconds += 0.2 * (time.monotonic() - job.began - self.seconds)
-        mean = done.mean[0] if done.mean is not None and job.seen and bool(torch.any(done.mean)) else None
-        job.emit(Event(job.text[job.shown :], job.last, job.finish, mean))
+        mean = done.mean[0] if done.mean is not None and job.read and bool(torch.any(done.mean)) else None
+        made = len(done.row.out) + (done.row.end is not None)
+        job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, made))
 
 
 def _overlap(text: str, stop: str) -> int:
