@@ -11,7 +11,7 @@ from personaspace.serve import Settings
 from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import Reader
 from personaspace.serve.requests import Requests
-from personaspace.serve.scheduler import Event
+from personaspace.serve.scheduler import Event, Worker
 from personaspace.serve.schema import ChatCompletion, TextCompletion
 from served import engine, space
 
@@ -66,3 +66,30 @@ def test_every_token_is_listed_once_with_its_log_probability_however_far_decodin
         return seen
 
     assert asyncio.run(told()) == [[-10.0], [-11.0], [-12.0] if chat else [-12.0, -2.0]]
+
+
+def test_a_reply_whose_client_does_not_read_is_given_up(space, engine, monkeypatch):
+    monkeypatch.setattr("personaspace.serve.requests.UNREAD", 20)
+    worker = Worker(engine, space.layer, space.axis_at(), rows=1, queue=4, columns=512)
+    requests = requests_of(space, engine, worker)
+    body = ChatCompletion(model="tiny", messages=HELLO, stream=True, n=2, max_tokens=400, temperature=2.0)
+
+    async def read():
+        running = await requests.begin(body)
+        stream = requests.stream(running, body)
+        await anext(stream)
+        for _ in range(500):
+            if all(r.job.cancelled for r in running.replies) and not worker.running and not worker.waiting:
+                break
+            await asyncio.sleep(0.01)
+        kept = running.events.qsize()
+        return kept, [line async for line in stream]
+
+    monkeypatch.setattr(engine.chat, "end_ids", frozenset())
+    worker.start()
+    try:
+        kept, lines = asyncio.run(read())
+    finally:
+        worker.stop()
+    assert 20 <= kept < 80
+    assert data(lines[-1])["error"]["code"] == "not_read"

@@ -174,13 +174,18 @@ class Monitor:
 
 
 def project(
-    engine: Engine, space: PersonaSpace, messages: Sequence[Message], rule: AlertRule | None = None
+    engine: Engine,
+    space: PersonaSpace,
+    messages: Sequence[Message],
+    rule: AlertRule | None = None,
+    most: int | None = None,
 ) -> tuple[list[TurnReading], str | None]:
-    """Reads every assistant turn of a conversation that fits the model's context, in one forward pass; the readings, and a
-    sentence about what did not fit. Raises `UsageError` where no turn fits, `SpaceError` for another model."""
+    """Reads every assistant turn of a conversation that fits the model's context, or `most` tokens of it, in one forward pass;
+    the readings, and a sentence about what did not fit. Raises `UsageError` where no turn fits, `SpaceError` for another
+    model."""
     space.check_model(engine.model)
     span, places = engine.chat.spans(messages)
-    limit = engine.model.context or len(span.token_ids)
+    limit = min(engine.model.context or len(span.token_ids), most or len(span.token_ids))
     fit = [k for k, (_, end) in enumerate(span.spans) if end <= limit]
     problem = None
     if len(fit) < len(places):

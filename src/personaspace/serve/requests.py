@@ -18,15 +18,20 @@ from personaspace.prompts import Sampling
 from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import BadRequest, Reader, tokens_of
 from personaspace.serve.replies import Logged, Reply, Shape
-from personaspace.serve.scheduler import Event, Job, Worker
+from personaspace.serve.scheduler import Ended, Event, Job, Worker
 from personaspace.serve.schema import ChatCompletion, ChatMessage, Completion, TextCompletion
 from personaspace.serve.settings import Settings
 
 LOST = {
     "error": ("Decoding failed; the server's log says why", None, "server_error", 500),
     "stopping": ("The server is stopping and had no more time for this reply", None, "server_stopping", 503),
+    "ended": ("Decoding has ended; the server's log says why", None, "server_error", 503),
+    "cancelled": ("The reply was given up: nobody read it", None, "not_read", 500),
 }
 """How a reply ends that is given up: message, field, OpenAI's code, status."""
+
+UNREAD = 512
+"""Events of a reply that a client may be behind; one that does not read at all would have them kept without end."""
 
 
 @dataclass
@@ -39,6 +44,12 @@ class Running:
     events: asyncio.Queue[tuple[int, Event]]
     began: float = field(default_factory=time.monotonic)
     messages: list[dict[str, str]] | None = None
+
+    def take(self, index: int, event: Event) -> None:
+        """Keeps an event until it is sent; where too many are kept, nobody reads."""
+        self.events.put_nowait((index, event))
+        if self.events.qsize() > UNREAD * len(self.replies):
+            self.cancel()
 
     def cancel(self) -> None:
         """Nobody waits any more: the rows leave at the next step."""
@@ -79,6 +90,8 @@ class Requests:
         n = body.n * len(prompts)
         if n > self.settings.max_n:
             raise BadRequest(f"{n} replies in one request; at most {self.settings.max_n} are made", "n")
+        if n > self.worker.queue:
+            raise BadRequest(f"{n} replies in one request; the queue has {self.worker.queue} places", "n")
         interventions = self.reader.interventions(body.model, body.persona)
         shape = Shape(isinstance(body, ChatCompletion), body.model, self.engine.chat.decode, self._name)
         running = Running(body, shape, [], asyncio.Queue(), messages=messages)
@@ -95,11 +108,14 @@ class Requests:
                 reply = Reply(len(running.replies), len(ids), echo=echoes.get(tuple(ids)))
                 if reply.echo is not None:
                     reply.prompt = self._written(ids)
-                emit = _emitter(loop, running.events, reply.index)
+                emit = _emitter(loop, running, reply.index)
                 follow = body.stream and body.persona.report == "token"
                 reply.job = Job(row, emit, tuple(body.stop), body.stream, follow)
                 running.replies.append(reply)
-        self.worker.submit([r.job for r in running.replies if r.job])
+        try:
+            self.worker.submit([r.job for r in running.replies if r.job])
+        except Ended:
+            raise BadRequest(*LOST["ended"]) from None
         return running
 
     def _name(self, token: int) -> str:
@@ -135,14 +151,15 @@ class Requests:
         if not isinstance(body, TextCompletion) or not body.echo:
             return {}
         top = body.logprobs
+        if top is None:
+            return {tuple(ids): [] for ids in prompts}
 
         def score(ids: list[int]) -> list[Logged]:
-            if top is None:
-                return []
-            with self.worker.alone():
+            with self.worker.turns.guest():
                 return list(self.engine.score(ids, top, interventions))
 
-        return {tuple(ids): await asyncio.to_thread(score, ids) for ids in prompts}
+        with self.worker.turns.place():
+            return {tuple(ids): await asyncio.to_thread(score, ids) for ids in prompts}
 
     def _sampling(self, body: Completion, length: int) -> Sampling:
         assert isinstance(body, ChatCompletion | TextCompletion)
@@ -241,13 +258,11 @@ class Requests:
                 f.write(line + "\n")
 
 
-def _emitter(
-    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[int, Event]], index: int
-) -> Callable[[Event], None]:
+def _emitter(loop: asyncio.AbstractEventLoop, running: Running, index: int) -> Callable[[Event], None]:
     def emit(event: Event) -> None:
         # Where the loop is closed already, nobody waits.
         if not loop.is_closed():
-            loop.call_soon_threadsafe(events.put_nowait, (index, event))
+            loop.call_soon_threadsafe(running.take, index, event)
 
     return emit
 
