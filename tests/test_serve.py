@@ -302,6 +302,17 @@ def test_keys_limits_names_and_paths_are_kept(space, engine, tmp_path):
     with serving(space, engine, origins=("https://mine.example",)) as (address, _):
         answer = httpx.get(f"{address}/v1/models", headers={"origin": "https://mine.example"})
         assert answer.headers["access-control-allow-origin"] == "https://mine.example"
+        # OpenAI's client for pages sends headers of its own, and waits as long as it is told to.
+        assert answer.headers["access-control-expose-headers"] == "retry-after"
+        asking = {"access-control-request-method": "POST", "access-control-request-headers": "x-stainless-os"}
+        before = {"origin": "https://mine.example", **asking}
+        assert httpx.options(f"{address}/v1/chat/completions", headers=before).status_code == 200
+
+
+def test_a_model_from_a_folder_is_named_as_the_folder_is_however_its_path_is_written(space, engine):
+    shown = TransformersEngine(engine.network, engine.tokenizer, id="./models/tiny/", rows=4)
+    with serving(space, shown) as (address, _):
+        assert httpx.get(f"{address}/v1/models").json()["data"][0]["id"] == "tiny"
 
 
 def test_conversations_are_written_only_where_that_was_asked_for(space, engine, tmp_path):

@@ -52,7 +52,7 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     space.check_model(engine.model)
     # So many rows fit only where each may not become too long.
     context = min(engine.model.context or 4096, engine.columns_that_fit(settings.rows))
-    reader = Reader.of(space, engine.model.id.rsplit("/", 1)[-1])
+    reader = Reader.of(space, engine.model.id.rstrip("/").rsplit("/", 1)[-1])
     worker = Worker(engine, space.layer, space.axis_at(), rows=settings.rows, queue=settings.queue, columns=context)
     metrics = Metrics(space, worker)
     requests = Requests(engine, reader, worker, metrics, settings, context)
@@ -181,7 +181,8 @@ def _outside(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's own clients send headers of theirs
+            expose_headers=["retry-after"],
         )
     if not settings.keys:
         # Without a key, a page elsewhere could reach the server under a name of its own that leads to this machine.
