@@ -123,6 +123,10 @@ class Monitor:
         self.readings: list[TurnReading] = []
         self.alert = False
         self._recent: deque[float] = deque(maxlen=rule.turns if rule else 1)
+        self.drop_turn()
+
+    def drop_turn(self) -> None:
+        """Forgets what was fed of a turn that came to nothing."""
         self._sum, self._each = torch.zeros(len(self.unit)), list[float]()
 
     def feed(self, activation: Tensor) -> float:
@@ -138,7 +142,7 @@ class Monitor:
         if not n:
             return None
         mean = self._sum / n
-        self._sum, self._each = torch.zeros(len(self.unit)), []
+        self.drop_turn()
         projection = float(mean @ self.unit)
         drift = self.space.drift(projection) if self.knows_default else None
         if drift is not None:
