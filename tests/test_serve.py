@@ -115,7 +115,7 @@ def test_the_token_that_ends_a_text_completion_has_its_log_probability_too(space
     ids = engine.chat.text_ids("Once upon a time")
     first = int(engine.network(torch.tensor([ids])).logits[0, -1].argmax())
     ending = TransformersEngine(engine.network, engine.tokenizer, id="me/tiny", rows=4)
-    ending.chat.end_ids = frozenset({first})
+    ending.chat.end_ids = ending.chat.text_end_ids = frozenset({first})
     body = {"model": "tiny", "prompt": ids, "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True}
     with serving(space, ending) as (address, _):
         made = httpx.post(f"{address}/v1/completions", json=body, timeout=30).json()["choices"][0]
@@ -127,6 +127,17 @@ def test_the_token_that_ends_a_text_completion_has_its_log_probability_too(space
     assert made["logprobs"]["tokens"][-1] == engine.tokenizer.decode([first])
     assert made["logprobs"]["token_logprobs"][-1] == max(made["logprobs"]["top_logprobs"][-1].values())
     assert len(whole["choices"][0]["logprobs"]["content"]) == whole["usage"]["completion_tokens"]
+
+
+def test_a_text_completion_goes_on_where_a_transcripts_reply_would_end(space, engine):
+    ids = engine.chat.text_ids("Once upon a time")
+    first = int(engine.network(torch.tensor([ids])).logits[0, -1].argmax())
+    base = TransformersEngine(engine.network, engine.tokenizer, id="me/tiny", rows=4)
+    base.chat.end_ids |= {first}  # as a blank line is for a model without a template
+    body = {"model": "tiny", "prompt": ids, "temperature": 0, "max_tokens": 1}
+    with serving(space, base) as (address, _):
+        made = httpx.post(f"{address}/v1/completions", json=body, timeout=30).json()
+    assert made["choices"][0]["text"] == engine.tokenizer.decode([first])
 
 
 def test_a_long_text_is_scored_in_parts_as_it_is_in_one(engine, space, monkeypatch):
@@ -322,6 +333,15 @@ def test_conversations_are_written_only_where_that_was_asked_for(space, engine, 
         answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=30).json()
     (line,) = file.read_text().splitlines()
     assert json.loads(line)["replies"][0]["text"] == answer["choices"][0]["message"]["content"]
+
+
+def test_a_reply_is_given_where_it_cannot_be_written_down_and_the_log_says_so_once(space, engine, tmp_path, caplog):
+    with serving(space, engine, record=tmp_path / "gone" / "record.jsonl") as (address, _):
+        for _ in range(2):
+            body = {"model": "tiny", "messages": HELLO, "max_tokens": 3}
+            assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=30).status_code == 200
+    assert [r.getMessage() for r in caplog.records].count(caplog.records[0].getMessage()) == 1
+    assert "conversations are not written: No such file or directory" in caplog.text
 
 
 def test_metrics_count_tokens_requests_and_projections(space, engine):

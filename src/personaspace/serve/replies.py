@@ -37,12 +37,14 @@ class Reply:
 @dataclass(frozen=True)
 class Shape:
     """A request's identity in its replies: a chat's or a text completion's. decode: the text of a reply's tokens; name: of
-    one token, also of one that ends a reply and is no part of its text."""
+    one token, also of one that ends a reply and is no part of its text; raw: a token's own bytes, also of a part of a
+    character."""
 
     chat: bool
     model: str
     decode: Callable[[Sequence[int]], str]
     name: Callable[[int], str]
+    raw: Callable[[int], bytes]
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -120,8 +122,7 @@ class Shape:
         return found
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.name(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": self.name(token), "logprob": logprob, "bytes": list(self.raw(token))}
 
 
 def usage(replies: Sequence[Reply]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,6 +22,8 @@ from personaspace.serve.replies import Logged, Reply, Shape
 from personaspace.serve.scheduler import Ended, Event, Job, Worker
 from personaspace.serve.schema import ChatCompletion, ChatMessage, Completion, TextCompletion
 from personaspace.serve.settings import Settings
+
+log = logging.getLogger("personaspace.serve")
 
 LOST = {
     "error": ("Decoding failed; the server's log says why", None, "server_error", 500),
@@ -72,6 +75,7 @@ class Requests:
     ) -> None:
         self.engine, self.reader, self.worker = engine, reader, worker
         self.metrics, self.settings, self.context = metrics, settings, context
+        self._unwritten = False
 
     @property
     def limits(self) -> dict[str, int]:
@@ -93,7 +97,8 @@ class Requests:
         if n > self.worker.queue:
             raise BadRequest(f"{n} replies in one request; the queue has {self.worker.queue} places", "n")
         interventions = self.reader.interventions(body.model, body.persona)
-        shape = Shape(isinstance(body, ChatCompletion), body.model, self.engine.chat.decode, self._name)
+        chat = self.engine.chat
+        shape = Shape(isinstance(body, ChatCompletion), body.model, chat.decode, self._name, chat.token_bytes)
         running = Running(body, shape, [], asyncio.Queue(), messages=messages)
         samplings = [
             self._sampling(body, len(ids)) for ids in prompts
@@ -104,7 +109,9 @@ class Requests:
         for ids, sampling in zip(prompts, samplings, strict=True):
             for k in range(body.n):
                 random = uniforms(abs(seed) + k, sampling.max_new_tokens)
-                row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body))
+                # A text that is gone on with may have blank lines, at which a transcript's reply ends.
+                ends = None if shape.chat else chat.text_end_ids
+                row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body), end_ids=ends)
                 reply = Reply(len(running.replies), len(ids), echo=echoes.get(tuple(ids)))
                 if reply.echo is not None:
                     reply.prompt = self._written(ids)
@@ -254,8 +261,13 @@ class Requests:
         if self.settings.record and running.messages is not None:
             replies = [{"text": r.text, "persona": r.persona} for r in running.replies]
             line = json.dumps({"model": running.body.model, "messages": running.messages, "replies": replies})
-            with self.settings.record.open("a", encoding="utf-8") as f:
-                f.write(line + "\n")
+            try:
+                with self.settings.record.open("a", encoding="utf-8") as f:
+                    f.write(line + "\n")
+            except OSError as e:  # the reply is made: who asked for it gets it
+                if not self._unwritten:
+                    log.error("%s: conversations are not written: %s", self.settings.record, e.strerror)
+                self._unwritten = True
 
 
 def _emitter(loop: asyncio.AbstractEventLoop, running: Running, index: int) -> Callable[[Event], None]:
