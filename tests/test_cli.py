@@ -65,6 +65,8 @@ def test_mistakes_get_one_line_and_the_right_exit_code(tmp_path, tiny_folder, sm
         (("map", tiny_folder, *here, "--dtype", "fp8"), 2, "--dtype fp8"),
         (("map", tiny_folder, "--out", mapped, "--catalog", small_catalog, *MAP, "--seed", "1"), 1, "seed: 0 → 1"),
         (("show", tmp_path / "nowhere"), 1, "no such file or folder"),
+        (("map", tiny_folder, *here, "--device", "gpu"), 2, "--device gpu: not a device"),
+        (("serve", "smollm2", "--record", tmp_path / "none" / "talk.jsonl"), 2, "cannot be written"),
         (("map",), 2, "Missing argument"),
         (("map", "x", "--hlep"), 2, "No such option"),
     ):
@@ -119,6 +121,9 @@ def test_a_chat_reads_its_lines_from_a_pipe(calibrated):
         [*command, "--max-new-tokens", "5"], input="hello\n/quit\n", capture_output=True, text=True, check=True
     )
     assert "drift" in done.stdout
+    done = subprocess.run([*command, "--max-new-tokens", "5"], input=b"\xff\nhello\n", capture_output=True, check=True)
+    assert b"this line is no UTF-8" in done.stdout
+    assert b"drift" in done.stdout
 
 
 def test_a_space_is_exported_and_imported(calibrated, tmp_path):

@@ -50,6 +50,21 @@ def test_what_rows_say_does_not_depend_on_how_the_buffers_grow(tiny, monkeypatch
     assert loop.window.columns == 16
 
 
+def test_a_row_may_end_at_tokens_of_its_own(tiny):
+    (whole,) = rows(tiny)[:1]
+    (row,) = rows(tiny)[:1]
+    whole.end_ids = frozenset()
+    for r in (whole, row):
+        r.end_ids = frozenset(whole.out[4:5])
+        loop = tiny.open_loop(400, [0], rows=1)
+        loop.join([r])
+        while loop.rows:
+            loop.step()
+    assert (len(whole.out), whole.finish) == (90, "length")
+    assert (row.end, row.finish) == (whole.out[4], "stop")
+    assert row.out == whole.out[: whole.out.index(whole.out[4])]
+
+
 def test_buffers_are_no_longer_than_the_rows_that_there_are(tiny):
     loop = tiny.open_loop(5000, [0], rows=4)
     (row,) = rows(tiny)[:1]

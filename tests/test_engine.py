@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import FAMILIES, NO_SYSTEM, make_model, make_tokenizer
+from conftest import FAMILIES, NO_SYSTEM, TEMPLATE, make_model, make_tokenizer
 from personaspace.engines import Span
 from personaspace.engines.chat import Chat
+from personaspace.engines.loading import pick_device
 from personaspace.engines.sampling import draw, uniforms
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.errors import ActivationError, ModelError, UsageError
@@ -148,6 +149,43 @@ def test_a_base_model_gets_a_plain_transcript():
     assert chat.kind.startswith("plain transcript")
     shown = chat.render([{"role": "system", "content": "S"}, {"role": "user", "content": "U"}])
     assert shown == "S\n\nUser: U\n\nAssistant:"
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_a_conversation_may_begin_with_a_reply(template):
+    chat = Chat(make_tokenizer(template))
+    messages = [{"role": "assistant", "content": "assistant"}, {"role": "user", "content": "yes?"}]
+    span, places = chat.spans(messages)
+    ((a, b),) = span.spans
+    assert places == [0]
+    header = chat.tokenizer.decode(list(span.token_ids[:a]), skip_special_tokens=True)
+    assert header.strip() == ("assistant" if template else "Assistant:")
+    assert chat.tokenizer.decode(list(span.token_ids[a:b])) == "assistant"
+
+
+def test_a_text_that_is_gone_on_with_does_not_end_at_a_blank_line_as_a_transcripts_reply_does():
+    tokenizer = make_tokenizer(None)
+    tokenizer.add_tokens(["\n\n"])
+    chat = Chat(tokenizer, [2])
+    assert chat.end_ids - chat.text_end_ids == {tokenizer.convert_tokens_to_ids("\n\n")}
+    assert chat.text_end_ids == {2}
+
+
+def test_a_token_that_is_part_of_a_character_has_its_own_bytes():
+    chat = Chat(make_tokenizer())
+    for text in ("é", "\ufffd", "a b\n", "語"):
+        assert b"".join(map(chat.token_bytes, chat.text_ids(text))) == text.encode()
+    chat.tokenizer.add_tokens(["<0xE9>"])
+    chat.tokenizer.decode = lambda ids: "\ufffd"  # as a vocabulary with such tokens has it
+    assert chat.token_bytes(chat.tokenizer.convert_tokens_to_ids("<0xE9>")) == b"\xe9"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_said_in_one_line(device):
+    with pytest.raises(UsageError, match=f"--device {device}: ") as problem:
+        pick_device(device)
+    assert "\n" not in str(problem.value)
+    assert pick_device("cpu") == torch.device("cpu")
 
 
 @settings(deadline=None, max_examples=40)

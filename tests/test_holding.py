@@ -16,7 +16,7 @@ from conftest import make_model, make_tokenizer
 from personaspace import calibrate, monitor, sweep
 from personaspace.chatting import Conversation, converse
 from personaspace.engines.transformers import TransformersEngine
-from personaspace.errors import DesignError, SpaceError, UsageError
+from personaspace.errors import DesignError, ModelError, SpaceError, UsageError
 from personaspace.monitor import AlertRule, Monitor
 from personaspace.prompts import Sampling
 from personaspace.store import Run
@@ -291,3 +291,21 @@ def test_a_role_begins_a_new_conversation_under_its_instruction(engine, space):
     assert len(conversation.messages) == 3
     conversation, _ = talk(engine, space, ["/role You are a lamp.", "/role off", "hello"])
     assert conversation.messages[0]["role"] == "user"
+
+
+def test_a_message_that_got_no_reply_is_not_part_of_the_conversation(engine, space, monkeypatch):
+    conversation, _ = talk(engine, space, ["hello"])
+    stream, whole = engine.stream, len(conversation.messages)
+
+    def broken(*asked, **options):
+        made = stream(*asked, **options)
+        yield next(made)
+        yield next(made)
+        raise ModelError("it broke")
+
+    monkeypatch.setattr(engine, "stream", broken)
+    pending = iter(["are you there?"])
+    converse(conversation, lambda: next(pending, None))
+    assert "it broke" in conversation.console.file.getvalue()
+    assert len(conversation.messages) == whole
+    assert conversation.monitor.end_turn() is None

@@ -115,7 +115,7 @@ def test_the_token_that_ends_a_text_completion_has_its_log_probability_too(space
     ids = engine.chat.text_ids("Once upon a time")
     first = int(engine.network(torch.tensor([ids])).logits[0, -1].argmax())
     ending = TransformersEngine(engine.network, engine.tokenizer, id="me/tiny", rows=4)
-    ending.chat.end_ids = frozenset({first})
+    ending.chat.end_ids = ending.chat.text_end_ids = frozenset({first})
     body = {"model": "tiny", "prompt": ids, "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True}
     with serving(space, ending) as (address, _):
         made = httpx.post(f"{address}/v1/completions", json=body, timeout=30).json()["choices"][0]
@@ -127,6 +127,17 @@ def test_the_token_that_ends_a_text_completion_has_its_log_probability_too(space
     assert made["logprobs"]["tokens"][-1] == engine.tokenizer.decode([first])
     assert made["logprobs"]["token_logprobs"][-1] == max(made["logprobs"]["top_logprobs"][-1].values())
     assert len(whole["choices"][0]["logprobs"]["content"]) == whole["usage"]["completion_tokens"]
+
+
+def test_a_text_completion_goes_on_where_a_transcripts_reply_would_end(space, engine):
+    ids = engine.chat.text_ids("Once upon a time")
+    first = int(engine.network(torch.tensor([ids])).logits[0, -1].argmax())
+    base = TransformersEngine(engine.network, engine.tokenizer, id="me/tiny", rows=4)
+    base.chat.end_ids |= {first}  # as a blank line is for a model without a template
+    body = {"model": "tiny", "prompt": ids, "temperature": 0, "max_tokens": 1}
+    with serving(space, base) as (address, _):
+        made = httpx.post(f"{address}/v1/completions", json=body, timeout=30).json()
+    assert made["choices"][0]["text"] == engine.tokenizer.decode([first])
 
 
 def test_a_long_text_is_scored_in_parts_as_it_is_in_one(engine, space, monkeypatch):
@@ -160,6 +171,8 @@ def test_a_stop_text_ends_a_reply_before_it_and_is_never_shown(client):
         model="tiny", messages=HELLO, temperature=0, max_tokens=20, stop=[stop, "never"], stream=True
     )
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected
+    # The token that completes the stop text was drawn, and not read any more.
+    assert made.persona["tokens_read"] == made.usage.completion_tokens - 1
 
 
 def test_a_replys_persona_is_what_replay_reads_capped_and_not(client, engine, space):
@@ -300,6 +313,17 @@ def test_keys_limits_names_and_paths_are_kept(space, engine, tmp_path):
     with serving(space, engine, origins=("https://mine.example",)) as (address, _):
         answer = httpx.get(f"{address}/v1/models", headers={"origin": "https://mine.example"})
         assert answer.headers["access-control-allow-origin"] == "https://mine.example"
+        # OpenAI's client for pages sends headers of its own, and waits as long as it is told to.
+        assert answer.headers["access-control-expose-headers"] == "retry-after"
+        asking = {"access-control-request-method": "POST", "access-control-request-headers": "x-stainless-os"}
+        before = {"origin": "https://mine.example", **asking}
+        assert httpx.options(f"{address}/v1/chat/completions", headers=before).status_code == 200
+
+
+def test_a_model_from_a_folder_is_named_as_the_folder_is_however_its_path_is_written(space, engine):
+    shown = TransformersEngine(engine.network, engine.tokenizer, id="./models/tiny/", rows=4)
+    with serving(space, shown) as (address, _):
+        assert httpx.get(f"{address}/v1/models").json()["data"][0]["id"] == "tiny"
 
 
 def test_conversations_are_written_only_where_that_was_asked_for(space, engine, tmp_path):
@@ -309,6 +333,15 @@ def test_conversations_are_written_only_where_that_was_asked_for(space, engine, 
         answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=30).json()
     (line,) = file.read_text().splitlines()
     assert json.loads(line)["replies"][0]["text"] == answer["choices"][0]["message"]["content"]
+
+
+def test_a_reply_is_given_where_it_cannot_be_written_down_and_the_log_says_so_once(space, engine, tmp_path, caplog):
+    with serving(space, engine, record=tmp_path / "gone" / "record.jsonl") as (address, _):
+        for _ in range(2):
+            body = {"model": "tiny", "messages": HELLO, "max_tokens": 3}
+            assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=30).status_code == 200
+    assert [r.getMessage() for r in caplog.records].count(caplog.records[0].getMessage()) == 1
+    assert "conversations are not written: No such file or directory" in caplog.text
 
 
 def test_metrics_count_tokens_requests_and_projections(space, engine):

@@ -55,6 +55,7 @@ def test_plain_text_keeps_the_lines_of_a_turn(tmp_path):
         (json.dumps([PLAIN[0]]), "no assistant turn"),
         (json.dumps([PLAIN[0], {"role": "narrator", "content": "x"}]), "message 2: found role 'narrator'"),
         (json.dumps([PLAIN[0], {"role": "assistant", "content": 5}]), "content of type int"),
+        (json.dumps([PLAIN[0], {"role": "assistant", "content": "so \ud83d"}]), "message 2: found half of a surrogate"),
         ("nothing of the kind", "no conversation in it"),
         ("", "no conversation in it"),
         ("{}", "no conversation in it"),

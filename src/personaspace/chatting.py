@@ -55,15 +55,22 @@ class Conversation:
     def say(self, text: str) -> None:
         """Answers the user, streaming, and shows the gauge; in a comparison twice, the second reply being kept."""
         self.messages.append({"role": "user", "content": text})
-        if self.compare:
-            self.compare = False
-            cap = self.cap or "capped"
-            self._reply(None, Monitor(self.space), "as it is")
-            reply = self._reply(cap, self.monitor, cap)
-        else:
-            reply = self._reply(self.cap, self.monitor, "")
+        try:
+            reply = self._answer()
+        except BaseException:  # what got no reply was not said
+            self.messages.pop()
+            self.monitor.drop_turn()
+            raise
         self.messages.append({"role": "assistant", "content": reply})
         self.seed += 1
+
+    def _answer(self) -> str:
+        if not self.compare:
+            return self._reply(self.cap, self.monitor, "")
+        self.compare = False
+        cap = self.cap or "capped"
+        self._reply(None, Monitor(self.space), "as it is")
+        return self._reply(cap, self.monitor, cap)
 
     def _reply(self, cap: str | None, monitor: Monitor, label: str) -> str:
         prompt = Prompt(tuple(self.messages), seed=self.seed)
@@ -162,9 +169,12 @@ def gauge(space: PersonaSpace, reading: TurnReading, touched: int = 0) -> Text:
 
 def converse(conversation: Conversation, read: Callable[[], str | None]) -> None:
     """Talks until the user has had enough; a mistake is one line, and the conversation goes on."""
-    while (line := read()) is not None:
-        line = line.strip()
+    while True:
         try:
+            line = read()
+            if line is None:
+                return
+            line = line.strip()
             if line.startswith("/"):
                 if not conversation.command(line):
                     return

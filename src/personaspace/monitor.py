@@ -128,6 +128,10 @@ class Monitor:
         self.readings: list[TurnReading] = []
         self.alert = False
         self._recent: deque[float] = deque(maxlen=rule.turns if rule else 1)
+        self.drop_turn()
+
+    def drop_turn(self) -> None:
+        """Forgets what was fed of a turn that came to nothing."""
         self._sum, self._each = torch.zeros(len(self.unit)), list[float]()
 
     def feed(self, activation: Tensor) -> float:
@@ -143,7 +147,7 @@ class Monitor:
         if not n:
             return None
         mean = self._sum / n
-        self._sum, self._each = torch.zeros(len(self.unit)), []
+        self.drop_turn()
         projection = float(mean @ self.unit)
         drift = self.space.drift(projection) if self.knows_default else None
         if drift is not None:
@@ -179,13 +183,18 @@ class Monitor:
 
 
 def project(
-    engine: Engine, space: PersonaSpace, messages: Sequence[Message], rule: AlertRule | None = None
+    engine: Engine,
+    space: PersonaSpace,
+    messages: Sequence[Message],
+    rule: AlertRule | None = None,
+    most: int | None = None,
 ) -> tuple[list[TurnReading], str | None]:
-    """Reads every assistant turn of a conversation that fits the model's context, in one forward pass; the readings, and a
-    sentence about what did not fit. Raises `UsageError` where no turn fits, `SpaceError` for another model."""
+    """Reads every assistant turn of a conversation that fits the model's context, or `most` tokens of it, in one forward pass;
+    the readings, and a sentence about what did not fit. Raises `UsageError` where no turn fits, `SpaceError` for another
+    model."""
     space.check_model(engine.model)
     span, places = engine.chat.spans(messages)
-    limit = engine.model.context or len(span.token_ids)
+    limit = min(engine.model.context or len(span.token_ids), most or len(span.token_ids))
     fit = [k for k, (_, end) in enumerate(span.spans) if end <= limit]
     problem = None
     if len(fit) < len(places):

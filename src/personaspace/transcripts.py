@@ -115,7 +115,11 @@ def _content(where: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in value):
-        return "".join(p["text"] for p in value)
+        value = "".join(p["text"] for p in value)
     if not isinstance(value, str):
         raise UsageError(f"{where}: found content of type {type(value).__name__}, expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON's escapes can spell it; no tokenizer takes it
+        raise UsageError(f"{where}: found half of a surrogate pair, expected text") from None
     return value

@@ -186,14 +186,16 @@ def chat(
 
 
 def _line() -> str | None:
-    """What the user types next; None at the end."""
+    """What the user types next; None at the end. Raises `UsageError` for a line that is no text."""
     try:
         if sys.stdin.isatty():
             return input("\n› ")
-        line = sys.stdin.readline()
-        return line if line else None
+        # Bytes: a line that is no text spoils no other.
+        return sys.stdin.buffer.readline().decode() or None
     except EOFError:
         return None
+    except UnicodeDecodeError as e:
+        raise UsageError(f"this line is no UTF-8: {e.reason} at byte {e.start + 1}") from None
 
 
 def _table(head: list[str], rows: list[list[str]]) -> Table:

@@ -64,6 +64,8 @@ def serve(
             raise UsageError(f"--{name} {value}: expected 1 or more")
     keys = (*((hash_key(api_key),) if api_key else ()), *(read_keys(api_keys) if api_keys else ()))
     check_exposure(host, keys)
+    if record:
+        _check_record(record)
     listening = _bind(host, port)
     settings = Settings(
         rows=rows, queue=queue, max_tokens=max_tokens, keys=keys, origins=tuple(cors or ()), record=record
@@ -106,6 +108,14 @@ def _become_vllm(space: str, model: str | None, host: str, api_key: str | None, 
     if api_key:
         environment["VLLM_API_KEY"] = api_key
     os.execve(program[0], program, environment)
+
+
+def _check_record(path: Path) -> None:
+    """That conversations can be written there, before the model is loaded."""
+    try:
+        path.open("a").close()
+    except OSError as e:
+        raise UsageError(f"--record {path}: cannot be written: {e.strerror}") from None
 
 
 def _bind(host: str, port: int) -> socket.socket:

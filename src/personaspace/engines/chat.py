@@ -5,6 +5,7 @@ Spans come from the character offsets of the rendered chat template, so a new mo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -19,17 +20,24 @@ from personaspace.prompts import Message
 # A template that prints today's date would make the same run differ from day to day.
 FIXED_DATE = datetime(2025, 1, 1)
 _PROBE = "\u2042probe\u2042"
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_ALPHABET = {chr(b): b for b in _PRINTED} | {
+    chr(0x100 + k): b for k, b in enumerate(b for b in range(256) if b not in _PRINTED)
+}
+"""How byte-level vocabularies write bytes: GPT-2's way, in characters that can be seen."""
 
 
 class Chat:
     """A model's way of writing a conversation: its own template, or a plain transcript for a base model; template: False
-    writes a transcript whatever the tokenizer has."""
+    writes a transcript whatever the tokenizer has. end_ids: the tokens that end a reply; text_end_ids: any text."""
 
     def __init__(self, tokenizer: Any, end_ids: Iterable[int] = (), template: bool = True) -> None:
         self.tokenizer = tokenizer
         self.has_template = template and bool(tokenizer.chat_template)
         self.takes_system = self.has_template and self._takes_system()
-        self.end_ids = frozenset(end_ids) | self._end_of_turn()
+        self.text_end_ids = frozenset(end_ids)
+        self.end_ids = self.text_end_ids | self._end_of_turn()
 
     @property
     def kind(self) -> str:
@@ -108,6 +116,16 @@ class Chat:
         """The text of a reply."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def token_bytes(self, token: int) -> bytes:
+        """A token's own bytes, also of one that is only a part of a character."""
+        text = str(self.tokenizer.decode([token]))
+        written = self.tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else None
+        if written and (byte := _BYTE.fullmatch(written)):
+            return bytes([int(byte[1], 16)])
+        if written and all(c in _ALPHABET for c in written):
+            return bytes(_ALPHABET[c] for c in written)
+        return text.encode()
+
     def spans(self, messages: Sequence[Message]) -> tuple[Span, list[int]]:
         """A whole conversation as token ids, with the tokens of each assistant message, and those messages' places."""
         text = self.render(messages, reply=False)
@@ -121,8 +139,12 @@ class Chat:
             spans.append((inside[0], inside[-1] + 1) if inside else (0, 0))
         return Span(tuple(encoded["input_ids"]), tuple(spans)), places
 
+    def _opening(self) -> str:
+        """What stands before a reply that a conversation begins with: no template writes a conversation of no messages."""
+        return self.render([{"role": "assistant", "content": _PROBE}], reply=False).split(_PROBE)[0]
+
     def _characters(self, text: str, messages: Sequence[Message], i: int) -> tuple[int, int]:
-        before = self.render(messages[:i])
+        before = self.render(messages[:i]) if i else self._opening()
         content = messages[i]["content"].strip()
         at = text.find(content, common(before, text))
         if at < 0:

@@ -271,7 +271,7 @@ class DecodeLoop:
             row.length += 1
             if row.full:  # its last token was fed for the sake of reading it
                 row.finish = "length"
-            elif drawn[k] in self.end_ids:
+            elif drawn[k] in (self.end_ids if row.end_ids is None else row.end_ids):
                 row.finish, row.end = "stop", drawn[k]
             else:
                 row.out.append(drawn[k])

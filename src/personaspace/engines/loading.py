@@ -30,8 +30,16 @@ def cache_folder() -> Path:
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The device asked for, else a GPU where there is one, else the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device asked for, else a GPU where there is one, else the CPU. Raises `UsageError` for one that is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        said = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UsageError(f"--device {device}: not a device of this machine's PyTorch, as cpu is ({said})") from None
+    return where
 
 
 def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype:

@@ -21,7 +21,7 @@ class Row:
 
     touched: how many of the reply's tokens an intervention changed at any layer, of those that were fed.
     logprobs: how many alternatives' log-probabilities to keep in `logs`, with each token's own; None keeps none. The token that
-    ends a reply, `end`, has one too, after those of `out`.
+    ends a reply, `end`, has one too, after those of `out`. end_ids: the tokens that end it; None for the loop's.
     """
 
     key: int
@@ -36,6 +36,7 @@ class Row:
     length: int = 0  # tokens in the cache
     finish: str = ""
     end: int | None = None
+    end_ids: frozenset[int] | None = None
 
     @property
     def next_token(self) -> int:

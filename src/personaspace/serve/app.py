@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,9 +36,10 @@ from personaspace.serve.openapi import (
 from personaspace.serve.pages import add_pages
 from personaspace.serve.persona import BadRequest, Reader
 from personaspace.serve.requests import Requests
-from personaspace.serve.scheduler import QueueFull, Worker
+from personaspace.serve.scheduler import Worker
 from personaspace.serve.schema import ChatCompletion, Completion, Conversation, TextCompletion
 from personaspace.serve.settings import Settings
+from personaspace.serve.turns import QueueFull
 from personaspace.space import PersonaSpace
 
 KINDS = {401: "authentication_error", 404: "not_found_error"}
@@ -50,7 +52,7 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     space.check_model(engine.model)
     # So many rows fit only where each may not become too long.
     context = min(engine.model.context or 4096, engine.columns_that_fit(settings.rows))
-    reader = Reader.of(space, engine.model.id.rsplit("/", 1)[-1])
+    reader = Reader.of(space, engine.model.id.rstrip("/").rsplit("/", 1)[-1])
     worker = Worker(engine, space.layer, space.axis_at(), rows=settings.rows, queue=settings.queue, columns=context)
     metrics = Metrics(space, worker)
     requests = Requests(engine, reader, worker, metrics, settings, context)
@@ -59,7 +61,8 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
         yield
-        await asyncio.to_thread(worker.stop)
+        with ThreadPoolExecutor(1) as own:  # the loop's own threads may all be waiting for the model
+            await asyncio.get_running_loop().run_in_executor(own, worker.stop)
 
     app = FastAPI(title="personaspace", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.worker = worker
@@ -111,17 +114,18 @@ def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -
     async def persona_space() -> Response:
         return Response(described, media_type="application/json")
 
-    @app.post("/v1/persona/project", dependencies=allowed, responses=answered(Projected, 400, 401, 404, 413, 500))
+    @app.post("/v1/persona/project", dependencies=allowed, responses=answered(Projected, 400, 401, 404, 413, 429, 500))
     async def persona_project(body: Conversation) -> dict[str, Any]:
         requests.check_messages(body.messages)
         messages = [m.plain() for m in body.messages]
 
         def read() -> dict[str, Any]:
-            with requests.worker.alone():
-                readings, problem = project(requests.engine, reader.space, messages, reader.rule)
+            with requests.worker.turns.guest():
+                readings, problem = project(requests.engine, reader.space, messages, reader.rule, requests.context)
             return {"layer": reader.space.layer, "turns": [r.to_dict(True) for r in readings], "problem": problem}
 
-        return await asyncio.to_thread(read)
+        with requests.worker.turns.place():  # counted here: a thread to wait in may be long in coming
+            return await asyncio.to_thread(read)
 
 
 async def _answer(requests: Requests, body: Completion, request: Request) -> Response:
@@ -177,7 +181,8 @@ def _outside(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's own clients send headers of theirs
+            expose_headers=["retry-after"],
         )
     if not settings.keys:
         # Without a key, a page elsewhere could reach the server under a name of its own that leads to this machine.

@@ -175,7 +175,7 @@ REFUSALS = {
     413: "The body is too large",
     429: "The queue is full; Retry-After says when to come back",
     500: "The server failed; its log says why",
-    503: "The server is stopping and had no more time for this",
+    503: "Nothing is decoded any more: the server is stopping, or its log says why",
 }
 
 

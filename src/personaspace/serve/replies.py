@@ -37,12 +37,14 @@ class Reply:
 @dataclass(frozen=True)
 class Shape:
     """A request's identity in its replies: a chat's or a text completion's. decode: the text of a reply's tokens; name: of
-    one token, also of one that ends a reply and is no part of its text."""
+    one token, also of one that ends a reply and is no part of its text; raw: a token's own bytes, also of a part of a
+    character."""
 
     chat: bool
     model: str
     decode: Callable[[Sequence[int]], str]
     name: Callable[[int], str]
+    raw: Callable[[int], bytes]
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -58,15 +60,15 @@ class Shape:
             text = r.prompt + r.text
             message = {"role": "assistant", "content": text, "refusal": None}
             said = {"message": message} if self.chat else {"text": text}
-            choices.append({"index": r.index, **said, "logprobs": self.logprobs(r, 0), "finish_reason": r.finish})
+            choices.append({"index": r.index, **said, "logprobs": self.logprobs(r), "finish_reason": r.finish})
         personas = [r.persona for r in replies]
         extra = {"persona": personas[0]} if len(personas) == 1 else {"persona": personas[0], "personas": personas}
         return {**self._head(False), "choices": choices, "usage": usage(replies), **extra}
 
     def chunk(
-        self, r: Reply, text: str, persona: Mapping[str, Any] | None, first: bool = False, logged: int = 0
+        self, r: Reply, text: str, persona: Mapping[str, Any] | None, first: bool, logged: slice
     ) -> dict[str, Any]:
-        """What a step brought a reply."""
+        """What a step brought a reply. logged: which of its tokens' log-probabilities to tell."""
         if self.chat:
             delta: dict[str, Any] = {"role": "assistant"} if first else {}
             said: dict[str, Any] = {"delta": {**delta, "content": text} if text or first else delta}
@@ -79,16 +81,16 @@ class Shape:
         """The last chunk where usage is asked for: no choices, the counts."""
         return {**self._head(True), "choices": [], "usage": usage(replies)}
 
-    def logprobs(self, r: Reply, since: int) -> dict[str, Any] | None:
-        """The log-probabilities of a reply's tokens from the one numbered `since`, in the endpoint's own shape."""
+    def logprobs(self, r: Reply, which: slice = slice(0, None)) -> dict[str, Any] | None:
+        """The log-probabilities of those of a reply's tokens, in the endpoint's own shape."""
         row = r.job.row if r.job else None
         if row is None or row.logprobs is None:
             return None
         # Text completions list the token that ended the reply as well: who scores a prompt cuts one token off the end.
         made = row.out if self.chat or row.end is None else [*row.out, row.end]
-        tokens = [(t, *logged) for t, logged in list(zip(made, row.logs, strict=False))[since:]]
+        tokens = [(t, *logged) for t, logged in list(zip(made, row.logs, strict=False))[which]]
         if not self.chat:
-            return self._text_logprobs(r, tokens, since)
+            return self._text_logprobs(r, tokens, which.start)
         return {
             "content": [
                 {**self._token(t, lp), "top_logprobs": [self._token(*pair) for pair in top]} for t, lp, top in tokens
@@ -120,8 +122,7 @@ class Shape:
         return found
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.name(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": self.name(token), "logprob": logprob, "bytes": list(self.raw(token))}
 
 
 def usage(replies: Sequence[Reply]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,15 +19,22 @@ from personaspace.prompts import Sampling
 from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import BadRequest, Reader, tokens_of
 from personaspace.serve.replies import Logged, Reply, Shape
-from personaspace.serve.scheduler import Event, Job, Worker
+from personaspace.serve.scheduler import Ended, Event, Job, Worker
 from personaspace.serve.schema import ChatCompletion, ChatMessage, Completion, TextCompletion
 from personaspace.serve.settings import Settings
+
+log = logging.getLogger("personaspace.serve")
 
 LOST = {
     "error": ("Decoding failed; the server's log says why", None, "server_error", 500),
     "stopping": ("The server is stopping and had no more time for this reply", None, "server_stopping", 503),
+    "ended": ("Decoding has ended; the server's log says why", None, "server_error", 503),
+    "cancelled": ("The reply was given up: nobody read it", None, "not_read", 500),
 }
 """How a reply ends that is given up: message, field, OpenAI's code, status."""
+
+UNREAD = 512
+"""Events of a reply that a client may be behind; one that does not read at all would have them kept without end."""
 
 
 @dataclass
@@ -39,6 +47,12 @@ class Running:
     events: asyncio.Queue[tuple[int, Event]]
     began: float = field(default_factory=time.monotonic)
     messages: list[dict[str, str]] | None = None
+
+    def take(self, index: int, event: Event) -> None:
+        """Keeps an event until it is sent; where too many are kept, nobody reads."""
+        self.events.put_nowait((index, event))
+        if self.events.qsize() > UNREAD * len(self.replies):
+            self.cancel()
 
     def cancel(self) -> None:
         """Nobody waits any more: the rows leave at the next step."""
@@ -61,6 +75,7 @@ class Requests:
     ) -> None:
         self.engine, self.reader, self.worker = engine, reader, worker
         self.metrics, self.settings, self.context = metrics, settings, context
+        self._unwritten = False
 
     @property
     def limits(self) -> dict[str, int]:
@@ -79,8 +94,11 @@ class Requests:
         n = body.n * len(prompts)
         if n > self.settings.max_n:
             raise BadRequest(f"{n} replies in one request; at most {self.settings.max_n} are made", "n")
+        if n > self.worker.queue:
+            raise BadRequest(f"{n} replies in one request; the queue has {self.worker.queue} places", "n")
         interventions = self.reader.interventions(body.model, body.persona)
-        shape = Shape(isinstance(body, ChatCompletion), body.model, self.engine.chat.decode, self._name)
+        chat = self.engine.chat
+        shape = Shape(isinstance(body, ChatCompletion), body.model, chat.decode, self._name, chat.token_bytes)
         running = Running(body, shape, [], asyncio.Queue(), messages=messages)
         samplings = [
             self._sampling(body, len(ids)) for ids in prompts
@@ -91,15 +109,20 @@ class Requests:
         for ids, sampling in zip(prompts, samplings, strict=True):
             for k in range(body.n):
                 random = uniforms(abs(seed) + k, sampling.max_new_tokens)
-                row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body))
+                # A text that is gone on with may have blank lines, at which a transcript's reply ends.
+                ends = None if shape.chat else chat.text_end_ids
+                row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body), end_ids=ends)
                 reply = Reply(len(running.replies), len(ids), echo=echoes.get(tuple(ids)))
                 if reply.echo is not None:
                     reply.prompt = self._written(ids)
-                emit = _emitter(loop, running.events, reply.index)
+                emit = _emitter(loop, running, reply.index)
                 follow = body.stream and body.persona.report == "token"
                 reply.job = Job(row, emit, tuple(body.stop), body.stream, follow)
                 running.replies.append(reply)
-        self.worker.submit([r.job for r in running.replies if r.job])
+        try:
+            self.worker.submit([r.job for r in running.replies if r.job])
+        except Ended:
+            raise BadRequest(*LOST["ended"]) from None
         return running
 
     def _name(self, token: int) -> str:
@@ -135,14 +158,15 @@ class Requests:
         if not isinstance(body, TextCompletion) or not body.echo:
             return {}
         top = body.logprobs
+        if top is None:
+            return {tuple(ids): [] for ids in prompts}
 
         def score(ids: list[int]) -> list[Logged]:
-            if top is None:
-                return []
-            with self.worker.alone():
+            with self.worker.turns.guest():
                 return list(self.engine.score(ids, top, interventions))
 
-        return {tuple(ids): await asyncio.to_thread(score, ids) for ids in prompts}
+        with self.worker.turns.place():
+            return {tuple(ids): await asyncio.to_thread(score, ids) for ids in prompts}
 
     def _sampling(self, body: Completion, length: int) -> Sampling:
         assert isinstance(body, ChatCompletion | TextCompletion)
@@ -187,8 +211,9 @@ class Requests:
                 first = reply.index not in begun
                 if event.text or persona or reply.finish or first:
                     begun.add(reply.index)
-                    yield _sse(running.shape.chunk(reply, event.text, persona, first, logged.get(reply.index, 0)))
-                    logged[reply.index] = reply.tokens
+                    new = slice(logged.get(reply.index, 0), event.made)
+                    yield _sse(running.shape.chunk(reply, event.text, persona, first, new))
+                    logged[reply.index] = event.made
             if body.stream_options.include_usage:
                 yield _sse(running.shape.usage_chunk(running.replies))
             self._finished(running)
@@ -220,7 +245,7 @@ class Requests:
                 reply.finish = event.finish
                 job = reply.job
                 if job and event.finish not in LOST:
-                    reply.persona = self.reader.turn(event.mean, job.seen, job.touched, running.body.persona.history)
+                    reply.persona = self.reader.turn(event.mean, job.read, job.touched, running.body.persona.history)
                     self._count(running.body.model, reply)
             yield reply, event
 
@@ -236,17 +261,20 @@ class Requests:
         if self.settings.record and running.messages is not None:
             replies = [{"text": r.text, "persona": r.persona} for r in running.replies]
             line = json.dumps({"model": running.body.model, "messages": running.messages, "replies": replies})
-            with self.settings.record.open("a", encoding="utf-8") as f:
-                f.write(line + "\n")
+            try:
+                with self.settings.record.open("a", encoding="utf-8") as f:
+                    f.write(line + "\n")
+            except OSError as e:  # the reply is made: who asked for it gets it
+                if not self._unwritten:
+                    log.error("%s: conversations are not written: %s", self.settings.record, e.strerror)
+                self._unwritten = True
 
 
-def _emitter(
-    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[tuple[int, Event]], index: int
-) -> Callable[[Event], None]:
+def _emitter(loop: asyncio.AbstractEventLoop, running: Running, index: int) -> Callable[[Event], None]:
     def emit(event: Event) -> None:
         # Where the loop is closed already, nobody waits.
         if not loop.is_closed():
-            loop.call_soon_threadsafe(events.put_nowait, (index, event))
+            loop.call_soon_threadsafe(running.take, index, event)
 
     return emit
 

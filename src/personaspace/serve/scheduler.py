@@ -10,8 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,12 +20,13 @@ from torch import Tensor
 from personaspace.engines.decode import DecodeLoop, Done
 from personaspace.engines.rows import Row
 from personaspace.engines.transformers import TransformersEngine
+from personaspace.serve.turns import QueueFull, Turns
 
 log = logging.getLogger("personaspace.serve")
 
 
-class QueueFull(Exception):
-    """No place is left to wait in."""
+class Ended(Exception):
+    """Nothing is decoded any more."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class TokenRead:
 class Event:
     """What a step brought a reply: text that is ready, tokens that were read, and at the end how it ended. mean: the mean
     activation `[hidden]` at the space's layer over the tokens that were read (None where none was), at the end and, of a job
-    that is followed, at every step."""
+    that is followed, at every step. made: how many tokens were drawn by then, at the end with the one that ended the reply:
+    the row itself goes on while the event is on its way."""
 
     text: str = ""
     read: tuple[TokenRead, ...] = ()
     finish: str = ""
     mean: Tensor | None = None
+    made: int = 0
 
 
 @dataclass(eq=False)
@@ -66,6 +68,7 @@ class Job:
     text: str = ""
     shown: int = 0
     seen: int = 0
+    read: int = 0  # tokens that were fed: the newest one is not, yet
     starts: list[int] = field(default_factory=list)  # where each token's text begins
     touched: int = 0
     finish: str = ""
@@ -83,25 +86,11 @@ class Worker:
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}
         self.changed = threading.Condition()
-        self.stopping, self.until = False, math.inf
-        self.busy, self.guests = threading.Lock(), 0
+        self.stopping, self.until, self.ended = False, math.inf, False
+        self.turns = Turns(queue)
         self.seconds = 5.0  # how long a reply has taken lately
         self.thread = threading.Thread(target=self._run, name="personaspace-decode", daemon=True)
         self._keys = 0
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """The model to oneself, between two steps: for a replay."""
-        self._expect(1)
-        try:
-            with self.busy:
-                yield
-        finally:
-            self._expect(-1)
-
-    def _expect(self, more: int) -> None:
-        with self.changed:  # a count that went wrong would stop decoding for good
-            self.guests += more
 
     def start(self) -> None:
         """Begins to decode."""
@@ -128,8 +117,13 @@ class Worker:
         self.thread.join(seconds)
 
     def submit(self, jobs: list[Job]) -> None:
-        """Takes in a request's jobs, all or none. Raises `QueueFull`."""
+        """Takes in a request's jobs, all or none. Raises `QueueFull`, `Ended`."""
         with self.changed:
+            if self.ended:
+                raise Ended
+            for gone in [job for job in self.waiting if job.cancelled]:
+                self.waiting.remove(gone)
+                gone.emit(Event(finish="cancelled"))
             if len(self.waiting) + len(jobs) > self.queue:
                 raise QueueFull
             for job in jobs:
@@ -144,6 +138,16 @@ class Worker:
         return max(1, round(self.seconds * (1 + len(self.waiting) / max(1, self.rows))))
 
     def _run(self) -> None:
+        try:
+            self._decode()
+        except Exception:
+            log.exception("decoding ended; nothing is answered any more")
+        finally:
+            with self.changed:
+                self.ended = True
+            self._give_up("error", whole=True)
+
+    def _decode(self) -> None:
         loop = self._fresh()
         while True:
             with self.changed:
@@ -152,14 +156,12 @@ class Worker:
                 if self.stopping and not self.waiting and not self.running:
                     return
                 joining = self._next(loop.free)
-            if self.overdue:
-                self._give_up("stopping")
-                loop = self._fresh()
-                continue
-            while self.guests:
-                time.sleep(0.001)  # a lock alone is not fair: whoever waits for the model would never get it
             try:
-                with self.busy:
+                with self.turns.step(lambda: self.overdue) as ours:
+                    if self.overdue or not ours:
+                        self._give_up("stopping", whole=True)
+                        loop = self._fresh()
+                        continue
                     if joining:
                         loop.join([job.row for job in joining])
                     if loop.rows:
@@ -170,11 +172,12 @@ class Worker:
                 self._give_up("error")
                 loop = self._fresh()
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, whole: bool = False) -> None:
+        """Ends what runs, and with `whole` what waits as well."""
         with self.changed:
-            jobs = [*self.running.values(), *(self.waiting if why == "stopping" else ())]
+            jobs = [*self.running.values(), *(self.waiting if whole else ())]
             self.running.clear()
-            if why == "stopping":
+            if whole:
                 self.waiting.clear()
         for job in jobs:
             job.emit(Event(finish=why))
@@ -186,7 +189,9 @@ class Worker:
         joining: list[Job] = []
         while self.waiting and len(joining) < free:
             job = self.waiting.popleft()
-            if not job.cancelled:
+            if job.cancelled:
+                job.emit(Event(finish="cancelled"))
+            else:
                 joining.append(job)
                 self.running[job.row.key] = job
         return joining
@@ -206,7 +211,7 @@ class Worker:
             end = job.starts[at + 1] if at + 1 < len(job.starts) else len(job.text)
             projection = float(loop.means.last[0, k] @ self.unit)
             read = (TokenRead(at, job.text[job.starts[at] : end], projection, row.touched > job.touched),)
-        job.seen, job.touched = len(row.out), row.touched
+        job.read, job.seen, job.touched = job.seen, len(row.out), row.touched
         cut = min((at for s in job.stop if (at := job.text.find(s)) >= 0), default=-1)
         if cut >= 0:
             job.text, row.finish = job.text[:cut], "stop"
@@ -221,13 +226,14 @@ class Worker:
         if job.live or not job.shown:
             job.shown += len(ready)
             mean = loop.means.mean(k)[0][0] if job.follow and read else None
-            job.emit(Event(ready, read, mean=mean))
+            job.emit(Event(ready, read, mean=mean, made=len(row.out)))
 
     def _end(self, done: Done) -> None:
         job = self.running.pop(done.row.key)
         self.seconds += 0.2 * (time.monotonic() - job.began - self.seconds)
-        mean = done.mean[0] if done.mean is not None and job.seen and bool(torch.any(done.mean)) else None
-        job.emit(Event(job.text[job.shown :], job.last, job.finish, mean))
+        mean = done.mean[0] if done.mean is not None and job.read and bool(torch.any(done.mean)) else None
+        made = len(done.row.out) + (done.row.end is not None)
+        job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, made))
 
 
 def _overlap(text: str, stop: str) -> int:

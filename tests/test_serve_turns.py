@@ -1,0 +1,150 @@
+"""Who gets the model, and a place to wait for it: replies, guests with a pass of their own, and those that went away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from personaspace.engines.rows import Row
+from personaspace.engines.sampling import uniforms
+from personaspace.prompts import Sampling
+from personaspace.serve.scheduler import Ended, Job, Worker
+from personaspace.serve.turns import QueueFull, Turns
+from served import engine, serving, space
+
+HELLO = [{"role": "user", "content": "hello"}]
+TALK = {"messages": [*HELLO, {"role": "assistant", "content": "good day"}]}
+ASKED = {"model": "tiny", "messages": HELLO, "max_tokens": 5}
+
+
+def until(true):
+    """Waits for it, some seconds at most."""
+    for _ in range(500):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came true")
+
+
+def test_a_step_comes_after_each_guest_and_a_guest_after_each_step():
+    turns, order, done = Turns(8), [], threading.Event()
+
+    def visit():
+        while not done.is_set():
+            with turns.guest():
+                order.append("guest")
+                time.sleep(0.001)
+
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            pool.submit(visit)
+        until(lambda: turns.asking)
+        for _ in range(50):
+            with turns.step(lambda: False) as ours:
+                assert ours
+                order.append("step")
+        done.set()
+    runs = "".join(o[0] for o in order).split("s")[1:-1]
+    assert all(len(run) <= 3 for run in runs)
+    assert sum(len(run) > 0 for run in runs) > 30
+
+
+def test_a_step_is_not_waited_for_longer_than_there_is_time():
+    turns, began = Turns(1), time.monotonic()
+    with turns.guest():
+        with turns.step(lambda: time.monotonic() > began + 0.2) as ours:
+            assert not ours
+        assert turns.taken
+    with turns.step(lambda: True) as ours:
+        assert ours
+    assert not turns.taken
+
+
+def test_clients_that_keep_projecting_do_not_stop_a_reply(space, engine):
+    with serving(space, engine) as (address, worker), ThreadPoolExecutor(4) as pool:
+        done = threading.Event()
+
+        def keep():
+            while not done.is_set():
+                assert httpx.post(f"{address}/v1/persona/project", json=TALK, timeout=30).status_code == 200
+
+        clients = [pool.submit(keep) for _ in range(4)]
+        until(lambda: worker.turns.guests)
+        try:
+            answer = httpx.post(f"{address}/v1/chat/completions", json={**ASKED, "max_tokens": 40}, timeout=20)
+        finally:
+            done.set()
+        assert answer.status_code == 200
+        assert [c.result() for c in clients] == [None] * 4
+        assert worker.turns.guests == worker.turns.asking == 0
+
+
+def test_more_guests_than_may_wait_are_answered_429(space, engine):
+    with serving(space, engine, queue=1) as (address, worker), ThreadPoolExecutor(1) as pool:
+        with worker.turns.guest():
+            first = pool.submit(httpx.post, f"{address}/v1/persona/project", json=TALK, timeout=30)
+            until(lambda: worker.turns.guests)
+            echo = {"model": "tiny", "prompt": "hello", "max_tokens": 1, "echo": True, "logprobs": 0}
+            for path, body in (("persona/project", TALK), ("completions", echo)):
+                refused = httpx.post(f"{address}/v1/{path}", json=body, timeout=30)
+                assert refused.status_code == 429
+                assert int(refused.headers["retry-after"]) >= 1
+        assert first.result().status_code == 200
+
+
+def test_a_conversation_is_projected_as_far_as_the_server_takes_one(space, engine, monkeypatch):
+    monkeypatch.setattr(engine, "columns_that_fit", lambda rows: 40)
+    long = [*TALK["messages"], {"role": "user", "content": "more"}, {"role": "assistant", "content": "word " * 20}]
+    with serving(space, engine) as (address, _):
+        told = httpx.post(f"{address}/v1/persona/project", json={"messages": long}, timeout=30).json()
+    assert [t["index"] for t in told["turns"]] == [1]
+    assert "takes 40: 1 of 2 assistant turns are read" in told["problem"]
+
+
+def job():
+    return Job(Row(0, [5, 6], Sampling(max_new_tokens=4), uniforms(0, 4)), lambda event: None)
+
+
+def test_a_reply_that_nobody_waits_for_any_more_gives_its_place_to_another(space, engine):
+    worker = Worker(engine, space.layer, space.axis_at(), rows=1, queue=1, columns=64)
+    first, second, told = job(), job(), []
+    first.emit = told.append
+    worker.submit([first])
+    with pytest.raises(QueueFull):
+        worker.submit([second])
+    first.cancelled = True
+    worker.submit([second])
+    assert [e.finish for e in told] == ["cancelled"]
+    assert list(worker.waiting) == [second]
+
+
+def test_more_replies_than_the_queue_has_places_are_refused_for_good(space, engine):
+    with serving(space, engine, queue=2) as (address, _):
+        answer = httpx.post(f"{address}/v1/chat/completions", json={**ASKED, "n": 3}, timeout=30)
+    assert answer.status_code == 400
+    assert "the queue has 2 places" in answer.json()["error"]["message"]
+
+
+def test_where_decoding_ends_for_good_everybody_is_told(space, engine):
+    with serving(space, engine, rows=1) as (address, worker), ThreadPoolExecutor(2) as pool:
+
+        def fail(*_):
+            raise RuntimeError("out of memory")
+
+        worker._watch = worker._fresh = fail
+        url = f"{address}/v1/chat/completions"
+        with worker.turns.guest():
+            waiting = [pool.submit(httpx.post, url, json=ASKED, timeout=20) for _ in range(2)]
+            until(lambda: len(worker.running) + len(worker.waiting) == 2)
+        assert [w.result().status_code for w in waiting] == [500, 500]
+        until(lambda: not worker.thread.is_alive())
+        refused = httpx.post(url, json=ASKED, timeout=20)
+        assert refused.status_code == 503
+        assert "Decoding has ended" in refused.json()["error"]["message"]
+        assert httpx.get(f"{address}/readyz").status_code == 503
+        with pytest.raises(Ended):
+            worker.submit([job()])
