@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +25,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from personaspace import plan
+from personaspace.bench import idle_cap, tokens_per_second
 from personaspace.catalog import load_catalog
 from personaspace.engines import Engine, loading
 from personaspace.engines.transformers import TransformersEngine
-from personaspace.interventions import Cap
 from personaspace.prompts import Prompt, Sampling, assign
 
 WAYS = {
@@ -83,16 +82,11 @@ def measured(ways: Sequence[str], folder: str, given: argparse.Namespace) -> Ite
     asked = assign(catalog, [{r.role: 1 for r in catalog.roles}], 0)[0]
     prompts = [Prompt(asked[k % len(asked)].messages, question=k) for k in range(given.prompts)]
     sampling = Sampling(temperature=0, max_new_tokens=given.tokens)
-    first = engine.model.layers // 2
-    direction = torch.randn(engine.model.hidden, generator=torch.Generator().manual_seed(0))
-    cap = Cap(direction, tuple(range(first, min(first + 8, engine.model.layers))), floor=-1e9)
+    cap, both = idle_cap(engine), ("both", "eager", "hooks")
 
     def rate(way: str) -> float:
-        began = time.monotonic()
-        layers = range(engine.model.layers) if way in ("read", "both", "eager", "hooks") else None
-        held = [cap] if way in ("cap", "both", "eager", "hooks") else []
-        tokens = sum(len(r.token_ids) for r in engine.respond(prompts, sampling, read=layers, interventions=held))
-        return tokens / (time.monotonic() - began)
+        held = [cap] if way in ("cap", *both) else []
+        return tokens_per_second(engine, prompts, sampling, way in ("read", *both), held)
 
     rate(ways[0])  # memory is touched, and what compiles late compiles
     rates = [{way: rate(way) for way in ways} for _ in range(given.repeats)]

@@ -51,13 +51,21 @@ def _in_turn(repeats: int, *calls: Callable[[], float]) -> list[list[float]]:
     return found
 
 
-def _respond(
+def idle_cap(engine: Engine) -> Cap:
+    """Eight layers' floors that nothing is under: the arithmetic of a cap, and the same replies to compare the time of."""
+    first = engine.model.layers // 2
+    direction = torch.randn(engine.model.hidden, generator=torch.Generator().manual_seed(0))
+    return Cap(direction, tuple(range(first, min(first + 8, engine.model.layers))), floor=-1e9)
+
+
+def tokens_per_second(
     engine: Engine,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     read: bool,
     interventions: Sequence[Intervention] = (),
 ) -> float:
+    """Of `respond`, with every layer read or none."""
     began = time.monotonic()
     layers = range(engine.model.layers) if read else None
     found = engine.respond(prompts, sampling, read=layers, interventions=interventions)
@@ -100,7 +108,7 @@ def _generate(
     best = max(trial, key=lambda b: trial[b])
     ours, theirs = _in_turn(
         repeats,
-        lambda: _respond(engine, prompts, sampling, True),
+        lambda: tokens_per_second(engine, prompts, sampling, True),
         lambda: _hf_generate(engine, ids, sampling, best),
     )
     name = f"transformers generate, {best} rows"
@@ -118,15 +126,12 @@ def _overhead(
 ) -> dict[str, Any]:
     """Speed with reading, and with eight layers capped, over speed with neither."""
     sampling, some = Sampling(max_new_tokens=tokens or 128), prompts[:64]
-    first = engine.model.layers // 2
-    direction = torch.randn(engine.hidden, generator=torch.Generator().manual_seed(0))
-    # A floor that nothing is under: the same arithmetic, and the same replies to compare the time of.
-    cap = Cap(direction, tuple(range(first, min(first + 8, engine.model.layers))), floor=-1e9)
+    cap = idle_cap(engine)
     plain, reading, capping = _in_turn(
         repeats,
-        lambda: _respond(engine, some, sampling, False),
-        lambda: _respond(engine, some, sampling, True),
-        lambda: _respond(engine, some, sampling, False, [cap]),
+        lambda: tokens_per_second(engine, some, sampling, False),
+        lambda: tokens_per_second(engine, some, sampling, True),
+        lambda: tokens_per_second(engine, some, sampling, False, [cap]),
     )
     peers = {"reading every layer": reading, f"capping {len(cap.layers)} layers": capping}
     return {
@@ -158,22 +163,19 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
     os.environ.pop("VLLM_PLUGINS")
     if allowed is not None:
         os.environ["VLLM_PLUGINS"] = allowed
-    first = ours.model.layers // 2
-    direction = torch.randn(ours.model.hidden, generator=torch.Generator().manual_seed(0))
-    # A floor that nothing is under: the same arithmetic, and the same replies to compare the time of.
-    cap = Cap(direction, tuple(range(first, min(first + 8, ours.model.layers))), floor=-1e9)
+    cap = idle_cap(ours)
     names = ("nothing asked", "reading every layer", f"capping {len(cap.layers)} layers", "both")
     ways: list[tuple[bool, Sequence[Intervention]]] = [(False, ()), (True, ()), (False, [cap]), (True, [cap])]
     spent: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
 
     def measured(name: str, engine: Engine, read: bool, given: Sequence[Intervention]) -> float:
         before = _processor_seconds()
-        rate = _respond(engine, prompts, sampling, read, given)
+        rate = tokens_per_second(engine, prompts, sampling, read, given)
         spent[name].append(_processor_seconds() - before)
         return rate
 
     for engine in (plain, ours):
-        _respond(engine, prompts, sampling, False)  # memory is touched for the first time
+        tokens_per_second(engine, prompts, sampling, False)  # memory is touched for the first time
     as_it_is, *found = _in_turn(
         repeats,
         functools.partial(measured, "plain", plain, False, ()),
