@@ -48,7 +48,7 @@ PROCESSES = (("plain",), PLUGIN, ("eager",), ("hooks",), ("again",))
 def made(model: str, folder: Path) -> None:
     """A Llama of the model's sizes in a folder: a configuration and a tokenizer, no weights."""
     shape, _ = plan.model_of(model)
-    tokenizer = AutoTokenizer.from_pretrained(loading.resolve("smollm2"))
+    tokenizer = AutoTokenizer.from_pretrained(loading.resolve("smollm2"), trust_remote_code=False)
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(**asdict(shape), max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id)
     config.architectures, config.dtype = ["LlamaForCausalLM"], "float32" if device() == "cpu" else "bfloat16"
@@ -63,10 +63,10 @@ def device() -> str:
 def loaded(way: str, folder: str, rows: int, ranks: int) -> Engine:
     """The engine that a way runs on."""
     if way == "hooks":
-        config = LlamaConfig.from_pretrained(folder)
+        config = LlamaConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device(device()):
             network = AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval()
-        return TransformersEngine(network, AutoTokenizer.from_pretrained(folder), rows=rows)
+        return TransformersEngine(network, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), rows=rows)
     from personaspace.engines.vllm.engine import VllmEngine
 
     options: dict[str, Any] = {"load_format": "dummy", "max_model_len": 1024, "tensor_parallel_size": ranks}

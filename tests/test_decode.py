@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from personaspace import Add
 from personaspace.engines import decode
-from personaspace.engines.rows import Row
+from personaspace.engines.rows import NOT_FINITE, Row
 from personaspace.engines.sampling import uniforms
 from personaspace.prompts import Sampling
 
@@ -72,3 +75,72 @@ def test_buffers_are_no_longer_than_the_rows_that_there_are(tiny):
     loop.step()
     assert loop.buffers[0].keys.shape[2] == decode.COLUMNS
     assert loop.columns == pytest.approx(5000 + decode.SLACK)
+
+
+POISON = (Add(torch.ones(32), layer=0, alpha=3e38, relative=False),) * 2
+"""Steering so strong that the residual stream overflows: what a request may ask for."""
+
+
+def a_row(engine, key: int, length: int, new: int, interventions=()) -> Row:
+    ids = engine.chat.text_ids("abcdefghij" * 20)[:length]
+    return Row(key, ids, Sampling(temperature=0.8, max_new_tokens=new), uniforms(key, new), interventions)
+
+
+def drained(loop, arrivals) -> dict[int, decode.Done]:
+    """Every row's end; arrivals: at which step which rows join, while there is room."""
+    ended, step = {}, 0
+    while loop.rows or arrivals:
+        while arrivals and arrivals[0][0] <= step and len(arrivals[0][1]) <= loop.free:
+            loop.join(arrivals.pop(0)[1])
+        if loop.rows:
+            ended |= {done.row.key: done for done in loop.step()}
+        step += 1
+    return ended
+
+
+def test_two_requests_that_join_together_after_a_poisoned_one_reply_as_they_do_alone(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.chat, "end_ids", frozenset())
+    alone = {k: drained(tiny.open_loop(200, range(3)), [(0, [a_row(tiny, k, n, 6)])])[k] for k, n in ((1, 20), (2, 3))}
+    loop = tiny.open_loop(200, range(3), rows=4)
+    ended = drained(loop, [(0, [a_row(tiny, 0, 30, 6, POISON)]), (1, [a_row(tiny, 2, 3, 6), a_row(tiny, 1, 20, 6)])])
+    assert ended[0].row.finish == NOT_FINITE
+    for key, done in alone.items():
+        assert ended[key].row.out == done.row.out
+        assert torch.allclose(ended[key].mean, done.mean, atol=1e-5)
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.lists(st.tuples(st.integers(1, 90), st.integers(1, 9), st.booleans()), min_size=1, max_size=3),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ARRIVALS)
+def test_no_row_hears_of_a_poisoned_one_in_whatever_order_they_join_and_leave(tiny, monkeypatch, arrivals):
+    monkeypatch.setattr(tiny.chat, "end_ids", frozenset())
+    monkeypatch.setattr(decode, "COLUMNS", 16)
+    monkeypatch.setattr(decode, "SLACK", 4)
+    plan, step, shapes = [], 0, []
+    for pause, group in arrivals:
+        step += pause
+        keys = range(len(shapes), len(shapes) + len(group))
+        plan.append(
+            (
+                step,
+                [a_row(tiny, k, n, new, POISON if bad else ()) for k, (n, new, bad) in zip(keys, group, strict=True)],
+            )
+        )
+        shapes += group
+    ended = drained(tiny.open_loop(100, range(3), rows=4), plan)
+    for key, (length, new, bad) in enumerate(shapes):
+        if bad:
+            assert ended[key].row.finish == NOT_FINITE
+            continue
+        (alone,) = drained(tiny.open_loop(100, range(3), rows=1), [(0, [a_row(tiny, key, length, new)])]).values()
+        assert ended[key].row.out == alone.row.out
+        assert torch.allclose(ended[key].mean, alone.mean, atol=1e-5)

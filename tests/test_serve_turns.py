@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+import torch
 
+import personaspace as ps
 from personaspace.engines.rows import Row
 from personaspace.engines.sampling import uniforms
 from personaspace.prompts import Sampling
@@ -148,3 +150,27 @@ def test_where_decoding_ends_for_good_everybody_is_told(space, engine):
         assert httpx.get(f"{address}/readyz").status_code == 503
         with pytest.raises(Ended):
             worker.submit([job()])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_whose_numbers_overflow_gets_an_error_and_nobody_else_does(space, engine, stream):
+    norms = torch.full_like(space.tensors["residual_norm"], 3e38)
+    strong = ps.PersonaSpace(space.meta, {**space.tensors, "residual_norm": norms})
+    honest = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 12}
+    poison = {**honest, "stream": stream, "persona": {"steer": [{"alpha": 1}, {"alpha": 1}]}}
+    with serving(strong, engine, rows=4) as (address, _), ThreadPoolExecutor(6) as pool:
+
+        def ask(body: dict) -> httpx.Response:
+            return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+
+        alone = ask(honest).json()["choices"][0]["message"]["content"]
+        replies = list(pool.map(ask, [poison, honest, poison, honest, honest, poison]))
+        after = ask(honest)
+    for body, reply in zip([poison, honest, poison, honest, honest, poison], replies, strict=True):
+        if body is honest:
+            assert reply.json()["choices"][0]["message"]["content"] == alone
+        else:
+            assert reply.status_code == (200 if stream else 500)
+            assert "not_finite" in reply.text
+            assert "[DONE]" not in reply.text
+    assert after.json()["choices"][0]["message"]["content"] == alone

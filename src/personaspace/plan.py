@@ -158,9 +158,7 @@ def model_of(name: str) -> tuple[Shape, Chat | None]:
         raise ModelError(f"{path}: cannot be read: {e}") from None
     if not (path.parent / "tokenizer.json").is_file():
         return shape, None
-    from transformers import AutoTokenizer
-
-    return shape, Chat(AutoTokenizer.from_pretrained(path.parent), frozenset())
+    return shape, Chat(loading.load_tokenizer(path.parent, name), frozenset())
 
 
 def hardware_of(name: str) -> Hardware:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from personaspace.engines.rows import Row, by_beginning, by_interventions, chunks
+from personaspace.engines.rows import NOT_FINITE, Row, by_beginning, by_interventions, chunks
 from personaspace.engines.sampling import draw
 from personaspace.errors import ModelError
 from personaspace.residual import Intervening, RunningMeans, Sink, reading
@@ -60,7 +60,8 @@ class _Buffer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, columns = self.rows, self.window.columns
-        # Zeros: a masked column has no weight, but NaN in memory that was never written would go through.
+        # Zeros, here and wherever a row leaves or moves: a masked column has no weight, but 0 × NaN is NaN, and what one
+        # request wrote would come out in another's reply.
         self.keys = key_states.new_zeros(rows, key_states.shape[1], columns, key_states.shape[-1])
         self.values = value_states.new_zeros(rows, value_states.shape[1], columns, value_states.shape[-1])
         self.is_initialized = True
@@ -242,8 +243,10 @@ class DecodeLoop:
         old, new = slice(w.column - width, w.column), slice(column - width, column)
         for buffer in self.buffers:
             if buffer.is_initialized:
-                buffer.keys[:n, :, new] = buffer.keys[:n, :, old].clone()
-                buffer.values[:n, :, new] = buffer.values[:n, :, old].clone()
+                for cached in (buffer.keys, buffer.values):
+                    moved_columns = cached[:n, :, old].clone()
+                    cached[:n, :, old] = 0
+                    cached[:n, :, new] = moved_columns
         moved = self.mask[:n, old].clone()
         self.mask[:n] = False
         self.mask[:n, new] = moved
@@ -269,12 +272,15 @@ class DecodeLoop:
         done = []
         for k, row in enumerate(self.rows):
             row.length += 1
+            token = drawn[k]
             if row.full:  # its last token was fed for the sake of reading it
                 row.finish = "length"
-            elif drawn[k] in (self.end_ids if row.end_ids is None else row.end_ids):
-                row.finish, row.end = "stop", drawn[k]
+            elif token is None:
+                row.finish = NOT_FINITE
+            elif token in (self.end_ids if row.end_ids is None else row.end_ids):
+                row.finish, row.end = "stop", token
             else:
-                row.out.append(drawn[k])
+                row.out.append(token)
                 if row.full and not self.read:
                     row.finish = "length"
             if watch:
@@ -288,9 +294,13 @@ class DecodeLoop:
     def _done(self, k: int) -> Done:
         if not self.read:
             return Done(self.rows[k])
+        if self.rows[k].finish == NOT_FINITE:  # not the mean before it, but the token at which it went wrong
+            token = self.means.last[:, k].cpu()
+            return Done(self.rows[k], token, token.norm(dim=-1))
         return Done(self.rows[k], *self.means.mean(k), self.before.mean(k)[0] if self.before else None)
 
-    def _next_tokens(self, n: int) -> list[int]:
+    def _next_tokens(self, n: int) -> list[int | None]:
+        """The token drawn for each row; None where its logits are NaN or Inf."""
         rows, w = self.rows, self.window
         ids = torch.tensor([[r.next_token] for r in rows], device=self.device)
         positions = torch.tensor([[r.length] for r in rows], device=self.device)
@@ -326,7 +336,8 @@ class DecodeLoop:
         logits = output.logits[:, -1]
         chosen: list[int] = draw(logits, settings[:, 0], settings[:, 1], settings[:, 2]).tolist()
         self._keep_logprobs(logits, chosen)
-        return chosen
+        finite = torch.isfinite(logits.amax(-1)).tolist()
+        return [token if sound else None for token, sound in zip(chosen, finite, strict=True)]
 
     def _keep_logprobs(self, logits: Tensor, chosen: Sequence[int]) -> None:
         """The log-probabilities, without temperature, of the tokens that were drawn and of the most probable ones."""
@@ -355,11 +366,13 @@ class DecodeLoop:
         gone, left = set(done), len(self.rows) - len(done)
         target = [k for k in done if k < left]
         source = [k for k in range(left, len(self.rows)) if k not in gone]
+        seen = slice(self.window.start, self.window.column)
+        for buffer in self.buffers if gone else ():
+            for cached in (buffer.keys, buffer.values):
+                if source:
+                    cached[target, :, seen] = cached[source, :, seen]
+                cached[left : len(self.rows), :, seen] = 0
         if source:
-            seen = slice(self.window.start, self.window.column)
-            for buffer in self.buffers:
-                buffer.keys[target, :, seen] = buffer.keys[source, :, seen]
-                buffer.values[target, :, seen] = buffer.values[source, :, seen]
             self.mask[target] = self.mask[source]
             for means in self.read_means:
                 means.move(source, target)

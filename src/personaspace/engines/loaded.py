@@ -65,7 +65,12 @@ def check_finite(mean: Tensor, layers: Sequence[int], prompt: Prompt) -> None:
     """Of a response's activation `[layers, hidden]`. Raises `ActivationError` that names layer and response."""
     bad = (~torch.isfinite(mean)).any(-1).nonzero()
     if len(bad):
-        raise ActivationError(
-            f"NaN or Inf in layer {layers[int(bad[0])]} of the response of {prompt.role or 'the model'} to question "
-            f"{prompt.question} (instruction {prompt.instruction}); try --dtype fp32"
-        )
+        raise not_finite(f"layer {layers[int(bad[0])]}", prompt)
+
+
+def not_finite(where: str, prompt: Prompt) -> ActivationError:
+    """The error that names where a prompt's numbers became NaN or Inf."""
+    return ActivationError(
+        f"NaN or Inf in {where} of the response of {prompt.role or 'the model'} to question {prompt.question} "
+        f"(instruction {prompt.instruction}); try --dtype fp32, or weaker steering"
+    )

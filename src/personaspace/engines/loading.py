@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 import tempfile
+from collections.abc import Iterator
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -78,24 +79,52 @@ def resolve(name: str) -> str:
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, str]:
     """Model, tokenizer and where they came from. Raises `ModelError` with the nearest known names."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM
 
     where = resolve(name)
-    logging.disable_progress_bar()
-    # The Hub's client logs each attempt it makes; what comes of them is said below, in one line.
-    getLogger("huggingface_hub").setLevel(ERROR)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ModelError(f"cannot load the model {name!r}{_near(name)} ({reason[:200]})") from None
+    tokenizer = load_tokenizer(where, name)
+    with _said_in_one_line(name):
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ModelError(
             f"{name}: its tokenizer gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
         )
     return model.to(device).eval().requires_grad_(False), tokenizer, where
+
+
+def load_tokenizer(where: str | Path, name: str) -> Any:
+    """The tokenizer in a folder or of a Hub id; name: what the user calls the model. Raises `ModelError`."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its doubts about an unknown family; what comes of them is one line
+    try:
+        with _said_in_one_line(name):
+            return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _said_in_one_line(name: str) -> Iterator[None]:
+    """Around every load by `transformers`, each of which says `trust_remote_code=False`: where that is left open, it asks on
+    standard input whether to run a folder's own code, and takes the first "1" or "y" that is piped in for a yes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    # The Hub's client logs each attempt it makes; what comes of them is said below.
+    getLogger("huggingface_hub").setLevel(ERROR)
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        if "trust_remote_code" in str(e):
+            raise ModelError(
+                f"{name}: its files ask for Python code of their own to be run (auto_map), which is never done; "
+                "expected a model of a family that transformers has itself"
+            ) from None
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ModelError(f"cannot load the model {name!r}{_near(name)} ({reason[:200]})") from None
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -145,11 +174,12 @@ def _converted(gguf: Path) -> Path:
     try:
         options = {"gguf_file": gguf.name, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
         with contextlib.redirect_stderr(io.StringIO()):  # the reader draws bars of its own
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, **options)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, trust_remote_code=False, **options)
         if quantizer := getattr(model, "hf_quantizer", None):
             quantizer.remove_quantization_config(model)
         model.save_pretrained(whole)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(whole)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        tokenizer.save_pretrained(whole)
         if not target.exists():
             whole.rename(target)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as e:

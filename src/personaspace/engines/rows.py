@@ -15,6 +15,10 @@ SHARED_TOKENS = 64
 """A shared beginning is computed apart where it saves at least that many tokens."""
 
 
+NOT_FINITE = "not finite"
+"""How a row ends whose numbers became NaN or Inf: by itself, whoever stands beside it goes on."""
+
+
 @dataclass
 class Row:
     """One reply in the making. `ids` are the prompt's; `random` holds a number for each token it may get.

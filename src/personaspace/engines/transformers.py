@@ -12,9 +12,9 @@ from transformers.cache_utils import DynamicCache
 from personaspace.engines import Conversation, Layers, ModelInfo, Response, Span, Token, Turn, loading
 from personaspace.engines.chat import Chat
 from personaspace.engines.decode import DecodeLoop, Done
-from personaspace.engines.loaded import Loaded, check_finite, end_ids
+from personaspace.engines.loaded import Loaded, check_finite, end_ids, not_finite
 from personaspace.engines.replay import Replayer
-from personaspace.engines.rows import Row
+from personaspace.engines.rows import NOT_FINITE, Row
 from personaspace.engines.sampling import uniforms
 from personaspace.interventions import Intervention
 from personaspace.prompts import Prompt, Sampling
@@ -136,6 +136,8 @@ class TransformersEngine(Loaded):
         row, mean = done.row, done.mean
         if mean is not None:
             check_finite(mean, layers, prompt)
+        if row.finish == NOT_FINITE:
+            raise not_finite("the logits", prompt)
         text = self.chat.decode(row.out)
         return Response(prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched)
 
@@ -149,9 +151,9 @@ class TransformersEngine(Loaded):
     ) -> Iterator[Token]:
         """See `Engine.stream`."""
         row = self._row(0, prompt, sampling, interventions)
-        return self._stream(row, self._layers(read))
+        return self._stream(prompt, row, self._layers(read))
 
-    def _stream(self, row: Row, layers: tuple[int, ...]) -> Iterator[Token]:
+    def _stream(self, prompt: Prompt, row: Row, layers: tuple[int, ...]) -> Iterator[Token]:
         loop = self._loop([row], layers)
         shown, touched = "", 0
         loop.join([row])
@@ -163,6 +165,8 @@ class TransformersEngine(Loaded):
             # The bytes of a character may be spread over tokens: it is shown once it is whole.
             ready = text if row.finish else text.rstrip("\ufffd")
             new = row.out[-1] if len(row.out) > fed else None
+            if row.finish == NOT_FINITE or (read is not None and not torch.isfinite(read).all()):
+                raise not_finite("the residual stream or the logits", prompt)
             yield Token(fed, new, ready[len(shown) :], read, row.touched > touched, row.finish)
             shown, touched = ready, row.touched
 

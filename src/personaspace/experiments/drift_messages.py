@@ -71,7 +71,7 @@ def embed(texts: Sequence[str], embedder: str) -> np.ndarray | str:
     except ImportError:
         return f"Messages are not looked into: that needs sentence-transformers and a model ({INSTALL})"
     try:
-        model = SentenceTransformer(embedder or _packaged() or HUB)
+        model = SentenceTransformer(embedder or _packaged() or HUB, trust_remote_code=False)
     except (OSError, ValueError) as e:
         name = embedder or HUB
         return f"Messages are not looked into: --embedder {name} cannot be loaded ({str(e).splitlines()[0]}; {INSTALL})"

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from personaspace.engines.rows import Row
+from personaspace.engines.rows import NOT_FINITE, Row
 from personaspace.engines.sampling import uniforms
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.interventions import Intervention
@@ -29,6 +29,12 @@ LOST = {
     "error": ("Decoding failed; the server's log says why", None, "server_error", 500),
     "stopping": ("The server is stopping and had no more time for this reply", None, "server_stopping", 503),
     "ended": ("Decoding has ended; the server's log says why", None, "server_error", 503),
+    NOT_FINITE: (
+        "The model's numbers became NaN or Inf while this reply was made; persona.steer may be too strong",
+        "persona",
+        "not_finite",
+        500,
+    ),
     "cancelled": ("The reply was given up: nobody read it", None, "not_read", 500),
 }
 """How a reply ends that is given up: message, field, OpenAI's code, status."""

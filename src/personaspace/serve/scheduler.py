@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from personaspace.engines.decode import DecodeLoop, Done
-from personaspace.engines.rows import Row
+from personaspace.engines.rows import NOT_FINITE, Row
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.serve.turns import QueueFull, Turns
 
@@ -210,10 +210,13 @@ class Worker:
             at = job.seen - 1
             end = job.starts[at + 1] if at + 1 < len(job.starts) else len(job.text)
             projection = float(loop.means.last[0, k] @ self.unit)
-            read = (TokenRead(at, job.text[job.starts[at] : end], projection, row.touched > job.touched),)
+            if math.isfinite(projection):
+                read = (TokenRead(at, job.text[job.starts[at] : end], projection, row.touched > job.touched),)
+            else:
+                row.finish = NOT_FINITE
         job.read, job.seen, job.touched = job.seen, len(row.out), row.touched
         cut = min((at for s in job.stop if (at := job.text.find(s)) >= 0), default=-1)
-        if cut >= 0:
+        if row.finish != NOT_FINITE and cut >= 0:
             job.text, row.finish = job.text[:cut], "stop"
         elif job.cancelled:
             row.finish = "cancelled"

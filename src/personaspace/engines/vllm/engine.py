@@ -32,13 +32,11 @@ class VllmEngine(Loaded):
     """
 
     def __init__(self, core: Any, folder: Path, *, id: str) -> None:
-        from transformers import AutoTokenizer
-
         super().__init__()
         self.core = core
         config = core.vllm_config.model_config
         text = config.hf_text_config
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = loading.load_tokenizer(folder, id)
         self.chat = Chat(self.tokenizer, _end_ids(folder, self.tokenizer, text))
         self.rows = int(core.vllm_config.scheduler_config.max_num_seqs)
         self.model = ModelInfo(
@@ -73,6 +71,7 @@ class VllmEngine(Loaded):
             raise UsageError(f"--dtype {given}: expected one of {', '.join(DTYPES)}")
         if rows:
             options["max_num_seqs"] = rows
+        options.setdefault("trust_remote_code", False)
         folder = _folder(name)
         plugin.register()
         try:
