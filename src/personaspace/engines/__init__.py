@@ -95,6 +95,9 @@ class Turn:
 
 Conversation = Sequence[Message] | Span
 
+ONSET = "onset"
+"""The finish reason of what was read before a word was said."""
+
 
 class Engine(Protocol):
     """Answers prompts and reads the residual stream while it does (the paper's sections on rollouts and activations)."""
@@ -116,6 +119,16 @@ class Engine(Protocol):
     ) -> Iterator[Response]:
         """Yields each response as it finishes, with the mean activation of the layers in `read`, after the interventions;
         with `before`, also as it was before them."""
+        ...
+
+    def onsets(
+        self, prompts: Iterable[Prompt], *, read: Layers, interventions: Sequence[Intervention] = ()
+    ) -> Iterator[Response]:
+        """Reads each prompt where its reply would begin, at its last token, and generates nothing.
+
+        Yields, in no set order, a `Response` without text whose one token id is the token that was read, whose activation is
+        the residual stream there, and whose finish reason is `onset`.
+        """
         ...
 
     def replay(

@@ -3,14 +3,14 @@ what went wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from personaspace.engines import Conversation, Layers, ModelInfo, Span
+from personaspace.engines import ONSET, Conversation, Layers, ModelInfo, Response, Span, Turn
 from personaspace.engines.chat import Chat
 from personaspace.errors import ActivationError, UsageError
 from personaspace.interventions import Intervention
@@ -43,6 +43,44 @@ class Loaded:
         if any(not 0 <= layer < self.model.layers for layer in layers):
             raise UsageError(f"layers {list(layers)}: the model has layers 0 to {self.model.layers - 1}")
         return layers
+
+    def replay(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        read: Layers,
+        interventions: Sequence[Intervention] = (),
+        each: bool = False,
+        logprobs: bool = False,
+    ) -> Iterator[list[Turn]]:
+        """See `Engine.replay`."""
+        raise NotImplementedError
+
+    def onsets(
+        self, prompts: Iterable[Prompt], *, read: Layers, interventions: Sequence[Intervention] = ()
+    ) -> Iterator[Response]:
+        """See `Engine.onsets`. Raises `ActivationError` where NaN or Inf is read, naming layer and prompt."""
+        layers = self._layers(read)
+        alike: dict[tuple[str, ...], tuple[list[Prompt], list[Intervention]]] = {}
+        for prompt in prompts:
+            wanted = interventions if prompt.interventions is None else prompt.interventions
+            # Nothing is generated: what is for generated tokens alone changes nothing.
+            applied = [i for i in wanted if i.where == "all"]
+            alike.setdefault(tuple(i.key for i in applied), ([], applied))[0].append(prompt)
+        for group, applied in alike.values():
+            ids = [self.chat.prompt_ids(p.messages) for p in group]
+            for place, activation in self._onsets(ids, layers, applied):
+                check_finite(activation, layers, group[place])
+                norms = torch.linalg.vector_norm(activation, dim=-1)
+                yield Response(group[place], "", (ids[place][-1],), ONSET, activation, norms)
+
+    def _onsets(
+        self, ids: Sequence[list[int]], layers: Layers, interventions: Sequence[Intervention]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Each prompt's place and its activation `[layers, hidden]` at the last token, in any order."""
+        spans = [Span(tuple(row), ((len(row) - 1, len(row)),)) for row in ids]
+        for place, (turn,) in enumerate(self.replay(spans, read=layers, interventions=interventions)):
+            yield place, turn.activation
 
     def _spans(self, conversations: Sequence[Conversation]) -> tuple[list[Span], list[list[int]]]:
         """Each conversation as token ids with what is to be read, and the places of its turns: a `Span` as it stands,

@@ -174,6 +174,16 @@ class RayEngine:
         for answers in self.spread(partial(_respond, sampling=sampling, how=how), chunks):
             yield from answers
 
+    def onsets(
+        self, prompts: Iterable[Prompt], *, read: Layers, interventions: Sequence[Intervention] = ()
+    ) -> Iterator[Response]:
+        """See `Engine.onsets`; some prompts at a time go to each worker."""
+        how = {"read": read, "interventions": interventions}
+        asked = iter(list(prompts))
+        chunks = list(iter(lambda: list(itertools.islice(asked, CHUNK)), []))
+        for readings in self.spread(partial(_onsets, how=how), chunks):
+            yield from readings
+
     def replay(
         self,
         conversations: Sequence[Conversation],
@@ -306,6 +316,10 @@ def _told(error: Any) -> Exception:
 
 def _respond(engine: Engine, prompts: list[Prompt], sampling: Sampling, how: dict[str, Any]) -> list[Response]:
     return list(engine.respond(prompts, sampling, **how))
+
+
+def _onsets(engine: Engine, prompts: list[Prompt], how: dict[str, Any]) -> list[Response]:
+    return list(engine.onsets(prompts, **how))
 
 
 def _replay(

@@ -13,6 +13,7 @@ from personaspace.engines import Conversation, Layers, ModelInfo, Response, Span
 from personaspace.engines.chat import Chat
 from personaspace.engines.decode import DecodeLoop, Done
 from personaspace.engines.loaded import Loaded, check_finite, end_ids, not_finite
+from personaspace.engines.onset import OnsetReader
 from personaspace.engines.replay import Replayer
 from personaspace.engines.rows import NOT_FINITE, Row
 from personaspace.engines.sampling import uniforms
@@ -200,6 +201,13 @@ class TransformersEngine(Loaded):
                 logits = self.network(input_ids=fed, past_key_values=cache, use_cache=True).logits
                 found.extend(_logprobs(logits[0], ids[k + 1 :], top))
         return found
+
+    def _onsets(
+        self, ids: Sequence[list[int]], layers: Layers, interventions: Sequence[Intervention]
+    ) -> Iterator[tuple[int, Tensor]]:
+        applied = (*(i for i in self._ambient if i.where == "all"), *interventions)
+        check_interventions(applied, len(self.layers), self.hidden)
+        return OnsetReader(self.network, self.layers, tuple(layers), self.prefill_tokens, applied).onsets(ids)
 
     # -- replaying -------------------------------------------------------------------------------------------------
 
