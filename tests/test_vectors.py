@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personaspace import vectors
+from personaspace import mixed, reliability, vectors
 from personaspace.catalog import DEFAULT, Catalog, Question, Role
 from personaspace.errors import DesignError
 from personaspace.prompts import Design, assign, next_round, rotation, shards
@@ -121,6 +121,17 @@ def test_the_next_responses_go_where_the_axis_error_falls_most():
     assert next_round({DEFAULT: 1000, "a": 1, "b": 5}, 3) == {"a": 3}
 
 
+def test_the_number_of_questions_follows_the_design_and_a_sparse_one_is_said():
+    few = catalog(roles=42, questions=240)
+    assert Design(per_role=4).questions(few) == 16
+    assert Design(per_role=10).questions(catalog(275, 240)) == 240
+    assert Design(per_role=4).questions(catalog(275, 240)) == 110
+    assert Design(complete=True).questions(few) == 240
+    assert Design(per_role=40).questions(catalog(2, 60)) == 40
+    assert "--questions 16" in Design(per_role=4).sparseness(few)
+    assert Design(per_role=4).sparseness(catalog(42, 16)) is None
+
+
 def test_shards_hold_every_prompt_once():
     c = catalog()
     prompts = assign(c, [{DEFAULT: 20, **{r.role: 3 for r in c.roles}}], 0)[0]
@@ -135,7 +146,7 @@ def test_halves_give_every_role_responses_on_both_sides(seed):
     rng = np.random.default_rng(seed)
     asked = [(r, q) for r in range(60) for q in rng.choice(40, 4, replace=False)]
     cells = Cells.build([DEFAULT, *(f"r{k}" for k in range(1, 60))], *np.array(asked).T)
-    side = vectors.halves(cells, rng)
+    side = reliability.halves(cells, rng)
     for r in range(60):
         mine = side[cells.block[cells.role == r]]
         assert mine.any()
@@ -148,8 +159,8 @@ def test_reliability_is_near_one_without_noise_and_low_for_noise_alone():
     z = np.random.default_rng(1).normal(size=(len(z), 200))
     for cells, values, low, high in ((good, y, 0.99, 1.0), (bad, z, 0.0, 0.5)):
         sums = vectors.cell_sums(cells, [torch.from_numpy(values[:, None])])
-        half = vectors.axis_split_half(sums, vectors.split_operators(cells, 10, 0))
-        assert low <= vectors.spearman_brown(half)[0] <= high
+        half = reliability.split_half(reliability.split_fits(cells, 10, 0), sums, np.zeros(1)).axis
+        assert low <= reliability.spearman_brown(half)[0] <= high
 
 
 def test_intervals_hold_the_estimate_and_shrink_with_more_questions():
@@ -159,7 +170,7 @@ def test_intervals_hold_the_estimate_and_shrink_with_more_questions():
         sums = vectors.cell_sums(cells, [torch.from_numpy(y)])
         found = vectors.role_operator(cells) @ sums.numpy()
         axis = found[0] - found[1:].mean(0)
-        intervals = vectors.bootstrap(cells, sums, axis, 100, 0)
+        intervals = reliability.bootstrap(cells, sums, axis, 100, 0)
         on = found[1:] @ (axis / np.linalg.norm(axis))
         assert ((intervals.projection[:, 0] <= on) & (on <= intervals.projection[:, 1])).all()
         widths.append(np.ptp(intervals.projection, axis=1).mean())
@@ -180,7 +191,7 @@ def test_a_roles_interval_holds_its_true_place_also_after_few_questions(each):
         sums = vectors.cell_sums(cells, [y])
         operator = vectors.role_operator(cells)
         axis = vectors.axis_weights(operator) @ sums.numpy()
-        low, high = vectors.bootstrap(cells, sums, axis, 100, 0).projection.T
+        low, high = reliability.bootstrap(cells, sums, axis, 100, 0).projection.T
         true = effect[1:] @ axis / np.linalg.norm(axis)
         held.append(((low <= true) & (true <= high)).mean())
     assert 0.91 <= np.mean(held) <= 0.99
@@ -196,7 +207,7 @@ def test_a_design_that_holds_together_has_an_axis_of_every_fold(roles):
         question = np.array([p.question for p in prompts])
         cells = Cells.build(names, role, question)
         sums = vectors.cell_sums(cells, [torch.from_numpy(np.random.default_rng(seed).normal(size=(len(role), 2, 5)))])
-        _, axes = vectors.fold_axes(cells, sums, 10, seed)
+        _, axes = vectors.fold_axes(cells, sums, 10, seed, np.zeros(2))
         assert torch.isfinite(axes).all()
 
 
@@ -214,6 +225,101 @@ def test_the_first_layer_within_a_standard_error_of_the_best_is_taken():
 
 
 def test_where_no_split_can_be_made_every_role_has_a_reliability_and_it_is_unknown():
-    found = vectors.role_split_half(torch.zeros(3, 4), [], 5)
-    assert found.shape == (5,)
-    assert np.isnan(found).all()
+    cells = Cells.build(["default", *"abcde"], np.arange(6), np.zeros(6, dtype=int))
+    products = reliability.Products.of([], torch.zeros(7, 1, 4), 1.0)
+    assert len(products.values) == 0
+    assert np.isnan(reliability.split_half([], torch.zeros(7, 1, 4), np.ones(1)).order).all()
+    assert np.isnan(
+        reliability.Products.of(reliability.split_fits(cells, 3, 0), torch.zeros(7, 1, 4), 1.0).role_split_half()
+    ).all()
+
+
+def scattered(rng: np.random.Generator, roles: int, each: int, questions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Role and question of a default that answers half as much as all roles, and of roles asked questions at random."""
+    default = np.arange(max(2, roles * each // 2))
+    role = np.concatenate([np.zeros(len(default), dtype=int), np.repeat(np.arange(1, roles + 1), each)])
+    asked = [rng.permutation(questions)[:each] for _ in range(roles)]
+    return role, np.concatenate([default % questions, *asked])
+
+
+@pytest.mark.parametrize(("roles", "each", "questions"), [(42, 4, 120), (42, 4, 24), (275, 12, 240)])
+@pytest.mark.parametrize("spread", [0.05, 0.5, 2.0])
+def test_random_questions_are_never_worse_than_the_better_of_plain_means_and_fixed_questions(
+    roles, each, questions, spread
+):
+    errors = {"fixed": [], "plain": [], "random": []}
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        role, question = scattered(rng, roles, each, questions)
+        a, b = rng.normal(size=(roles + 1, 40)), spread * rng.normal(size=(questions, 40))
+        y = torch.from_numpy(a[role] + b[question] + rng.normal(size=(len(role), 40)))[:, None]
+        cells = Cells.build([f"r{k}" for k in range(roles + 1)], role, question)
+        fit, sums = vectors.Fit(cells), vectors.cell_sums(cells, [y])
+        ratio = mixed.variance_ratio(mixed.Moments.of(role, question, [y]))
+        for name, ratios in (("fixed", np.zeros(1)), ("plain", np.full(1, np.inf)), ("random", ratio)):
+            off = fit.effects(sums, ratios)[1:, 0].numpy() - a[1:]
+            errors[name].append(((off - off.mean(0)) ** 2).mean())
+    mean = {name: np.mean(values) for name, values in errors.items()}
+    assert mean["random"] <= 1.05 * min(mean["fixed"], mean["plain"])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.sampled_from([0.0, 0.1, 1.0, 30.0, np.inf]), st.integers(1, 3))
+def test_complete_data_give_plain_means_at_any_ratio(ratio, repeat):
+    cells, y, role, _, _ = planted(noise=1.0, drop=0, repeat=repeat)
+    sums = vectors.cell_sums(cells, [torch.from_numpy(y)])
+    means = np.stack([y[role == r].mean(0) for r in range(ROLES)])
+    assert np.allclose(vectors.role_operator(cells, ratio=ratio) @ sums.numpy(), means)
+
+
+def test_the_mixed_model_is_generalised_least_squares_and_its_leverage_and_error_are_those_of_plain_matrices():
+    cells, y, role, question, _ = planted(noise=1.0, drop=0.4, repeat=2)
+    roles, questions = np.eye(ROLES)[role], np.eye(QUESTIONS)[question]
+    for ratio in (0.25, 3.0):
+        weight = np.linalg.inv(np.eye(len(y)) + questions @ questions.T / ratio)
+        solved = np.linalg.solve(roles.T @ weight @ roles, roles.T @ weight @ y)
+        sums = vectors.cell_sums(cells, [torch.from_numpy(y)])
+        assert np.allclose(vectors.role_operator(cells, ratio=ratio) @ sums.numpy(), solved)
+        design, penalty = np.hstack([roles, questions]), np.diag([0.0] * ROLES + [ratio] * QUESTIONS)
+        inverse = np.linalg.inv(design.T @ design + penalty)
+        fit = vectors.Fit(cells)
+        assert np.allclose(fit.error(ratio), np.diag(inverse)[:ROLES])
+        hat = np.diag(design @ inverse @ design.T)
+        assert np.allclose(fit.leverage(ratio)[role, question], hat)
+
+
+def test_the_variance_ratio_is_the_planted_one_as_a_power_of_two():
+    rng = np.random.default_rng(0)
+    role, question = scattered(rng, 100, 6, 60)
+    errors = rng.normal(size=(len(role), 3, 200))
+    scale = np.array([0.0, 0.5, 2.0])[:, None]
+    y = torch.from_numpy(1000 + errors + (scale * rng.normal(size=(60, 3, 200)))[question])
+    ratio = mixed.variance_ratio(mixed.Moments.of(role, question, y.split(100)))
+    assert ratio[0] >= 256
+    assert ratio[1:].tolist() == [4.0, 0.25]
+
+
+def test_fixed_questions_pull_the_axis_to_the_first_component_and_random_ones_do_not():
+    cosines = {"fixed": [], "plain": [], "random": []}
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        role, question = scattered(rng, 42, 4, 120)
+        # Noise is large in few directions: the default's and the roles' shared errors in questions' effects line up there.
+        y = rng.normal(size=(len(role), 300)) + 0.3 * rng.normal(size=(120, 300))[question]
+        y *= 3 / np.arange(1, 301)
+        y[:, 100] += 0.5 * rng.normal(size=43)[role] * (role > 0)
+        y[:, 101] += 0.5 * (role == 0)
+        cells = Cells.build([f"r{k}" for k in range(43)], role, question)
+        values = torch.from_numpy(y)[:, None]
+        sums, ratio = vectors.cell_sums(cells, [values]), mixed.Moments.of(role, question, [values])
+        for name, ratios in (("fixed", 0.0), ("plain", np.inf), ("random", mixed.variance_ratio(ratio)[0])):
+            v = vectors.role_operator(cells, ratio=ratios) @ sums[:, 0].numpy()
+            cosines[name].append(abs(vectors.cosine(v[0] - v[1:].mean(0), vectors.first_component(v[1:]))))
+    mean = {name: np.mean(values) for name, values in cosines.items()}
+    assert mean["fixed"] > mean["plain"] + 0.1
+    assert mean["random"] <= mean["plain"] + 0.03
+
+
+def test_random_questions_bear_a_design_that_falls_apart():
+    cells = Cells.build([DEFAULT, "ghost", "pilot"], np.array([0, 1, 2]), np.array([0, 0, 1]))
+    assert np.isfinite(vectors.role_operator(cells, ratio=1.0)).all()

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from personaspace import vectors
+from personaspace import mixed, reliability, vectors
 from personaspace.catalog import DEFAULT
+from personaspace.components import principal_components
 from personaspace.errors import DesignError
-from personaspace.space import FORMAT, PersonaSpace, principal_components
+from personaspace.space import FORMAT, PersonaSpace
 from personaspace.sums import Source
 
-SPLITS, FOLDS, BOOTSTRAPS = 20, 10, 200
+SPLITS, BY_LAYER, FOLDS, BOOTSTRAPS = 20, 10, 10, 100
 SUMS_MEMORY = 512 << 20
 """Bytes that the sums by cell may take; layers are worked through in as many passes as that needs."""
 
@@ -60,37 +61,61 @@ def counted(source: Source, roles: Sequence[str], asked: Mapping[str, int], min_
 
 def axis_reliability(kept: Counted, layer: int, seed: int) -> float:
     """The axis' reliability at one layer: what `--until` looks at between rounds."""
-    sums = kept.source.sums(kept.cells, slice(layer, layer + 1))
-    half = vectors.axis_split_half(sums, vectors.split_operators(kept.cells, SPLITS, seed))
-    return float(vectors.spearman_brown(half)[0])
+    layers = slice(layer, layer + 1)
+    sums, ratios = kept.source.sums(kept.cells, layers), variance_ratios(kept, layers)
+    half = reliability.split_half(reliability.split_fits(kept.cells, SPLITS, seed), sums, ratios)
+    return float(reliability.spearman_brown(half.axis)[0])
+
+
+def variance_ratios(kept: Counted, layers: slice) -> vectors.Floats:
+    """The mixed model's variance ratio at some layers, `[layers]`, from the sample."""
+    source, some = kept.source, kept.sampled
+    return mixed.variance_ratio(mixed.Moments.of(source.role[some], source.question[some], source.sample(some, layers)))
 
 
 def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) -> PersonaSpace:
     """The space of the responses that count; layer None picks it by separation on held-out questions."""
     source, cells = kept.source, kept.cells
     layers, hidden = meta["model"]["layers"], meta["model"]["hidden"]
-    operator = torch.from_numpy(vectors.role_operator(cells))
-    splits = vectors.split_operators(cells, SPLITS, seed)
-    per_pass = max(1, SUMS_MEMORY // (8 * operator.shape[1] * hidden))
-    effects, split_half, on_axis, held_out = [], [], [], []
+    fit, splits = vectors.Fit(cells), reliability.split_fits(cells, SPLITS, seed)
+    texts = source.by_instruction()
+    text_splits = reliability.instruction_fits(cells, texts, BY_LAYER, seed) if texts else []
+    size = max(len(c.count) + len(c.block_of) for c in (cells, texts) if c)
+    per_pass = max(1, SUMS_MEMORY // (8 * size * hidden))
+    by_layer: dict[str, list[vectors.Floats]] = {}
+    effects, on_axis, held_out = [], [], []
     for first in range(0, layers, per_pass):
         some = slice(first, min(layers, first + per_pass))
+        ratios = variance_ratios(kept, some)
         sums = source.sums(cells, some)
-        found = (operator @ sums.flatten(1)).view(-1, *sums.shape[1:])
-        fold, axes = vectors.fold_axes(cells, sums, FOLDS, seed)
+        found = fit.effects(sums, ratios)
+        fold, axes = vectors.fold_axes(cells, sums, FOLDS, seed, ratios)
         on, out = _project(kept, some, found[0] - found[1:].mean(0), axes, fold)
         effects.append(found)
-        split_half.append(vectors.axis_split_half(sums, splits))
         on_axis.append(on)
         held_out.append(out)
+        figures = {
+            "variance_ratio": ratios,
+            **_split_half(splits[:BY_LAYER], _light(sums, cells), ratios, "split_half"),
+        }
+        if texts:
+            del sums
+            sums = source.sums_by_instruction(texts, some)
+            figures |= _split_half(text_splits, _light(sums, texts), ratios, "split_half_by_instruction")
+        for name, values in figures.items():
+            by_layer.setdefault(name, []).append(values)
     vector = torch.cat(effects, 1)
     default, roles = vector[0], vector[1:]
     axis = default - roles.mean(0)
     projections = np.concatenate(on_axis, 1)
     by_fold = _separation(kept, np.concatenate(held_out, 1), fold)
     chosen = vectors.pick_layer(by_fold) if layer is None else layer
-    at_layer = source.sums(cells, slice(chosen, chosen + 1))[:, 0]
-    intervals = vectors.bootstrap(cells, at_layer, axis[chosen].numpy(), BOOTSTRAPS, seed)
+    at_layer = source.sums(cells, slice(chosen, chosen + 1))
+    figures = {name: np.concatenate(values) for name, values in by_layer.items()}
+    ratio = float(figures["variance_ratio"][chosen])
+    intervals = reliability.bootstrap(cells, at_layer[:, 0], axis[chosen].numpy(), BOOTSTRAPS, seed, ratio)
+    products = reliability.Products.of(splits, at_layer, ratio)
+    factor = float(figures["split_half_factor"][chosen])
     components, variance = principal_components(roles.float(), axis.float())
     is_default = source.role[kept.sampled] == 0
     quantiles = [np.quantile(projections[m], np.linspace(0, 1, 101), axis=0) for m in (is_default, ~is_default)]
@@ -100,11 +125,10 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
         "default_vector": default,
         "axis": axis,
         "counts": torch.from_numpy(cells.per_role()[1:]),
-        "role_reliability": _tensor(
-            vectors.spearman_brown(vectors.role_split_half(at_layer, splits, len(cells.names) - 1))
-        ),
+        "role_reliability": _tensor(reliability.spearman_brown(products.role_split_half(), factor)),
         "role_interval": _tensor(intervals.projection),
-        "axis_split_half": _tensor(np.concatenate(split_half)),
+        "cosine_error": _tensor(products.cosine_error()),
+        **{name: _tensor(values) for name, values in figures.items()},
         "separation": _tensor(np.nanmean(by_fold, axis=0) if not np.isnan(by_fold).all() else by_fold[0]),
         "components": components,
         "variance": variance,
@@ -124,9 +148,30 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
         "n_kept": int(cells.per_role().sum()),
         "axis_pc1_interval": intervals.axis_pc1.tolist(),
         "role_interval": "pooled",
+        "reliability_interval": products.intervals(factor, BOOTSTRAPS, seed),
         "histogram": _histogram(projections[:, chosen], is_default),
     }
     return PersonaSpace(meta, {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()})
+
+
+def _light(sums: Tensor, cells: vectors.Cells) -> Tensor:
+    """Sums in single precision for what only halves are compared by: half the time, and no vector is made of it. What all
+    responses share is taken off first, since rounding would otherwise go by its size."""
+    size, counts = len(cells.count), torch.from_numpy(np.concatenate([cells.count, cells.n.sum(0)])).double()
+    mean = sums[:size].sum(0) / counts[:size].sum()
+    light = torch.empty(sums.shape)
+    for start in range(0, len(sums), 64):
+        rows = slice(start, start + 64)
+        light[rows] = torch.addcmul(sums[rows], counts[rows, None, None], mean[None], value=-1)
+    return light
+
+
+def _split_half(
+    pairs: Sequence[reliability.Pair], sums: Tensor, ratios: vectors.Floats, name: str
+) -> dict[str, vectors.Floats]:
+    half = vars(reliability.split_half(pairs, sums, ratios))
+    factor = half.pop("factor")
+    return {**{f"{figure}_{name}": values for figure, values in half.items()}, f"{name}_factor": factor}
 
 
 def _project(

@@ -122,6 +122,8 @@ class Mapper:
                 self.run.lies(manifest, self.options.shards)
             manifest["rounds"] = manifest["rounds"] or [self._first()]
             self.run.update(manifest)
+            if sparse := self.options.design.sparseness(self.catalog):
+                self.watcher.note(sparse)
             # Without an aim, everything that was asked counts; with one, it is looked at round by round. Sums hold all rounds.
             first = 0 if self.options.until and not self.sums else len(manifest["rounds"]) - 1
             history: list[dict[str, float]] = manifest.get("history", [])[:first]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from personaspace.errors import RunError
+from personaspace.errors import RunError, SpaceError
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -142,3 +142,29 @@ def _filesystem(root: str) -> tuple[Any, str]:
 
         files, path = fsspec.core.url_to_fs(root)
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files)), path
+
+
+def space_file(source: str, bundled: Path) -> Path:
+    """A space's file, from its path, a run's folder, `hf://owner/name`, or `smollm2`, the bundled one. Raises `SpaceError`."""
+    if source.startswith("hf://"):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(source.removeprefix("hf://"), "space.safetensors"))
+        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as e:
+            raise SpaceError(f"{source}: cannot be fetched: {str(e).splitlines()[0]}") from None
+    path = Path(source)
+    if source == "smollm2" and not path.exists():
+        return bundled
+    if path.is_dir():
+        if not (path / "space.safetensors").is_file():
+            raise SpaceError(
+                f"{source}: no space.safetensors in the folder; is its map finished? Run `personaspace map` again"
+            )
+        return path / "space.safetensors"
+    if not path.is_file():
+        raise SpaceError(
+            f"{source}: no such file or folder; expected a run's folder, a space.safetensors, hf://owner/name or smollm2"
+        )
+    return path

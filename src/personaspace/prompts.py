@@ -43,6 +43,10 @@ class Prompt:
     interventions: tuple[Intervention, ...] | None = None
 
 
+ROLES_A_QUESTION = 10
+"""Of how many roles a question is asked, at least: what is taken off as its effect is then mostly its own."""
+
+
 class Design(BaseModel):
     """Who is asked how much.
 
@@ -65,6 +69,24 @@ class Design(BaseModel):
         total = self.per_role * len(catalog.roles)
         return {DEFAULT: self.default_responses or max(2, (total + 1) // 2)} | dict.fromkeys(
             (r.role for r in catalog.roles), self.per_role
+        )
+
+    def questions(self, catalog: Catalog) -> int:
+        """How many of a catalogue's questions this design bears: each is asked of about ten roles or more, and no role is
+        asked one again while others are left (the method's "Three reliabilities")."""
+        available = len(catalog.questions)
+        borne = self.per_role * len(catalog.roles) // ROLES_A_QUESTION
+        return available if self.complete else min(available, max(self.per_role, borne))
+
+    def sparseness(self, catalog: Catalog) -> str | None:
+        """A sentence where there are more questions than that."""
+        questions, borne = len(catalog.questions), self.questions(catalog)
+        if questions <= borne:
+            return None
+        each = self.per_role * len(catalog.roles) / questions
+        return (
+            f"{questions} questions are asked of {each:.1f} roles each; with {borne} of them (--questions {borne}), each is "
+            f"asked of {self.per_role * len(catalog.roles) / borne:.0f}, and its effect is better known"
         )
 
 

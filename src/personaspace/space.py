@@ -14,16 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from personaspace import certainty
+from personaspace.components import principal_components
 from personaspace.errors import SpaceError
 from personaspace.interventions import Add, Cap, Where
-from personaspace.places import write_whole
+from personaspace.places import space_file, write_whole
 
 if TYPE_CHECKING:
     import pandas
 
 FORMAT = 1
 BUNDLED = Path(__file__).parent / "data" / "smollm2.safetensors"
-COMPONENTS = 16
 
 PUBLISHED: dict[str, Any] = {
     "axis_pc1_cosine": "above 0.71 (three models)",
@@ -40,6 +41,16 @@ _OPTIONAL = {
     "role_reliability": 1,
     "role_interval": 2,
     "axis_split_half": 1,
+    "order_split_half": 1,
+    "map_split_half": 1,
+    "axis_split_half_by_instruction": 1,
+    "order_split_half_by_instruction": 1,
+    "map_split_half_by_instruction": 1,
+    "split_half_factor": 1,
+    "split_half_by_instruction_factor": 1,
+    "variance_ratio": 1,
+    "cosine_error": 1,
+    "cosine_corrected": 1,
     "separation": 1,
     "components": 3,
     "variance": 2,
@@ -87,6 +98,7 @@ class PersonaSpace:
     meta: dict[str, Any]
     tensors: dict[str, Tensor] = field(repr=False)
     _towards: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _alikes: list[certainty.Alike] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def roles(self) -> list[str]:
@@ -204,9 +216,30 @@ class PersonaSpace:
         return PersonaSpace({**meta, "role_layers": [self.layer], "axis_pc1": self.axis_pc1()}, tensors)
 
     def similar(self, role: str, k: int = 5) -> list[tuple[str, float]]:
-        """The roles most like one, by cosine. Raises `SpaceError` for a role that is not in the space."""
-        vector = self.role_vectors_at()[self._role(role)]
-        return [pair for pair in self.nearest(vector, k + 1) if pair[0] != role][:k]
+        """The roles most like one, by cosine; shrunk by its noise where the space knows that. Raises `SpaceError` for a role
+        that is not in the space."""
+        row = self._alike().cosine[self._role(role)]
+        return [(self.roles[i], float(row[i])) for i in np.argsort(-row)[: min(k, len(row) - 1)]]
+
+    def neighbours(self, role: str, k: int = 5) -> tuple[list[tuple[str, float, tuple[float, float]]], int]:
+        """Of a role's nearest k those that stand out from noise, with their cosine and its 95% interval, and how many of the k
+        do not. To stand out, a cosine must be beyond what chance would give the nearest of all other roles. Raises
+        `SpaceError` for an unknown role, or where the space does not know the cosines' errors."""
+        self._tensor("cosine_error")
+        alike, at = self._alike(), self._role(role)
+        row, half = alike.cosine[at], alike.half[at]
+        nearest = np.argsort(-row)[: min(k, len(row) - 1)]
+        clear = [
+            (self.roles[i], float(row[i]), (float(row[i] - half[i]), float(row[i] + half[i])))
+            for i in nearest
+            if alike.clear[at, i]
+        ]
+        return clear, len(nearest) - len(clear)
+
+    def _alike(self) -> certainty.Alike:
+        if not self._alikes:
+            self._alikes.append(certainty.Alike.of(self.centred()[0], self.tensors.get("cosine_error")))
+        return self._alikes[0]
 
     def axis_pc1(self) -> list[float]:
         """The cosine of axis and first component, at every layer. Raises `SpaceError` where the space does not know it."""
@@ -259,6 +292,7 @@ class PersonaSpace:
             "axis_split_half": self._figure("axis_split_half"),
             "axis_reliability": _number(self.axis_reliability()[layer]) if "axis_split_half" in t else None,
             "separation": self._figure("separation"),
+            **certainty.figures(self.meta, t, layer),
             "published": PUBLISHED,
             "caps": self.meta.get("caps", {}),
             "judge": self.meta.get("judge"),
@@ -276,6 +310,7 @@ class PersonaSpace:
                 "n": int(t["counts"][i]) if "counts" in t else None,
                 "reliability": _number(float(t["role_reliability"][i])) if "role_reliability" in t else None,
                 "interval": t["role_interval"][i].tolist() if "role_interval" in t else None,
+                "cosine_corrected": _number(float(t["cosine_corrected"][i])) if "cosine_corrected" in t else None,
             }
             for i in projections.argsort(descending=True).tolist()
         ]
@@ -317,7 +352,7 @@ class PersonaSpace:
     def load(cls, source: str | Path) -> PersonaSpace:
         """A space from its file, a run's folder, `hf://owner/name`, or `smollm2`, the one that comes with the package.
         Raises `SpaceError` for anything else."""
-        path = _locate(str(source))
+        path = space_file(str(source), BUNDLED)
         try:
             with safe_open(path, framework="pt") as f:
                 meta = json.loads((f.metadata() or {}).get("personaspace", "null"))
@@ -344,46 +379,5 @@ class PersonaSpace:
         return at
 
 
-def _locate(source: str) -> Path:
-    if source.startswith("hf://"):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(source.removeprefix("hf://"), "space.safetensors"))
-        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as e:
-            raise SpaceError(f"{source}: cannot be fetched: {str(e).splitlines()[0]}") from None
-    path = Path(source)
-    if source == "smollm2" and not path.exists():
-        return BUNDLED
-    if path.is_dir():
-        if not (path / "space.safetensors").is_file():
-            raise SpaceError(
-                f"{source}: no space.safetensors in the folder; is its map finished? Run `personaspace map` again"
-            )
-        return path / "space.safetensors"
-    if not path.is_file():
-        raise SpaceError(
-            f"{source}: no such file or folder; expected a run's folder, a space.safetensors, hf://owner/name or smollm2"
-        )
-    return path
-
-
 def _number(x: float) -> float | None:
     return None if np.isnan(x) else x
-
-
-def principal_components(role_vectors: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
-    """PCA of role vectors `[roles, layers, hidden]` at every layer: components `[layers, k, hidden]` and shares of the
-    variance `[layers, n]`. PC1's sign is set so that its cosine with the axis `[layers, hidden]` is ≥ 0."""
-    from sklearn.decomposition import PCA  # takes seconds to import, and reading a space does not need it
-
-    components, shares = [], []
-    for layer in range(role_vectors.shape[1]):
-        fitted = PCA(svd_solver="full").fit(role_vectors[:, layer].double().numpy())
-        first = torch.from_numpy(fitted.components_[:COMPONENTS]).float()
-        if first[0] @ axis[layer] < 0:
-            first[0] = -first[0]
-        components.append(first)
-        shares.append(torch.from_numpy(np.nan_to_num(fitted.explained_variance_ratio_)).float())
-    return torch.stack(components), torch.stack(shares)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from personaspace import vectors
 from personaspace.catalog import DEFAULT
+from personaspace.errors import DesignError
 from personaspace.judge import KEPT
 from personaspace.places import load_tensors, write_whole
 from personaspace.prompts import row_seed
@@ -40,7 +41,8 @@ BLOCKS = 20
 class Responses:
     """The responses of some shards that are not empty, as columns `[responses]`, in the order they are stored in.
 
-    role: 0 is the default, then the catalogue's; score: 0–3 or `ALL`; lot: a random number that decides who is sampled.
+    role: 0 is the default, then the catalogue's; score: 0–3 or `ALL`; lot: a random number that decides who is sampled;
+    instruction: which of its role's.
     """
 
     shard: Ints
@@ -50,6 +52,7 @@ class Responses:
     tokens: Ints
     score: Ints
     lot: Ints
+    instruction: Ints
 
     @classmethod
     def read(
@@ -64,14 +67,14 @@ class Responses:
         place = {DEFAULT: 0, **{name: k + 1 for k, name in enumerate(roles)}}
         found = []
         for shard in shards:
-            table = run.read(shard, ["role", "index", "question", "tokens"]).to_pydict()
-            for row, (role, index, question, tokens) in enumerate(zip(*table.values(), strict=True)):
+            table = run.read(shard, ["role", "index", "question", "tokens", "instruction"]).to_pydict()
+            for row, (role, index, question, tokens, text) in enumerate(zip(*table.values(), strict=True)):
                 judged = scores is not None and role != DEFAULT
                 score = (scores or {}).get((role, index), (0, 0.0))[0] if judged else ALL
                 if tokens:
                     lot = row_seed(seed, f"sample/{role}", index) >> 1
-                    found.append((shard, row, place[role], question, tokens, score, lot))
-        return cls(*np.array(found, dtype=np.int64).reshape(-1, 7).T)
+                    found.append((shard, row, place[role], question, tokens, score, lot, text))
+        return cls(*np.array(found, dtype=np.int64).reshape(-1, 8).T)
 
     def where(self, mask: NDArray[np.bool_] | Ints) -> Responses:
         """Some of them."""
@@ -105,6 +108,15 @@ class Source(Protocol):
         """The sample's activations, `[n, layers, hidden]` at a time, in order."""
         ...
 
+    def by_instruction(self) -> Cells | None:
+        """Cells whose roles are pairs of role and instruction, `role · instructions + instruction`, and whose blocks are
+        single questions; None where instructions were not told apart."""
+        ...
+
+    def sums_by_instruction(self, cells: Cells, layers: slice) -> Tensor:
+        """Sums by those cells, `[cells + questions, layers, hidden]`."""
+        ...
+
 
 class Kept:
     """A source made of kept activations. blocks_of None: as exact as can be; otherwise as from sums of those blocks."""
@@ -128,6 +140,24 @@ class Kept:
 
     def sample(self, which: NDArray[np.bool_], layers: slice) -> Iterator[Tensor]:
         return self._activations(self.sampled.where(which), layers)
+
+    def by_instruction(self) -> Cells | None:
+        if self.block_of is not None:  # as from sums
+            return None
+        n = np.zeros((len(self.n) * self._instructions(), self.n.shape[1]), dtype=np.int64)
+        np.add.at(n, (self._texts(), self.counted.question), 1)
+        return Cells.counted((), n)
+
+    def sums_by_instruction(self, cells: Cells, layers: slice) -> Tensor:
+        placed = cells.placing(self._texts(), self.counted.question)
+        return vectors.cell_sums(placed, self._activations(self.counted, layers))
+
+    def _instructions(self) -> int:
+        return int(self.counted.instruction.max()) + 1
+
+    def _texts(self) -> Ints:
+        texts: Ints = self.counted.role * self._instructions() + self.counted.instruction
+        return texts
 
     def _activations(self, responses: Responses, layers: slice) -> Iterator[Tensor]:
         for shard, mine in responses.by_shard():
@@ -268,6 +298,12 @@ class Summed:
     def sample(self, which: NDArray[np.bool_], layers: slice) -> Iterator[Tensor]:
         each = [self.on_disk._layer(self.state, k)["sample"] for k in range(layers.start, layers.stop)]
         yield torch.stack(each, 1)[torch.from_numpy(which)]
+
+    def by_instruction(self) -> Cells | None:
+        return None
+
+    def sums_by_instruction(self, cells: Cells, layers: slice) -> Tensor:
+        raise DesignError("these sums do not tell instructions apart")
 
     def _layer(self, cells: Cells, layer: int) -> Tensor:
         stored = self.on_disk._layer(self.state, layer)

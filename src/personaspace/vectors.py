@@ -1,15 +1,17 @@
-"""From sums of activations to role vectors and the axis, with what they are worth; it knows nothing of files or models.
+"""From sums of activations to role vectors and the axis; it knows nothing of files, models, or what vectors are worth.
 
-The two-way additive model: activation = role effect + question effect + error, by least squares weighted by responses.
-Question effects sum to zero, a role's vector holds the grand mean, the default is one more level of the role factor. Where
-everybody was asked everything, role effects are the plain means. All of it follows from each role's sums by block of
+The two-way additive model: activation = role effect + question effect + error. Roles are fixed, the default is one more level
+of the role factor; questions are random, drawn like others that might have been asked, so that what is estimated of a question
+is shrunk by n/(n + ratio), where ratio is the errors' variance over the questions' (`mixed.py` estimates it). Ratio 0 is plain
+least squares with questions fixed, infinity the roles' plain means; where everybody was asked everything, all are the same.
+Question effects sum to zero and a role's vector holds the grand mean. All of it follows from each role's sums by block of
 questions, each question's sums, and how often each role answered each question: nothing here grows with the number of
 responses. A block is what is left out or weighted as one; unless told otherwise, every question is a block of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,30 +121,118 @@ def merge_into(total: Tensor, cells: Cells, other: Tensor, others: Cells) -> Non
     total[len(cells.count) :] += other[size:]
 
 
-def role_operator(cells: Cells, weight: Floats | None = None, *, partly: bool = False) -> Floats:
-    """The matrix `[roles, cells + questions]` that takes sums to role effects; weight: `[blocks]`, 0 leaves one out.
+class Fit:
+    """The two-way model under one set of weights: sums are added up once, and solved for each layer's variance ratio.
 
-    A role without a response under these weights gets a row of NaN, with `partly` also one that no question connects with the
-    first. Raises `DesignError` where roles and questions fall apart into groups that nothing connects.
+    weight: `[blocks]`, 0 leaves one out; a question that weighs double counts as two questions, so its shrinkage stays. With
+    `partly`, roles that no question connects with the first count as absent where questions are fixed. An absent role's
+    effect is NaN. Solving raises `DesignError` where no response is left, or where questions are fixed (ratio 0) and the
+    graph of roles and questions falls apart; random questions are bearable there, since each is worth something by itself.
     """
-    w = np.ones(cells.blocks) if weight is None else weight
-    of_question = w[cells.block_of]
-    n = _connected(cells, cells.n * of_question, partly)
-    total, asked = n.sum(1), np.flatnonzero(n.sum(0))
-    n = n[:, asked]
-    with np.errstate(divide="ignore"):
-        inverse = np.where(total > 0, 1 / total, 0.0)
-    size = len(cells.count)
-    to_role = np.zeros((len(n), size + len(cells.block_of)))
-    to_role[cells.role, np.arange(size)] = w[cells.block]
-    to_question = np.zeros((len(asked), size + len(cells.block_of)))
-    to_question[np.arange(len(asked)), size + asked] = of_question[asked]
-    shared = n * inverse[:, None]
-    # Singular along the constant, which the constraint Σ = 0 takes out: adding 1·1ᵀ solves for exactly that solution.
-    normal = np.diag(n.sum(0)) - n.T @ shared + 1.0
-    effects = np.linalg.solve(normal, to_question - shared.T @ to_role)
-    operator: Floats = inverse[cells.shown, None] * (to_role[cells.shown] - n[cells.shown] @ effects)
-    operator[total[cells.shown] == 0] = np.nan
+
+    def __init__(self, cells: Cells, weight: Floats | None = None, *, partly: bool = False) -> None:
+        self.cells, self.partly = cells, partly
+        self.weight = np.ones(cells.blocks) if weight is None else weight
+        self.counts = cells.n * self.weight[cells.block_of]
+        self.asked = np.flatnonzero(self.counts.sum(0))
+        weights = np.concatenate([self.weight[cells.block], self.weight[cells.block_of[self.asked]]])
+        rows = np.concatenate([cells.role, len(cells.n) + np.arange(len(self.asked))])
+        columns = np.concatenate([np.arange(len(cells.count)), len(cells.count) + self.asked])
+        shape = (len(cells.n) + len(self.asked), len(cells.count) + len(cells.block_of))
+        self.adding = coo_array((weights, (rows, columns)), shape=shape).tocsr()
+        self.adding.eliminate_zeros()
+        self._solutions: dict[float, tuple[Floats, Floats]] = {}
+
+    def totals(self, sums: Tensor) -> Tensor:
+        """Weighted sums of every role and of every question asked, `[roles + asked, …]`, from sums by cell."""
+        flat = sums.flatten(1).numpy()
+        totals = self.adding.astype(flat.dtype) @ flat
+        return torch.from_numpy(totals).view(-1, *sums.shape[1:])
+
+    def solution(self, ratio: float) -> Floats:
+        """The matrix `[roles, all roles + asked]` that takes totals to effects of the roles that are wanted."""
+        return self._solved(ratio)[0]
+
+    def error(self, ratio: float) -> Floats:
+        """The wanted roles' variance of error in units of the responses', `[roles]`, questions' included."""
+        variance: Floats = np.diagonal(self.solution(ratio)[:, self.cells.shown])
+        return variance
+
+    def leverage(self, ratio: float) -> Floats:
+        """How much of a response is in its own fit, `[roles, asked]`, for the wanted roles: the variance of its residual is
+        1 less that, in units of the errors' variance. NaN for absent roles."""
+        solution, inverse = self._solved(ratio)
+        counts = self.counts[self.cells.shown]
+        total = counts.sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shared = counts[:, self.asked] / total[:, None]
+            both = shared @ inverse
+            leverage: Floats = (1 / total + (both * shared).sum(1))[:, None] - 2 * both + np.diag(inverse)
+        leverage[np.isnan(solution[:, 0])] = np.nan
+        return leverage
+
+    def _solved(self, ratio: float) -> tuple[Floats, Floats]:
+        """The solution, and the inverse `[asked, asked]` of the questions' equations."""
+        if ratio in self._solutions:
+            return self._solutions[ratio]
+        shown = self.cells.shown
+        if not self.counts[shown].any():
+            raise DesignError("no response is left to compute vectors from")
+        counts = self.counts if ratio > 0 else _connected(self.cells, self.counts, self.partly)
+        total, answered = counts.sum(1), np.flatnonzero(counts[:, self.asked].sum(0))
+        n, weight = counts[:, self.asked[answered]], self.weight[self.cells.block_of[self.asked[answered]]]
+        with np.errstate(divide="ignore"):
+            reciprocal = np.where(total > 0, 1 / total, 0.0)
+        solution = np.zeros((len(shown), len(counts) + len(self.asked)))
+        solution[np.arange(len(shown)), shown] = reciprocal[shown]
+        inverse = np.zeros((len(self.asked), len(self.asked)))
+        if np.isfinite(ratio):
+            shared = n * reciprocal[:, None]
+            # Questions that are fixed leave the equations singular along the constant, which the constraint Σ = 0 takes out:
+            # adding 1·1ᵀ solves for exactly that solution. Random ones meet the constraint by themselves.
+            normal = np.diag(n.sum(0)) - n.T @ shared + (np.diag(ratio * weight) if ratio > 0 else 1.0)
+            inverse[np.ix_(answered, answered)] = solved = np.linalg.inv(normal)
+            effects = shared[shown] @ solved
+            solution[:, : len(counts)] += effects @ shared.T
+            solution[:, len(counts) + answered] -= effects
+        solution[total[shown] == 0] = np.nan
+        self._solutions[ratio] = solution, inverse
+        return self._solutions[ratio]
+
+    def effects(self, sums: Tensor, ratios: Floats) -> Tensor:
+        """Effects of the wanted roles, `[roles, layers, hidden]`, from sums `[cells + questions, layers, hidden]`, each layer
+        under its own variance ratio, `[layers]`."""
+        return self._apply(sums, ratios, lambda solution: solution)
+
+    def axis(self, sums: Tensor, ratios: Floats) -> Tensor:
+        """The default less the mean of the roles that are there, `[layers, hidden]`; arguments as for `effects`."""
+        return self._apply(sums, ratios, lambda solution: axis_weights(solution)[None])[0]
+
+    def _apply(self, sums: Tensor, ratios: Floats, rows: Callable[[Floats], Floats]) -> Tensor:
+        totals = self.totals(sums)
+        by_ratio = {
+            ratio: torch.from_numpy(rows(self.solution(ratio))).to(totals.dtype) for ratio in set(ratios.tolist())
+        }
+        result = totals.new_empty(len(next(iter(by_ratio.values()))), *totals.shape[1:])
+        for ratio, matrix in by_ratio.items():
+            layers = np.flatnonzero(ratios == ratio)
+            # One multiplication for all layers of a ratio, without a copy where that is all of them.
+            part = totals if len(layers) == len(ratios) else totals[:, layers]
+            result[:, layers] = (matrix @ part.flatten(1)).view(len(matrix), len(layers), -1)
+        return result
+
+
+def role_operator(cells: Cells, weight: Floats | None = None, *, ratio: float = 0.0, partly: bool = False) -> Floats:
+    """The matrix `[roles, cells + questions]` that takes sums to role effects; arguments as for `Fit`.
+
+    A role without a response under these weights gets a row of NaN.
+    """
+    fit = Fit(cells, weight, partly=partly)
+    solution, size = fit.solution(ratio), len(cells.count)
+    operator = np.zeros((len(solution), size + len(cells.block_of)))
+    operator[:, :size] = solution[:, cells.role] * fit.weight[cells.block]
+    operator[:, size + fit.asked] = solution[:, len(cells.n) :] * fit.weight[cells.block_of[fit.asked]]
+    operator[np.isnan(solution[:, 0])] = np.nan
     return operator
 
 
@@ -172,129 +262,11 @@ def axis_weights(operator: Floats) -> Floats:
     return weights
 
 
-def halves(cells: Cells, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A split of the blocks, `[blocks]`, in which every role asked in two or more has responses on both sides."""
-    asks = np.zeros((len(cells.n), cells.blocks))
-    asks[cells.role, cells.block] = 1
-    asks = asks[cells.shown]
-    asks = asks[asks.sum(1) > 1]
-    total = asks.sum(1)
-    side = rng.permutation(np.arange(cells.blocks) % 2 == 0)
-    for _ in range(50 * len(asks) + 50):
-        there = asks @ side
-        bad = np.flatnonzero((there == 0) | (there == total))
-        if not len(bad):
-            return side
-        # Turn over the block of a broken role that leaves the fewest roles broken.
-        candidates = np.flatnonzero(asks[rng.choice(bad)])
-        turned = there[:, None] + asks[:, candidates] * np.where(side[candidates], -1, 1)
-        costs = ((turned == 0) | (turned == total[:, None])).sum(0)
-        best = candidates[rng.choice(np.flatnonzero(costs == costs.min()))]
-        side[best] = ~side[best]
-    raise DesignError("no split of the blocks of questions gives every role responses in both halves")
-
-
-def split_operators(cells: Cells, splits: int, seed: int) -> list[tuple[Floats, Floats]]:
-    """Role operators of both halves of each split; splits that cannot be made are left out."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(splits):
-        try:
-            side = halves(cells, rng)
-            found.append((role_operator(cells, side.astype(float)), role_operator(cells, (~side).astype(float))))
-        except DesignError:
-            continue
-    return found
-
-
-def spearman_brown(half: Floats | float) -> Floats:
-    """The whole's reliability from that of halves; negative cosines count as 0."""
-    r = np.maximum(half, 0.0)
-    result: Floats = np.asarray(2 * r / (1 + r))
-    return result
-
-
 def cosine(a: Floats, b: Floats) -> Floats:
     """Cosines along the last dimension."""
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     result: Floats = (a * b).sum(-1) / np.maximum(norms, 1e-30)
     return result
-
-
-def axis_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]]) -> Floats:
-    """Cosine of the axis between halves, averaged over splits, `[layers]`; sums: `[cells + questions, layers, hidden]`."""
-    if not operators:
-        return np.full(sums.shape[1], np.nan)
-    flat = sums.flatten(1)
-    cosines = []
-    for pair in operators:
-        a, b = (torch.from_numpy(axis_weights(o)) @ flat for o in pair)
-        cosines.append(cosine(a.view(sums.shape[1:]).numpy(), b.view(sums.shape[1:]).numpy()))
-    mean: Floats = np.mean(np.maximum(cosines, 0), axis=0)
-    return mean
-
-
-def role_split_half(sums: Tensor, operators: Sequence[tuple[Floats, Floats]], roles: int) -> Floats:
-    """Cosine of each role's vector, the mean role's taken off, between halves, `[roles]` without the default.
-
-    sums: `[cells + questions, hidden]`. NaN where a role was asked in one block alone, or no split can be made.
-    """
-    cosines = [np.full(roles, np.nan)]
-    for pair in operators:
-        vectors = [(torch.from_numpy(np.nan_to_num(o[1:])) @ sums).numpy() for o in pair]
-        there = ~np.isnan(pair[0][1:, 0]) & ~np.isnan(pair[1][1:, 0])
-        if not there.any():
-            continue
-        centred = [v - v[there].mean(0) for v in vectors]
-        cosines.append(np.where(there, np.maximum(cosine(centred[0], centred[1]), 0), np.nan))
-    there = ~np.isnan(cosines)
-    mean: Floats = np.where(there.any(0), np.nansum(cosines, axis=0) / np.maximum(there.sum(0), 1), np.nan)
-    return mean
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """95% intervals about the estimates, from the spread of a bootstrap over blocks of questions (random weights, mean 1, in
-    place of resampling, so that a role asked four questions stays in). axis_pc1: `[2]`; the draws themselves lie lower, since
-    each adds noise to the estimate's own. projection: `[roles, 2]`, on the whole's axis; a role's few questions say little of
-    their spread, so that it is pooled over roles. NaN where no role was asked in two blocks."""
-
-    axis_pc1: Floats
-    projection: Floats
-
-
-def bootstrap(cells: Cells, sums: Tensor, axis: Floats, rounds: int, seed: int) -> Intervals:
-    """sums: `[cells + questions, hidden]`, axis: `[hidden]`, both of one layer."""
-    rng = np.random.default_rng(seed)
-    unit = axis / np.linalg.norm(axis)
-    y = sums.numpy()
-    cosines, projections = [], []
-    for k in range(rounds + 1):
-        vectors = role_operator(cells, rng.exponential(size=cells.blocks) if k else None) @ y
-        roles = vectors[1:]
-        cosines.append(abs(cosine(vectors[0] - roles.mean(0), first_component(roles))))
-        projections.append(roles @ unit)
-    both = np.array([-1.96, 1.96])
-    pc1 = np.clip(cosines[0] + both * np.std(cosines[1:], ddof=1), 0, 1)
-    half = _pooled_error(np.var(projections[1:], axis=0, ddof=1), _blocks_asked(cells)[1:])
-    return Intervals(pc1, projections[0][:, None] + both * half[:, None])
-
-
-def _blocks_asked(cells: Cells) -> Ints:
-    """In how many blocks each wanted role was asked, `[roles]`."""
-    found: Ints = np.bincount(cells.role, minlength=len(cells.n))[cells.shown]
-    return found
-
-
-def _pooled_error(variance: Floats, n: Ints) -> Floats:
-    """Standard errors `[roles]` of means over n blocks, from what random weights made of each. Those have (n − 1)/(n + 1) of
-    the variance of a mean; what a single block varies by is taken to be the same for all roles."""
-    some = n > 1
-    if not some.any():
-        return np.full(len(n), np.nan)
-    single = variance[some] * (n[some] + 1) / (n[some] - 1) * n[some]
-    error: Floats = np.sqrt(np.average(single, weights=n[some] - 1) / n)
-    return error
 
 
 def first_component(vectors: Floats) -> Floats:
@@ -307,15 +279,14 @@ def first_component(vectors: Floats) -> Floats:
     return first
 
 
-def fold_axes(cells: Cells, sums: Tensor, folds: int, seed: int) -> tuple[Ints, Tensor]:
+def fold_axes(cells: Cells, sums: Tensor, folds: int, seed: int, ratios: Floats) -> tuple[Ints, Tensor]:
     """For each fold of the blocks the axis of all the others, `[folds, layers, hidden]`, and the blocks' folds."""
     folds = min(folds, cells.blocks)
     fold = np.random.default_rng(seed).permutation(np.arange(cells.blocks) % folds)
     axes = []
     for f in range(folds):
         # With a fold left out, a role may share no question with the default any more: the axis is that of the others.
-        weights = axis_weights(role_operator(cells, (fold != f).astype(float), partly=True))
-        axes.append((torch.from_numpy(weights) @ sums.flatten(1)).view(sums.shape[1:]))
+        axes.append(Fit(cells, (fold != f).astype(float), partly=True).axis(sums, ratios))
     return fold, torch.stack(axes)
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from personaspace.estimate import Counted
+from personaspace.estimate import Counted, variance_ratios
 from personaspace.experiments.statistics import Estimate
+from personaspace.reliability import spearman_brown, split_fits
 from personaspace.space import PersonaSpace
-from personaspace.vectors import axis_weights, cosine, role_operator, spearman_brown, split_operators
+from personaspace.vectors import Fit, cosine
 
 DRAWS, SPLITS = 200, 20
 
@@ -35,16 +36,18 @@ def likeness(kept: Counted, mapped: PersonaSpace, other: PersonaSpace, seed: int
 
 
 def _cosines(kept: Counted, mapped: PersonaSpace, other: PersonaSpace, seed: int) -> list[Estimate]:
-    """The other's axis is held still; the map's is drawn by question, with random weights as `vectors.bootstrap` does. The
+    """The other's axis is held still; the map's is drawn by question, with random weights as `reliability.bootstrap` does. The
     interval is ± 1.96 standard deviations of that: noise turns an axis away, so that the draws themselves lie too low."""
     rng, cells = np.random.default_rng(seed), kept.cells
-    weights = np.stack([axis_weights(role_operator(cells, rng.exponential(size=cells.blocks))) for _ in range(DRAWS)])
+    fits = [Fit(cells, rng.exponential(size=cells.blocks)) for _ in range(DRAWS)]
     found = []
     for layer in range(mapped.tensors["axis"].shape[0]):
-        sums = kept.source.sums(cells, slice(layer, layer + 1))[:, 0].numpy()
+        one = slice(layer, layer + 1)
+        sums, ratio = kept.source.sums(cells, one), variance_ratios(kept, one)
         theirs = other.tensors["axis"][layer].double().numpy()
         at = float(cosine(mapped.tensors["axis"][layer].double().numpy(), theirs))
-        reach = 1.96 * float(np.std(cosine(weights @ sums, theirs)))
+        draws = np.stack([fit.axis(sums, ratio)[0].numpy() for fit in fits])
+        reach = 1.96 * float(np.std(cosine(draws, theirs)))
         found.append(Estimate(at, max(at - reach, -1.0), min(at + reach, 1.0), cells.blocks))
     return found
 
@@ -57,13 +60,12 @@ def _ceiling(mapped: PersonaSpace, other: PersonaSpace) -> list[float]:
 
 
 def _again(kept: Counted, mapped: PersonaSpace, seed: int) -> float:
-    layer = mapped.layer
-    sums = kept.source.sums(kept.cells, slice(layer, layer + 1))[:, 0]
-    on = (sums @ mapped.axis_at().to(sums)).numpy()
-    halves = []
-    for pair in split_operators(kept.cells, SPLITS, seed):
-        a, b = (np.nan_to_num(o[1:]) @ on for o in pair)
-        there = ~np.isnan(pair[0][1:, 0]) & ~np.isnan(pair[1][1:, 0])
-        if there.sum() > 2:
-            halves.append(np.corrcoef(a[there], b[there])[0, 1])
+    one = slice(mapped.layer, mapped.layer + 1)
+    sums, ratio = kept.source.sums(kept.cells, one), variance_ratios(kept, one)
+    axis, halves = mapped.axis_at().double(), []
+    for pair in split_fits(kept.cells, SPLITS, seed):
+        a, b = ((fit.effects(sums, ratio)[1:, 0] @ axis).numpy() for fit in pair)
+        both = ~np.isnan(a) & ~np.isnan(b)
+        if both.sum() > 2:
+            halves.append(np.corrcoef(a[both], b[both])[0, 1])
     return float(spearman_brown(float(np.mean(halves)))) if halves else math.nan

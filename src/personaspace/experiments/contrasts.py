@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from personaspace.experiments.statistics import LEVEL, Estimate, bootstrap
-from personaspace.vectors import cosine, spearman_brown
+from personaspace.reliability import spearman_brown
+from personaspace.vectors import cosine
 
 FLIPS, DRAWS, SPLITS = 64, 1000, 20
 ENOUGH = 8

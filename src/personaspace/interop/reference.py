@@ -25,10 +25,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
+from personaspace.components import principal_components
 from personaspace.errors import SpaceError, UsageError
 from personaspace.interventions import Cap
 from personaspace.places import write_whole
-from personaspace.space import FORMAT, PersonaSpace, principal_components
+from personaspace.space import FORMAT, PersonaSpace
 
 AXIS, DEFAULT, CAPPING = "assistant_axis", "default_vector", "capping_config"
 ROLES, TRAITS = "role_vectors", "trait_vectors"
