@@ -51,8 +51,8 @@ def test_a_planted_response_to_steering_is_found(tmp_path):
     assert shares["α +0.30"]["the Assistant"].low > 0.7
     effects = result.figures["effects"]
     assert [effects[n].direction for n in ("steered away", "steered towards")] == [1, 1]
-    assert "Steered away the reply is the Assistant less often, and further so than" in result.headline
-    assert "Steered towards the reply is the Assistant more often, and further so than" in result.headline
+    assert "Steered away, replies are the Assistant less often, and more so than" in result.headline
+    assert "Steered towards, replies are the Assistant more often, and more so than" in result.headline
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
 
 
@@ -84,7 +84,7 @@ def test_where_nothing_does_anything_an_effect_is_claimed_in_5_of_100_at_most():
 def test_a_response_the_other_way_round_is_said_to_be_one(tmp_path):
     result = conducted(tmp_path, PlantedEngine(lambda m, rng: rng.normal(), lambda at, m: speak(-at, m)))
     assert result.figures["assistant_trend"].high < 0
-    assert "Steered away the reply is the Assistant more often, and further so than" in result.headline
+    assert "Steered away, replies are the Assistant more often, and more so than" in result.headline
 
 
 def test_what_any_displacement_does_alike_is_not_claimed_for_the_axis(tmp_path):
@@ -93,8 +93,8 @@ def test_what_any_displacement_does_alike_is_not_claimed_for_the_axis(tmp_path):
     result = conducted(tmp_path, engine)
     assert result.figures["assistant_trend"].low > 0.5
     assert {e.direction for e in result.figures["effects"].values()} == {0}
-    assert "further so" not in result.headline
-    assert "no more so than can be told from random directions" in result.headline
+    assert "more so" not in result.headline
+    assert "not apart from what random directions do" in result.headline
 
 
 def test_without_random_directions_nothing_is_claimed(tmp_path):
@@ -102,7 +102,7 @@ def test_without_random_directions_nothing_is_claimed(tmp_path):
     result = conducted(tmp_path, engine, SMALL.model_copy(update={"controls": 0}))
     assert result.figures["assistant_trend"].low > 0.5
     assert "no random direction was set beside it, so nothing is claimed" in result.headline
-    assert "further so" not in result.headline
+    assert "more so" not in result.headline
 
 
 def test_a_cap_that_makes_the_assistant_is_told_apart_from_as_long_a_random_step(tmp_path):
@@ -141,7 +141,7 @@ def test_replies_that_tell_nothing_are_missing_and_their_share_is_shown(tmp_path
     assert telling["α +0.30"].value > 0.8
     assert shares["α +0.30"]["the Assistant"].value == 1
     assert result.figures["telling_trend"].low > 0
-    assert "shares are of different replies" in result.headline
+    assert "shares of different replies" in result.headline
 
 
 def test_a_folder_of_before_there_were_controls_is_gone_on_with(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from personaspace.experiments.conditions import PLAIN
 from personaspace.experiments.drawing import axis, dots, stacked, wrapped
 from personaspace.experiments.kinds import KINDS, TELLING
 from personaspace.experiments.results import Result
@@ -83,23 +86,25 @@ def page(space: PersonaSpace, findings: Findings, rows: Sequence[Row], judge: st
 def headline(findings: Findings) -> str:
     """What was seen, and nothing that random directions would do as well."""
     shares, telling = findings.shares[ROLE], findings.telling[ROLE]
-    counts = "; ".join(
-        f"{n} {shares[n][ASSISTANT].percent()}, {BROKEN} {_percent(shares[n][BROKEN])}" for n in findings.ends
-    )
-    count = ", ".join(f"{n} {_percent(telling[n])}" for n in findings.ends)
+    ends = findings.ends
+    assistant = ", ".join(f"{n} {_of_telling(shares[n][ASSISTANT])}" for n in ends)
+    broken = ", ".join(f"{n} {_percent(shares[n][BROKEN])}" for n in ends)
+    many = ", ".join(f"{n} {_percent(telling[n])}" for n in ends)
     trend = findings.telling_trend
-    conditional = (
-        f"how many changes with the strength (rank correlation {trend.signed()}), so that shares are of different replies"
+    differs = (
+        "How many tell differs with the strength, so that these are shares of different replies"
         if trend.low > 0 or trend.high < 0
-        else f"it does not change with the strength as far as can be told (rank correlation {trend.signed()})"
+        else "How many tell does not differ with the strength as far as can be told"
     )
     done = [_sentence(name, effect) for name, effect in findings.effects.items()]
     if findings.broken:
         done.insert(1, _sentence(AWAY, findings.broken, BROKEN))
-    return (
-        f"Under a role, of the replies that tell who is speaking the Assistant's are: {counts}. Not all tell ({count}); "
-        f"{conditional}. {' '.join(done)} {STUDY}"
+    line = (
+        f"Under a role, of the replies that tell who is speaking, the Assistant's are: {assistant}; incoherent ones: {broken}. "
+        f"{differs}: {many}. {' '.join(done)} {STUDY}"
     )
+    # A strength stays in one line, and a minus is one.
+    return re.sub(r"(?<=[ (])-(?=\d)", "−", line).replace("α ", "α\u00a0")
 
 
 def _sentence(name: str, effect: Effect, kind: str = ASSISTANT) -> str:
@@ -107,27 +112,26 @@ def _sentence(name: str, effect: Effect, kind: str = ASSISTANT) -> str:
     steering = name in (AWAY, TOWARDS)
 
     def size(estimate: Estimate) -> str:
-        return f"{estimate.value:+.2f} ({estimate.span()})" if steering else f"{estimate.points()} points"
+        return estimate.signed() if steering else f"{estimate.points()} points"
 
-    subject = f"{name.capitalize() if steering else f'Under “{name}”'} the reply is {kind}"
+    subject = name.capitalize() if steering else f"Under “{name}”"
     along = f"rank correlation with α {size(effect.axis)}" if steering else size(effect.axis)
     if effect.difference is None or effect.control is None:
-        return f"{subject} more or less often by {along}: no random direction was set beside it, so nothing is claimed."
-    compared = f"{along}; along random directions {size(effect.control)}; apart by {size(effect.difference)}"
+        return f"{subject}, being {kind}: {along}; no random direction was set beside it, so nothing is claimed."
+    compared = f"{along}; apart from random directions by {size(effect.difference)}"
     if effect.direction:
         # Away from the Assistant α falls: what rises with α becomes rarer there.
         rises = effect.direction < 0 if name == AWAY else effect.direction > 0
-        return (
-            f"{subject} {'more' if rises else 'less'} often, and further so than along random directions ({compared})."
-        )
+        often = f"{'more' if rises else 'less'} often"
+        return f"{subject}, replies are {kind} {often}, and more so than along random directions ({compared})."
     if effect.axis.low > 0 or effect.axis.high < 0:
-        return f"{subject} more or less often, but no more so than can be told from random directions ({compared})."
-    return f"{subject} as often as before: no effect that can be told from none ({compared})."
+        return f"{subject}, being {kind} changes, as far as can be told not apart from what random directions do ({compared})."
+    return f"{subject}, no effect on being {kind} that can be told from none ({compared})."
 
 
 def _blocks(findings: Findings, rows: Sequence[Row]) -> list[Block]:
     names = findings.names
-    title = "steering, from away to towards the Assistant; then caps"
+    title = "steering, then caps"
     blocks = []
     for under, heading in UNDER.items():
         examples = {
@@ -144,17 +148,17 @@ def _blocks(findings: Findings, rows: Sequence[Row]) -> list[Block]:
     if findings.control_shares:
         blocks.insert(1, _control_block(findings))
     table = [
-        [n, under, findings.telling[under][n].percent(), *(findings.shares[under][n][k].percent() for k in TELLING)]
+        [n, under, findings.telling[under][n].percent(), *(_of_telling(findings.shares[under][n][k]) for k in TELLING)]
         for under in UNDER
         for n in names
     ]
     table += [
-        [f"{n}, {RANDOM}", ROLE, findings.control_telling[n].percent(), *(shares[k].percent() for k in TELLING)]
+        [f"{n}, {RANDOM}", ROLE, findings.control_telling[n].percent(), *(_of_telling(shares[k]) for k in TELLING)]
         for n, shares in findings.control_shares.items()
     ]
     text = (
-        "How many replies tell who is speaking, and of these the shares of kinds, with 95% intervals (Wilson); those that "
-        "don't tell are counted as missing. Where fewer tell, the shares are those of a smaller part."
+        "How many replies tell who is speaking, and of these the shares of kinds, with 95% intervals (Wilson): those that "
+        "don't tell are missing from them. Where fewer tell, the shares are those of a smaller part."
     )
     return [
         *blocks,
@@ -164,27 +168,28 @@ def _blocks(findings: Findings, rows: Sequence[Row]) -> list[Block]:
 
 
 def _control_block(findings: Findings) -> Block:
-    names = list(findings.control_shares)
+    names = [n for n in findings.names if n in findings.control_shares or n == PLAIN.name]
+    compared = [n for n in names if n in findings.control_shares]
     along = dots("along the axis", names, [findings.shares[ROLE][n][ASSISTANT] for n in names], NEAR, percent=True)
-    random = dots(f"along {RANDOM}", names, [findings.control_shares[n][ASSISTANT] for n in names], SOFT, percent=True)
+    random = dots(
+        f"along {RANDOM}", compared, [findings.control_shares[n][ASSISTANT] for n in compared], SOFT, percent=True
+    )
     for trace in (along, random):
         trace["offsetgroup"] = trace["name"]
-    plain = findings.shares[ROLE].get("plain", {}).get(ASSISTANT)
+    plain = findings.shares[ROLE][PLAIN.name][ASSISTANT]
     layout: dict[str, Any] = {
         "scattermode": "group",
         "scattergap": 0.7,
-        "xaxis": axis("", type="category"),
+        "xaxis": axis("", type="category", categoryorder="array", categoryarray=names),
         "yaxis": axis("the Assistant's share", tickformat=".0%", range=[-0.02, 1]),
     }
-    if plain and plain.n:
+    if plain.n:
         line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": plain.value, "y1": plain.value}
-        label = {"xref": "paper", "x": 0, "xanchor": "left", "y": plain.value, "yanchor": "bottom", "showarrow": False}
         layout["shapes"] = [{**line, "line": {"color": SOFT, "width": 1, "dash": "dot"}}]
-        layout["annotations"] = [{**label, "text": "plain"}]
     text = (
         "The Assistant's share, of the replies under a role that tell, where the model is moved along the axis or held by a "
         "cap, and where each token is moved as far along random directions at right angles to the axis, each role along "
-        "directions of its own. Intervals are over replies (Wilson)."
+        "directions of its own; plain is dotted. Intervals are over replies (Wilson)."
     )
     return Block("Beside random directions", text, {"data": [along, random], "layout": layout}, 400)
 
@@ -216,6 +221,11 @@ def _effects_block(findings: Findings) -> Block:
 
 def _percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.0f}%" if estimate.n else "none"
+
+
+def _of_telling(estimate: Estimate) -> str:
+    """A share of the replies that tell; how many do stands beside it."""
+    return replace(estimate, missing=0).percent() if estimate.n else "none tell"
 
 
 def _range(estimates: Sequence[Estimate]) -> str:
