@@ -23,14 +23,16 @@ Messages = Sequence[dict[str, str]]
 class PlantedEngine:
     """where: from the messages and a random generator to where the reply lies on the axis, before interventions. speak: from
     that place (after them) and the messages to the reply's text; the place is written behind it, where `replay` finds it.
-    Steering adds α times the norm; a cap is a floor."""
+    Steering adds α times the norm, along the axis alone unless `any_direction` moves it as well; a cap is a floor."""
 
     def __init__(
         self,
         where: Callable[[Messages, np.random.Generator], float],
         speak: Callable[[float, Messages], str] = lambda at, messages: "It is so.",
         logprob: Callable[[float], float] = lambda floor: -1.0,
+        any_direction: bool = False,
     ) -> None:
+        self.any_direction = any_direction
         self.where, self.speak, self.logprob = where, speak, logprob
         self.asked = 0
         self.model = ModelInfo("planted", None, LAYERS, HIDDEN, "float32", "planted", "made up", context=4096)
@@ -49,10 +51,12 @@ class PlantedEngine:
             rng = np.random.default_rng(p.seed or 0)
             at = free = self.where(p.messages, rng)
             for i in p.interventions if p.interventions is not None else interventions:
-                at = _held(at, i)
+                at = _held(at, i, self.any_direction)
             text = f"{self.speak(at, p.messages)} <{at:.4f}>"
             activation = _activation(at, rng).expand(len(read or ()), -1)
-            yield Response(p, text, tuple(range(8)), "stop", activation, None, None, 8 if at != free else 0)
+            moved = (at - free) * UNIT if before else None
+            unmoved = activation - moved if moved is not None else None
+            yield Response(p, text, tuple(range(8)), "stop", activation, None, unmoved, 8 if at != free else 0)
 
     def replay(self, conversations, *, read, interventions=(), each=False, logprobs=False) -> Iterator[list[Turn]]:
         floor = max((float(i.floor[0]) for i in interventions if isinstance(i, Cap)), default=-np.inf)
@@ -63,7 +67,7 @@ class PlantedEngine:
                     found = MARK.search(m["content"])
                     at = float(found[1]) if found else 0.0
                     for i in interventions:
-                        at = _held(at, i)
+                        at = _held(at, i, self.any_direction)
                     activation = _activation(at, np.random.default_rng(k)).expand(len(read), -1)
                     logprob = self.logprob(floor) if logprobs else None
                     turns.append(Turn(k, 8, activation, torch.ones(len(read)), None, logprob))
@@ -77,9 +81,11 @@ class PlantedChat:
         return [0 for m in messages for _ in m["content"].split()]
 
 
-def _held(at: float, i: object) -> float:
+def _held(at: float, i: object, any_direction: bool) -> float:
     if isinstance(i, Add):
-        return at + i.alpha * NORM
+        length = i.alpha * NORM if i.relative else float(i.step.norm())
+        along = float(i.vector @ UNIT / i.vector.norm())
+        return at + length * (1.0 if any_direction else along)
     assert isinstance(i, Cap)
     return max(at, float(dict(zip(i.layers, i.floor, strict=True))[LAYER]))
 

@@ -24,7 +24,7 @@ from personaspace.errors import RunError, RunMismatch, SpaceError, UsageError
 from personaspace.experiments.experiment import Options
 from personaspace.experiments.registry import MODULES, find
 from personaspace.experiments.statistics import bootstrap, estimate, mean, paired, share, trend
-from personaspace.experiments.trials import PLAIN, Ask, Condition, Judges, Trials, capped, steered
+from personaspace.experiments.trials import PLAIN, Ask, Condition, Judges, Trials, capped, controls, steered
 from personaspace.judge import Score
 from planted import PlantedEngine, planted_space
 
@@ -48,6 +48,54 @@ def test_conditions_steer_and_cap_what_the_engine_reads(tmp_path):
     assert [g.condition for g in got] == ["α -0.20", "plain", "capped"]
     assert [g.projection for g in got] == pytest.approx([-5.0, -3.0, 0.0])
     assert [g.touched for g in got] == [8, 0, 8]
+
+
+def test_a_control_is_as_long_a_step_at_right_angles_to_the_axis_and_another_number_another_direction():
+    space = planted_space()
+    both = controls([PLAIN, *steered([-0.2]), *capped(["capped"])], directions=2, first=5)
+    assert [(c.name, c.control) for c in both] == [
+        ("α -0.20 random 1", 5),
+        ("α -0.20 random 2", 6),
+        ("capped random 1", 5),
+        ("capped random 2", 6),
+    ]
+    (axis,) = Condition("axis", alpha=-0.2).interventions(space)
+    steps = [c.interventions(space, {"capped": [0.7]})[0].step for c in both]
+    unit = space.axis_at()
+    assert [float(step.norm()) for step in steps] == pytest.approx([float(axis.step.norm())] * 2 + [0.7] * 2, rel=1e-5)
+    assert [float(step @ unit) for step in steps] == pytest.approx([0.0] * 4, abs=1e-5)
+    first, second = steps[:2]
+    assert abs(float(first @ second)) < 0.9 * float(first.norm() * second.norm())
+    assert both[0].interventions(space)[0].step.equal(first), "the same number, the same direction"
+
+
+def test_the_control_of_a_cap_moves_tokens_as_far_in_the_mean_and_is_measured_once(tmp_path):
+    made = trials(tmp_path, PlantedEngine(lambda messages, rng: -3.0))
+    (control,) = controls(capped(["capped"]), directions=1)
+    with made.open(2):
+        (reply,) = made.ask(some(1, control), SAMPLING)
+        assert reply.projection == pytest.approx(-3.0, abs=1e-4), "the axis is left alone"
+        assert made.displacement("capped", [some(1)[0].messages]) == pytest.approx([3.0])
+        (held,) = made._interventions(control, [])
+        assert float(held.step.norm()) == pytest.approx(3.0)
+        talk = {"one": [*some(1)[0].messages, {"role": "assistant", "content": "b <-4.0>"}]}
+        assert made.read(talk, part="read", condition=control)["one"][0].projection == pytest.approx(-4.0, abs=1e-4)
+
+
+def test_on_the_embedded_model_a_caps_control_moves_tokens_as_far_at_each_of_its_layers(tmp_path, smollm2):
+    space = ps.PersonaSpace.load("smollm2")
+    made = Trials(smollm2, space, tmp_path, "test", Options(), catalog=load_catalog())
+    (control,) = controls(capped(["capped"]), directions=1)
+    clamp = space.cap("capped")
+    messages = ({"role": "system", "content": "You are a ghost."}, {"role": "user", "content": "Who are you?"})
+    with made.open(0):
+        held = made._interventions(control, [messages])
+        expected = made.displacement("capped", [messages])
+    (reply,) = smollm2.respond([ps.Prompt(messages)], SAMPLING, read=clamp.layers, interventions=held, before=True)
+    moved = (reply.activation - reply.before).norm(dim=-1)
+    assert min(expected) >= 0
+    assert max(expected) > 1
+    assert moved.tolist() == pytest.approx(expected, rel=0.02, abs=0.02)
 
 
 def test_the_same_item_has_the_same_draw_under_every_condition(tmp_path):
@@ -280,7 +328,9 @@ def test_an_experiment_that_is_killed_and_started_again_ends_as_one_that_was_not
 
 
 def test_judges_are_made_with_the_experiments_own_rubric():
-    from personaspace.experiments.kinds import BY_WORDS, WHO
+    from personaspace.experiments.kinds import BY_WORDS, KINDS, WHO, Said
 
+    assert WHO.top == KINDS.index("untold"), "a judge can say that nothing tells"
+    assert f"{WHO.top} - untold" in WHO.text(Said("Who are you?", "Boil the water."))
     assert Judges("rules").make(WHO, BY_WORDS) is BY_WORDS
     assert Judges("none").make(WHO) is None

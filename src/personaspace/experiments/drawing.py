@@ -39,7 +39,8 @@ def stacked(
     examples: Mapping[tuple[str, str], str],
     title: str,
 ) -> dict[str, Any]:
-    """Shares of kinds as stacked bars, one bar a name; `examples` by (name, kind) are shown on hover."""
+    """Shares of kinds as stacked bars, one bar a name; `examples` by (name, kind) are shown on hover. The last kind is what is
+    left over, and stands hatched in grey."""
     colours = [*COLOURS[: len(kinds) - 1], LAST]
     data = [
         {
@@ -47,7 +48,10 @@ def stacked(
             "name": kind,
             "x": list(names),
             "y": [shares[n][kind].value for n in names],
-            "marker": {"color": colour},
+            "marker": {
+                "color": colour,
+                **({"pattern": {"shape": "/", "size": 6, "solidity": 0.35}} if colour == LAST else {}),
+            },
             "text": [f"<b>{kind}</b>, {n}: {shares[n][kind].percent()}" + examples.get((n, kind), "") for n in names],
             "textposition": "none",
             "hovertemplate": "%{text}<extra></extra>",

@@ -184,13 +184,37 @@ def change(first: Sequence[bool], second: Sequence[bool]) -> Estimate:
 
 def trend(strength: Sequence[float], is_so: Sequence[bool], groups: Sequence[Hashable]) -> Estimate:
     """The rank correlation of a strength with something being so, by group; 0 where one of the two never varies."""
-    from scipy.stats import spearmanr
-
     x, y = np.asarray(strength, dtype=float), np.asarray(is_so, dtype=float)
+    return estimate(groups, lambda at: _rank_correlation(x[at], y[at]), draws=500, within=(-1, 1))
 
-    def correlation(at: np.ndarray) -> float:
-        if np.ptp(x[at]) == 0 or np.ptp(y[at]) == 0:
-            return 0.0
-        return float(spearmanr(x[at], y[at]).statistic)
 
-    return estimate(groups, correlation, draws=500, within=(-1, 1))
+def trend_difference(
+    strength: Sequence[float], is_so: Sequence[bool], groups: Sequence[Hashable], side: Sequence[int]
+) -> Estimate:
+    """How much larger a trend is on one side than on the other, by group. side: 1 or −1."""
+    x, y, sides = np.asarray(strength, dtype=float), np.asarray(is_so, dtype=float), np.asarray(side)
+
+    def difference(at: np.ndarray) -> float:
+        first, second = at[sides[at] > 0], at[sides[at] < 0]
+        return _rank_correlation(x[first], y[first]) - _rank_correlation(x[second], y[second])
+
+    return estimate(groups, difference, draws=500, within=(-2, 2))
+
+
+def mean_difference(is_so: Sequence[bool], groups: Sequence[Hashable], side: Sequence[int]) -> Estimate:
+    """How much more often something is so on side 1 than on side −1, by group."""
+    y, sides = np.asarray(is_so, dtype=float), np.asarray(side)
+
+    def difference(at: np.ndarray) -> float:
+        first, second = y[at[sides[at] > 0]], y[at[sides[at] < 0]]
+        return float(first.mean() - second.mean()) if len(first) and len(second) else math.nan
+
+    return estimate(groups, difference, draws=500, within=(-1, 1))
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    from scipy.stats import rankdata
+
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])

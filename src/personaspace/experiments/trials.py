@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,17 +25,25 @@ from torch import Tensor
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine, Response, Turn
 from personaspace.errors import RunError
+from personaspace.experiments.conditions import PLAIN as PLAIN
+from personaspace.experiments.conditions import Condition as Condition
+from personaspace.experiments.conditions import beside_plain as beside_plain
+from personaspace.experiments.conditions import capped as capped
+from personaspace.experiments.conditions import controls as controls
+from personaspace.experiments.conditions import steered as steered
 from personaspace.experiments.experiment import Options
 from personaspace.interventions import Intervention
 from personaspace.judge import Judge, Rubric, Score, make_judge
 from personaspace.mapping import Watcher
-from personaspace.places import read_rows, write_table
+from personaspace.places import read_rows, write_table, write_whole
 from personaspace.prompts import Message, Prompt, Sampling, row_seed
 from personaspace.space import PersonaSpace
 from personaspace.store import Folder
 
 SHARD = 128
 """Replies a part: what a killed experiment may have to do again."""
+MEASURED_ON = 16
+"""Prompts on which it is measured how far a cap moves a token."""
 
 Chosen = TypeVar("Chosen", bound=Options)
 GIVEN = pa.schema(
@@ -59,38 +68,6 @@ READING = pa.schema(
         ("touched", pa.int32()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What is done to the model: nothing, steering along the axis by alpha (in units of the layer's residual norm), a cap."""
-
-    name: str
-    alpha: float = 0.0
-    cap: str | None = None
-
-    def interventions(self, space: PersonaSpace) -> tuple[Intervention, ...]:
-        """Steering first, then the cap. Raises `SpaceError` for a cap that the space does not have."""
-        steered = (space.steer(self.alpha),) if self.alpha else ()
-        return (*steered, space.cap(self.cap)) if self.cap else steered
-
-
-PLAIN = Condition("plain")
-
-
-def steered(alphas: Sequence[float]) -> list[Condition]:
-    """A condition for each alpha, in order; 0 is `plain`."""
-    return [Condition(f"α {a:+.2f}", a) if a else PLAIN for a in sorted(alphas)]
-
-
-def capped(names: Sequence[str]) -> list[Condition]:
-    """A condition for each cap, by its name."""
-    return [Condition(name, cap=name) for name in names]
-
-
-def beside_plain(alphas: Sequence[float], caps: Sequence[str]) -> list[Condition]:
-    """Plain first, then steered, then capped."""
-    return [PLAIN, *(c for c in steered(alphas) if c != PLAIN), *capped(caps)]
 
 
 @dataclass(frozen=True)
@@ -196,11 +173,17 @@ class Trials(Folder, Generic[Chosen]):
     # -- asking ------------------------------------------------------------------------------------------------------
 
     def ask(
-        self, asks: Sequence[Ask], sampling: Sampling, *, part: str = "part", activations: bool = False
+        self,
+        asks: Sequence[Ask],
+        sampling: Sampling,
+        *,
+        part: str = "part",
+        activations: bool = False,
+        seeds: str | None = None,
     ) -> list[Given]:
         """The replies, in the order of the asks. What is in the folder already is read from there; `part` names these asks
         within the experiment (a turn, a phase). The same item has the same seed under every condition, so that conditions
-        differ by what is done to the model alone.
+        differ by what is done to the model alone; seeds: the part whose seeds these asks share, where it is another.
 
         Raises `RunError` where the folder holds other asks under that name.
         """
@@ -213,14 +196,14 @@ class Trials(Folder, Generic[Chosen]):
                 if [(g.condition, g.item) for g in found] != [(a.condition.name, a.item) for a in some]:
                     raise RunError(f"{path}: holds other replies than this experiment asks for; give another --out")
             else:
-                found = self._answers(some, sampling, part, activations)
+                found = self._answers(some, sampling, seeds or part, activations)
                 write_table(path, pa.Table.from_pylist([_row(g) for g in found], schema=GIVEN))
             given += found
             self._done(len(some))
         return given
 
     def _answers(self, asks: Sequence[Ask], sampling: Sampling, part: str, activations: bool) -> list[Given]:
-        held = {c: c.interventions(self.space) for c in {a.condition for a in asks}}
+        held = {c: self._interventions(c, [a.messages for a in asks]) for c in {a.condition for a in asks}}
         prompts = [
             Prompt(
                 a.messages,
@@ -236,6 +219,35 @@ class Trials(Folder, Generic[Chosen]):
             found[r.prompt.index] = self._given(asks[r.prompt.index], r, activations)
             self.watcher.progress(self.count + len(found), max(self.total, self.count + len(found)))
         return [found[k] for k in range(len(asks))]
+
+    def displacement(self, cap: str, prompts: Sequence[Sequence[Message]]) -> list[float]:
+        """How far a cap moves a reply's token in the mean at each of its layers, ‖h after − h before‖, given what it did at the
+        layers below. Measured once, on the first of the prompts, and kept in the folder."""
+        path = self.folder / "displacements.json"
+        measured: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if cap not in measured:
+            clamp = self.space.cap(cap)
+            few = list(dict.fromkeys(json.dumps(list(p)) for p in prompts))[:MEASURED_ON]
+            asked = [Prompt(tuple(json.loads(p)), cap, index=k, seed=k) for k, p in enumerate(few)]
+            sampling = Sampling(max_new_tokens=MEASURED_ON)
+            steps = torch.zeros(len(clamp.layers))
+            tokens = 0
+            axis = torch.stack([self.space.axis_at(layer) for layer in clamp.layers])
+            for r in self.engine.respond(asked, sampling, read=clamp.layers, interventions=(clamp,), before=True):
+                if r.activation is not None and r.before is not None and r.token_ids:
+                    # Every step of a floor points the same way, up the axis: the means' difference is the mean of the lengths.
+                    steps += len(r.token_ids) * ((r.activation - r.before).float().cpu() * axis).sum(-1)
+                    tokens += len(r.token_ids)
+            if not tokens:
+                raise RunError(f"the cap {cap}: the engine does not read what it changes, so that it has no control")
+            measured[cap] = (steps / tokens).tolist()
+            write_whole(path, json.dumps(measured, indent=1).encode())
+        return measured[cap]
+
+    def _interventions(self, condition: Condition, prompts: Sequence[Sequence[Message]]) -> tuple[Intervention, ...]:
+        if condition.control is None or condition.cap is None:
+            return condition.interventions(self.space)
+        return condition.interventions(self.space, {condition.cap: self.displacement(condition.cap, prompts)})
 
     def _given(self, ask: Ask, r: Response, activations: bool) -> Given:
         activation = r.activation[0].float().cpu() if r.activation is not None else None
@@ -262,8 +274,8 @@ class Trials(Folder, Generic[Chosen]):
             path = self._part(part, k)
             if not path.is_file():
                 some = names[k : k + SHARD]
-                held = condition.interventions(self.space)
                 texts = [conversations[n] for n in some]
+                held = self._interventions(condition, [_opening(t) for t in texts])
                 turns = self.engine.replay(texts, read=[self.space.layer], interventions=held, logprobs=logprobs)
                 read = [self._reading(n, j, t) for n, ts in zip(some, turns, strict=True) for j, t in enumerate(ts)]
                 write_table(path, pa.Table.from_pylist([vars(r) for r in read], schema=READING))
@@ -325,3 +337,8 @@ def _row(g: Given) -> Mapping[str, Any]:
 
 def _tensor(values: list[float] | None) -> Tensor | None:
     return None if values is None else torch.tensor(values)
+
+
+def _opening(messages: Sequence[Message]) -> list[Message]:
+    """A conversation up to its first reply."""
+    return list(takewhile(lambda message: message["role"] != "assistant", messages))
