@@ -35,6 +35,7 @@ class PlantedEngine:
         self.any_direction = any_direction
         self.where, self.speak, self.logprob = where, speak, logprob
         self.asked = 0
+        self.projects_tokens = False
         self.model = ModelInfo("planted", None, LAYERS, HIDDEN, "float32", "planted", "made up", context=4096)
         self.ambient: tuple = ()
         self.chat = PlantedChat()

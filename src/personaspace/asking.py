@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines import Engine
 from personaspace.errors import JudgeError
@@ -20,12 +22,14 @@ SCORES_EVERY = 10.0
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to ask, and where to write it."""
+    """A shard to ask, and where to write it. sampling None: it is read before the first word, and nothing is said. along: the
+    directions `[layers, hidden]` that the replies' tokens are projected on."""
 
     number: int
     prompts: Sequence[Prompt]
-    sampling: Sampling
+    sampling: Sampling | None
     place: str
+    along: Tensor | None = None
 
 
 def answer(engine: Engine, task: Task, tell: Callable[[], None] = lambda: None) -> tuple[int, int]:
@@ -35,12 +39,19 @@ def answer(engine: Engine, task: Task, tell: Callable[[], None] = lambda: None) 
     if place.has(task.number):
         return task.number, len(task.prompts)
     answers = []
-    for response in engine.respond(task.prompts, task.sampling, read=range(engine.model.layers)):
+    layers = range(engine.model.layers)
+    if task.sampling is None:
+        responses = engine.onsets(task.prompts, read=layers)
+    elif task.along is None:
+        responses = engine.respond(task.prompts, task.sampling, read=layers)
+    else:
+        responses = engine.respond(task.prompts, task.sampling, read=layers, along=task.along)
+    for response in responses:
         answers.append(response)
         tell()
     order = {(p.role, p.index): i for i, p in enumerate(task.prompts)}
     answers.sort(key=lambda r: order[r.prompt.role, r.prompt.index])
-    place.write(task.number, answers)
+    place.write(task.number, answers, task.along)
     return task.number, len(answers)
 
 

@@ -28,6 +28,7 @@ from personaspace.errors import RunError, RunLocked, RunMismatch
 from personaspace.places import Place, read_rows, table_bytes, write_table, write_whole
 
 FORMAT = 1
+ONSETS = "onsets"
 
 SCHEMA = pa.schema(
     [
@@ -192,12 +193,31 @@ class Shards:
         """The numbers of the shards whose activations are there."""
         return _numbers(self.place.names("activations"), ".safetensors")
 
-    def write(self, shard: int, responses: Sequence[Response]) -> None:
-        """Keeps a shard. The activations go first: a shard counts once its parquet file is there."""
+    def write(self, shard: int, responses: Sequence[Response], along: Tensor | None = None) -> None:
+        """Keeps a shard. The activations go first: a shard counts once its parquet file is there. along: the directions that
+        the responses' tokens were projected on."""
         means = torch.stack([_tensor(r.activation) for r in responses])
         self.write_tensors(shard, means, torch.stack([_tensor(r.norms) for r in responses]))
+        if along is not None:
+            each = [torch.zeros(0, len(along)) if r.projections is None else r.projections for r in responses]
+            lengths = torch.tensor([len(values) for values in each])
+            tensors = {"projections": torch.cat(each), "tokens": lengths, "along": along.contiguous()}
+            self.place.write(_projections(shard), save(tensors))
         table = pa.Table.from_pylist([_row(r) for r in responses], schema=SCHEMA)
         self.place.write(_responses(shard), table_bytes(table))
+
+    def projections(self, shard: int, along: Tensor) -> list[Tensor] | None:
+        """Each response's tokens' projections on those directions, `[tokens, layers]`, in the shard's order; None where they
+        were not taken, or on other directions."""
+        if not self.place.has(_projections(shard)):
+            return None
+        try:
+            tensors = load(self.place.read(_projections(shard)).to_pybytes())
+        except SafetensorError:
+            return None  # as good as never taken: who needs them replays
+        if not torch.equal(tensors["along"], along):
+            return None
+        return list(tensors["projections"].split(tensors["tokens"].tolist()))
 
     def write_tensors(self, shard: int, means: Tensor, norms: Tensor, layers: str = "") -> None:
         """A shard's activations, `[n, layers, hidden]`; layers: which they are, where not all."""
@@ -257,6 +277,12 @@ class Run(Folder, Shards):
         Shards.__init__(self, Place(elsewhere or self.folder), self.folder / ".at-hand")
 
     @property
+    def onsets(self) -> Shards:
+        """The shards of prompts that were read before the first word, beside those of the replies."""
+        root = self.folder if self.place.local is not None else self.place.root
+        return Shards(Place(f"{root}/{ONSETS}"), self.folder / ".at-hand" / ONSETS)
+
+    @property
     def space_file(self) -> Path:
         return self.folder / "space.safetensors"
 
@@ -275,6 +301,7 @@ class Run(Folder, Shards):
         super()._clean()
         shutil.rmtree(self.folder / ".at-hand", ignore_errors=True)
         self.clean_shards()
+        self.onsets.clean_shards()
 
 
 def _responses(shard: int) -> str:
@@ -283,6 +310,10 @@ def _responses(shard: int) -> str:
 
 def _activations(shard: int) -> str:
     return f"activations/part-{shard:05d}.safetensors"
+
+
+def _projections(shard: int) -> str:
+    return f"projections/part-{shard:05d}.safetensors"
 
 
 def _numbers(names: Sequence[str], ending: str) -> list[int]:

@@ -40,7 +40,8 @@ class Response:
     """A prompt's reply. activation: `[layers, hidden]`, fp32, the mean over the reply's tokens, the end-of-turn marker
     not among them; norms: `[layers]`, the mean ‖h‖ over them. Both None where nothing was read, zeros for an empty reply.
     before: the activation as it was before the interventions, where that was asked for. touched: how many of the reply's tokens
-    an intervention changed."""
+    an intervention changed. projections: `[tokens, layers]`, each token's on the directions asked for; None where none were, or
+    for an empty reply."""
 
     prompt: Prompt
     text: str
@@ -50,6 +51,7 @@ class Response:
     norms: Tensor | None = None
     before: Tensor | None = None
     touched: int = 0
+    projections: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,11 @@ class Engine(Protocol):
     @property
     def chat(self) -> Chat: ...
 
+    @property
+    def projects_tokens(self) -> bool:
+        """Whether `respond` takes `along`."""
+        ...
+
     def respond(
         self,
         prompts: Iterable[Prompt],
@@ -116,9 +123,11 @@ class Engine(Protocol):
         read: Layers | None = None,
         interventions: Sequence[Intervention] = (),
         before: bool = False,
+        along: Tensor | None = None,
     ) -> Iterator[Response]:
         """Yields each response as it finishes, with the mean activation of the layers in `read`, after the interventions;
-        with `before`, also as it was before them."""
+        with `before`, also as it was before them; with `along`, a direction of unit length for each of those layers
+        `[layers, hidden]`, also each token's projection."""
         ...
 
     def onsets(

@@ -97,7 +97,8 @@ class DecodeLoop:
     """Rows in flight, at most `rows` of at most `columns` tokens each, and what is read of the layers in `read`. What they take
     grows with the longest row that there was since the loop was last empty, in steps of a factor of two.
 
-    before: also reads them as they were before the interventions.
+    before: also reads them as they were before the interventions. along: directions of unit length, `[layers read, hidden]`, on
+    which every token is projected.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class DecodeLoop:
         end_ids: frozenset[int] = frozenset(),
         prefill_tokens: int = 1024,
         before: bool = False,
+        along: Tensor | None = None,
     ) -> None:
         self.model, self.layers, self.read, self.end_ids = model, layers, tuple(read), end_ids
         self.device = next(model.parameters()).device
@@ -122,6 +124,7 @@ class DecodeLoop:
         self.mask = torch.zeros(rows, self.window.columns, dtype=torch.bool, device=self.device)
         self.means = RunningMeans(rows, len(self.read), hidden, self.device)
         self.before = RunningMeans(rows, len(self.read), hidden, self.device) if before else None
+        self.along = None if along is None else along.to(self.device, torch.float32)
         self.read_means = [m for m in (self.means, self.before) if m is not None]
         self.applied = Intervening()
         self.rows: list[Row] = []
@@ -323,6 +326,11 @@ class DecodeLoop:
             self._decoding = False
         for means in self.read_means:
             means.step(n)
+        if self.along is not None:
+            projected = torch.einsum("lrh,lh->rl", self.means.last[:, :n], self.along).cpu()
+            for row, values in zip(rows, projected, strict=True):
+                if row.out:
+                    row.projections.append(values)
         if self.applied.touched is not None:
             for row, touched in zip(rows, self.applied.touched[:, 0].tolist(), strict=True):
                 row.touched += touched and bool(row.out)

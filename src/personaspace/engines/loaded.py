@@ -23,6 +23,8 @@ class Loaded:
 
     model: ModelInfo
     chat: Chat
+    projects_tokens = True
+    """Whether `respond` takes `along`."""
 
     def __init__(self) -> None:
         self._ambient: tuple[Intervention, ...] = ()

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from personaspace.engines import Conversation, Engine, Layers, ModelInfo, Response, Token, Turn, load_engine, loading
 from personaspace.engines.chat import Chat
 from personaspace.errors import ModelError, PersonaSpaceError, UsageError
@@ -102,6 +104,7 @@ class RayEngine:
         if address is None:
             loading.resolve(model)  # converts what must be converted once, and finds a mistake before anything starts
         _connect(address)
+        self.projects_tokens = worker_engine == "transformers"
         self.workers, self.room = workers, {"CPU": cpus, "GPU": gpus}
         where = str(Path(model).absolute()) if Path(model).exists() else model
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")(Worker)
@@ -166,9 +169,10 @@ class RayEngine:
         read: Layers | None = None,
         interventions: Sequence[Intervention] = (),
         before: bool = False,
+        along: Tensor | None = None,
     ) -> Iterator[Response]:
         """See `Engine.respond`; some prompts at a time go to each worker, and come back as they are all done."""
-        how = {"read": read, "interventions": interventions, "before": before}
+        how = {"read": read, "interventions": interventions, "before": before, "along": along}
         asked = iter(list(prompts))
         chunks = list(iter(lambda: list(itertools.islice(asked, CHUNK)), []))
         for answers in self.spread(partial(_respond, sampling=sampling, how=how), chunks):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from personaspace.engines.common import common
 from personaspace.interventions import Intervention
@@ -41,6 +42,7 @@ class Row:
     finish: str = ""
     end: int | None = None
     end_ids: frozenset[int] | None = None
+    projections: list[Tensor] = field(default_factory=list)  # of its tokens that were fed, `[layers]` each
 
     @property
     def next_token(self) -> int:

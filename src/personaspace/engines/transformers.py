@@ -86,20 +86,26 @@ class TransformersEngine(Loaded):
         read: Layers | None = None,
         interventions: Sequence[Intervention] = (),
         before: bool = False,
+        along: Tensor | None = None,
     ) -> Iterator[Response]:
         """See `Engine.respond`. Raises `ActivationError` where NaN or Inf is read, naming layer and response."""
         asked = list(prompts)
         rows = [self._row(k, p, sampling, interventions) for k, p in enumerate(asked)]
-        return self._respond(asked, rows, self._layers(read), before)
+        return self._respond(asked, rows, self._layers(read), before, along)
 
     def _respond(
-        self, asked: Sequence[Prompt], waiting: list[Row], layers: tuple[int, ...], before: bool
+        self,
+        asked: Sequence[Prompt],
+        waiting: list[Row],
+        layers: tuple[int, ...],
+        before: bool,
+        along: Tensor | None,
     ) -> Iterator[Response]:
         if not waiting:
             return
         # Neighbours in this order share their beginnings; the last is taken first.
         waiting.sort(key=lambda r: r.ids, reverse=True)
-        loop = self._loop(waiting, layers, before)
+        loop = self._loop(waiting, layers, before, along)
         while waiting or loop.rows:
             # Joining costs a pass of its own, so places are filled some at a time.
             if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
@@ -107,11 +113,21 @@ class TransformersEngine(Loaded):
             for done in loop.step():
                 yield self._response(asked[done.row.key], done, layers)
 
-    def _loop(self, rows: Sequence[Row], layers: tuple[int, ...], before: bool = False) -> DecodeLoop:
+    def _loop(
+        self, rows: Sequence[Row], layers: tuple[int, ...], before: bool = False, along: Tensor | None = None
+    ) -> DecodeLoop:
         columns = max(len(r.ids) + r.sampling.max_new_tokens for r in rows)
-        return self.open_loop(columns, layers, rows=len(rows), before=before)
+        return self.open_loop(columns, layers, rows=len(rows), before=before, along=along)
 
-    def open_loop(self, columns: int, read: Layers, *, rows: int | None = None, before: bool = False) -> DecodeLoop:
+    def open_loop(
+        self,
+        columns: int,
+        read: Layers,
+        *,
+        rows: int | None = None,
+        before: bool = False,
+        along: Tensor | None = None,
+    ) -> DecodeLoop:
         """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves."""
         fit = self._rows_that_fit(columns)
         return DecodeLoop(
@@ -124,6 +140,7 @@ class TransformersEngine(Loaded):
             end_ids=self.chat.end_ids,
             prefill_tokens=self.prefill_tokens,
             before=before,
+            along=along,
         )
 
     def _row(self, key: int, prompt: Prompt, sampling: Sampling, interventions: Sequence[Intervention]) -> Row:
@@ -140,7 +157,8 @@ class TransformersEngine(Loaded):
         if row.finish == NOT_FINITE:
             raise not_finite("the logits", prompt)
         text = self.chat.decode(row.out)
-        return Response(prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched)
+        projections = torch.stack(row.projections) if row.projections else None
+        return Response(prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched, projections)
 
     def stream(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from personaspace.engines import Conversation, Layers, ModelInfo, Response, Span, Token, Turn, loading
 from personaspace.engines.chat import Chat
@@ -30,6 +31,8 @@ class VllmEngine(Loaded):
 
     A reply's text at a temperature above 0 differs from engine `transformers`': vLLM draws with its own random numbers.
     """
+
+    projects_tokens = False
 
     def __init__(self, core: Any, folder: Path, *, id: str) -> None:
         super().__init__()
@@ -95,8 +98,11 @@ class VllmEngine(Loaded):
         read: Layers | None = None,
         interventions: Sequence[Intervention] = (),
         before: bool = False,
+        along: Tensor | None = None,
     ) -> Iterator[Response]:
-        """See `Engine.respond`. Raises `ActivationError` where NaN or Inf is read, `UsageError` for `before`."""
+        """See `Engine.respond`. Raises `ActivationError` where NaN or Inf is read, `UsageError` for `before` and `along`."""
+        if along is not None:
+            raise UsageError("engine vllm projects tokens at one layer that it was started with, not at each that is read")
         if before:
             raise UsageError("engine vllm does not read activations as they were before the interventions")
         waiting = iter(list(prompts))
