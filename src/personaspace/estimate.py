@@ -15,7 +15,8 @@ from personaspace import mixed, reliability, vectors
 from personaspace.catalog import DEFAULT
 from personaspace.components import principal_components
 from personaspace.errors import DesignError
-from personaspace.space import FORMAT, PersonaSpace
+from personaspace.layout import FORMAT
+from personaspace.space import PersonaSpace
 from personaspace.sums import Source
 
 SPLITS, BY_LAYER, FOLDS, BOOTSTRAPS = 20, 10, 10, 100

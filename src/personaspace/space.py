@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from personaspace import certainty
+from personaspace import certainty, layout
+from personaspace.catalog import DEFAULT
 from personaspace.components import principal_components
 from personaspace.errors import SpaceError
 from personaspace.interventions import Add, Cap, Where
+from personaspace.layout import BUNDLED
 from personaspace.places import space_file, write_whole
+from personaspace.readings import REPLY, part
 
 if TYPE_CHECKING:
     import pandas
-
-FORMAT = 1
-BUNDLED = Path(__file__).parent / "data" / "smollm2.safetensors"
 
 PUBLISHED: dict[str, Any] = {
     "axis_pc1_cosine": "above 0.71 (three models)",
@@ -34,39 +31,6 @@ PUBLISHED: dict[str, Any] = {
     "far_end": ["ghost", "hermit", "bohemian", "leviathan", "bard"],
 }
 """The study's figures, to set beside one's own (arXiv 2601.10387)."""
-
-_REQUIRED = {"role_vectors": 3, "default_vector": 2, "axis": 2}
-_OPTIONAL = {
-    "counts": 1,
-    "role_reliability": 1,
-    "role_interval": 2,
-    "axis_split_half": 1,
-    "order_split_half": 1,
-    "map_split_half": 1,
-    "axis_split_half_by_instruction": 1,
-    "order_split_half_by_instruction": 1,
-    "map_split_half_by_instruction": 1,
-    "split_half_factor": 1,
-    "split_half_by_instruction_factor": 1,
-    "variance_ratio": 1,
-    "cosine_error": 1,
-    "cosine_corrected": 1,
-    "separation": 1,
-    "components": 3,
-    "variance": 2,
-    "residual_norm": 1,
-    "quantiles_default": 2,
-    "quantiles_roles": 2,
-    "quantiles_default_tokens": 2,
-    "quantiles_roles_tokens": 2,
-    "quantiles_all_tokens": 2,
-    "default_moments": 2,
-    "beginnings_default": 2,
-    "beginnings_roles": 2,
-}
-"""The tensors of a space's file, and how many dimensions each has. Imported and compact spaces lack some."""
-
-_COMPACT = [*_REQUIRED, *(n for n in _OPTIONAL if n not in ("components", "variance"))]
 
 
 class ModelLike(Protocol):
@@ -106,6 +70,26 @@ class PersonaSpace:
         return list(self.meta["roles"])
 
     @property
+    def reading(self) -> str:
+        """Which reading its axis, layer and role vectors are of: `prompt` or `reply`."""
+        return str(self.meta.get("reading", REPLY))
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """All that it holds, its own first."""
+        return (self.reading, *self.meta.get("other", {}))
+
+    def of(self, reading: str) -> PersonaSpace:
+        """The space of one of its readings; a compact space's other one has its axis and reliabilities, and no roles. Raises
+        `SpaceError` where it does not hold it."""
+        if reading not in self.readings:
+            raise SpaceError(
+                f"this space of {self.meta['model']['id']} was read from {' and '.join(self.readings)}, not {reading}; "
+                f"`map --read {reading}` adds it"
+            )
+        return self if reading == self.reading else PersonaSpace(*part(self.meta, self.tensors, reading))
+
+    @property
     def layer(self) -> int:
         """The layer at which the space is read unless another is asked for."""
         return int(self.meta["layer"])
@@ -129,8 +113,11 @@ class PersonaSpace:
             activations = activations[..., at, :]
         return activations.float() @ self.axis_at(layer)
 
-    def nearest(self, activation: Tensor, k: int = 5, layer: int | None = None) -> list[tuple[str, float]]:
-        """The k roles of highest cosine to an activation `[hidden]` or `[layers, hidden]`, the mean role vector taken off."""
+    def nearest(
+        self, activation: Tensor, k: int = 5, layer: int | None = None, reading: str = REPLY
+    ) -> list[tuple[str, float]]:
+        """The k roles of highest cosine to an activation `[hidden]` or `[layers, hidden]`, the mean of roles taken off: of
+        roles' replies, or, for an activation of the other reading, of roles' prompts."""
         at = self._layer(layer)
         if activation.dim() == 2:
             activation = activation[at]
@@ -138,6 +125,8 @@ class PersonaSpace:
             vectors, mean = self.centred(at)
             self._towards[at] = torch.nn.functional.normalize(vectors, dim=-1), mean
         units, mean = self._towards[at]
+        if reading != self.reading and "replies_mean" in self.tensors:
+            mean = self.tensors["replies_mean"][at]
         off = activation.float() - mean
         cosines = units @ off / off.norm().clamp(min=1e-8)
         best = cosines.topk(min(k, len(cosines)))
@@ -210,9 +199,12 @@ class PersonaSpace:
     def compact(self) -> PersonaSpace:
         """The same space, small: role vectors at its layer only, no components, no sample replies. Enough to project,
         monitor, steer and cap, and for a report of that layer."""
-        tensors = {name: t for name, t in self.tensors.items() if name in _COMPACT}
+        tensors = {name: t for name, t in self.tensors.items() if name in layout.compact(self.tensors)}
         tensors["role_vectors"] = self.role_vectors_at()[:, None].clone()
         meta = {k: v for k, v in self.meta.items() if k not in ("samples", "made_from")}
+        for reading, own in meta.get("other", {}).items():
+            other = {k: v for k, v in own.items() if k not in ("samples", "made_from")}
+            meta["other"] = {reading: {**other, "axis_pc1": self.of(reading).axis_pc1()}}
         return PersonaSpace({**meta, "role_layers": [self.layer], "axis_pc1": self.axis_pc1()}, tensors)
 
     def similar(self, role: str, k: int = 5) -> list[tuple[str, float]]:
@@ -293,10 +285,28 @@ class PersonaSpace:
             "axis_reliability": _number(self.axis_reliability()[layer]) if "axis_split_half" in t else None,
             "separation": self._figure("separation"),
             **certainty.figures(self.meta, t, layer),
+            "readings": {reading: self.of(reading).worth() for reading in self.readings},
             "published": PUBLISHED,
             "caps": self.meta.get("caps", {}),
             "judge": self.meta.get("judge"),
         }
+
+    def worth(self) -> dict[str, Any]:
+        """What `summary` says of one reading: how much was read, and how sure its figures are."""
+        asked = self.meta.get("asked", {})
+        return {
+            "layer": self.layer,
+            "n_responses": self.meta.get("n_responses"),
+            "n_default": self.meta.get("n_default"),
+            "per_role": min((n for role, n in asked.items() if role != DEFAULT), default=None),
+            "axis_pc1_cosine": self.axis_pc1()[self.layer] if self._knows_pc1() else None,
+            "axis_pc1_interval": self.meta.get("axis_pc1_interval"),
+            "separation": self._figure("separation"),
+            **certainty.figures(self.meta, self.tensors, self.layer),
+        }
+
+    def _knows_pc1(self) -> bool:
+        return "axis_pc1" in self.meta or "components" in self.tensors
 
     def _ranking(self) -> list[dict[str, Any]]:
         t = self.tensors
@@ -345,30 +355,13 @@ class PersonaSpace:
 
     def save(self, path: str | Path) -> None:
         """Writes the file, whole or not at all."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        write_whole(Path(path), save(tensors, {"personaspace": json.dumps(self.meta)}))
+        write_whole(Path(path), layout.written(self.meta, self.tensors))
 
     @classmethod
     def load(cls, source: str | Path) -> PersonaSpace:
         """A space from its file, a run's folder, `hf://owner/name`, or `smollm2`, the one that comes with the package.
         Raises `SpaceError` for anything else."""
-        path = space_file(str(source), BUNDLED)
-        try:
-            with safe_open(path, framework="pt") as f:
-                meta = json.loads((f.metadata() or {}).get("personaspace", "null"))
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, ValueError) as e:
-            raise SpaceError(
-                f"{path}: not a whole safetensors file ({e}); map the model again, or fetch the file again"
-            ) from None
-        if not isinstance(meta, dict) or "format" not in meta:
-            raise SpaceError(f"{path}: a safetensors file, but not a persona space: no 'personaspace' in its metadata")
-        if meta["format"] != FORMAT:
-            raise SpaceError(f"{path}: found format {meta['format']}, expected {FORMAT}; written by another version?")
-        wrong = [n for n, d in _REQUIRED.items() if n not in tensors or tensors[n].dim() != d]
-        wrong += [n for n, d in _OPTIONAL.items() if n in tensors and tensors[n].dim() != d]
-        if wrong:
-            raise SpaceError(f"{path}: the space lacks {', '.join(wrong)} or has another shape")
+        meta, tensors = layout.read(space_file(str(source), BUNDLED))
         return cls(meta, tensors)
 
     def _layer(self, layer: int | None) -> int:

@@ -158,7 +158,9 @@ class TransformersEngine(Loaded):
             raise not_finite("the logits", prompt)
         text = self.chat.decode(row.out)
         projections = torch.stack(row.projections) if row.projections else None
-        return Response(prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched, projections)
+        return Response(
+            prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched, projections
+        )
 
     def stream(
         self,

@@ -28,8 +28,9 @@ from torch import Tensor
 from personaspace.components import principal_components
 from personaspace.errors import SpaceError, UsageError
 from personaspace.interventions import Cap
+from personaspace.layout import FORMAT
 from personaspace.places import write_whole
-from personaspace.space import FORMAT, PersonaSpace
+from personaspace.space import PersonaSpace
 
 AXIS, DEFAULT, CAPPING = "assistant_axis", "default_vector", "capping_config"
 ROLES, TRAITS = "role_vectors", "trait_vectors"

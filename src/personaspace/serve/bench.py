@@ -15,9 +15,10 @@ import torch
 import uvicorn
 
 from personaspace.engines.transformers import TransformersEngine
+from personaspace.layout import FORMAT
 from personaspace.serve.app import create_app
 from personaspace.serve.settings import Settings
-from personaspace.space import FORMAT, PersonaSpace
+from personaspace.space import PersonaSpace
 
 
 @contextmanager

@@ -102,7 +102,9 @@ class VllmEngine(Loaded):
     ) -> Iterator[Response]:
         """See `Engine.respond`. Raises `ActivationError` where NaN or Inf is read, `UsageError` for `before` and `along`."""
         if along is not None:
-            raise UsageError("engine vllm projects tokens at one layer that it was started with, not at each that is read")
+            raise UsageError(
+                "engine vllm projects tokens at one layer that it was started with, not at each that is read"
+            )
         if before:
             raise UsageError("engine vllm does not read activations as they were before the interventions")
         waiting = iter(list(prompts))
