@@ -111,7 +111,7 @@ def test_an_endpoint_that_refuses_everything_stops_the_judging_in_one_line(endpo
 def test_what_could_not_be_scored_is_tried_again_by_the_next_call(endpoint, tmp_path, tiny, small_catalog):
     judge = OpenAIJudge("m", endpoint, concurrency=1)
     Endpoint.plan = ["3", "what?", *["3"] * 10]
-    options = MapOptions(design={"per_role": 2, "default_responses": 12}, sampling={"max_new_tokens": 4})
+    options = MapOptions(read="reply", design={"per_role": 2, "default_responses": 12}, sampling={"max_new_tokens": 4})
     mapper = Mapper(tiny, load_catalog(small_catalog), tmp_path, options)
     with pytest.raises(JudgeError, match="1 of 12 responses could not be scored"):
         mapper.map(judge)

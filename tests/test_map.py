@@ -23,7 +23,7 @@ from personaspace.estimate import counted
 from personaspace.store import Run
 from personaspace.sums import Kept, Responses
 
-OPTIONS = {"per_role": 20, "max_new_tokens": 8, "default_responses": 40}
+OPTIONS = {"read": "reply", "per_role": 20, "max_new_tokens": 8, "default_responses": 40}
 
 
 def engine():
@@ -48,10 +48,10 @@ def mapped(tmp_path_factory, small_catalog):
 
 def work(folder: str, catalog: str) -> None:
     """What the killed processes do: a map in shards of eight."""
-    import personaspace.mapping
+    import personaspace.stages
 
     torch.set_num_threads(1)
-    personaspace.mapping.SHARD = 8
+    personaspace.stages.SHARD = 8
     ps.map(engine(), folder, catalog=catalog, **OPTIONS)
 
 
@@ -180,6 +180,7 @@ def test_until_goes_on_in_rounds_and_notes_reliability_against_responses(tmp_pat
         engine(),
         tmp_path,
         catalog=small_catalog,
+        read="reply",
         per_role=2,
         default_responses=12,
         max_new_tokens=4,
@@ -195,6 +196,7 @@ def test_until_goes_on_in_rounds_and_notes_reliability_against_responses(tmp_pat
         engine(),
         tmp_path,
         catalog=small_catalog,
+        read="reply",
         per_role=2,
         default_responses=12,
         max_new_tokens=4,
@@ -242,7 +244,7 @@ def test_a_full_disk_leaves_what_was_finished_whole(tmp_path, small_catalog, mon
         real(handle)
 
     monkeypatch.setattr(store.os, "fsync", full)
-    monkeypatch.setattr("personaspace.mapping.SHARD", 20)
+    monkeypatch.setattr("personaspace.stages.SHARD", 20)
     with pytest.raises(RunError, match="the disk is full"):
         ps.map(engine(), tmp_path, catalog=small_catalog, **OPTIONS)
     monkeypatch.setattr(store.os, "fsync", real)
@@ -285,7 +287,7 @@ import torch
 torch.set_num_threads(1)
 import personaspace as ps
 from test_map import engine
-ps.map(engine(), {folder!r}, catalog={catalog!r}, per_role={n}, default_responses={n}, max_new_tokens=8)
+ps.map(engine(), {folder!r}, catalog={catalog!r}, read="reply", per_role={n}, default_responses={n}, max_new_tokens=8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -311,6 +313,6 @@ def test_roles_asked_one_question_alone_have_no_reliability_and_the_map_is_drawn
     from personaspace.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
-    space = ps.map(engine, tmp_path, catalog=small_catalog, per_role=1, default_responses=12, max_new_tokens=4)
+    space = ps.map(engine, tmp_path, catalog=small_catalog, read="reply", per_role=1, default_responses=12, max_new_tokens=4)
     assert all(r["reliability"] is None for r in space.summary()["roles"])
     assert (tmp_path / "report.html").is_file()

@@ -87,8 +87,8 @@ class Killer(threading.Thread):
 def test_with_workers_killed_and_a_node_that_comes_later_nothing_is_lost_or_done_twice(
     tmp_path, cluster, tiny_folder, small_catalog, monkeypatch
 ):
-    monkeypatch.setattr("personaspace.mapping.SHARD", 4)
-    monkeypatch.setattr("personaspace.mapping.FOLD", 1)
+    monkeypatch.setattr("personaspace.stages.SHARD", 4)
+    monkeypatch.setattr("personaspace.stages.FOLD", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = mapped(TransformersEngine.load(str(tiny_folder), rows=4), tmp_path / "alone", small_catalog, blocks=4)

@@ -23,6 +23,7 @@ from personaspace.sums import Responses, Summed, Sums
 from personaspace.vectors import blocks_of
 
 OPTIONS = {
+    "read": "reply",
     "design": {"per_role": 10, "default_responses": 40},
     "sampling": {"max_new_tokens": 6},
     "blocks": 5,
@@ -51,8 +52,8 @@ def engine() -> TransformersEngine:
 @pytest.fixture
 def mapped(engine, small_catalog, monkeypatch):
     """Maps in small shards, summed as they come."""
-    monkeypatch.setattr("personaspace.mapping.SHARD", 16)
-    monkeypatch.setattr("personaspace.mapping.FOLD", 1)
+    monkeypatch.setattr("personaspace.stages.SHARD", 16)
+    monkeypatch.setattr("personaspace.stages.FOLD", 1)
     monkeypatch.setattr("personaspace.sums.SAMPLE", 30)
 
     def map_(folder, judge=None, **options) -> PersonaSpace:
@@ -98,7 +99,7 @@ def test_without_a_judge_all_responses_are_one_class(tmp_path, engine, mapped, s
         mapper = Mapper(engine, load_catalog(small_catalog), tmp_path / keep, options_of(**OPTIONS, keep=keep))
         mapper.map(None)
     same(*(PersonaSpace.load(tmp_path / k) for k in ("all", "sums")))
-    assert np.flatnonzero(Sums(Run(tmp_path / "sums"), 7, blocks_of(12, 5, 0)).state().n.sum((1, 2))).tolist() == [4]
+    assert np.flatnonzero(Sums(Run(tmp_path / "sums"), tmp_path / "sums" / "sums", 7, blocks_of(12, 5, 0)).state().n.sum((1, 2))).tolist() == [4]
 
 
 def test_shards_are_added_in_any_order_and_by_many_hands(tmp_path, mapped):
@@ -112,7 +113,7 @@ def test_shards_are_added_in_any_order_and_by_many_hands(tmp_path, mapped):
         copy.mkdir()
         os.symlink(run_folder / "responses", copy / "responses")
         os.symlink(run_folder / "activations", copy / "activations")
-        sums = Sums(Run(copy), 7, blocks_of(12, 5, 0), kept=range(3))
+        sums = Sums(Run(copy), copy / "sums", 7, blocks_of(12, 5, 0), kept=range(3))
         for shards in order:
             sums.fold(Responses.read(run, shards, ROLES, scores, 0), shards)
         found.append(sums)
@@ -138,7 +139,7 @@ def test_sums_are_those_of_a_plain_loop(tmp_path, mapped):
         h = run.tensors(int(responses.shard[k]), "activations")[int(responses.row[k])].double()
         for key in ((int(responses.role[k]), int(block_of[responses.question[k]])), (-1, int(responses.question[k]))):
             plain[key] = plain.get(key, torch.zeros_like(h)) + h
-    source = Summed(Sums(Run(tmp_path / "sums"), 7, block_of))
+    source = Summed(Sums(Run(tmp_path / "sums"), tmp_path / "sums" / "sums", 7, block_of))
     from personaspace.vectors import Cells
 
     cells = Cells.counted((), source.n, block_of)

@@ -7,13 +7,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from personaspace.catalog import load_catalog
+from personaspace.catalog import EARLIER, Catalog, earlier, load_catalog
 from personaspace.engines import Engine, load_engine
-from personaspace.errors import UsageError
+from personaspace.errors import PersonaSpaceError, UsageError
 from personaspace.judge import make_judge
-from personaspace.mapping import MapOptions, Mapper, Watcher
+from personaspace.mapping import MapOptions, Mapper, named
 from personaspace.prompts import Sampling
 from personaspace.space import PersonaSpace
+from personaspace.stages import Watcher
+from personaspace.store import Run
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -22,12 +24,15 @@ def map(
     model: str | Engine,
     out: str | Path,
     *,
-    roles: str = "all",
+    read: str = "both",
+    roles: str | None = None,
     questions: int | None = None,
-    per_role: int = 4,
+    prompts_per_role: int | None = None,
+    default_prompts: int | None = None,
+    per_role: int | None = None,
     default_responses: int | None = None,
-    complete: bool = False,
-    max_new_tokens: int = 512,
+    complete: bool | None = None,
+    max_new_tokens: int | None = None,
     judge: str = "rules",
     catalog: str | Path | None = None,
     watcher: Watcher | None = None,
@@ -39,10 +44,48 @@ def map(
     Raises `PersonaSpaceError`.
     """
     engine = load_engine("transformers", model) if isinstance(model, str) else model
-    design = {"per_role": per_role, "default_responses": default_responses, "complete": complete}
-    wanted = options_of(design=design, sampling={"max_new_tokens": max_new_tokens}, **options)
-    chosen = load_catalog(catalog).select(roles, questions)
+    wanted = options_of(
+        read=read,
+        design=_known(per_role=per_role, default_responses=default_responses, complete=complete),
+        prompts=_known(per_role=prompts_per_role, default_responses=default_prompts),
+        sampling=_known(max_new_tokens=max_new_tokens),
+        **options,
+    )
+    chosen = catalog_of(out, wanted, catalog, roles, questions)
     return Mapper(engine, chosen, out, wanted, watcher).map(make_judge(judge, engine=engine))
+
+
+def catalog_of(
+    out: str | Path,
+    options: MapOptions,
+    folder: str | Path | None,
+    roles: str | None = None,
+    questions: int | None = None,
+) -> Catalog:
+    """The part of a catalogue that a map asks: what is not given is as in the run that is there, or all roles and as many
+    questions as what is read of them bears. A run that was begun on the texts of an earlier version goes on with those."""
+    catalog, run = load_catalog(folder), Run(out)
+    if not run.exists:
+        chosen = catalog.select(roles or "all", questions)
+        resolved = options.resolved(None, chosen)
+        design = resolved.design if options.read == "reply" else resolved.prompts
+        return chosen if questions else chosen.select("all", design.questions(chosen))
+    there = run.manifest()["config"]["catalog"]
+    known, n = ",".join(there["roles"]), questions or there["questions"]
+    candidates = [catalog, *(load_catalog(EARLIER / name) for name in earlier() if folder is None)]
+    for candidate in candidates:
+        try:
+            chosen = candidate.select(roles or known, n)
+        except PersonaSpaceError:
+            continue
+        model = run.manifest()["config"]["model"]["id"]
+        if named(chosen, model).fingerprint == there["fingerprint"]:
+            return chosen
+    return catalog.select(roles or "all", n)
+
+
+def _known(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def options_of(**values: Any) -> MapOptions:

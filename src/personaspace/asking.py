@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,6 +18,10 @@ from personaspace.store import Run, Shards
 
 SCORES_EVERY = 10.0
 """Seconds between writings of scores."""
+
+PROJECTED_DEFAULT, PROJECTED_ROLE = 512, 4
+"""Replies of the default, and of each role, whose tokens' projections are kept: enough for percentiles and caps, and in a run
+of the published size some 300 MB."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def answer(engine: Engine, task: Task, tell: Callable[[], None] = lambda: None) 
     else:
         responses = engine.respond(task.prompts, task.sampling, read=layers, along=task.along)
     for response in responses:
-        answers.append(response)
+        least = PROJECTED_DEFAULT if response.prompt.role == DEFAULT else PROJECTED_ROLE
+        answers.append(response if response.prompt.index < least else replace(response, projections=None))
         tell()
     order = {(p.role, p.index): i for i, p in enumerate(task.prompts)}
     answers.sort(key=lambda r: order[r.prompt.role, r.prompt.index])

@@ -104,11 +104,41 @@ def token_projections(engine: Engine, space: PersonaSpace, replies: Sequence[Rep
 
 
 def calibrate(engine: Engine, space: PersonaSpace, sample: Sample, layers: range) -> PersonaSpace:
-    """The space with tokens' quantiles at every layer, the means of replies' beginnings, and a cap for each percentile of
-    the default's tokens and of all, at `layers`. Raises `UsageError` for layers that do not exist."""
+    """The space with caps at `layers`, from a replayed sample; see `with_caps`."""
     check_range(layers, len(space.tensors["axis"]))
     default = token_projections(engine, space, sample.default)
     roles = token_projections(engine, space, sample.roles)
+    return with_caps(space, default, roles, layers, [r.role for r in sample.roles])
+
+
+def taken(run: Run, axis: Tensor) -> tuple[list[Tensor], list[Tensor], list[str]]:
+    """Every token's projection on the axis `[layers, hidden]`, of the default's replies and of roles', one `[tokens, layers]` a
+    reply, as they were taken while they were given; and whose the latter are. Empty where none were, or on another axis."""
+    default: list[Tensor] = []
+    roles: list[Tensor] = []
+    names: list[str] = []
+    for shard in run.done():
+        projections = run.projections(shard, axis)
+        if projections is None:
+            return [], [], []
+        for role, tokens in zip(run.read(shard, ["role"])["role"].to_pylist(), projections, strict=True):
+            if not len(tokens):
+                continue
+            if role == DEFAULT:
+                default.append(tokens)
+            else:
+                roles.append(tokens)
+                names.append(role)
+    return default, roles, names
+
+
+def with_caps(
+    space: PersonaSpace, default: list[Tensor], roles: list[Tensor], layers: range, names: Sequence[str]
+) -> PersonaSpace:
+    """The space with tokens' quantiles at every layer, the means of replies' beginnings, and a cap for each percentile of the
+    default's tokens and of all, at `layers`. default, roles: tokens' projections, one `[tokens, layers]` a reply; names: whose
+    the roles' are. Raises `UsageError` for layers that do not exist."""
+    check_range(layers, len(space.tensors["axis"]))
     all_tokens = [torch.cat(default), torch.cat(roles)]
     sets = {"default": all_tokens[0], "roles": all_tokens[1], "all": torch.cat(all_tokens)}
     steps = torch.linspace(0, 1, 101)
@@ -126,7 +156,7 @@ def calibrate(engine: Engine, space: PersonaSpace, sample: Sample, layers: range
             "role_replies": len(roles),
             "tokens": {k: len(v) for k, v in sets.items()},
             "lengths": lengths,
-            "roles": [r.role for r in sample.roles],
+            "roles": list(names),
         },
     }
     made = PersonaSpace(meta, tensors)
@@ -135,6 +165,9 @@ def calibrate(engine: Engine, space: PersonaSpace, sample: Sample, layers: range
             name, cap = named_cap(made, kind, percentile, layers)
             meta["caps"][name] = cap
     return made
+
+
+WITHOUT_SWEEP = "it is the floor that the default's own tokens set (their 25th percentile); no sweep was made"
 
 
 def named_cap(space: PersonaSpace, of: str, percentile: int, layers: range) -> tuple[str, dict[str, Any]]:

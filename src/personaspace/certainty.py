@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from personaspace.reliability import KNOWN, TARGET, forecast, spearman_brown
-
-NAMES = ("axis", "order", "map")
+from personaspace.reliability import KNOWN, NAMES, TARGET, forecast, spearman_brown
 
 CORRECTED = (
     "axis_pc1_cosine_corrected",

@@ -48,9 +48,11 @@ def counted(source: Source, roles: Sequence[str], asked: Mapping[str, int], min_
     left_out = {}
     for name in roles:
         least = max(1, min_responses or -(-asked.get(name, 0) // 2))
+        if not asked.get(name, 0):
+            continue  # an aim for the axis alone is content with a sample of roles
         if counts[name] < least:
             left_out[name] = f"{counts[name]} of {asked.get(name, 0)} responses kept, {least} needed"
-    shown = [k for k, name in enumerate(names) if name not in left_out]
+    shown = [k for k, name in enumerate(names) if name not in left_out and (asked.get(name, 0) or name == DEFAULT)]
     if not counts[DEFAULT] or len(shown) < 3:
         raise DesignError(
             f"{counts[DEFAULT]} responses of the default and {len(shown) - 1} roles with enough responses are left; "
@@ -60,12 +62,63 @@ def counted(source: Source, roles: Sequence[str], asked: Mapping[str, int], min_
     return Counted(source, cells, np.isin(source.role, shown), counts, left_out)
 
 
-def axis_reliability(kept: Counted, layer: int, seed: int) -> float:
-    """The axis' reliability at one layer: what `--until` looks at between rounds."""
+def reliabilities(kept: Counted, layer: int, seed: int, names: Sequence[str] = ("axis",)) -> dict[str, float]:
+    """The axis' reliability at one layer, and the others of `names` (`order`, `map`): what `until` looks at between rounds. 0
+    where the data do not tell yet."""
     layers = slice(layer, layer + 1)
     sums, ratios = kept.source.sums(kept.cells, layers), variance_ratios(kept, layers)
     half = reliability.split_half(reliability.split_fits(kept.cells, SPLITS, seed), sums, ratios)
-    return float(reliability.spearman_brown(half.axis)[0])
+    wholes = {"axis": reliability.spearman_brown(half.axis)}
+    wholes |= {name: reliability.spearman_brown(getattr(half, name), half.factor) for name in names if name != "axis"}
+    return {name: float(np.nan_to_num(value[0])) for name, value in wholes.items()}
+
+
+def unit_axis(kept: Counted, hidden: int) -> Tensor:
+    """The axis at every layer as unit vectors, `[layers, hidden]`, and nothing else."""
+    fit = vectors.Fit(kept.cells)
+    parts = [
+        fit.axis(kept.source.sums(kept.cells, some), variance_ratios(kept, some)) for some in _passes(kept, hidden)
+    ]
+    axis = torch.cat(parts)
+    unit: Tensor = (axis / axis.norm(dim=-1, keepdim=True)).float()
+    return unit
+
+
+def on_replies(kept: Counted, axis: Tensor, layer: int) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
+    """What holding a model goes by, of its replies whichever reading found the axis `[layers, hidden]`: how they lie on it, the
+    residual norm, the mean of the roles' replies; and the histogram at a layer."""
+    unit, fit = axis / axis.norm(dim=-1, keepdim=True), vectors.Fit(kept.cells)
+    projections, means = [], []
+    for some in _passes(kept, axis.shape[1]):
+        blocks = kept.source.sample(kept.sampled, some)
+        projections.append(torch.cat([torch.einsum("nld,ld->nl", block.float(), unit[some]) for block in blocks]))
+        means.append(fit.effects(kept.source.sums(kept.cells, some), variance_ratios(kept, some))[1:].mean(0))
+    on = torch.cat(projections, 1).double().numpy()
+    is_default = kept.source.role[kept.sampled] == 0
+    return {**_spread(kept, on, is_default), "replies_mean": torch.cat(means).float()}, _histogram(
+        on[:, layer], is_default
+    )
+
+
+def _spread(kept: Counted, projections: vectors.Floats, is_default: NDArray[np.bool_]) -> dict[str, Tensor]:
+    """How responses lie on an axis, given their projections `[sample, layers]`, and the residual norm."""
+    source, shown = kept.source, kept.cells.shown
+    quantiles = [np.quantile(projections[m], np.linspace(0, 1, 101), axis=0) for m in (is_default, ~is_default)]
+    on_default = projections[is_default]
+    return {
+        "residual_norm": _tensor(source.norms[shown].sum(0) / source.tokens[shown].sum()),
+        "quantiles_default": _tensor(quantiles[0]),
+        "quantiles_roles": _tensor(quantiles[1]),
+        "default_moments": _tensor(np.stack([on_default.mean(0), on_default.std(0, ddof=min(1, len(on_default) - 1))])),
+    }
+
+
+def _passes(kept: Counted, hidden: int) -> list[slice]:
+    """The layers, so many at a time as their sums fit the memory that they may take."""
+    layers, cells, texts = kept.source.norms.shape[1], kept.cells, kept.source.by_instruction()
+    size = max(len(c.count) + len(c.block_of) for c in (cells, texts) if c)
+    per_pass = max(1, SUMS_MEMORY // (8 * size * hidden))
+    return [slice(first, min(layers, first + per_pass)) for first in range(0, layers, per_pass)]
 
 
 def variance_ratios(kept: Counted, layers: slice) -> vectors.Floats:
@@ -77,16 +130,12 @@ def variance_ratios(kept: Counted, layers: slice) -> vectors.Floats:
 def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) -> PersonaSpace:
     """The space of the responses that count; layer None picks it by separation on held-out questions."""
     source, cells = kept.source, kept.cells
-    layers, hidden = meta["model"]["layers"], meta["model"]["hidden"]
     fit, splits = vectors.Fit(cells), reliability.split_fits(cells, SPLITS, seed)
     texts = source.by_instruction()
     text_splits = reliability.instruction_fits(cells, texts, BY_LAYER, seed) if texts else []
-    size = max(len(c.count) + len(c.block_of) for c in (cells, texts) if c)
-    per_pass = max(1, SUMS_MEMORY // (8 * size * hidden))
     by_layer: dict[str, list[vectors.Floats]] = {}
     effects, on_axis, held_out = [], [], []
-    for first in range(0, layers, per_pass):
-        some = slice(first, min(layers, first + per_pass))
+    for some in _passes(kept, meta["model"]["hidden"]):
         ratios = variance_ratios(kept, some)
         sums = source.sums(cells, some)
         found = fit.effects(sums, ratios)
@@ -119,8 +168,6 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
     factor = float(figures["split_half_factor"][chosen])
     components, variance = principal_components(roles.float(), axis.float())
     is_default = source.role[kept.sampled] == 0
-    quantiles = [np.quantile(projections[m], np.linspace(0, 1, 101), axis=0) for m in (is_default, ~is_default)]
-    on_default = projections[is_default]
     tensors = {
         "role_vectors": roles,
         "default_vector": default,
@@ -133,10 +180,7 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
         "separation": _tensor(np.nanmean(by_fold, axis=0) if not np.isnan(by_fold).all() else by_fold[0]),
         "components": components,
         "variance": variance,
-        "residual_norm": _tensor(source.norms[cells.shown].sum(0) / source.tokens[cells.shown].sum()),
-        "quantiles_default": _tensor(quantiles[0]),
-        "quantiles_roles": _tensor(quantiles[1]),
-        "default_moments": _tensor(np.stack([on_default.mean(0), on_default.std(0, ddof=min(1, len(on_default) - 1))])),
+        **_spread(kept, projections, is_default),
     }
     meta = {
         **meta,

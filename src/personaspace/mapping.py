@@ -1,71 +1,111 @@
-"""Maps a model: asks, judges, estimates, and goes on from wherever an earlier call was stopped."""
+"""Maps a model: reads its prompts, then its replies, estimates, and goes on from wherever an earlier call was stopped."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from personaspace import estimate
-from personaspace.asking import Task, answer, judged
+from personaspace import agreement, calibrate, estimate
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.errors import SpaceError, UsageError
 from personaspace.judge import Judge
-from personaspace.plan import SHARD, Plan, bytes_per_response, seconds_per_token
-from personaspace.prompts import Design, Prompt, Sampling, assign, next_round, shards
+from personaspace.plan import Plan
+from personaspace.prompts import Design, Sampling, assign
+from personaspace.readings import OF_REPLIES, PROMPT, REPLY, joined
+from personaspace.reliability import NAMES
 from personaspace.report import write_report
 from personaspace.space import PersonaSpace
+from personaspace.stages import Aim, Stage, Watcher
 from personaspace.store import Run
-from personaspace.sums import BLOCKS, Kept, Responses, Source, Summed, Sums
+from personaspace.sums import BLOCKS
 from personaspace.vectors import blocks_of
 
-FOLD = 1 << 30
-"""Bytes of activations that may wait to be summed; where the sums are larger than that, as many as they are."""
+PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 12, 500
+REPLIES_A_ROLE, REPLIES_BESIDE_PROMPTS = 4, 2
+"""How much is read unless told otherwise; beside prompts, which make the map, replies show what it means, and are fewer
+(docs/decisions/0011-reading-before-the-first-word.md)."""
+
+DEPTH = 2 / 3
+"""Of the layers, where `until` looks where none is given: order and map are steady from the middle on."""
 
 
 class MapOptions(BaseModel):
     """How to map. Only design, sampling and seed determine responses; the rest may change when a run goes on.
 
-    min_responses: a role needs that many kept ones; None is half of what it was asked. until: go on in rounds until the
-    axis' reliability is that, or `budget` responses are spent (None: four times the first round). keep: `all` activations,
-    `sums` in their place, or `layers:A:B`, sums and the activations of those layers; other than `all`, it is the run's, and so
-    is the judge. blocks: of questions, for sums and what is made of them; None is 20 for sums, else each question is one.
-    shards: the address that they lie at, where not in the run's folder.
+    read: prompts before the first word, replies as in the study, or both. design: of replies, prompts: of prompts; what is
+    not given of either is the run's, or a default. min_responses: a role needs that many kept ones; None is half of what it
+    was asked. until: go on in rounds until the reliabilities are those (`axis:0.95,order:0.9,map:0.8`, or a number, the
+    axis'), of prompts where they are read, or `budget` replies or `prompt_budget` prompts are spent (None: four times the
+    design). keep: `all` activations, `sums` in their place, or `layers:A:B`, sums and the activations of those layers; other
+    than `all`, it is the run's, and so is the judge. blocks: of questions, for sums and what is made of them; None is 20 for
+    sums, else each question is one. shards: the address that they lie at, where not in the run's folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    read: Literal["prompt", "reply", "both"] = "both"
     design: Design = Design()
+    prompts: Design = Design()
     sampling: Sampling = Sampling()
     seed: int = 0
     layer: int | None = Field(None, ge=0)
     min_responses: int | None = Field(None, ge=1)
-    until: float | None = Field(None, gt=0, lt=1)
+    until: dict[str, float] | None = None
     budget: int | None = Field(None, ge=1)
+    prompt_budget: int | None = Field(None, ge=1)
     keep: str = Field("all", pattern=r"^(all|sums|layers:\d+:\d+)$")
     blocks: int | None = Field(None, ge=2)
     shards: str | None = None
 
+    @field_validator("until", mode="before")
+    @classmethod
+    def _parse_until(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return {"axis": value} if isinstance(value, int | float) else value
+        named = {}
+        for part in value.split(","):
+            name, colon, number = part.strip().rpartition(":")
+            try:
+                named[name if colon else "axis"] = float(number)
+            except ValueError:
+                raise ValueError("expected axis:0.95,order:0.9,map:0.8, some of them, or a number") from None
+        return named
 
-class Watcher:
-    """Is told what goes on; the command line shows it. Does nothing by itself."""
+    @field_validator("until")
+    @classmethod
+    def _check_until(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is not None and (
+            not value or not set(value) <= set(NAMES) or not all(0 < v < 1 for v in value.values())
+        ):
+            raise ValueError(
+                "expected reliabilities between 0 and 1, of axis, order or map: axis:0.95,order:0.9,map:0.8"
+            )
+        return value
 
-    def planned(self, plan: Plan) -> None:
-        """Before the first response is asked for."""
-
-    def progress(self, done: int, total: int) -> None:
-        """After each response; done counts those of earlier calls."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
+    def resolved(self, config: Mapping[str, Any] | None, catalog: Catalog) -> MapOptions:
+        """With what was not given filled in: from an earlier call's configuration of replies, or by default."""
+        beside = REPLIES_A_ROLE if self.read == "reply" else REPLIES_BESIDE_PROMPTS
+        of_replies, sampling = {"per_role": beside}, {}
+        if config:
+            of_replies, sampling = config["design"], config["sampling"]
+        design = Design(**{**of_replies, **self.design.model_dump(exclude_unset=True)})
+        prompts = {"per_role": PROMPTS_A_ROLE, **self.prompts.model_dump(exclude_unset=True)}
+        if not prompts.get("default_responses"):
+            prompts["default_responses"] = min(
+                MOST_DEFAULT_PROMPTS, max(2, -(-prompts["per_role"] * len(catalog.roles) // 2))
+            )
+        sampling = {**sampling, **self.sampling.model_dump(exclude_unset=True)}
+        return self.model_copy(
+            update={"design": design, "prompts": Design(**prompts), "sampling": Sampling(**sampling)}
+        )
 
 
 def configuration(engine: Engine, catalog: Catalog, options: MapOptions) -> dict[str, Any]:
@@ -92,232 +132,188 @@ class Mapper:
     ) -> None:
         if options.layer is not None and options.layer >= engine.model.layers:
             raise UsageError(f"--layer {options.layer}: {engine.model.id} has layers 0 to {engine.model.layers - 1}")
-        self.engine, self.catalog, self.options = engine, named(catalog, engine.model.id), options
+        self.engine, self.catalog = engine, named(catalog, engine.model.id)
         self.run, self.watcher = Run(out), watcher or Watcher()
-        self.layers = _kept_layers(options.keep, engine.model.layers)
-        questions = len(catalog.questions)
-        blocks = options.blocks or (None if self.layers is None else BLOCKS)
-        self.blocks = None if blocks is None else blocks_of(questions, blocks, options.seed)
-        self.counted: estimate.Counted | None = None  # what the space was estimated from, once there is one
-        self.sums: Sums | None = None
-        if self.layers is not None and self.blocks is not None:
-            self.sums = Sums(self.run, 1 + len(catalog.roles), self.blocks, self.layers)
+        manifest = self.run.manifest() if self.run.exists else {}
+        # What a run has no replies of yet may still be decided.
+        self.options = options.resolved(manifest["config"] if manifest.get("rounds") else None, self.catalog)
+        self.kept_layers = _kept_layers(options.keep, engine.model.layers)
+        blocks = options.blocks or (None if self.kept_layers is None else BLOCKS)
+        self.block_of = None if blocks is None else blocks_of(len(catalog.questions), blocks, options.seed)
+        self.counted: estimate.Counted | None = (
+            None  # what the space's own reading was estimated from, once there is one
+        )
+        read = options.read
+        self.stages = {r: self._stage(r) for r in (PROMPT, REPLY) if read in (r, "both")}
 
-    def plan(self) -> Plan:
-        """What the first round will take, without doing any of it; nothing is written."""
-        prompts = self._assign([self._first()])[0]
-        return self._plan(prompts, self.run.done() if self.run.exists else [])
+    def _stage(self, reading: str) -> Stage:
+        options, prompt = self.options, reading == PROMPT
+        return Stage(
+            reading,
+            self.run,
+            self.engine,
+            self.catalog,
+            options.prompts if prompt else options.design,
+            None if prompt else options.sampling,
+            options.seed,
+            self.kept_layers,
+            self.block_of,
+            None if prompt else options.min_responses,
+            self.watcher,
+        )
+
+    def plan(self) -> dict[str, Plan]:
+        """What the first round of each reading will take, without doing any of it; nothing is written."""
+        plans = {}
+        for reading, stage in self.stages.items():
+            groups = assign(self.catalog, [stage.design.first_round(self.catalog)], stage.seed, stage.design.complete)
+            plans[reading] = stage.plan(stage.cut(groups), set(stage.shards.done() if self.run.exists else ()))
+        return plans
 
     def map(self, judge: Judge | None) -> PersonaSpace:
         """Maps until the design, or `until`, is fulfilled; writes space and report, and returns the space."""
         with self.run.locked():
-            started = time.monotonic()
-            about = {
-                "model": asdict(self.engine.model),
-                "version": version("personaspace"),
-                "engine": _threads(self.engine),
-            }
-            manifest = self.run.begin(self._configuration(judge), about)
-            if self.options.shards:
-                self.run.lies(manifest, self.options.shards)
-            manifest["rounds"] = manifest["rounds"] or [self._first()]
-            self.run.update(manifest)
-            if sparse := self.options.design.sparseness(self.catalog):
-                self.watcher.note(sparse)
-            # Without an aim, everything that was asked counts; with one, it is looked at round by round. Sums hold all rounds.
-            first = 0 if self.options.until and not self.sums else len(manifest["rounds"]) - 1
-            history: list[dict[str, float]] = manifest.get("history", [])[:first]
-            spent = 0.0
-            if self.sums:
-                self.sums.settle()
-            for k in itertools.count(first):
-                rounds = manifest["rounds"][: k + 1]
-                groups = self._assign(rounds)
-                spent += self._ask(groups, judge)
-                kept = self.counted = self._kept(rounds, judge, [p for g in groups for p in g])
-                more = self._next(kept, rounds, history)
-                if more is None:
-                    break
-                if len(manifest["rounds"]) == k + 1:
-                    manifest["rounds"].append(more)
-                    manifest["history"] = history
-                    self.run.update(manifest)
-            manifest["seconds"] = manifest.get("seconds", 0.0) + spent
-            manifest["history"] = history
-            self.run.update(manifest)
-            return self._finish(kept, manifest, judge, rounds, history, time.monotonic() - started)
+            manifest = self._begin(judge)
+            # A reading that an earlier call finished stays in the space, as it is.
+            for reading in (PROMPT, REPLY):
+                stage = self.stages.get(reading) or self._stage(reading)
+                if reading not in self.stages and stage.is_whole(manifest):
+                    self.stages[reading] = stage
+            stages = {r: self.stages[r] for r in (PROMPT, REPLY) if r in self.stages}
+            counted: dict[str, estimate.Counted] = {}
+            for reading, stage in stages.items():
+                if (sparse := stage.design.sparseness(self.catalog)) and len(stages) == 1:
+                    self.watcher.note(sparse)
+                if reading == REPLY and PROMPT in counted and self.engine.projects_tokens:
+                    stage.along = estimate.unit_axis(counted[PROMPT], self.engine.model.hidden)
+                counted[reading] = stage.read(manifest, judge, self._aim(reading, list(stages)))
+            self.counted = counted[next(iter(counted))]
+            return self._finish(counted, manifest, judge)
 
-    def _configuration(self, judge: Judge | None) -> dict[str, Any]:
-        """What determines a run's responses, and what is left of them."""
+    def _begin(self, judge: Judge | None) -> dict[str, Any]:
+        """The run's manifest, begun or gone on with. Raises `RunMismatch`."""
         config = configuration(self.engine, self.catalog, self.options)
-        if self.blocks is not None and self.sums:
-            what = {"activations": self.options.keep, "blocks": int(self.blocks.max()) + 1}
+        if self.block_of is not None and self.kept_layers is not None:
+            what = {"activations": self.options.keep, "blocks": int(self.block_of.max()) + 1}
             config["keep"] = {**what, "judge": judge.name if judge else "none"}
-        return config
+        if self.run.exists and not (manifest := self.run.manifest()).get("rounds"):
+            # No reply was asked for yet: how they are to be asked for is still open.
+            manifest["config"] |= {name: config[name] for name in ("design", "sampling")}
+            self.run.update(manifest)
+        model = asdict(self.engine.model)
+        about = {"model": model, "version": version("personaspace"), "engine": _threads(self.engine)}
+        manifest = self.run.begin(config, about)
+        if self.options.shards:
+            self.run.lies(manifest, self.options.shards)
+        return manifest
 
-    def _first(self) -> dict[str, int]:
-        return self.options.design.first_round(self.catalog)
-
-    def _assign(self, rounds: Sequence[Mapping[str, int]]) -> list[list[Prompt]]:
-        return assign(self.catalog, rounds, self.options.seed, self.options.design.complete)
-
-    # -- asking ------------------------------------------------------------------------------------------------------
-
-    def _shards(self, groups: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
-        return [s for k, g in enumerate(groups) for s in shards(g, SHARD, self.options.seed + k)]
-
-    def _ask(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None) -> float:
-        """Asks what is not there yet, and sums what is too big to keep; returns the seconds that asking took."""
-        work = self._shards(groups)
-        done = set(self.run.done())
-        total, there = sum(map(len, work)), sum(len(s) for k, s in enumerate(work) if k in done)
-        todo = [k for k in range(len(work)) if k not in done]
-        spent = 0.0
-        if todo:
-            self.watcher.planned(self._plan([p for s in work for p in s], sorted(done), work))
-            place = self.run.place.root if self.run.place.local is None else str(self.run.place.local.absolute())
-            tasks = [Task(k, work[k], self.options.sampling, place) for k in todo]
-            began = time.monotonic()
-            for size in self._answered(tasks, there, total):
-                there += size
-                self.watcher.progress(there, total)
-                spent += time.monotonic() - began
-                self._fold(judge, least=FOLD)
-                began = time.monotonic()
-            self.run.clean_shards()
-        self._fold(judge)
-        return spent
-
-    def _answered(self, tasks: Sequence[Task], there: int, total: int) -> Iterator[int]:
-        """Each shard's size, once it is written: here one after the other, or by an engine that spreads work."""
-        if spread := getattr(self.engine, "spread", None):
-            yield from (size for _, size in spread(answer, tasks))
-            return
-        count = itertools.count(there + 1)
-        for task in tasks:
-            yield answer(self.engine, task, lambda: self.watcher.progress(next(count), total))[1]
-
-    def _fold(self, judge: Judge | None, least: int = 0) -> None:
-        """Judges and sums the shards that wait for it, once their activations are as large as `least` and the sums."""
-        if not self.sums:
-            return
-        waiting = sorted(set(self.run.done()) - set(self.sums.state().shards))
-        model = self.engine.model
-        if not waiting or (
-            least and len(waiting) * SHARD * 4 * model.layers * model.hidden < max(least, self.sums.bytes())
-        ):
-            return
-        self.sums.fold(self._responses(waiting, judge), waiting)
-
-    def _responses(self, numbers: Sequence[int], judge: Judge | None) -> Responses:
-        scores = judged(self.run, self.catalog, judge, numbers) if judge else None
-        return Responses.read(self.run, numbers, [r.role for r in self.catalog.roles], scores, self.options.seed)
-
-    def _plan(self, prompts: Sequence[Prompt], done: Sequence[int], work: Sequence[Sequence[Prompt]] = ()) -> Plan:
-        work = work or shards(prompts, SHARD, self.options.seed)
-        left = [p for k, s in enumerate(work) if k not in set(done) for p in s]
-        sample = left[:: max(1, len(left) // 64)]
-        chat = getattr(self.engine, "chat", None)
-        length = sum(len(chat.prompt_ids(p.messages)) for p in sample) / len(sample) if chat and sample else 64
-        new = self.options.sampling.max_new_tokens * len(left)
-        model = self.engine.model
-        return Plan(
-            responses=len(prompts),
-            done=len(prompts) - len(left),
-            prompt_tokens=int(length * len(left)),
-            new_tokens=new,
-            seconds=(length * len(left) + new) * seconds_per_token(self.engine),
-            bytes=len(left) * bytes_per_response(model.layers, model.hidden, self.options.sampling.max_new_tokens),
-        )
-
-    # -- judging -----------------------------------------------------------------------------------------------------
-
-    def _kept(
-        self, rounds: Sequence[Mapping[str, int]], judge: Judge | None, prompts: Sequence[Prompt]
-    ) -> estimate.Counted:
-        asked = {name: sum(r.get(name, 0) for r in rounds) for name in {p.role for p in prompts}}
-        roles = [r.role for r in self.catalog.roles]
-        source: Source
-        if self.sums:
-            source = Summed(self.sums)
-        else:
-            responses = self._responses(range(len(self._shards(self._assign(rounds)))), judge)
-            source = Kept(self.run, responses, 1 + len(roles), len(self.catalog.questions), self.blocks)
-        return estimate.counted(source, roles, asked, self.options.min_responses)
-
-    # -- going on ----------------------------------------------------------------------------------------------------
-
-    def _next(
-        self, kept: estimate.Counted, rounds: Sequence[Mapping[str, int]], history: list[dict[str, float]]
-    ) -> dict[str, int] | None:
-        """The next round where `until` asks for one; notes reliability against responses spent."""
-        until = self.options.until
-        if until is None:
+    def _aim(self, reading: str, readings: list[str]) -> Aim | None:
+        """What `until` asks of a reading: it speaks of prompts where they are read."""
+        options = self.options
+        if options.until is None or reading != readings[0]:
             return None
-        spent = sum(sum(r.values()) for r in rounds)
-        first = sum(rounds[0].values())
-        layer = self.engine.model.layers // 2 if self.options.layer is None else self.options.layer
-        reliability = estimate.axis_reliability(kept, layer, self.options.seed)
-        history.append({"responses": spent, "reliability": reliability})
-        self.watcher.note(
-            f"{spent} responses: the axis' reliability at layer {layer} is {reliability:.3f} (wanted {until})"
-        )
-        left = (self.options.budget or 4 * first) - spent
-        if reliability >= until or left <= 0:
-            return None
-        return next_round(kept.counts, min(left, max(1, first // 4)))
+        layer = round(DEPTH * self.engine.model.layers) if options.layer is None else options.layer
+        budget = options.prompt_budget if reading == PROMPT else options.budget
+        return Aim(options.until, budget, min(layer, self.engine.model.layers - 1))
+
+    # -- the space ---------------------------------------------------------------------------------------------------
 
     def _finish(
-        self,
-        kept: estimate.Counted,
-        manifest: Mapping[str, Any],
-        judge: Judge | None,
-        rounds: Sequence[Mapping[str, int]],
-        history: list[dict[str, float]],
-        seconds: float,
+        self, counted: Mapping[str, estimate.Counted], manifest: Mapping[str, Any], judge: Judge | None
     ) -> PersonaSpace:
-        scores = self.run.scores_of(judge.name) if judge else {}
-        values = [s for s, _ in scores.values()]
-        meta = {
-            "model": manifest["model"],
-            "catalog": {
-                "name": self.catalog.name,
-                **{k: v for k, v in manifest["config"]["catalog"].items() if k != "roles"},
-            },
-            "descriptions": {r.role: r.description for r in self.catalog.roles},
-            "design": manifest["config"]["design"],
-            "sampling": manifest["config"]["sampling"],
-            "seed": self.options.seed,
-            "version": manifest["version"],
-            "judge": {
-                "name": judge.name if judge else "none",
-                "scores": {str(s): values.count(s) for s in range(4)} if judge else None,
-            },
-            "n_responses": sum(sum(r.values()) for r in rounds),
-            "asked": {name: sum(r.get(name, 0) for r in rounds) for name in rounds[0]},
-            "history": history,
-            "seconds": {"responses": manifest["seconds"]},
-            "samples": self._samples(),
-        }
+        metas = {reading: self._meta(reading, manifest, judge) for reading in counted}
         made_from = {
             "config": manifest["config_hash"],
-            "kept": kept.counts,
-            "left_out": kept.left_out,
+            **{
+                reading: {"kept": kept.counts, "left_out": kept.left_out, "history": metas[reading]["history"]}
+                for reading, kept in counted.items()
+            },
             "layer": self.options.layer,
-            "judge": meta["judge"],
-            "history": history,
+            "judge": metas[REPLY]["judge"] if REPLY in metas else None,
             "version": version("personaspace"),
             **({"blocks": self.options.blocks} if self.options.blocks else {}),
         }
         if there := self._there(made_from):
             return there
         began = time.monotonic()
-        meta["made_from"] = made_from
-        space = estimate.estimate(kept, self.options.layer, self.options.seed, meta)
+        # Replies are what is watched and held, so where they were read, the layer is the one that tells them apart best.
+        spaces: dict[str, PersonaSpace] = {}
+        layer = self.options.layer
+        for reading in reversed(list(counted)):
+            space = estimate.estimate(counted[reading], layer, self.options.seed, metas[reading])
+            if reading != PROMPT:
+                layer = space.layer
+            spaces[reading] = space
+        space = spaces[PROMPT] if PROMPT in spaces else spaces[REPLY]
+        if PROMPT in spaces:
+            space = self._with_replies(space, spaces.get(REPLY), counted)
+        space.meta["layer_chosen"] = "auto" if self.options.layer is None else "given"
+        space.meta["made_from"] = made_from
+        space.meta["samples"] = self._samples()
         space.meta["seconds"]["estimates"] = time.monotonic() - began
+        if REPLY in spaces:
+            space = self._with_caps(space)
         space.save(self.run.space_file)
         write_report(space, self.run.report_file)
         return space
+
+    def _with_replies(
+        self, space: PersonaSpace, replies: PersonaSpace | None, counted: Mapping[str, estimate.Counted]
+    ) -> PersonaSpace:
+        """The space of prompts with what is known of replies: how they lie on its axis, and their own reading beside it."""
+        tensors = {name: t for name, t in space.tensors.items() if name not in OF_REPLIES}
+        meta = {k: v for k, v in space.meta.items() if k != "histogram"}
+        if replies is None:
+            return PersonaSpace(meta, tensors)
+        held, meta["histogram"] = estimate.on_replies(counted[REPLY], space.tensors["axis"], space.layer)
+        meta["judge"] = replies.meta["judge"]
+        seed = self.options.seed
+        if agree := agreement.of_orders(counted[PROMPT], counted[REPLY], space.layer, seed):
+            meta["readings_agree"] = agree
+        return PersonaSpace(*joined((meta, {**tensors, **held}), (replies.meta, replies.tensors)))
+
+    def _with_caps(self, space: PersonaSpace) -> PersonaSpace:
+        """The space with caps, where tokens were projected on its axis while the replies were given."""
+        axis = space.tensors["axis"]
+        default, roles, names = calibrate.taken(self.run, axis / axis.norm(dim=-1, keepdim=True))
+        layers = calibrate.default_range(len(axis))
+        if len(default) < calibrate.LEAST or len(roles) < calibrate.LEAST:
+            why = f"{len(default)} replies of the default and {len(roles)} of roles have their tokens projected on the axis"
+            self.watcher.note(
+                f"no caps yet: {why}, {calibrate.LEAST} of each are needed; `personaspace calibrate` makes them"
+            )
+            return space
+        made = calibrate.with_caps(space, default, roles, layers, names)
+        name, _ = calibrate.named_cap(made, "default", 25, layers)
+        return calibrate.recommended(made, name, {"because": calibrate.WITHOUT_SWEEP})
+
+    def _meta(self, reading: str, manifest: Mapping[str, Any], judge: Judge | None) -> dict[str, Any]:
+        """What a space's metadata say of how a reading was made."""
+        stage, config = self.stages[reading], manifest["config"]
+        rounds = stage.counted_rounds
+        scores = [s for s, _ in self.run.scores_of(judge.name).values()] if judge and reading == REPLY else []
+        catalog = {k: v for k, v in config["catalog"].items() if k != "roles"}
+        asked = {name: sum(r.get(name, 0) for r in rounds) for name in {n: None for r in rounds for n in r}}
+        return {
+            "reading": reading,
+            "model": manifest["model"],
+            "catalog": {"name": self.catalog.name, **catalog},
+            "descriptions": {r.role: r.description for r in self.catalog.roles},
+            "design": config["design"] if reading == REPLY else stage.design.model_dump(),
+            "sampling": config["sampling"],
+            "seed": self.options.seed,
+            "version": manifest["version"],
+            "judge": {
+                "name": judge.name if judge else "none",
+                "scores": {str(s): scores.count(s) for s in range(4)} if judge else None,
+            }
+            if reading == REPLY
+            else None,
+            "n_responses": sum(asked.values()),
+            "asked": asked,
+            "history": manifest.get(stage.key("history"), []),
+            "seconds": {"responses": manifest[stage.key("seconds")]},
+        }
 
     def _there(self, made_from: Mapping[str, Any]) -> PersonaSpace | None:
         """The space that an earlier call made from the same responses, with what calibration has added to it."""
@@ -331,12 +327,12 @@ class Mapper:
 
     def _samples(self) -> dict[str, list[list[str]]]:
         """Two exchanges of each role, as question and reply, for the report."""
-        found: dict[str, list[list[str]]] = {}
+        samples: dict[str, list[list[str]]] = {}
         for shard in self.run.done():
             for row in self.run.read(shard, ["role", "user", "text"]).to_pylist():
-                if len(found.setdefault(row["role"], [])) < 2 and row["text"].strip():
-                    found[row["role"]].append([row["user"], row["text"].strip()[:400]])
-        return found
+                if len(samples.setdefault(row["role"], [])) < 2 and row["text"].strip():
+                    samples[row["role"]].append([row["user"], row["text"].strip()[:400]])
+        return samples
 
 
 def named(catalog: Catalog, model: str) -> Catalog:

@@ -44,8 +44,10 @@ CHARACTERS, MESSAGE = 4.5, 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What a map will take. seconds and bytes are estimates; done counts responses that are there already."""
+    """What reading a map's prompts or its replies will take. seconds and bytes are estimates; done counts what is there
+    already. what: `prompts` or `responses`."""
 
+    what: str
     responses: int
     done: int
     prompt_tokens: int

@@ -8,8 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from personaspace.mapping import Watcher
 from personaspace.plan import Plan, duration
+from personaspace.stages import Watcher
 
 LINE_EVERY = 15.0
 """Seconds between plain lines."""
@@ -27,24 +27,28 @@ class Bar(Watcher):
         self.task: TaskID | None = None
         self.began = self.last = time.monotonic()
         self.first = 0
+        self.what = "responses"
 
     def line(self, plan: Plan) -> str:
         """The plan in one line."""
         there = f" ({plan.done} of them there already)" if plan.done else ""
+        new = f", at most {plan.new_tokens:,} new ones" if plan.new_tokens else ", nothing generated"
         return (
-            f"{plan.responses} responses{there}: {plan.prompt_tokens:,} prompt tokens, at most {plan.new_tokens:,} new ones, "
+            f"{plan.responses} {plan.what}{there}: {plan.prompt_tokens:,} prompt tokens{new}, "
             f"about {duration(plan.seconds)}, {plan.bytes / 1e6:,.0f} MB on the disk"
         )
 
     def planned(self, plan: Plan) -> None:
         self.console.print(self.line(plan))
-        self.began, self.first = time.monotonic(), plan.done
-        if self.console.is_terminal and self.bar is None:
+        self.began, self.first, self.what = time.monotonic(), plan.done, plan.what
+        if not self.console.is_terminal:
+            return
+        if self.bar is None:
             rate = TextColumn("{task.fields[rate]}")
-            columns = (TextColumn("responses"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.console)
             self.bar.start()
-            self.task = self.bar.add_task("responses", total=plan.responses, completed=plan.done, rate="")
+        self.task = self.bar.add_task(plan.what, total=plan.responses, completed=plan.done, rate="")
 
     def progress(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -54,7 +58,7 @@ class Bar(Watcher):
         elif now - self.last > LINE_EVERY and done - self.first >= FIRST_ROWS:
             self.last = now
             self.console.print(
-                f"{done}/{total} responses, {rate:.1f}/s, {duration((total - done) / max(rate, 1e-9))} left"
+                f"{done}/{total} {self.what}, {rate:.1f}/s, {duration((total - done) / max(rate, 1e-9))} left"
             )
 
     def note(self, text: str) -> None:

@@ -24,6 +24,8 @@ from personaspace.vectors import Cells, Fit, Floats, Ints, cosine, first_compone
 TARGET, KNOWN = 0.9, 0.7
 """The reliability that forecasts are made for, and the one below which order and neighbours do not count as known."""
 
+NAMES = ("axis", "order", "map")
+
 Pair = tuple[Fit, Fit]
 
 

@@ -30,6 +30,9 @@ from personaspace.places import Place, read_rows, table_bytes, write_table, writ
 FORMAT = 1
 ONSETS = "onsets"
 
+SAME = 1 - 1e-6
+"""Cosine from which directions are the same: sums that were added up in another order differ by as much."""
+
 SCHEMA = pa.schema(
     [
         ("role", pa.string()),
@@ -207,15 +210,15 @@ class Shards:
         self.place.write(_responses(shard), table_bytes(table))
 
     def projections(self, shard: int, along: Tensor) -> list[Tensor] | None:
-        """Each response's tokens' projections on those directions, `[tokens, layers]`, in the shard's order; None where they
-        were not taken, or on other directions."""
+        """Each response's tokens' projections on those directions `[layers, hidden]`, `[tokens, layers]`, in the shard's order;
+        without tokens where they were not kept. None where they were not taken, or on other directions."""
         if not self.place.has(_projections(shard)):
             return None
         try:
             tensors = load(self.place.read(_projections(shard)).to_pybytes())
         except SafetensorError:
             return None  # as good as never taken: who needs them replays
-        if not torch.equal(tensors["along"], along):
+        if tensors["along"].shape != along.shape or torch.cosine_similarity(tensors["along"], along).min() < SAME:
             return None
         return list(tensors["projections"].split(tensors["tokens"].tolist()))
 

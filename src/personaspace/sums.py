@@ -25,7 +25,7 @@ from personaspace.errors import DesignError
 from personaspace.judge import KEPT
 from personaspace.places import load_tensors, write_whole
 from personaspace.prompts import row_seed
-from personaspace.store import Run
+from personaspace.store import Shards
 from personaspace.vectors import Cells, Floats, Ints
 
 ALL = KEPT + 1
@@ -57,7 +57,7 @@ class Responses:
     @classmethod
     def read(
         cls,
-        run: Run,
+        run: Shards,
         shards: Sequence[int],
         roles: Sequence[str],
         scores: Mapping[tuple[str, int], tuple[int, float]] | None,
@@ -121,7 +121,7 @@ class Source(Protocol):
 class Kept:
     """A source made of kept activations. blocks_of None: as exact as can be; otherwise as from sums of those blocks."""
 
-    def __init__(self, run: Run, responses: Responses, roles: int, questions: int, block_of: Ints | None) -> None:
+    def __init__(self, run: Shards, responses: Responses, roles: int, questions: int, block_of: Ints | None) -> None:
         self.run, self.block_of = run, block_of
         self.counted = responses.where(responses.score >= KEPT)
         self.n = np.zeros((roles, questions), dtype=np.int64)
@@ -178,11 +178,10 @@ class State:
 
 
 class Sums:
-    """A run's sums on the disk. kept: the layers whose activations stay beside them."""
+    """A reading's sums on the disk, in a folder. kept: the layers whose activations stay beside them."""
 
-    def __init__(self, run: Run, roles: int, block_of: Ints, kept: range = range(0)) -> None:
-        self.run, self.roles, self.block_of, self.kept = run, roles, block_of, kept
-        self.folder = run.folder / "sums"
+    def __init__(self, run: Shards, folder: Path, roles: int, block_of: Ints, kept: range = range(0)) -> None:
+        self.run, self.folder, self.roles, self.block_of, self.kept = run, folder, roles, block_of, kept
 
     def state(self) -> State:
         """What was added so far."""
@@ -328,7 +327,7 @@ def _drawn(role: Ints, lot: Ints) -> Ints:
     return found
 
 
-def _add_norms(total: Floats, at: tuple[Ints, ...], run: Run, shard: int, mine: Responses) -> Floats:
+def _add_norms(total: Floats, at: tuple[Ints, ...], run: Shards, shard: int, mine: Responses) -> Floats:
     """Sums over tokens of the residual norm, with a shard's added."""
     each = run.tensors(shard, "norms")[torch.from_numpy(mine.row)].double().numpy() * mine.tokens[:, None]
     if not total.shape[-1]:

@@ -62,7 +62,7 @@ def test_two_workers_on_vllm_of_which_one_is_killed_give_the_space_of_one_engine
     folders: Callable[[str], str], opened: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray")
-    monkeypatch.setattr("personaspace.mapping.SHARD", 8)
+    monkeypatch.setattr("personaspace.stages.SHARD", 8)
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone = mapped(opened(folders("llama"), **VLLM), tmp_path / "alone")

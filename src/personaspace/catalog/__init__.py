@@ -151,6 +151,15 @@ def load_traits(folder: str | Path | None = None) -> tuple[Trait, ...]:
     return found
 
 
+EARLIER = Path(__file__).parent / "earlier"
+"""Where the texts of earlier versions lie, a folder each: a run that was begun on them goes on with them."""
+
+
+def earlier() -> list[str]:
+    """The versions whose texts are there."""
+    return sorted(path.name for path in EARLIER.iterdir() if path.is_dir()) if EARLIER.is_dir() else []
+
+
 def load_catalog(folder: str | Path | None = None) -> Catalog:
     """The package's catalogue, or that of a folder in either layout. Raises `CatalogError` with file and line."""
     own = Path(__file__).parent

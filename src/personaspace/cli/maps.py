@@ -17,20 +17,40 @@ if TYPE_CHECKING:
     from personaspace.mapping import MapOptions
 
 
+PUBLISHED_LEAST = 50
+"""Kept replies that a role needs in the study."""
+
+
 @app.command("map", epilog="Example: personaspace map smollm2 --out runs/smollm2 --questions 120 --max-new-tokens 32")
 def map_command(
     model: Annotated[str, typer.Argument(help="smollm2, a Hub id, a model's folder, or a GGUF file.")],
     out_folder: Annotated[Path, typer.Option("--out", help="The run's folder; the same command goes on with it.")],
-    roles: Annotated[str, typer.Option(help="all, a number of roles, or names separated by commas.")] = "all",
-    questions: Annotated[int | None, typer.Option(help="How many questions; all unless given.")] = None,
-    per_role: Annotated[int, typer.Option(help="Responses a role, questions and instructions in rotation.")] = 4,
-    complete: Annotated[bool, typer.Option("--complete", help="Ask every role everything, as published.")] = False,
-    default_responses: Annotated[
-        int | None, typer.Option(help="Responses of the default; half the roles' total.")
+    read: Annotated[
+        str, typer.Option(help="prompt: before the first word; reply: as in the study; both: the map from prompts.")
+    ] = "both",
+    published: Annotated[
+        bool, typer.Option("--published", help="The study's way: replies, every role asked everything.")
+    ] = (False),
+    roles: Annotated[
+        str | None, typer.Option(help="all, a number of roles, or names separated by commas; all unless given.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="At most that many tokens a response.")] = 512,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="The nucleus' share of probability.")] = 0.9,
+    questions: Annotated[
+        int | None, typer.Option(help="How many questions; unless given, so many that each is asked of ten roles.")
+    ] = None,
+    prompts_per_role: Annotated[int | None, typer.Option(help="Prompts a role, in rotation; 12.", min=1)] = None,
+    default_prompts: Annotated[
+        int | None, typer.Option(help="Prompts of the default; half the roles' total, at most 500.", min=2)
+    ] = None,
+    per_role: Annotated[
+        int | None, typer.Option(help="Replies a role, questions and instructions in rotation; 2, without prompts 4.")
+    ] = None,
+    complete: Annotated[bool, typer.Option("--complete", help="Ask for every role's replies to everything.")] = False,
+    default_responses: Annotated[
+        int | None, typer.Option(help="Replies of the default; half the roles' total.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="At most that many tokens a reply; 512.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 0.7, and 0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="The nucleus' share of probability; 0.9.")] = None,
     judge: Annotated[str, typer.Option(help="rules, local, openai or none.")] = "rules",
     judge_model: Annotated[
         str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")
@@ -40,9 +60,14 @@ def map_command(
         int | None, typer.Option(help="Kept responses a role needs; half of what was asked.")
     ] = None,
     layer: Annotated[str, typer.Option(help="auto, or a layer counted from 0.")] = "auto",
-    until: Annotated[float | None, typer.Option(help="Go on in rounds until the axis is that reliable.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Go on in rounds until it is that reliable: axis:0.95,order:0.9,map:0.8.")
+    ] = None,
     budget: Annotated[
-        int | None, typer.Option(help="Responses that --until may spend; four times the first round.")
+        int | None, typer.Option(help="Replies that --until may spend; four times what is asked for.")
+    ] = None,
+    prompt_budget: Annotated[
+        int | None, typer.Option(help="Prompts that --until may read; four times what is asked for.")
     ] = None,
     keep: Annotated[
         str,
@@ -73,9 +98,8 @@ def map_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Map MODEL: ask roles and default, read activations, and write the space and its report."""
-    from personaspace.api import options_of
-    from personaspace.catalog import load_catalog
+    """Map MODEL: read its prompts and replies as roles and as the default, and write the space and its report."""
+    from personaspace.api import catalog_of, options_of
     from personaspace.engines import load_engine
     from personaspace.judge import JUDGES, make_judge
     from personaspace.mapping import Mapper
@@ -85,21 +109,30 @@ def map_command(
         raise UsageError(f"--judge {judge}: expected one of {', '.join(JUDGES)}")
     if layer != "auto" and not layer.isdigit():
         raise UsageError(f"--layer {layer}: expected auto or a number from 0")
-    design = {"per_role": per_role, "default_responses": default_responses, "complete": complete}
+    if published:
+        if read == "prompt":
+            raise UsageError("--published --read prompt: the study's way reads replies; leave one of the two out")
+        read, complete, min_responses = "reply", True, min_responses or PUBLISHED_LEAST
+    design = {"per_role": per_role, "default_responses": default_responses, "complete": complete or None}
+    prompts = {"per_role": prompts_per_role, "default_responses": default_prompts}
     sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     options = options_of(
-        design=design,
-        sampling=sampling,
+        read=read,
+        **{
+            name: {k: v for k, v in values.items() if v is not None}
+            for name, values in (("design", design), ("prompts", prompts), ("sampling", sampling))
+        },
         seed=seed,
         layer=None if layer == "auto" else int(layer),
         min_responses=min_responses,
         until=until,
         budget=budget,
+        prompt_budget=prompt_budget,
         keep=keep,
         blocks=blocks,
         shards=shards,
     )
-    chosen = load_catalog(catalog).select(roles, questions)
+    chosen = catalog_of(out_folder, options, catalog, roles, questions)
     if on:
         if not dry_run:
             raise UsageError("--on: a map runs where it is; with --dry-run it says what it would take there")
@@ -111,8 +144,11 @@ def map_command(
     loaded = load_engine(engine, model, **here, rows=rows, **({**cluster, **each} if engine == "ray" else {}))
     mapper = Mapper(loaded, chosen, out_folder, options, bar)
     if dry_run:
-        plan = mapper.plan()
-        out.print(json.dumps(plan.__dict__) if as_json else bar.line(plan))
+        plans = mapper.plan()
+        if as_json:
+            out.print(json.dumps({reading: vars(plan) for reading, plan in plans.items()}))
+        else:
+            out.print("\n".join(bar.line(plan) for plan in plans.values()))
         return
     # A judge reads probabilities, which a cluster's engine does not give: it is loaded here.
     apart = judge == "local" and (judge_model or engine != "transformers")

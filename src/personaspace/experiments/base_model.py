@@ -106,6 +106,7 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
         catalog,
         trials.folder / "base",
         MapOptions(
+            read="reply",
             design=Design(per_role=options.per_role, default_responses=options.default_responses),
             sampling=Sampling(max_new_tokens=options.max_new_tokens),
             seed=options.seed,

@@ -34,10 +34,10 @@ from personaspace.experiments.conditions import steered as steered
 from personaspace.experiments.experiment import Options
 from personaspace.interventions import Intervention
 from personaspace.judge import Judge, Rubric, Score, make_judge
-from personaspace.mapping import Watcher
 from personaspace.places import read_rows, write_table, write_whole
 from personaspace.prompts import Message, Prompt, Sampling, row_seed
 from personaspace.space import PersonaSpace
+from personaspace.stages import Watcher
 from personaspace.store import Folder
 
 SHARD = 128
