@@ -18,6 +18,7 @@ import torch
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
+from personaspace.engines.transformers import TransformersEngine
 from personaspace.errors import DesignError, RunError, RunLocked, RunMismatch, SpaceError
 from personaspace.estimate import counted
 from personaspace.store import Run
@@ -27,8 +28,6 @@ OPTIONS = {"read": "reply", "per_role": 20, "max_new_tokens": 8, "default_respon
 
 
 def engine():
-    from personaspace.engines.transformers import TransformersEngine
-
     return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
 
 
@@ -46,20 +45,23 @@ def mapped(tmp_path_factory, small_catalog):
     return folder, space
 
 
-def work(folder: str, catalog: str) -> None:
+def work(folder: str, catalog: str, options: dict) -> None:
     """What the killed processes do: a map in shards of eight."""
     import personaspace.stages
 
     torch.set_num_threads(1)
     personaspace.stages.SHARD = 8
-    ps.map(engine(), folder, catalog=catalog, **OPTIONS)
+    ps.map(engine(), folder, catalog=catalog, **options)
 
 
-def start(folder: Path, catalog: Path) -> multiprocessing.Process:
+def start(folder: Path, catalog: Path, options: dict = OPTIONS) -> multiprocessing.Process:
     # A server that has imported everything already, and has no threads, forks the processes: they are real ones.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_map"])
-    process = context.Process(target=work, args=(str(folder), str(catalog)))
+    process = context.Process(target=work, args=(str(folder), str(catalog), options))
     process.start()
     return process
 
@@ -208,7 +210,14 @@ def test_until_goes_on_in_rounds_and_notes_reliability_against_responses(tmp_pat
 
 def test_complete_asks_every_role_everything(tmp_path, small_catalog):
     space = ps.map(
-        engine(), tmp_path, catalog=small_catalog, questions=3, complete=True, max_new_tokens=2, judge="none"
+        engine(),
+        tmp_path,
+        catalog=small_catalog,
+        read="reply",
+        questions=3,
+        complete=True,
+        max_new_tokens=2,
+        judge="none",
     )
     assert space.summary()["n_responses"] == 6 * 5 * 3 + 5 * 3
     asked = [(r[0], r[2], r[3]) for r in texts(tmp_path)]
@@ -310,9 +319,9 @@ def test_memory_does_not_grow_with_the_number_of_responses(tmp_path, small_catal
 
 
 def test_roles_asked_one_question_alone_have_no_reliability_and_the_map_is_drawn(tmp_path, small_catalog):
-    from personaspace.engines.transformers import TransformersEngine
-
     engine = TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
-    space = ps.map(engine, tmp_path, catalog=small_catalog, read="reply", per_role=1, default_responses=12, max_new_tokens=4)
+    space = ps.map(
+        engine, tmp_path, catalog=small_catalog, read="reply", per_role=1, default_responses=12, max_new_tokens=4
+    )
     assert all(r["reliability"] is None for r in space.summary()["roles"])
     assert (tmp_path / "report.html").is_file()

@@ -99,7 +99,9 @@ def test_without_a_judge_all_responses_are_one_class(tmp_path, engine, mapped, s
         mapper = Mapper(engine, load_catalog(small_catalog), tmp_path / keep, options_of(**OPTIONS, keep=keep))
         mapper.map(None)
     same(*(PersonaSpace.load(tmp_path / k) for k in ("all", "sums")))
-    assert np.flatnonzero(Sums(Run(tmp_path / "sums"), tmp_path / "sums" / "sums", 7, blocks_of(12, 5, 0)).state().n.sum((1, 2))).tolist() == [4]
+    assert np.flatnonzero(
+        Sums(Run(tmp_path / "sums"), tmp_path / "sums" / "sums", 7, blocks_of(12, 5, 0)).state().n.sum((1, 2))
+    ).tolist() == [4]
 
 
 def test_shards_are_added_in_any_order_and_by_many_hands(tmp_path, mapped):

@@ -14,7 +14,7 @@ from personaspace.vectors import Fit, Floats
 
 SPLITS, DRAWS = 20, 200
 
-LEAST_RELIABLE = 0.05
+LEAST_RELIABLE = 0.1
 """A half's reliability under which dividing by it says nothing."""
 
 

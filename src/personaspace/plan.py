@@ -288,11 +288,12 @@ def assumptions(on: Hardware, shape: Shape) -> list[str]:
     ]
 
 
-def lines(name: str, on: Hardware, asked: Asked, shape: Shape) -> list[str]:
+def lines(name: str, on: Hardware, asked: Asked, shape: Shape, reading: str = "reply") -> list[str]:
     """A prediction for people."""
     p, disks = predict(shape, on, asked), disk(shape, asked)
-    where = f"{name} on {on.name}: {asked.responses:,} responses, {asked.prompt_tokens:,} prompt tokens, "
-    first = where + f"at most {asked.new_tokens:,} new ones"
+    what = "prompts" if reading == "prompt" else "responses"
+    where = f"{name} on {on.name}: {asked.responses:,} {what}, {asked.prompt_tokens:,} prompt tokens, "
+    first = where + (f"at most {asked.new_tokens:,} new ones" if asked.new_tokens else "nothing generated")
     if p["hours"] is None:
         time_of = f"does not fit: {shape.parameters * on.number / 1e9:.0f} GB of weights"
     else:
@@ -303,7 +304,8 @@ def lines(name: str, on: Hardware, asked: Asked, shape: Shape) -> list[str]:
             f"weights, {memory['keys_and_values']:.3g} GB of keys and values"
         )
     kept = "disk: {all:,.3g} GB; with --keep sums {sums:,.3g} GB, at most {most:,.3g} GB on the way".format(**disks)
-    return [first, time_of, kept, *(f"assumed: {a}" for a in assumptions(on, shape))]
+    assumed = [f"assumed: {a}" for a in assumptions(on, shape)] if asked.new_tokens else []
+    return [first, time_of, kept, *assumed]
 
 
 def as_json(name: str, on: Hardware, asked: Asked, shape: Shape) -> dict[str, Any]:

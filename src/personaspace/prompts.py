@@ -76,7 +76,7 @@ class Design(BaseModel):
         asked one again while others are left (the method's "Three reliabilities")."""
         available = len(catalog.questions)
         borne = self.per_role * len(catalog.roles) // ROLES_A_QUESTION
-        return available if self.complete else min(available, max(self.per_role, borne))
+        return available if self.complete else min(available, max(2, self.per_role, borne))
 
     def sparseness(self, catalog: Catalog) -> str | None:
         """A sentence where there are more questions than that."""

@@ -278,8 +278,11 @@ class Stage:
                 return {DEFAULT: max(1, size // 2), **dict.fromkeys(fresh[: max(1, size - size // 2)], 1)}
             return next_round(kept.counts, min(left, max(1, first // 4)))
         # Order and map are the roles': all are asked equally often, the default as much more as the first round gave it.
-        each = max(1, min(left, first // 4) // (len(kept.counts) - 1))
-        return {name: each if name != DEFAULT else max(1, each * kept.counts[DEFAULT] // 4) for name in kept.counts}
+        names = [r.role for r in self.catalog.roles]
+        each = max(1, min(left, first // 4) // len(names))
+        default = round(each * rounds[0][DEFAULT] / max(1, rounds[0].get(names[0], 1)))
+        more = {DEFAULT: max(1, min(default, left - each * len(names))), **dict.fromkeys(names, each)}
+        return more if sum(more.values()) <= left else None
 
 
 def _total(rounds: Rounds) -> Counter[str]:

@@ -39,6 +39,7 @@ def calibrate(
     from personaspace import sweep as sweeping
     from personaspace.judge import make_judge
     from personaspace.monitor import detection
+    from personaspace.space import PersonaSpace
     from personaspace.store import Run
 
     folder = Path(space) if Path(space).is_dir() else Path(space).parent
@@ -50,14 +51,23 @@ def calibrate(
     calibration.check_kind(kind, floor)
     tasks = sweeping.read_tasks(capability) if capability else []
     wanted = calibration.parse_range(layers) if layers else None
-    loaded, engine = space_and_engine(space, model, device, dtype)
-    chosen = wanted or calibration.default_range(engine.model.layers)
-    calibration.check_range(chosen, engine.model.layers)
+    loaded = PersonaSpace.load(space)
+    axis = loaded.tensors["axis"]
+    chosen = wanted or calibration.default_range(len(axis))
+    calibration.check_range(chosen, len(axis))
     run = Run(folder)
+    taken = calibration.taken(run, axis / axis.norm(dim=-1, keepdim=True))
+    replay = sweep or min(len(taken[0]), len(taken[1])) < calibration.LEAST
+    if replay:
+        loaded, engine = space_and_engine(space, model, device, dtype)
     with run.locked():
-        sample = calibration.draw_sample(run, seed=seed)
-        err.print(f"replaying {len(sample.default)} default and {len(sample.roles)} role replies")
-        made = calibration.calibrate(engine, loaded, sample, chosen)
+        if replay:
+            sample = calibration.draw_sample(run, seed=seed)
+            err.print(f"replaying {len(sample.default)} default and {len(sample.roles)} role replies")
+            made = calibration.calibrate(engine, loaded, sample, chosen)
+        else:
+            err.print(f"{len(taken[0])} default and {len(taken[1])} role replies were projected while they were given")
+            made = calibration.with_caps(loaded, taken[0], taken[1], chosen, taken[2])
         name, cap = calibration.named_cap(made, kind, floor, chosen)
         made.meta["caps"][name] = cap
         outcomes: list[sweeping.Outcome] = []

@@ -171,11 +171,18 @@ def _plan_on(model: str, on: str, catalog: Catalog, options: MapOptions, as_json
 
     shape, chat = plan.model_of(model)
     hardware = plan.hardware_of(on)
-    asked = plan.asked_of(catalog, options.design, options.sampling.max_new_tokens, options.seed, chat)
+    options = options.resolved(None, catalog)
+    asked = {}
+    if options.read != "reply":
+        asked["prompt"] = plan.asked_of(catalog, options.prompts, 0, options.seed, chat)
+    if options.read != "prompt":
+        asked["reply"] = plan.asked_of(catalog, options.design, options.sampling.max_new_tokens, options.seed, chat)
     if as_json:
-        out.print_json(json.dumps(plan.as_json(model, hardware, asked, shape)))
+        by_reading = {reading: plan.as_json(model, hardware, of, shape) for reading, of in asked.items()}
+        out.print_json(json.dumps({**by_reading[list(asked)[-1]], "readings": by_reading}))
     else:
-        out.print("\n".join(plan.lines(model, hardware, asked, shape)), markup=False)
+        for reading, of in asked.items():
+            out.print("\n".join(plan.lines(model, hardware, of, shape, reading)), markup=False)
 
 
 @app.command(epilog="Example: personaspace show runs/smollm2")
