@@ -17,6 +17,7 @@ from personaspace.components import principal_components
 from personaspace.errors import SpaceError
 from personaspace.interventions import Add, Cap, Where
 from personaspace.layout import BUNDLED
+from personaspace.layout import FORMAT as FORMAT
 from personaspace.places import space_file, write_whole
 from personaspace.readings import REPLY, part
 

@@ -146,7 +146,8 @@ def map_command(
     if dry_run:
         plans = mapper.plan()
         if as_json:
-            out.print(json.dumps({reading: vars(plan) for reading, plan in plans.items()}))
+            by_reading = {reading: vars(plan) for reading, plan in plans.items()}
+            out.print(json.dumps({**list(by_reading.values())[-1], "readings": by_reading}))
         else:
             out.print("\n".join(bar.line(plan) for plan in plans.values()))
         return
