@@ -16,11 +16,15 @@ import torch
 
 from personaspace.catalog import DEFAULT, load_catalog
 from personaspace.engines import Engine, Span
+from personaspace.engines.onset import shared_prefixes
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.interventions import Cap, Intervention
-from personaspace.prompts import Prompt, Sampling, assign
+from personaspace.plan import SHARD
+from personaspace.prompts import Prompt, Sampling, assign, shards
 
-BENCHES = ("generate", "extract", "overhead", "scale")
+BENCHES = ("generate", "extract", "prefill", "overhead", "scale")
+PREFILL_A_ROLE = 12
+"""As a map asks them, so that as many share a beginning."""
 BATCHES = (16, 32, 48, 64, 128)
 
 
@@ -29,12 +33,22 @@ def run_bench(
 ) -> dict[str, Any]:
     """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit."""
     catalog = load_catalog()
-    asked = assign(catalog, [{DEFAULT: 1, **{r.role: 1 for r in catalog.roles}}], 0)[0]
-    chosen = [p for p in asked if p.role != DEFAULT][:prompts]
+    each = PREFILL_A_ROLE if what == "prefill" else 1
+    asked = assign(catalog, [{DEFAULT: 1, **{r.role: each for r in catalog.roles}}], 0)[0]
+    chosen = [p for p in asked if p.role != DEFAULT]
+    chosen = (
+        [p for shard in shards(chosen, SHARD, 0) for p in shard][:prompts] if what == "prefill" else chosen[:prompts]
+    )
     if engine == "vllm":
         return {"bench": what, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats)}
     loaded = TransformersEngine.load(model)
-    measure = {"generate": _generate, "extract": _extract, "overhead": _overhead, "scale": _scale}[what]
+    measure = {
+        "generate": _generate,
+        "extract": _extract,
+        "prefill": _prefill,
+        "overhead": _overhead,
+        "scale": _scale,
+    }[what]
     return {"bench": what, "prompts": len(chosen), **measure(loaded, chosen, tokens, repeats)}
 
 
@@ -254,6 +268,64 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
         },
         "limit": {name: 2.2, "share of the GEMM peak": 0.7, "memory": 3.0},
         "memory_mb": {"ours": used[0] / 2**20, name: used[1] / 2**20},
+    }
+
+
+def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
+    """Prompts read at their last token, as a map reads them, against `output_hidden_states` of the same prompts, sorted by
+    length and padded; share of the GEMM peak on the tokens that are computed, and how many of those are padding."""
+    ids = sorted((engine.chat.prompt_ids(p.messages) for p in prompts), key=len)
+    computed: list[int] = []
+
+    def ours() -> float:
+        computed.clear()
+        base = engine.network.base_model
+        hook = base.register_forward_pre_hook(
+            lambda module, args, kwargs: computed.append(kwargs["input_ids"].numel()), with_kwargs=True
+        )
+        began = time.monotonic()
+        try:
+            for k in range(0, len(prompts), SHARD):
+                for _ in engine.onsets(prompts[k : k + SHARD], read=range(engine.model.layers)):
+                    pass
+        finally:
+            hook.remove()
+        return len(ids) / (time.monotonic() - began)
+
+    def peer() -> float:
+        began = time.monotonic()
+        for k in range(0, len(ids), 16):
+            batch = ids[k : k + 16]
+            longest = len(batch[-1])
+            rows = torch.tensor([[0] * (longest - len(row)) + row for row in batch], device=engine.device)
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in batch], device=engine.device)
+            with torch.inference_mode():
+                states = engine.network(
+                    rows, attention_mask=mask, output_hidden_states=True, use_cache=False, logits_to_keep=1
+                ).hidden_states
+            torch.stack([h[:, -1] for h in states[1:]])
+        return len(ids) / (time.monotonic() - began)
+
+    mine, theirs = _in_turn(repeats, ours, peer)
+    real = 0
+    for k in range(0, len(prompts), SHARD):
+        rows = [engine.chat.prompt_ids(p.messages) for p in prompts[k : k + SHARD]]
+        real += sum(p.length + sum(len(rows[m]) - p.length for m in p.members) for p in shared_prefixes(rows))
+    per_prompt = real / len(prompts)
+    name = "output_hidden_states"
+    return {
+        "ours": _row(mine, "prompts/s"),
+        "peers": {name: _row(theirs, "prompts/s")},
+        "ratio": {
+            name: statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
+            "share of the GEMM peak": statistics.median(mine)
+            * per_prompt
+            * _flops_per_token(engine)
+            / _gemm_peak(engine),
+            "computed tokens that are real": real / sum(computed),
+            "tokens of the prompts that are computed": real / sum(map(len, ids)),
+        },
+        "limit": {name: 2.0, "share of the GEMM peak": 0.7, "computed tokens that are real": 0.9},
     }
 
 

@@ -218,7 +218,7 @@ def report(
 
 @app.command(epilog="Example: personaspace bench generate --json")
 def bench(
-    what: Annotated[str, typer.Argument(help="generate, extract, overhead or scale.")],
+    what: Annotated[str, typer.Argument(help="generate, extract, prefill, overhead or scale.")],
     model: Annotated[str, typer.Option(help="The model to measure.")] = "smollm2",
     prompts: Annotated[int, typer.Option(help="How many prompts.")] = 275,
     tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,
@@ -242,6 +242,8 @@ def bench(
         ratio = result["ratio"].get(name)
         values = [f"{row[k]:.4g}" for k in ("median", "min", "max")]
         table.add_row(name, *values, row["unit"], "" if ratio is None else f"{ratio:.2f}")
+    for name in [n for n in result["ratio"] if n not in result["peers"]]:
+        table.add_row(name, "", "", "", "", f"{result['ratio'][name]:.2f}")
     out.print(table)
 
 
