@@ -50,7 +50,7 @@ def work(folder: str, catalog: str, options: dict) -> None:
     import personaspace.stages
 
     torch.set_num_threads(1)
-    personaspace.stages.SHARD = 8
+    personaspace.stages.SHARD = personaspace.stages.ONSET_SHARD = 8
     ps.map(engine(), folder, catalog=catalog, **options)
 
 

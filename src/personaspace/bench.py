@@ -19,7 +19,7 @@ from personaspace.engines import Engine, Span
 from personaspace.engines.onset import shared_prefixes
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.interventions import Cap, Intervention
-from personaspace.plan import SHARD
+from personaspace.plan import ONSET_SHARD
 from personaspace.prompts import Prompt, Sampling, assign, shards
 
 BENCHES = ("generate", "extract", "prefill", "overhead", "scale")
@@ -37,7 +37,9 @@ def run_bench(
     asked = assign(catalog, [{DEFAULT: 1, **{r.role: each for r in catalog.roles}}], 0)[0]
     chosen = [p for p in asked if p.role != DEFAULT]
     chosen = (
-        [p for shard in shards(chosen, SHARD, 0) for p in shard][:prompts] if what == "prefill" else chosen[:prompts]
+        [p for shard in shards(chosen, ONSET_SHARD, 0) for p in shard][:prompts]
+        if what == "prefill"
+        else chosen[:prompts]
     )
     if engine == "vllm":
         return {"bench": what, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats)}
@@ -285,8 +287,8 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
         )
         began = time.monotonic()
         try:
-            for k in range(0, len(prompts), SHARD):
-                for _ in engine.onsets(prompts[k : k + SHARD], read=range(engine.model.layers)):
+            for k in range(0, len(prompts), ONSET_SHARD):
+                for _ in engine.onsets(prompts[k : k + ONSET_SHARD], read=range(engine.model.layers)):
                     pass
         finally:
             hook.remove()
@@ -308,8 +310,8 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
 
     mine, theirs = _in_turn(repeats, ours, peer)
     real = 0
-    for k in range(0, len(prompts), SHARD):
-        rows = [engine.chat.prompt_ids(p.messages) for p in prompts[k : k + SHARD]]
+    for k in range(0, len(prompts), ONSET_SHARD):
+        rows = [engine.chat.prompt_ids(p.messages) for p in prompts[k : k + ONSET_SHARD]]
         real += sum(p.length + sum(len(rows[m]) - p.length for m in p.members) for p in shared_prefixes(rows))
     per_prompt = real / len(prompts)
     name = "output_hidden_states"

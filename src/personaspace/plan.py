@@ -27,6 +27,8 @@ _DATA = Path(__file__).parent / "data"
 
 SHARD = 256
 """Responses a shard: what a killed run may have to do again."""
+ONSET_SHARD = 512
+"""Prompts a shard, where nothing is generated: the more are read together, the more tokens are shared and the fewer padded."""
 
 COMPUTE = 0.35
 """Share of the peak in matrix products that a GPU reaches over a whole forward pass."""

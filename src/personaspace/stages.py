@@ -20,7 +20,7 @@ from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines import Engine
 from personaspace.engines.common import common
 from personaspace.judge import Judge
-from personaspace.plan import SHARD, Plan, bytes_per_response, seconds_per_token
+from personaspace.plan import ONSET_SHARD, SHARD, Plan, bytes_per_response, seconds_per_token
 from personaspace.prompts import Design, Prompt, Sampling, assign, next_round, shards
 from personaspace.readings import PROMPT
 from personaspace.store import Run, Shards
@@ -153,7 +153,8 @@ class Stage:
 
     def cut(self, groups: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
         """The shards of each round's prompts."""
-        return [s for k, g in enumerate(groups) for s in shards(g, SHARD, self.seed + k)]
+        size = ONSET_SHARD if self.reading == PROMPT else SHARD
+        return [s for k, g in enumerate(groups) for s in shards(g, size, self.seed + k)]
 
     def _ask(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None) -> float:
         """Asks what is not there yet, and sums what is too big to keep; returns the seconds that asking took."""
@@ -192,8 +193,8 @@ class Stage:
         if not (sums := self.sums):
             return
         waiting = sorted(set(self.shards.done()) - set(sums.state().shards))
-        model = self.engine.model
-        if not waiting or (least and len(waiting) * SHARD * 4 * model.layers * model.hidden < max(least, sums.bytes())):
+        model, size = self.engine.model, ONSET_SHARD if self.reading == PROMPT else SHARD
+        if not waiting or (least and len(waiting) * size * 4 * model.layers * model.hidden < max(least, sums.bytes())):
             return
         sums.fold(self._responses(waiting, judge), waiting)
 

@@ -6,11 +6,13 @@ computed once: a pass over the distinct prefixes, then a pass over what follows 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
@@ -55,6 +57,30 @@ def shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[Prefix]:
     return prefixes
 
 
+def passes(prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, list[Prefix]]]:
+    """Prefixes of one length each, at most `tokens` of them all together, with what follows them enough for a pass of its own
+    where there is that much: prefixes that are too few are cut to the next shorter length and go with those."""
+    by_length: dict[int, list[Prefix]] = {}
+    for prefix in shared_prefixes(prompts):
+        by_length.setdefault(prefix.length, []).append(prefix)
+    result: list[tuple[int, list[Prefix]]] = []
+    waiting: list[Prefix] = []
+    for length in sorted(by_length, reverse=True):
+        waiting += by_length[length]
+        if length and length > min(by_length):
+            follows = sum(len(prompts[place]) - length for p in waiting for place in p.members)
+            if follows < tokens:
+                continue
+        if not length:
+            result.append((0, waiting))
+        else:
+            parts = -(-len(waiting) * length // tokens)
+            each = -(-len(waiting) // parts)
+            result += [(length, waiting[k : k + each]) for k in range(0, len(waiting), each)]
+        waiting = []
+    return result
+
+
 @dataclass(frozen=True)
 class OnsetReader:
     """What to read of prompts, and under which interventions. tokens: of one forward pass, at the most."""
@@ -67,14 +93,8 @@ class OnsetReader:
 
     def onsets(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
         """Each prompt's place and its residual stream `[layers, hidden]` at the last token, in fp32, in no set order."""
-        by_length: dict[int, list[Prefix]] = {}
-        for prefix in shared_prefixes(prompts):
-            by_length.setdefault(prefix.length, []).append(prefix)
-        for length, prefixes in sorted(by_length.items()):
-            # As many prefixes at a time as one pass takes: their KV caches are all held until their prompts are read.
-            together = max(1, self.tokens // max(1, length)) if length else len(prefixes)
-            for k in range(0, len(prefixes), together):
-                yield from self._onsets_after(length, prefixes[k : k + together], prompts)
+        for length, prefixes in passes(prompts, self.tokens):
+            yield from self._onsets_after(length, prefixes, prompts)
 
     def _onsets_after(
         self, length: int, prefixes: Sequence[Prefix], prompts: Sequence[Sequence[int]]
@@ -86,10 +106,12 @@ class OnsetReader:
             self._forward([prompts[p.members[0]][:length] for p in prefixes], cache)
         waiting = [(place, row) for row, p in enumerate(prefixes) for place in p.members]
         waiting.sort(key=lambda pair: len(prompts[pair[0]]))
-        while waiting:
-            longest = len(prompts[waiting[-1][0]]) - length
-            fit = max(1, self.tokens // longest)
-            batch, waiting = waiting[-fit:], waiting[:-fit]
+        # As many passes as that takes, of about as many tokens each: a small one at the end would cost like a large one.
+        until = np.cumsum([len(prompts[place]) - length for place, _ in waiting])
+        parts = -(-int(until[-1]) // self.tokens)
+        ends = np.searchsorted(until, until[-1] / parts * np.arange(1, parts + 1) - 0.5) + 1
+        for start, end in reversed(list(itertools.pairwise([0, *np.unique(ends).tolist()]))):
+            batch = waiting[start:end]
             places = [place for place, _ in batch]
             ids = [list(prompts[place][length:]) for place in places]
             seen = _rows_of(cache, [row for _, row in batch]) if cache is not None else None
