@@ -39,6 +39,7 @@ ORDER = [
     "plan",
     "stages",
     "mapping",
+    "efficiency",
     "api",
     "experiments",
     "chatting",

@@ -106,7 +106,9 @@ def test_with_workers_killed_and_a_node_that_comes_later_nothing_is_lost_or_done
     assert texts(tmp_path / "spread") == texts(tmp_path / "alone")
     assert len(texts(tmp_path / "spread")) == 6 * 16 + 32
     assert not list(tmp_path.rglob("*.tmp"))
-    for name in ("axis", "role_vectors", "default_vector"):
+    assert spread.readings == ("prompt", "reply")
+    assert spread.meta["caps"].keys() == alone.meta["caps"].keys() != set()
+    for name in ("axis", "role_vectors", "default_vector", "reply.axis", "reply.role_vectors"):
         cosine = torch.cosine_similarity(alone.tensors[name], spread.tensors[name], dim=-1)
         assert cosine.min() >= 1 - 1e-5
 
@@ -122,6 +124,8 @@ def test_a_cluster_answers_and_reads_as_one_engine_does(cluster, tiny_folder):
     for k in range(5):
         assert found[0][k].token_ids == found[1][k].token_ids
         assert torch.allclose(found[0][k].activation, found[1][k].activation, atol=1e-5)
+    read = [{r.prompt.index: r.activation for r in e.onsets(prompts, read=range(3))} for e in (one, many)]
+    assert all(torch.allclose(read[0][k], read[1][k], atol=1e-5) for k in range(5))
     spans = [Span((5, 6, 7, 8 + k), ((1, 4),)) for k in range(3)]
     for (a,), (b,) in zip(one.replay(spans, read=[1]), many.replay(spans, read=[1]), strict=True):
         assert torch.allclose(a.activation, b.activation, atol=1e-5)

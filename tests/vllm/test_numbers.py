@@ -78,6 +78,26 @@ def test_a_family_reads_and_caps_as_in_transformers(
         assert a.token_ids == b.token_ids
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_of_a_family_are_read_before_the_first_word_as_in_transformers(
+    family: str, folders: Callable[[str], str], opened: Callable[..., Any]
+) -> None:
+    reference, engine = load_reference(folders(family)), opened(folders(family))
+    layers = range(engine.model.layers)
+    system = {"role": "user", "content": "You are a lighthouse keeper, at home with storms and silence. "}
+    shared = [
+        Prompt(({**system, "content": system["content"] + p.messages[0]["content"]},), question=5 + k)
+        for k, p in enumerate(prompts())
+    ]
+    for given in ([], [Cap(direction(engine.model.hidden), (1, 2), floor=2.0)]):
+        ours, theirs = (
+            in_order(e.onsets([*prompts(), *shared], read=layers, interventions=given)) for e in (engine, reference)
+        )
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.text, a.token_ids, a.finish_reason) == ("", b.token_ids, "onset")
+            assert alike(a.activation, b.activation) >= 0.9999
+
+
 @pytest.fixture(scope="module")
 def llama(folders: Callable[[str], str]) -> str:
     return folders("llama")

@@ -218,7 +218,10 @@ def report(
 
 @app.command(epilog="Example: personaspace bench generate --json")
 def bench(
-    what: Annotated[str, typer.Argument(help="generate, extract, prefill, overhead or scale.")],
+    what: Annotated[str, typer.Argument(help="generate, extract, prefill, overhead, scale or efficiency.")],
+    run: Annotated[
+        Path | None, typer.Argument(help="Of efficiency: a map's folder, whose readings are looked at.")
+    ] = None,
     model: Annotated[str, typer.Option(help="The model to measure.")] = "smollm2",
     prompts: Annotated[int, typer.Option(help="How many prompts.")] = 275,
     tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,
@@ -229,8 +232,10 @@ def bench(
     """Measure speed and memory as ratios against a peer, in one run."""
     from personaspace.bench import BENCHES, run_bench
 
+    if what == "efficiency":
+        return _efficiency(run, model, as_json)
     if what not in BENCHES:
-        raise UsageError(f"bench {what}: expected one of {', '.join(BENCHES)}")
+        raise UsageError(f"bench {what}: expected one of {', '.join((*BENCHES, 'efficiency'))}")
     if engine not in ("transformers", "vllm") or (engine == "vllm" and what != "overhead"):
         raise UsageError(f"bench {what} --engine {engine}: expected transformers, or overhead with vllm")
     result = run_bench(what, model, prompts=prompts, tokens=tokens, repeats=repeats, engine=engine)
@@ -245,6 +250,29 @@ def bench(
     for name in [n for n in result["ratio"] if n not in result["peers"]]:
         table.add_row(name, "", "", "", "", f"{result['ratio'][name]:.2f}")
     out.print(table)
+
+
+def _efficiency(folder: Path | None, model: str, as_json: bool) -> None:
+    from personaspace import efficiency
+    from personaspace.engines import load_engine
+    from personaspace.space import PersonaSpace
+    from personaspace.store import Run
+
+    if folder is None or not Run(folder).exists:
+        raise UsageError(f"bench efficiency {folder or ''}: expected the folder of a map (it holds run.json)")
+    run = Run(folder)
+    space = PersonaSpace.load(run.space_file)
+    points = efficiency.curves(run, load_engine("transformers", model))
+    page = efficiency.write_page(folder / "efficiency.html", space.meta["model"]["id"], space.layer, points)
+    if as_json:
+        result = {"bench": "efficiency", "layer": space.layer, "points": [vars(p) for p in points], "page": str(page)}
+        out.print_json(json.dumps(result))
+        return
+    table = Table("way", "a role", "default", "tokens", "seconds", "axis", "order", "map")
+    for row in efficiency.rows(points):
+        table.add_row(*row)
+    out.print(table)
+    out.print(f"page: {page}")
 
 
 def _print_result(s: dict[str, Any], n: int = 10) -> None:
