@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import personaspace as ps
 from personaspace import agreement, calibrate
 from personaspace.api import catalog_of, options_of
-from personaspace.catalog import DEFAULT
+from personaspace.catalog import DEFAULT, EARLIER, load_catalog
 from personaspace.errors import RunMismatch, SpaceError, UsageError
 from personaspace.estimate import Counted
 from personaspace.store import Run
@@ -307,3 +308,20 @@ def test_a_runs_file_says_what_was_asked_of_each_reading(mapped):
     manifest = json.loads((mapped[0] / "run.json").read_text())
     assert sum(manifest["onset_rounds"][0].values()) == 6 * 8 + 30
     assert sum(manifest["rounds"][0].values()) == 6 * 4 + 30
+
+
+def test_a_run_that_the_first_version_wrote_is_gone_on_with_on_its_own_texts(tmp_path):
+    shutil.copytree(Path(__file__).parent / "data" / "run-0.1.0", tmp_path / "run")
+    asked = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("part-*")}
+    old = ps.PersonaSpace.load(tmp_path / "run")
+    assert old.readings == ("reply",)
+    # Nothing of what it was begun with is said again: roles, questions, replies, texts are the run's.
+    space = ps.map(engine(), tmp_path / "run", prompts_per_role=6)
+    assert space.readings == ("prompt", "reply")
+    assert space.summary()["readings"]["reply"]["n_responses"] == 40
+    assert space.roles == old.roles
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("part-*") if p in asked} == asked
+    systems = {row["system"] for shard in [Run(tmp_path / "run").onsets] for row in shard.read(0).to_pylist()}
+    assert systems <= {None, *(t for r in load_catalog(EARLIER / "0.1").roles for t in r.instructions)} | {
+        t.replace("{model}", "tiny") for t in load_catalog(EARLIER / "0.1").defaults if t
+    }

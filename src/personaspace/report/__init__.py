@@ -68,7 +68,7 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
             "place": default.tolist() + [0.0] * (3 - len(default)),
             "projection": float(space.project(space.tensors["default_vector"])),
             "samples": samples.get(DEFAULT, []),
-            "similar": space.nearest(space.tensors["default_vector"], 6),
+            "similar": space.nearest(space.tensors["default_vector"], 6, reading=space.reading),
         },
         "meanProjection": axis_mean,
         "variance": summary["variance_explained"][:30],
