@@ -24,7 +24,7 @@ def runs(text: str, n: int = 6) -> set[tuple[str, ...]]:
 
 
 def test_the_counts_are_those_of_the_study():
-    assert (len(CATALOG.roles), len(CATALOG.questions), len(CATALOG.defaults)) == (275, 240, 5)
+    assert (len(CATALOG.roles), len(CATALOG.questions), len(CATALOG.defaults)) == (275, 240, 10)
     assert all(len(r.instructions) == 5 and r.description for r in CATALOG.roles)
     assert CATALOG.defaults[0] is None
 
