@@ -13,7 +13,7 @@ from rich.console import Console
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
-from personaspace import calibrate, monitor, sweep
+from personaspace import calibrate, monitor, sweep, tradeoff
 from personaspace.chatting import Conversation, converse
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.errors import DesignError, ModelError, SpaceError, UsageError
@@ -122,24 +122,71 @@ def test_a_range_beyond_the_model_is_refused(space):
 # -- the sweep -------------------------------------------------------------------------------------------------------
 
 
-def outcome(name: str, way: float, cost: float) -> sweep.Outcome:
-    return sweep.Outcome(name, way, 0.0, None, cost, 0.0)
+def outcome(name: str, way: float, cost: float, dearest: float | None = None, touched: float = 0.0) -> sweep.Outcome:
+    interval = None if dearest is None else (2 * cost - dearest, dearest)
+    return sweep.Outcome(name, way, 0.0, None, cost, touched, cost_interval=interval)
 
 
 def test_the_front_holds_what_no_other_beats_and_the_choice_goes_furthest_within_the_cost():
     tried = [outcome("none", 0, 1), outcome("a", 0.5, 1.02), outcome("b", 0.4, 1.03), outcome("c", 0.9, 1.2)]
     assert [o.name for o in sweep.pareto(tried) if o.front] == ["none", "a", "c"]
     assert sweep.choose(tried)[0].name == "a"
-    best, why = sweep.choose([outcome("none", 0, 1), outcome("d", 0.9, 1.3), outcome("e", 0.8, 1.1)])
-    assert best.name == "e"
-    assert "no cap costs at most 3%" in why
+
+
+def test_a_cap_is_chosen_by_the_upper_end_of_its_cost_and_by_the_default_tokens_it_touches():
+    tried = [
+        outcome("none", 0, 1),
+        outcome("unsure", 0.9, 1.01, dearest=1.05, touched=0.3),
+        outcome("clamp", 0.8, 1.0, dearest=1.01, touched=0.76),
+        outcome("sure", 0.5, 1.02, dearest=1.029, touched=0.49),
+        outcome("gentle", 0.2, 1.0, dearest=1.001, touched=0.1),
+    ]
+    best, why = sweep.choose(tried)
+    assert best.name == "sure"
+    for words in ("at most 3% perplexity at the upper end", "50% of the default's own tokens", "1.029", "49%"):
+        assert words in why
+
+
+def test_where_no_cap_is_within_bounds_the_gentlest_is_taken_and_that_is_said():
+    costly, clamp = outcome("costly", 0.9, 1.1, dearest=1.2), outcome("clamp", 0.8, 1.0, dearest=1.01, touched=0.8)
+    best, why = sweep.choose([outcome("none", 0, 1), costly, clamp])
+    assert best.name == "clamp", "1.6 times its bound, where the other's logarithm is 6 times"
+    assert "no cap is within bounds" in why
+    assert "the gentlest" in why
+    assert "80% of the default's tokens touched" in why
+
+
+def planted_losses(rng: np.random.Generator, questions: int, cost: float) -> sweep.Losses:
+    """Two replies of 30 tokens to each question; how much is lost differs by question more than by reply."""
+    by_question = np.log(cost) + 0.02 * rng.normal(size=questions).repeat(2)
+    lost = 30 * by_question + 0.1 * rng.normal(size=2 * questions)
+    names = tuple(str(k // 2) for k in range(2 * questions))
+    return sweep.Losses(lost, np.full(2 * questions, 30.0), np.full(2 * questions, 12.0), names)
+
+
+@pytest.mark.parametrize("questions", [8, 24])
+def test_the_interval_of_a_cost_holds_the_planted_one_19_times_in_20(questions):
+    rng, held = np.random.default_rng(0), 0
+    for k in range(300):
+        low, high = planted_losses(rng, questions, 1.02).interval(seed=k)
+        held += low < 1.02 < high
+    assert 0.92 <= held / 300 <= 0.985
+    both = planted_losses(rng, 24, 1.02) + planted_losses(rng, 24, 1.02)
+    assert len(both.questions) == 96
+    assert sweep.Losses(np.ones(2), np.ones(2), np.ones(2), ("a", "a")).interval() is None
+
+
+def test_what_an_older_sweep_kept_is_still_said():
+    found = {"way": 0.52, "way_error": 0.08, "adherence": 0.99, "cost": 1.021, "touched": 0.72}
+    said = tradeoff.again({"why": {"because": "it goes furthest", "again": found, "again_prompts": 72}})
+    assert said.startswith("On 72 fresh prompts it goes 0.52 ± 0.08 of the way, at × 1.021 perplexity, 72% of")
 
 
 def test_a_sweep_with_no_prompts_left_says_so_and_tries_nothing_twice(engine, space, sample):
     made, _ = sweep.sweep(engine, space, sample, [range(1, 3)], judge=None, prompts=len(sample.roles))
     why = made.meta["caps"]["capped"]["why"]
     assert "no prompts were left" in why["because"]
-    assert sweep.again(made.meta["caps"]["capped"]) == ""
+    assert tradeoff.again(made.meta["caps"]["capped"]) == ""
 
 
 def test_a_space_calibrated_from_too_few_has_no_alert_rule(space):
@@ -159,8 +206,18 @@ def test_a_sweep_measures_each_cap_names_the_best_and_draws_the_front(engine, sp
     assert by_name["all-p75@1:3"].touched > by_name["all-p25@1:3"].touched
     capped = made.meta["caps"]["capped"]
     assert capped["floors"] == made.meta["caps"][capped["is"]]["floors"]
-    page = sweep.write_tradeoff(tmp_path / "page.html", made, tried).read_text()
+    page = tradeoff.write_tradeoff(tmp_path / "page.html", made, tried).read_text()
     assert capped["is"] in page
+    for o in tried[1:]:
+        low, high = o.cost_interval
+        assert low < o.cost < high
+        assert o.cost == pytest.approx(o.losses.cost())
+        assert o.touched == pytest.approx(o.losses.touched.sum() / o.losses.tokens.sum())
+    assert len(capped["why"]["cost_interval"]) == len(capped["why"]["again"]["cost_interval"]) == 2
+    assert "default&#39;s tokens touched" in page or "default's tokens touched" in page
+    head, rows = tradeoff.table(tried)
+    assert all(row[head.index("95%")] and row[head.index("default's touched")] for row in rows)
+    json.dumps([o.to_dict() for o in tried])
 
 
 def test_a_broken_task_file_is_named_with_its_line(tmp_path):

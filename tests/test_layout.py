@@ -30,6 +30,7 @@ ORDER = [
     "report",
     "calibrate",
     "sweep",
+    "tradeoff",
     "transcripts",
     "monitor",
     "plots",

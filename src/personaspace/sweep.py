@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,65 @@ from personaspace.errors import UsageError
 from personaspace.interventions import Intervention
 from personaspace.judge import KEPT, Item, Judge
 from personaspace.prompts import Prompt, Sampling
-from personaspace.report.figures import FAR, NEAR, SOFT, Block, write_figures
 from personaspace.space import PersonaSpace
 
 MAX_COST = 1.03
-"""The factor on the perplexity of default replies that a recommended cap may have."""
+"""The factor on the perplexity of default replies that a recommended cap may have, 0.03 nats a token. It bounds the
+upper end of the cost's 95% interval: a bound on the estimate would favour what was measured on few replies."""
+
+MAX_TOUCHED = 0.5
+"""The share of the default's own tokens that a recommended cap may change, at any of its layers: one that changes most
+of what the default says guards against nothing that it does not say; it is a constant push."""
+
+CERTAIN, DRAWS = 0.95, 4000
+"""How sure the interval of a cost is, and over how many draws of questions."""
 
 LONGEST = 64
 """Tokens of a reply in the sweep, at most."""
 
-CHOICES = (("default", 25), ("default", 50), ("all", 25), ("all", 50), ("all", 65), ("all", 75))
+CHOICES = (("default", 10), ("default", 25), ("default", 50), ("all", 25), ("all", 50), ("all", 65), ("all", 75))
 
 FINALISTS = 4
 """Caps that are tried again on fresh prompts: the best of many looks better than it is."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a cap costs each held-out default reply, `[replies]`. lost: by how many nats its tokens together are less
+    probable; tokens: how many they are; touched: how many of them it changes; questions: what each replies to."""
+
+    lost: np.ndarray
+    tokens: np.ndarray
+    touched: np.ndarray
+    questions: tuple[str, ...]
+
+    def cost(self) -> float:
+        """The factor on the perplexity of all tokens."""
+        return math.exp(self.lost.sum() / self.tokens.sum())
+
+    def interval(self, seed: int = 0) -> tuple[float, float] | None:
+        """The cost's interval by a paired bootstrap over questions: both models read the same draws of replies. None
+        where all reply to one question."""
+        _, question = np.unique(self.questions, return_inverse=True)
+        n = int(question.max()) + 1
+        if n < 2:
+            return None
+        lost, tokens = (np.bincount(question, x, n) for x in (self.lost, self.tokens))
+        times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), DRAWS)
+        # A percentile interval of few is too narrow: its tails are thinned as a t-interval is wider than a normal one.
+        from scipy.stats import norm, t
+
+        tail = norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf((1 + CERTAIN) / 2, n - 1))
+        low, high = np.quantile((times @ lost) / (times @ tokens), [tail, 1 - tail])
+        return math.exp(low), math.exp(high)
+
+    def __add__(self, other: Losses) -> Losses:
+        return Losses(
+            np.concatenate([self.lost, other.lost]),
+            np.concatenate([self.tokens, other.tokens]),
+            np.concatenate([self.touched, other.touched]),
+            self.questions + other.questions,
+        )
 
 
 @dataclass(frozen=True)
@@ -40,8 +86,8 @@ class Outcome:
 
     way: how far of the way from plain role replies to default ones its role replies lie, replayed through the model without
     a cap, at the space's layer; way_error: its standard error over prompts. adherence: share of its role replies that the
-    judge takes for the role. cost: factor on the perplexity of held-out default replies. touched: share of their tokens that
-    it changes. capability: share of tasks solved.
+    judge takes for the role. cost: factor on the perplexity of held-out default replies, with its 95% interval; losses:
+    what both are made of. touched: share of their tokens that it changes. capability: share of tasks solved.
     """
 
     name: str
@@ -52,6 +98,28 @@ class Outcome:
     touched: float
     capability: float | None = None
     front: bool = False
+    cost_interval: tuple[float, float] | None = None
+    losses: Losses | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def dearest(self) -> float:
+        """The upper end of the cost's interval; the cost itself where none is known."""
+        return self.cost_interval[1] if self.cost_interval else self.cost
+
+    @property
+    def beyond(self) -> float:
+        """How much of its bound it takes up, on cost or on tokens touched, whichever is more; out of bounds over 1."""
+        return max(math.log(self.dearest) / math.log(MAX_COST), self.touched / MAX_TOUCHED)
+
+    def price(self) -> str:
+        """What it costs, in words."""
+        inside = f" ({self.cost_interval[0]:.3f} to {self.cost_interval[1]:.3f})" if self.cost_interval else ""
+        return f"× {self.cost:.3f}{inside} perplexity, {percent(self.touched)} of the default's tokens touched"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {k: v for k, v in vars(self).items() if k != "losses"}
+        return {**values, "cost_interval": list(self.cost_interval) if self.cost_interval else None}
 
 
 @dataclass(frozen=True)
@@ -129,15 +197,20 @@ def sweep(
     return recommended(PersonaSpace({**space.meta, "caps": kept}, space.tensors), best.name, note), outcomes
 
 
-def ranked(outcomes: Sequence[Outcome], most: float = MAX_COST) -> list[Outcome]:
-    """Those within the cost first, the one that goes furthest before the others; then by cost."""
-    return sorted(outcomes, key=lambda o: (o.cost > most, -o.way if o.cost <= most else o.cost))
+def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those within both bounds first, the one that goes furthest before the others; then by how far out they are."""
+    return sorted(outcomes, key=lambda o: (o.beyond > 1, -o.way if o.beyond <= 1 else o.beyond))
 
 
 def _pooled(a: Outcome, b: Outcome, n: int, m: int) -> Outcome:
     """Two trials of a cap, on n and on m role prompts, and on as many default replies each, as one."""
     way = (n * a.way + m * b.way) / (n + m)
-    return replace(a, way=way, cost=math.sqrt(a.cost * b.cost), touched=(a.touched + b.touched) / 2)
+    error = math.hypot(n * a.way_error, m * b.way_error) / (n + m)
+    adherence = a.adherence
+    if a.adherence is not None and b.adherence is not None:
+        adherence = (n * a.adherence + m * b.adherence) / (n + m)
+    pooled = replace(a, way=way, way_error=error, adherence=adherence)
+    return _priced(pooled, a.losses + b.losses) if a.losses and b.losses else pooled
 
 
 @dataclass(frozen=True)
@@ -155,16 +228,18 @@ class Trial:
         names = ["none", *caps]
         on, adherence = self._role_replies(names, asked)
         default = float(np.mean(self._projections(held_out)))
-        costs = {name: self._cost(name, held_out) for name in names}
+        plain = self._probabilities("none", held_out)[0]
         solved = self._capability(names) if self.tasks else {}
         gap = default - float(np.nanmean(on["none"]))
         outcomes = []
         for name in names:
             moved = (on[name] - on["none"])[~np.isnan(on[name] - on["none"])] / gap
             error = float(moved.std(ddof=1) / math.sqrt(len(moved))) if len(moved) > 1 else math.nan
-            cost = math.exp(costs["none"][0] - costs[name][0])
+            found, tokens, touched = self._probabilities(name, held_out)
+            losses = Losses(plain - found, tokens, touched, tuple(str(r.messages[-1]["content"]) for r in held_out))
             share = adherence.get(name)
-            outcomes.append(Outcome(name, float(moved.mean()), error, share, cost, costs[name][1], solved.get(name)))
+            outcome = Outcome(name, float(moved.mean()), error, share, 1.0, 0.0, solved.get(name))
+            outcomes.append(_priced(outcome, losses, self.seed))
         return outcomes
 
     def _held_by(self, name: str) -> tuple[Intervention, ...]:
@@ -200,11 +275,13 @@ class Trial:
         turns = replayed(self.engine, replies, read=[self.space.layer])
         return [float(t.activation[0] @ unit) if t.tokens else math.nan for t in turns]
 
-    def _cost(self, name: str, replies: Sequence[Reply]) -> tuple[float, float]:
-        """The mean log-probability of default replies' tokens under a cap, and the share of them that it changes."""
+    def _probabilities(self, name: str, replies: Sequence[Reply]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each reply under a cap: the log-probability of its tokens together, how many they are, and how many of
+        them the cap changes; `[replies]` each."""
         turns = list(replayed(self.engine, replies, read=[], interventions=self._held_by(name), logprobs=True))
-        tokens = sum(t.tokens for t in turns)
-        return sum((t.logprob or 0) * t.tokens for t in turns) / tokens, sum(t.touched for t in turns) / tokens
+        each = [((t.logprob or 0) * t.tokens, t.tokens, t.touched) for t in turns]
+        together, tokens, touched = np.array(each, dtype=float).T
+        return together, tokens, touched
 
     def _capability(self, names: Sequence[str]) -> dict[str, float]:
         """For each cap, the share of tasks whose greedy reply holds the answer."""
@@ -236,105 +313,29 @@ def pareto(outcomes: Sequence[Outcome]) -> list[Outcome]:
     ]
 
 
-def choose(outcomes: Sequence[Outcome], most: float = MAX_COST) -> tuple[Outcome, str]:
-    """The cap to take, and why: of those that cost no more than allowed, the one that goes furthest."""
-    best = ranked([o for o in outcomes if o.name != "none"], most)[0]
-    limit = f"{100 * (most - 1):.0f}% perplexity"
-    if best.cost <= most:
-        return best, f"of the caps that cost at most {limit} it goes furthest"
-    return best, f"no cap costs at most {limit}; this one costs least"
+def choose(outcomes: Sequence[Outcome]) -> tuple[Outcome, str]:
+    """The cap to take, and why: of those within the bounds on cost and on tokens touched the one that goes furthest,
+    else the gentlest."""
+    best = ranked([o for o in outcomes if o.name != "none"])[0]
+    bounds = (
+        f"at most {100 * (MAX_COST - 1):.0f}% perplexity at the upper end of its 95% interval and at most "
+        f"{percent(MAX_TOUCHED)} of the default's own tokens touched"
+    )
+    if best.beyond <= 1:
+        return best, f"of the caps within bounds ({bounds}) it goes furthest: {best.price()}"
+    return best, f"no cap is within bounds ({bounds}); this one is the gentlest: {best.price()}"
+
+
+def _priced(o: Outcome, losses: Losses, seed: int = 0) -> Outcome:
+    """The outcome with what the losses say of its cost."""
+    touched = float(losses.touched.sum() / losses.tokens.sum())
+    return replace(o, cost=losses.cost(), touched=touched, cost_interval=losses.interval(seed), losses=losses)
+
+
+def percent(share: float) -> str:
+    """A share in words."""
+    return f"{100 * share:.0f}%"
 
 
 def _plain(o: Outcome) -> dict[str, Any]:
-    return {k: v for k, v in vars(o).items() if k != "name"}
-
-
-def table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """What each cap does, for people: the head and the rows, the front first."""
-    head = ["cap", "of the way", "perplexity", "touched", "in role", "solved", "front"]
-    rows = [
-        [
-            o.name,
-            f"{o.way:.2f} ± {o.way_error:.2f}" if o.name != "none" else "0",
-            f"× {o.cost:.3f}",
-            f"{100 * o.touched:.0f}%",
-            "" if o.adherence is None else f"{100 * o.adherence:.0f}%",
-            "" if o.capability is None else f"{100 * o.capability:.0f}%",
-            "yes" if o.front else "",
-        ]
-        for o in sorted(outcomes, key=lambda o: (not o.front, o.cost))
-    ]
-    told = [k for k in range(len(head)) if any(row[k] for row in rows)]
-    return [head[k] for k in told], [[row[k] for k in told] for row in rows]
-
-
-def write_tradeoff(path: str | Path, space: PersonaSpace, outcomes: Sequence[Outcome]) -> Path:
-    """Draws the trade-off as an HTML page, the Pareto front as a line, the recommended cap marked."""
-    capped = space.meta["caps"]["capped"]
-    front = sorted((o for o in outcomes if o.front), key=lambda o: o.cost)
-
-    def dots(some: Sequence[Outcome], name: str, colour: str, **more: Any) -> dict[str, Any]:
-        said = [f"{o.name}<br>{o.way:.2f} of the way, × {o.cost:.3f}, {100 * o.touched:.0f}% of tokens" for o in some]
-        return {
-            "type": "scatter",
-            "name": name,
-            "x": [o.cost for o in some],
-            "y": [o.way for o in some],
-            "text": said,
-            "hoverinfo": "text",
-            "mode": "markers",
-            "marker": {"color": colour, "size": 9},
-            **more,
-        }
-
-    best = [o for o in outcomes if o.name == capped["is"]]
-    data = [
-        dots([o for o in outcomes if not o.front], "other caps", SOFT),
-        dots(front, "the front", NEAR, mode="lines+markers", line={"color": NEAR, "shape": "hv"}),
-        dots(best, "taken", FAR, marker={"color": FAR, "size": 15, "symbol": "star"}),
-    ]
-    layout = {
-        "xaxis": {"title": {"text": "factor on the perplexity of default replies"}},
-        "yaxis": {"title": {"text": "of the way from role replies to the default's"}},
-        "shapes": [
-            {
-                "type": "line",
-                "x0": MAX_COST,
-                "x1": MAX_COST,
-                "yref": "paper",
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": SOFT, "dash": "dot"},
-            }
-        ],
-    }
-    head, rows = table(outcomes)
-    blocks = [
-        Block(
-            "What each cap saves, and what it costs",
-            "Up is better, left is better; the dotted line is the cost that a recommended cap may have.",
-            {"data": data, "layout": layout},
-            520,
-        ),
-        Block(
-            "All of them",
-            "Of the way: with its standard error over prompts. Perplexity: the factor on that of held-out default replies. "
-            "Touched: the share of their tokens that it changes. In role: what the judge says of capped role replies.",
-            head=head,
-            rows=rows,
-        ),
-    ]
-    lead = f"{capped['is']} is taken as “capped”: {capped['why']['because']}. {again(capped)}"
-    return write_figures(path, f"Capping {space.meta['model']['id']}", lead, blocks)
-
-
-def again(capped: Mapping[str, Any]) -> str:
-    """What the cap that was taken does on prompts that it was not ranked by (the choice among the best few went by them, too),
-    as a sentence."""
-    found = capped["why"].get("again")
-    if found is None:
-        return ""
-    return (
-        f"On {capped['why']['again_prompts']} fresh prompts it goes {found['way']:.2f} ± {found['way_error']:.2f} of the way, "
-        f"at × {found['cost']:.3f} perplexity."
-    )
+    return {k: v for k, v in o.to_dict().items() if k != "name"}

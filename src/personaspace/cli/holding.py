@@ -37,6 +37,7 @@ def calibrate(
     """Set caps' floors from how a run's tokens lie on the axis, and store them in its space."""
     from personaspace import calibrate as calibration
     from personaspace import sweep as sweeping
+    from personaspace import tradeoff
     from personaspace.judge import make_judge
     from personaspace.monitor import detection
     from personaspace.store import Run
@@ -72,17 +73,21 @@ def calibrate(
             why = {"because": "it was asked for" if of or percentile is not None or layers else "no sweep was made"}
             made = calibration.recommended(made, name, why)
         made.save(run.space_file)
-        drawn = sweeping.write_tradeoff(folder / "calibration.html", made, outcomes) if sweep else None
+        drawn = tradeoff.write_tradeoff(folder / "calibration.html", made, outcomes) if sweep else None
     capped = made.meta["caps"]["capped"]
     rules = detection(made)
     if as_json:
-        result = {"caps": made.meta["caps"], "sweep": [vars(o) for o in outcomes], "alerts": [vars(r) for r in rules]}
+        result = {
+            "caps": made.meta["caps"],
+            "sweep": [o.to_dict() for o in outcomes],
+            "alerts": [vars(r) for r in rules],
+        }
         out.print_json(json.dumps({**result, "space": str(run.space_file), "page": str(drawn) if drawn else None}))
         return
     if outcomes:
-        head, rows = sweeping.table(outcomes)
+        head, rows = tradeoff.table(outcomes)
         out.print(_table(head, rows))
-    out.print(f"\ncapped = {capped['is']}: {capped['why']['because']}. {sweeping.again(capped)}")
+    out.print(f"\ncapped = {capped['is']}: {capped['why']['because']}. {tradeoff.again(capped)}")
     out.print("\nHow sure an alert is that 1% of the default's conversations raise:")
     out.print(_alerts(rules))
     out.print(f"\nspace: {run.space_file}" + (f"\npage:  {drawn}" if drawn else ""))
