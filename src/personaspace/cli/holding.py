@@ -28,6 +28,10 @@ def calibrate(
     ] = 24,
     capability: Annotated[Path | None, typer.Option(help='Tasks for the sweep, JSONL: {"prompt", "answer"}.')] = None,
     judge: Annotated[str, typer.Option(help="Who judges role replies in the sweep: rules, local or none.")] = "rules",
+    controls: Annotated[
+        int,
+        typer.Option(min=3, max=20, help="Random directions that the sweep's cap is compared with, displaced as far."),
+    ] = 3,
     model: ModelArg = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -40,6 +44,7 @@ def calibrate(
     from personaspace import tradeoff
     from personaspace.judge import make_judge
     from personaspace.monitor import detection
+    from personaspace.outcomes import Outcome
     from personaspace.store import Run
 
     folder = Path(space) if Path(space).is_dir() else Path(space).parent
@@ -61,13 +66,13 @@ def calibrate(
         made = calibration.calibrate(engine, loaded, sample, chosen)
         name, cap = calibration.named_cap(made, kind, floor, chosen)
         made.meta["caps"][name] = cap
-        outcomes: list[sweeping.Outcome] = []
+        outcomes: list[Outcome] = []
         if sweep:
             ranges = [wanted] if wanted else sweeping.candidates(engine.model.layers)
             err.print(f"trying {len(ranges) * len(sweeping.CHOICES)} caps on {prompts} role prompts")
             scorer = make_judge(judge, engine=engine)
             made, outcomes = sweeping.sweep(
-                engine, made, sample, ranges, judge=scorer, prompts=prompts, tasks=tasks, seed=seed
+                engine, made, sample, ranges, judge=scorer, prompts=prompts, tasks=tasks, seed=seed, random=controls
             )
         else:
             why = {"because": "it was asked for" if of or percentile is not None or layers else "no sweep was made"}
@@ -88,6 +93,9 @@ def calibrate(
         head, rows = tradeoff.table(outcomes)
         out.print(_table(head, rows))
     out.print(f"\ncapped = {capped['is']}: {capped['why']['because']}. {tradeoff.again(capped)}")
+    if beside := capped["why"].get("controls"):
+        out.print(_table(*tradeoff.controls_table(beside)))
+        out.print(beside["because"])
     out.print("\nHow sure an alert is that 1% of the default's conversations raise:")
     out.print(_alerts(rules))
     out.print(f"\nspace: {run.space_file}" + (f"\npage:  {drawn}" if drawn else ""))
