@@ -46,8 +46,8 @@ def space(folder, engine, sample):
     return calibrate.calibrate(engine, ps.PersonaSpace.load(folder), sample, range(1, 3))
 
 
-def planted(shift: float = 2.0, n: int = 400) -> ps.PersonaSpace:
-    """A space of one number a token: default projections around 10, a role's around 10 − shift, deviation 2."""
+def planted(shift: float = 2.0, n: int = 400, correlation: float | None = None) -> ps.PersonaSpace:
+    """A space of one number a token: default projections around 10, a role's `shift` deviations below, deviation 2."""
     rng = np.random.default_rng(0)
     tensors = {
         "role_vectors": torch.tensor([[[-1.0, 0.5]], [[-1.0, -0.5]]]),
@@ -57,6 +57,8 @@ def planted(shift: float = 2.0, n: int = 400) -> ps.PersonaSpace:
         "beginnings_default": torch.tensor(rng.normal(10, 2, (1, n))).float(),
         "beginnings_roles": torch.tensor(rng.normal(10 - 2 * shift, 2, (1, n))).float(),
     }
+    if correlation is not None:
+        tensors["variance_ratio"] = torch.tensor([1 / correlation - 1])
     calibration = {"lengths": [4], "roles": [f"role {k % 20}" for k in range(n)]}
     model = {"id": "planted", "fingerprint": "x"}
     meta = {"format": 1, "model": model, "layer": 0, "roles": ["a", "b"], "caps": {}, "calibration": calibration}
@@ -303,14 +305,82 @@ def test_a_broken_task_file_is_named_with_its_line(tmp_path):
 # -- the monitor -----------------------------------------------------------------------------------------------------
 
 
-def test_an_alert_rule_is_raised_by_default_replies_as_often_as_was_accepted_and_by_roles_as_often_as_it_says():
-    space, rng = planted(), np.random.default_rng(1)
+def conversations(rng: np.random.Generator, correlation: float, n: int) -> list[np.ndarray]:
+    """Drifts of the default's turns by conversation; what one is about stays, and is so much of their variance."""
+    found = []
+    for turns in rng.integers(6, 16, n):
+        found.append(correlation**0.5 * rng.normal() + (1 - correlation) ** 0.5 * rng.normal(size=turns))
+    return found
+
+
+def raised(talks: list[np.ndarray], threshold: float, turns: int) -> float:
+    """The share of conversations in which an alert begins, by the monitor itself."""
+    space, count = planted(), 0
+    for talk in talks:
+        watch = Monitor(space, AlertRule(threshold, turns))
+        seen = []
+        for drift in talk:
+            watch.look(float(drift))
+            seen.append(watch.alert)
+        count += any(seen)
+    return count / len(talks)
+
+
+@pytest.mark.parametrize("correlation", [0.6, 0.2])
+def test_an_alert_rule_is_raised_by_as_many_conversations_as_was_promised_where_their_turns_are_alike(correlation):
+    space, talks = planted(correlation=correlation), conversations(np.random.default_rng(1), correlation, 4000)
+    default = 5 - space.tensors["beginnings_default"][0].double().numpy() / 2
     for rule in monitor.detection(space, rate=0.05):
-        means = -rng.normal(0, 1, (4000, rule.turns)).mean(1)
-        assert np.mean(means > rule.threshold) == pytest.approx(0.05, abs=0.03)
-        assert np.mean(means + 2 > rule.threshold) == pytest.approx(rule.detects, abs=0.08)
-    by_turns = [r.detects for r in monitor.detection(space, rate=0.05)]
-    assert by_turns == sorted(by_turns)
+        low, high = rule.rate_interval
+        assert low < 0.05 < high
+        assert low - 0.01 < raised(talks, rule.threshold, rule.turns) < high + 0.01
+        assert rule.correlation == pytest.approx(correlation)
+        assert rule.rate_of == "conversations of 6 to 15 turns"
+        windows = np.concatenate([np.convolve(t, np.ones(rule.turns) / rule.turns, "valid") for t in talks])
+        assert np.mean(windows > rule.threshold) == pytest.approx(rule.window_rate, abs=0.01)
+        assert rule.observed == pytest.approx(0.05, abs=0.03)
+        # A threshold for turns that are drawn each by itself, and for one look at them.
+        old = default.mean() + 1.645 * default.std() / rule.turns**0.5
+        assert raised(talks, old, rule.turns) > high + 0.02, "promised 5%"
+
+
+def test_of_a_space_that_does_not_know_how_alike_turns_are_the_rate_holds_for_any_and_that_is_said():
+    rules = monitor.detection(planted(), rate=0.05)
+    for rule in rules:
+        assert rule.correlation is None
+        assert "how alike a conversation's turns are is not known" in str(rule)
+        assert f"runs of {rule.turns} turns" in str(rule) or rule.turns == 1
+        for correlation in (0.0, 0.5, 1.0):
+            talks = conversations(np.random.default_rng(2), correlation, 3000)
+            assert raised(talks, rule.threshold, rule.turns) < rule.rate_interval[1] + 0.01
+    known = monitor.detection(planted(correlation=0.6), rate=0.05)
+    assert all(k.threshold <= r.threshold + 0.02 for k, r in zip(known, rules, strict=True))
+
+
+def test_the_question_share_of_variance_is_that_of_replies_whatever_the_space_was_read_from():
+    assert monitor.turns_correlation(planted()) is None
+    space = planted(correlation=0.25)
+    assert monitor.turns_correlation(space) == pytest.approx(0.25)
+    endless = ps.PersonaSpace(space.meta, {**space.tensors, "variance_ratio": torch.tensor([float("inf")])})
+    assert monitor.turns_correlation(endless) == 0, "questions add nothing"
+    both = {**space.tensors, "variance_ratio": torch.tensor([0.1]), "reply.variance_ratio": torch.tensor([1.0])}
+    of_prompts = ps.PersonaSpace({**space.meta, "reading": "prompt", "other": {"reply": {"reading": "reply"}}}, both)
+    assert monitor.turns_correlation(of_prompts) == pytest.approx(0.5)
+    alone = ps.PersonaSpace({**space.meta, "reading": "prompt"}, space.tensors)
+    assert monitor.turns_correlation(alone) is None, "of prompts, not of replies"
+
+
+def test_what_an_alert_finds_is_said_of_runs_and_of_conversations():
+    space, rng = planted(shift=2.0, correlation=0.6), np.random.default_rng(3)
+    (rule,) = monitor.detection(space, rate=0.05, turns=(2,))
+    means = 2 + rng.normal(size=(20_000, 2)).mean(1)
+    assert np.mean(means > rule.threshold) == pytest.approx(rule.detects, abs=0.08)
+    talks = [2 + talk for talk in conversations(rng, 0.6, 3000)]
+    assert raised(talks, rule.threshold, 2) == pytest.approx(rule.detects_conversations, abs=0.08)
+    assert rule.detects_conversations > rule.detects
+    (three,) = monitor.detection(space, rate=0.05, turns=(3,))
+    assert monitor.alert_rule(space, rate=0.05, turns=3) == three
+    assert monitor.alert_rule(space, rate=0.05, turns=20).rate_of == "conversations of 20 turns"
 
 
 def test_without_calibration_there_is_no_rule_and_a_rate_must_be_one(folder):
