@@ -153,9 +153,10 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
         tried = []
         for rho in CORRELATIONS if correlation is None else (correlation,):
             each, within = simulated(rho, count, conversations, seed)
-            tops = np.sort(highest(each, within))
-            tried.append((float(np.quantile(tops, 1 - rate)), rho, each, within, tops))
-        reach, rho, each, within, tops = max(tried, key=lambda found: found[0])
+            tried.append((float(np.quantile(highest(each, within), 1 - rate)), rho))
+        reach, rho = max(tried)
+        each, within = simulated(rho, count, conversations, seed)
+        tops = np.sort(highest(each, within))
         spread = 1.0 if correlation is None else ((1 + (count - 1) * correlation) / count) ** 0.5
         window_rate = 1 - NormalDist().cdf(reach / spread)
         ranks = torch.special.ndtr(torch.from_numpy(each)).numpy()
@@ -180,7 +181,8 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
                 rate,
                 observed=float((highest(as_sampled, within) > threshold).mean()),
                 detects=float(np.mean(seen)) if len(enough) >= LEAST_ROLES else None,
-                detects_conversations=_raised_by_roles(groups, tops, threshold, rng),
+                # How often a whole conversation is found hangs on how alike its turns are, which no bound stands in for.
+                detects_conversations=None if correlation is None else _raised_by_roles(groups, tops, threshold, rng),
                 tokens=tokens,
                 rate_of=_lengths(count),
                 rate_interval=_rate_interval(space, tops, reach, len(default), rho, rng),
@@ -220,6 +222,8 @@ def _raised_by_roles(
     means = np.array([g.mean() for g in several])
     noise = float(np.mean([within / len(g) for g in several]))
     between = max(float(means.var(ddof=1)) - noise, 0.0)
+    if not within:
+        return None
     drawn = means.mean() + between**0.5 * rng.normal(size=DRAWS)
     return float(1 - np.searchsorted(tops, (threshold - drawn) / within**0.5).mean() / len(tops))
 
