@@ -43,15 +43,16 @@ DOMAINS = ("coding", "writing", "distress", "nature")
 NUMBER = re.compile(r"number (-?\d\.\d+)")
 
 
-def scripts(path, per_domain=12, turns=4, seed=0):
-    """A file of conversations whose messages hold a number each."""
+def scripts(path, per_domain=12, turns=4, seed=0, numbers=None):
+    """A file of conversations whose messages hold a number each, drawn unless `numbers` gives it by turn, from 0."""
     rng = np.random.default_rng(seed)
+    drawn = (lambda: rng.normal(size=turns)) if numbers is None else (lambda: [numbers(k) for k in range(turns)])
     rows = [
         {
             "domain": d,
             "persona": f"p{k % 3}",
             "topic": f"t{k}",
-            "turns": [f"{d} number {x:.3f}" for x in rng.normal(size=turns)],
+            "turns": [f"{d} number {x:.3f}" for x in drawn()],
         }
         for d in DOMAINS
         for k in range(per_domain)
@@ -63,6 +64,7 @@ def scripts(path, per_domain=12, turns=4, seed=0):
 def conducted(folder, where, floor=0.0, load=None, engine=None, **options):
     """Conducts it on a planted engine."""
     more = {"load": load} if load else {}
+    options.setdefault("ordinary", 0)
     notes = []
     trials = Trials(
         engine or PlantedEngine(where),
@@ -127,6 +129,65 @@ def test_each_domains_planted_drift_is_found(tmp_path, without_messages):
     assert result.figures["held_back"]["capped"].low > 0
     assert "distress and the AI's nature drift away from it" in result.headline
     assert "coding" not in result.headline.split("As far as can be told, ")[1].split(".")[0]
+    contrast, levels_apart = result.headline.index("drifts +2."), result.headline.index("As levels")
+    assert contrast < levels_apart, "what has moved, before where it lies"
+    assert [f.name for f in result.key][:2] == [
+        "distress, AI's nature: drift further",
+        "distress, AI's nature: lie further away",
+    ]
+    others = result.figures["drift_against_other_domains"]
+    assert others["distress"].low < 3 * (1.0 - 0.5 / 3) < others["distress"].high
+    assert others["coding"].high < 0
+
+
+@pytest.mark.parametrize("cause", ["history", "message"])
+def test_what_is_the_messages_own_is_told_from_what_is_its_historys(tmp_path, without_messages, cause):
+    def where(messages, rng):
+        text, turn = messages[-1]["content"], turn_of(messages)
+        if cause == "message":  # a message that says which turn it is, wherever it stands
+            turn = 1 + round(number(text))
+        return 5 - SLOPES[text.split()[0]] * (turn - 1) + 0.4 * rng.normal()
+
+    file = scripts(tmp_path / "users.jsonl", 12, 4, numbers=lambda turn: float(turn))
+    result, _ = conducted(tmp_path / "out", where, users=file, conversations=12, turns=4, caps=())
+    apart, by_domain = result.figures["apart"], result.figures["courses"]
+    own, of_history = (apart[f"drift_of_{x}"] for x in ("messages", "history"))
+    true, none = (of_history, own) if cause == "history" else (own, of_history)
+    assert true.low < 2.25 < true.high
+    assert none.low < 0 < none.high
+    assert apart["drift"].low < 2.25 < apart["drift"].high
+    assert own.value + of_history.value == pytest.approx(apart["drift"].value)
+    distress = by_domain["distress"]["plain"]
+    found = distress.of_history if cause == "history" else distress.of_messages
+    assert found.low < 3 < found.high
+    assert "as the opening of a conversation of its own" in result.headline
+    first = [r for r in result.rows if r["turn"] == 1]
+    assert all(r["drift_as_opening"] == pytest.approx(r["drift"]) and r["drift_of_history"] == 0 for r in first)
+
+
+def test_where_conversations_lie_is_said_beside_ordinary_talk(tmp_path, without_messages):
+    def where(messages, rng):
+        text = messages[-1]["content"]
+        place = 5 - {"coding": 0.0, "distress": 2.0}.get(text.split()[0], 0.5) if NUMBER.search(text) else 6.1
+        return place + 0.3 * rng.normal()
+
+    file = scripts(tmp_path / "users.jsonl", 12, 3)
+    asked = {"users": file, "conversations": 12, "turns": 3, "caps": ()}
+    engine = PlantedEngine(where)
+    without, _ = conducted(tmp_path / "out", None, engine=engine, **asked)
+    assert without.figures["ordinary"] is None
+    assert "ordinary talk" not in without.headline
+    engine.asked = 0
+    result, _ = conducted(tmp_path / "out", None, engine=engine, ordinary=32, **asked)
+    assert engine.asked == 32, "an older folder is gone on with"
+    assert result.rows == without.rows
+    ordinary = result.figures["ordinary"]
+    assert ordinary.place.low < -1.1 < ordinary.place.high
+    assert ordinary.deviation == pytest.approx(0.3, abs=0.1)
+    for found in (ordinary.starts, ordinary.levels):
+        assert found["coding"].low < 1.1 < found["coding"].high
+        assert found["distress"].low < 3.1 < found["distress"].high
+    assert "Replies to ordinary talk lie -1" in result.headline
 
 
 def test_where_nothing_drifts_none_is_found(tmp_path, with_numbers):
@@ -398,7 +459,7 @@ def test_where_a_user_fails_its_conversation_is_missing_and_the_same_command_goe
     engine = PlantedEngine(lambda m, rng: rng.normal())
     whole, notes = conducted(tmp_path / "out", None, engine=engine, **asked)
     assert not notes or "did not come" not in notes[0]
-    assert (Endpoint.answered, engine.asked) == (4, 4)
+    assert (Endpoint.answered, engine.asked) == (4, 6), "two plain messages as openings, too"
     assert whole.figures["missing_turns"] == 0
     before = [r for r in first.rows if r["message"] is not None]
     after = {(r["condition"], r["conversation"], r["turn"]): r for r in whole.rows}
@@ -415,7 +476,7 @@ def test_an_endpoint_that_refuses_everything_is_said_in_one_line(tmp_path, endpo
 
 
 def test_on_the_embedded_model_a_cap_holds_replies_up_while_they_are_made(tmp_path, smollm2, without_messages):
-    options = DriftOptions(conversations=1, turns=2, max_new_tokens=12)
+    options = DriftOptions(conversations=1, turns=2, max_new_tokens=12, ordinary=3)
     trials = Trials(smollm2, PersonaSpace.load("smollm2"), tmp_path, "drift", options, catalog=load_catalog())
     result = EXPERIMENT.conduct(trials)
     capped = [r for r in result.rows if r["condition"] == "capped"]

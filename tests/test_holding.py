@@ -13,13 +13,15 @@ from rich.console import Console
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
-from personaspace import calibrate, monitor, sweep
+from personaspace import calibrate, controls, monitor, outcomes, sweep, tradeoff
 from personaspace.chatting import Conversation, converse
 from personaspace.engines.transformers import TransformersEngine
 from personaspace.errors import DesignError, ModelError, SpaceError, UsageError
+from personaspace.judge import make_judge
 from personaspace.monitor import AlertRule, Monitor
 from personaspace.prompts import Sampling
 from personaspace.store import Run
+from planted import planted_space
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,8 @@ def space(folder, engine, sample):
     return calibrate.calibrate(engine, ps.PersonaSpace.load(folder), sample, range(1, 3))
 
 
-def planted(shift: float = 2.0, n: int = 400) -> ps.PersonaSpace:
-    """A space of one number a token: default projections around 10, a role's around 10 − shift, deviation 2."""
+def planted(shift: float = 2.0, n: int = 400, correlation: float | None = None) -> ps.PersonaSpace:
+    """A space of one number a token: default projections around 10, a role's `shift` deviations below, deviation 2."""
     rng = np.random.default_rng(0)
     tensors = {
         "role_vectors": torch.tensor([[[-1.0, 0.5]], [[-1.0, -0.5]]]),
@@ -55,6 +57,8 @@ def planted(shift: float = 2.0, n: int = 400) -> ps.PersonaSpace:
         "beginnings_default": torch.tensor(rng.normal(10, 2, (1, n))).float(),
         "beginnings_roles": torch.tensor(rng.normal(10 - 2 * shift, 2, (1, n))).float(),
     }
+    if correlation is not None:
+        tensors["variance_ratio"] = torch.tensor([1 / correlation - 1])
     calibration = {"lengths": [4], "roles": [f"role {k % 20}" for k in range(n)]}
     model = {"id": "planted", "fingerprint": "x"}
     meta = {"format": 1, "model": model, "layer": 0, "roles": ["a", "b"], "caps": {}, "calibration": calibration}
@@ -122,24 +126,71 @@ def test_a_range_beyond_the_model_is_refused(space):
 # -- the sweep -------------------------------------------------------------------------------------------------------
 
 
-def outcome(name: str, way: float, cost: float) -> sweep.Outcome:
-    return sweep.Outcome(name, way, 0.0, None, cost, 0.0)
+def outcome(name: str, way: float, cost: float, dearest: float | None = None, touched: float = 0.0) -> outcomes.Outcome:
+    interval = None if dearest is None else (2 * cost - dearest, dearest)
+    return outcomes.Outcome(name, way, 0.0, None, cost, touched, cost_interval=interval)
 
 
 def test_the_front_holds_what_no_other_beats_and_the_choice_goes_furthest_within_the_cost():
     tried = [outcome("none", 0, 1), outcome("a", 0.5, 1.02), outcome("b", 0.4, 1.03), outcome("c", 0.9, 1.2)]
-    assert [o.name for o in sweep.pareto(tried) if o.front] == ["none", "a", "c"]
-    assert sweep.choose(tried)[0].name == "a"
-    best, why = sweep.choose([outcome("none", 0, 1), outcome("d", 0.9, 1.3), outcome("e", 0.8, 1.1)])
-    assert best.name == "e"
-    assert "no cap costs at most 3%" in why
+    assert [o.name for o in outcomes.pareto(tried) if o.front] == ["none", "a", "c"]
+    assert outcomes.choose(tried)[0].name == "a"
+
+
+def test_a_cap_is_chosen_by_the_upper_end_of_its_cost_and_by_the_default_tokens_it_touches():
+    tried = [
+        outcome("none", 0, 1),
+        outcome("unsure", 0.9, 1.01, dearest=1.05, touched=0.3),
+        outcome("clamp", 0.8, 1.0, dearest=1.01, touched=0.76),
+        outcome("sure", 0.5, 1.02, dearest=1.029, touched=0.49),
+        outcome("gentle", 0.2, 1.0, dearest=1.001, touched=0.1),
+    ]
+    best, why = outcomes.choose(tried)
+    assert best.name == "sure"
+    for words in ("at most 3% perplexity at the upper end", "50% of the default's own tokens", "1.029", "49%"):
+        assert words in why
+
+
+def test_where_no_cap_is_within_bounds_the_gentlest_is_taken_and_that_is_said():
+    costly, clamp = outcome("costly", 0.9, 1.1, dearest=1.2), outcome("clamp", 0.8, 1.0, dearest=1.01, touched=0.8)
+    best, why = outcomes.choose([outcome("none", 0, 1), costly, clamp])
+    assert best.name == "clamp", "1.6 times its bound, where the other's logarithm is 6 times"
+    assert "no cap is within bounds" in why
+    assert "the gentlest" in why
+    assert "80% of the default's tokens touched" in why
+
+
+def planted_losses(rng: np.random.Generator, questions: int, cost: float) -> outcomes.Losses:
+    """Two replies of 30 tokens to each question; how much is lost differs by question more than by reply."""
+    by_question = np.log(cost) + 0.02 * rng.normal(size=questions).repeat(2)
+    lost = 30 * by_question + 0.1 * rng.normal(size=2 * questions)
+    names = tuple(str(k // 2) for k in range(2 * questions))
+    return outcomes.Losses(lost, np.full(2 * questions, 30.0), np.full(2 * questions, 12.0), names)
+
+
+@pytest.mark.parametrize("questions", [8, 24])
+def test_the_interval_of_a_cost_holds_the_planted_one_19_times_in_20(questions):
+    rng, held = np.random.default_rng(0), 0
+    for k in range(300):
+        low, high = planted_losses(rng, questions, 1.02).interval(seed=k)
+        held += low < 1.02 < high
+    assert 0.92 <= held / 300 <= 0.985
+    both = planted_losses(rng, 24, 1.02) + planted_losses(rng, 24, 1.02)
+    assert len(both.questions) == 96
+    assert outcomes.Losses(np.ones(2), np.ones(2), np.ones(2), ("a", "a")).interval() is None
+
+
+def test_what_an_older_sweep_kept_is_still_said():
+    found = {"way": 0.52, "way_error": 0.08, "adherence": 0.99, "cost": 1.021, "touched": 0.72}
+    said = tradeoff.again({"why": {"because": "it goes furthest", "again": found, "again_prompts": 72}})
+    assert said.startswith("On 72 fresh prompts it goes 0.52 ± 0.08 of the way, at × 1.021 perplexity, 72% of")
 
 
 def test_a_sweep_with_no_prompts_left_says_so_and_tries_nothing_twice(engine, space, sample):
     made, _ = sweep.sweep(engine, space, sample, [range(1, 3)], judge=None, prompts=len(sample.roles))
     why = made.meta["caps"]["capped"]["why"]
     assert "no prompts were left" in why["because"]
-    assert sweep.again(made.meta["caps"]["capped"]) == ""
+    assert tradeoff.again(made.meta["caps"]["capped"]) == ""
 
 
 def test_a_space_calibrated_from_too_few_has_no_alert_rule(space):
@@ -159,8 +210,90 @@ def test_a_sweep_measures_each_cap_names_the_best_and_draws_the_front(engine, sp
     assert by_name["all-p75@1:3"].touched > by_name["all-p25@1:3"].touched
     capped = made.meta["caps"]["capped"]
     assert capped["floors"] == made.meta["caps"][capped["is"]]["floors"]
-    page = sweep.write_tradeoff(tmp_path / "page.html", made, tried).read_text()
+    page = tradeoff.write_tradeoff(tmp_path / "page.html", made, tried).read_text()
     assert capped["is"] in page
+    for o in tried[1:]:
+        low, high = o.cost_interval
+        assert low < o.cost < high
+        assert o.cost == pytest.approx(o.losses.cost())
+        assert o.touched == pytest.approx(o.losses.touched.sum() / o.losses.tokens.sum())
+    assert "Beside other directions" in page
+    assert len(capped["why"]["cost_interval"]) == len(capped["why"]["again"]["cost_interval"]) == 2
+    assert "default&#39;s tokens touched" in page or "default's tokens touched" in page
+    head, rows = tradeoff.table(tried)
+    assert all(row[head.index("95%")] and row[head.index("default's touched")] for row in rows)
+    json.dumps([o.to_dict() for o in tried])
+
+
+def test_a_cap_is_tried_beside_random_directions_at_its_own_displacement_and_the_second_component(
+    engine, space, sample
+):
+    made, _ = sweep.sweep(engine, space, sample, [range(1, 3)], judge=make_judge("rules"), prompts=8, random=4)
+    capped = made.meta["caps"]["capped"]
+    beside = capped["why"]["controls"]
+    assert [e["name"] for e in beside["effects"]] == [capped["is"], *(f"random {k}" for k in range(1, 5)), "PC2"]
+    assert beside["layers"] == capped["layers"]
+    assert all(step >= 0 for step in beside["displacement"])
+    assert all(0 <= e["adherence"] <= 1 for e in beside["effects"])
+    fresh = capped["why"]["again"]
+    cap = beside["effects"][0]
+    for name in ("way", "way_error", "off_axis", "adherence"):
+        assert cap[name] == pytest.approx(fresh[name]), "on the same prompts, the cap's own replies"
+    for words in ("random directions displaced as far per token", "PC2", "all 4"):
+        assert words in beside["because"]
+    json.dumps(capped)
+
+
+def test_a_control_moves_tokens_as_far_at_each_layer_across_the_axis(engine, space, sample):
+    cap = space.cap("all-p75@1:3")
+    asked = [r.messages for r in sample.roles[:6]]
+    steps = controls.displacement(engine, space, cap, asked)
+    assert min(steps) > 0
+    for along in controls.directions(space, 2).values():
+        adds = controls.displaced(space, cap.layers, steps, along)
+        assert [a.layer for a in adds] == [1, 2]
+        for add, step in zip(adds, steps, strict=True):
+            assert float(add.step.norm()) == pytest.approx(step, rel=1e-5)
+            assert float(add.step @ space.axis_at(add.layer)) == pytest.approx(0, abs=1e-4)
+        prompts = [ps.Prompt(tuple(m), index=k) for k, m in enumerate(asked)]
+        for r in engine.respond(prompts, Sampling(max_new_tokens=4), read=cap.layers, interventions=adds, before=True):
+            assert (r.activation - r.before).norm(dim=-1).tolist() == pytest.approx(steps, rel=1e-3)
+
+
+def test_what_moves_along_the_axis_is_told_from_what_takes_the_role_away_off_it():
+    space, rng = planted_space(), np.random.default_rng(0)
+    roles = [r for r in space.roles for _ in range(20)]
+    vectors, mean = space.centred()
+    own = vectors[[space.roles.index(r) for r in roles]]
+    plain = mean + own + 0.1 * torch.from_numpy(rng.normal(size=own.shape)).float()
+    unit = space.axis_at()
+    gap = 5.0 - float((plain @ unit).mean())
+    lost = 0.6 * (own - (own @ unit)[:, None] * unit)
+    nobody = torch.full_like(plain, float("nan"))
+    replies = {"along": plain + 0.5 * gap * unit, "off": plain - lost, "both": plain + gap * unit - 2 * lost}
+    found = outcomes.effects(space, roles, {"none": (plain, 1.0), **{k: (h, None) for k, h in replies.items()}}, 5.0)
+    assert (found["none"].way, found["none"].off_axis) == (0, 0)
+    assert (found["along"].way, found["along"].off_axis) == pytest.approx((0.5, 0), abs=1e-5)
+    assert found["off"].way == pytest.approx(0, abs=1e-5)
+    assert found["off"].off_axis < -0.02
+    assert found["both"].way == pytest.approx(1, abs=1e-5)
+    assert found["both"].off_axis < -1, "turned round"
+    unknown = outcomes.effects(space, ["nobody"] * len(roles), {"none": (plain, None), "empty": (nobody, None)}, 5.0)
+    assert unknown["none"].off_axis is None
+
+
+@pytest.mark.parametrize(("way", "random", "words"), [(0.5, 3, "beyond all 3"), (0.5, 20, "95th percentile of 20")])
+def test_an_effect_is_held_against_the_controls_in_words(way, random, words):
+    def effect(name, way):
+        return {"name": name, "way": way, "way_error": 0.1, "off_axis": -0.1, "off_axis_error": 0.1, "adherence": None}
+
+    others = [effect(f"random {k}", 0.01 * k) for k in range(random)]
+    beside = {"prompts": 72, "displacement": [1.0], "effects": [effect("cap", way), *others, effect("PC2", 0.2)]}
+    assert words in tradeoff.compared(beside)
+    assert "not beyond" not in tradeoff.compared(beside)
+    beside["effects"][0] = effect("cap", 0.005)
+    assert f"not {words.split(' 95')[0] if random == 3 else 'beyond the 95th'}" in tradeoff.compared(beside)
+    assert "moves no token" in tradeoff.compared({**beside, "displacement": [0.0]})
 
 
 def test_a_broken_task_file_is_named_with_its_line(tmp_path):
@@ -172,14 +305,82 @@ def test_a_broken_task_file_is_named_with_its_line(tmp_path):
 # -- the monitor -----------------------------------------------------------------------------------------------------
 
 
-def test_an_alert_rule_is_raised_by_default_replies_as_often_as_was_accepted_and_by_roles_as_often_as_it_says():
-    space, rng = planted(), np.random.default_rng(1)
+def conversations(rng: np.random.Generator, correlation: float, n: int) -> list[np.ndarray]:
+    """Drifts of the default's turns by conversation; what one is about stays, and is so much of their variance."""
+    found = []
+    for turns in rng.integers(6, 16, n):
+        found.append(correlation**0.5 * rng.normal() + (1 - correlation) ** 0.5 * rng.normal(size=turns))
+    return found
+
+
+def raised(talks: list[np.ndarray], threshold: float, turns: int) -> float:
+    """The share of conversations in which an alert begins, by the monitor itself."""
+    space, count = planted(), 0
+    for talk in talks:
+        watch = Monitor(space, AlertRule(threshold, turns))
+        seen = []
+        for drift in talk:
+            watch.look(float(drift))
+            seen.append(watch.alert)
+        count += any(seen)
+    return count / len(talks)
+
+
+@pytest.mark.parametrize("correlation", [0.6, 0.2])
+def test_an_alert_rule_is_raised_by_as_many_conversations_as_was_promised_where_their_turns_are_alike(correlation):
+    space, talks = planted(correlation=correlation), conversations(np.random.default_rng(1), correlation, 4000)
+    default = 5 - space.tensors["beginnings_default"][0].double().numpy() / 2
     for rule in monitor.detection(space, rate=0.05):
-        means = -rng.normal(0, 1, (4000, rule.turns)).mean(1)
-        assert np.mean(means > rule.threshold) == pytest.approx(0.05, abs=0.03)
-        assert np.mean(means + 2 > rule.threshold) == pytest.approx(rule.detects, abs=0.08)
-    by_turns = [r.detects for r in monitor.detection(space, rate=0.05)]
-    assert by_turns == sorted(by_turns)
+        low, high = rule.rate_interval
+        assert low < 0.05 < high
+        assert low - 0.01 < raised(talks, rule.threshold, rule.turns) < high + 0.01
+        assert rule.correlation == pytest.approx(correlation)
+        assert rule.rate_of == "conversations of 6 to 15 turns"
+        windows = np.concatenate([np.convolve(t, np.ones(rule.turns) / rule.turns, "valid") for t in talks])
+        assert np.mean(windows > rule.threshold) == pytest.approx(rule.window_rate, abs=0.01)
+        assert rule.observed == pytest.approx(0.05, abs=0.03)
+        # A threshold for turns that are drawn each by itself, and for one look at them.
+        old = default.mean() + 1.645 * default.std() / rule.turns**0.5
+        assert raised(talks, old, rule.turns) > high + 0.02, "promised 5%"
+
+
+def test_of_a_space_that_does_not_know_how_alike_turns_are_the_rate_holds_for_any_and_that_is_said():
+    rules = monitor.detection(planted(), rate=0.05)
+    for rule in rules:
+        assert rule.correlation is rule.detects_conversations is None
+        assert "how alike a conversation's turns are is not known" in str(rule)
+        assert f"runs of {rule.turns} turns" in str(rule) or rule.turns == 1
+        for correlation in (0.0, 0.5, 1.0):
+            talks = conversations(np.random.default_rng(2), correlation, 3000)
+            assert raised(talks, rule.threshold, rule.turns) < rule.rate_interval[1] + 0.01
+    known = monitor.detection(planted(correlation=0.6), rate=0.05)
+    assert all(k.threshold <= r.threshold + 0.02 for k, r in zip(known, rules, strict=True))
+
+
+def test_the_question_share_of_variance_is_that_of_replies_whatever_the_space_was_read_from():
+    assert monitor.turns_correlation(planted()) is None
+    space = planted(correlation=0.25)
+    assert monitor.turns_correlation(space) == pytest.approx(0.25)
+    endless = ps.PersonaSpace(space.meta, {**space.tensors, "variance_ratio": torch.tensor([float("inf")])})
+    assert monitor.turns_correlation(endless) == 0, "questions add nothing"
+    both = {**space.tensors, "variance_ratio": torch.tensor([0.1]), "reply.variance_ratio": torch.tensor([1.0])}
+    of_prompts = ps.PersonaSpace({**space.meta, "reading": "prompt", "other": {"reply": {"reading": "reply"}}}, both)
+    assert monitor.turns_correlation(of_prompts) == pytest.approx(0.5)
+    alone = ps.PersonaSpace({**space.meta, "reading": "prompt"}, space.tensors)
+    assert monitor.turns_correlation(alone) is None, "of prompts, not of replies"
+
+
+def test_what_an_alert_finds_is_said_of_runs_and_of_conversations():
+    space, rng = planted(shift=2.0, correlation=0.6), np.random.default_rng(3)
+    (rule,) = monitor.detection(space, rate=0.05, turns=(2,))
+    means = 2 + rng.normal(size=(20_000, 2)).mean(1)
+    assert np.mean(means > rule.threshold) == pytest.approx(rule.detects, abs=0.08)
+    talks = [2 + talk for talk in conversations(rng, 0.6, 3000)]
+    assert raised(talks, rule.threshold, 2) == pytest.approx(rule.detects_conversations, abs=0.08)
+    assert rule.detects_conversations > rule.detects
+    (three,) = monitor.detection(space, rate=0.05, turns=(3,))
+    assert monitor.alert_rule(space, rate=0.05, turns=3) == three
+    assert monitor.alert_rule(space, rate=0.05, turns=20).rate_of == "conversations of 20 turns"
 
 
 def test_without_calibration_there_is_no_rule_and_a_rate_must_be_one(folder):

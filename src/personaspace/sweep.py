@@ -6,52 +6,42 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from personaspace.calibrate import Reply, Sample, default_range, named_cap, recommended, replayed
 from personaspace.catalog import Role
+from personaspace.controls import directions, displaced, displacement
 from personaspace.engines import Engine
 from personaspace.errors import UsageError
 from personaspace.interventions import Intervention
 from personaspace.judge import KEPT, Item, Judge
+from personaspace.outcomes import Losses, Outcome, choose, effects, pareto, pooled, priced, ranked
 from personaspace.prompts import Prompt, Sampling
-from personaspace.report.figures import FAR, NEAR, SOFT, Block, write_figures
 from personaspace.space import PersonaSpace
+from personaspace.tradeoff import compared
 
-MAX_COST = 1.03
-"""The factor on the perplexity of default replies that a recommended cap may have."""
+CONTROLS = 3
+"""Random directions that the cap which is taken is compared with unless more are asked for."""
+
+Held = Mapping[str, tuple[Intervention, ...]]
+"""By name, what is done to the model; nothing is `none`."""
+
+RoleReplies = tuple[Tensor, float | None]
+"""Replies' mean activations `[replies, hidden]`, and the share of them in role where it was judged."""
 
 LONGEST = 64
 """Tokens of a reply in the sweep, at most."""
 
-CHOICES = (("default", 25), ("default", 50), ("all", 25), ("all", 50), ("all", 65), ("all", 75))
+CHOICES = (("default", 10), ("default", 25), ("default", 50), ("all", 25), ("all", 50), ("all", 65), ("all", 75))
 
 FINALISTS = 4
 """Caps that are tried again on fresh prompts: the best of many looks better than it is."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a cap does.
-
-    way: how far of the way from plain role replies to default ones its role replies lie, replayed through the model without
-    a cap, at the space's layer; way_error: its standard error over prompts. adherence: share of its role replies that the
-    judge takes for the role. cost: factor on the perplexity of held-out default replies. touched: share of their tokens that
-    it changes. capability: share of tasks solved.
-    """
-
-    name: str
-    way: float
-    way_error: float
-    adherence: float | None
-    cost: float
-    touched: float
-    capability: float | None = None
-    front: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,49 +90,60 @@ def sweep(
     prompts: int = 24,
     tasks: Sequence[Task] = (),
     seed: int = 0,
+    random: int = CONTROLS,
 ) -> tuple[PersonaSpace, list[Outcome]]:
-    """Tries every range with every percentile; returns the space with those on the front as caps, the best as `capped`, and
-    what each that was tried does, no cap (`none`) first."""
+    """Tries every range with every percentile; returns the space with those on the front as caps, the best as
+    `capped`, and what each that was tried does, no cap (`none`) first. random: along how many random directions the
+    model is displaced as far as by the cap that is taken, which is noted beside it."""
     known = space.meta["caps"]
     caps = dict(named_cap(space, kind, p, layers) for layers in ranges for kind, p in CHOICES)
     space = PersonaSpace({**space.meta, "caps": {**known, **caps}}, space.tensors)
     order = np.random.default_rng(seed).permutation(len(sample.roles))
-    asked = [sample.roles[k] for k in order]
+    shuffled = [sample.roles[k] for k in order]
+    asked, fresh = shuffled[:prompts], shuffled[prompts : 4 * prompts]
     half = len(sample.held_out) // 2
     trial = Trial(engine, space, judge, tasks, seed)
-    outcomes = pareto(trial.outcomes(list(caps), asked[:prompts], sample.held_out[:half]))
+    held = {"none": (), **{name: (space.cap(name),) for name in caps}}
+    replies = trial.role_replies(held, asked)
+    outcomes = pareto(trial.outcomes(held, replies, asked, sample.held_out[:half]))
     finalists = [o for o in ranked(outcomes) if o.name != "none"][:FINALISTS]
-    fresh = asked[prompts : 4 * prompts]
     if fresh:
-        again = trial.outcomes([o.name for o in finalists], fresh, sample.held_out[half:])[1:]
-        best, why = choose(
-            [_pooled(o, f, len(asked[:prompts]), len(fresh)) for o, f in zip(finalists, again, strict=True)]
-        )
+        asked, held_out = fresh, sample.held_out[half:]
+        held = {name: held[name] for name in ("none", *(o.name for o in finalists))}
+        replies = trial.role_replies(held, asked)
+        again = trial.outcomes(held, replies, asked, held_out)[1:]
+        best, why = choose([pooled(o, f, prompts, len(fresh)) for o, f in zip(finalists, again, strict=True)])
         found = next(f for f in again if f.name == best.name)
         why += f", over both trials of the best {len(finalists)}"
-        note = {**_plain(best), "because": why, "again": _plain(found), "again_prompts": len(fresh)}
+        note = {"because": why, "again": _plain(found), "again_prompts": len(fresh)}
     else:
+        held_out = sample.held_out[:half]
         best, why = choose(finalists)
-        note = {**_plain(best), "because": f"{why}; no prompts were left to try it again on"}
+        note = {"because": f"{why}; no prompts were left to try it again on"}
+    clamp = space.cap(best.name)
+    steps = displacement(engine, space, clamp, [r.messages for r in asked])
+    others = {name: displaced(space, clamp.layers, steps, along) for name, along in directions(space, random).items()}
+    replies = {name: replies[name] for name in ("none", best.name)} | trial.role_replies(others, asked)
+    moved = effects(space, [r.role for r in asked], replies, trial.place(held_out))
+    beside = {
+        "prompts": len(asked),
+        "layers": list(clamp.layers),
+        "displacement": steps,
+        "effects": [vars(moved[name]) for name in (best.name, *others)],
+    }
+    note = {**_plain(best), **note, "controls": {**beside, "because": compared(beside)}}
     worth = {*known, best.name, *(o.name for o in outcomes if o.front)}
     kept = {name: cap for name, cap in space.meta["caps"].items() if name in worth}
     return recommended(PersonaSpace({**space.meta, "caps": kept}, space.tensors), best.name, note), outcomes
 
 
-def ranked(outcomes: Sequence[Outcome], most: float = MAX_COST) -> list[Outcome]:
-    """Those within the cost first, the one that goes furthest before the others; then by cost."""
-    return sorted(outcomes, key=lambda o: (o.cost > most, -o.way if o.cost <= most else o.cost))
-
-
-def _pooled(a: Outcome, b: Outcome, n: int, m: int) -> Outcome:
-    """Two trials of a cap, on n and on m role prompts, and on as many default replies each, as one."""
-    way = (n * a.way + m * b.way) / (n + m)
-    return replace(a, way=way, cost=math.sqrt(a.cost * b.cost), touched=(a.touched + b.touched) / 2)
+def _plain(o: Outcome) -> dict[str, Any]:
+    return {k: v for k, v in o.to_dict().items() if k != "name"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Tries caps of a space on given prompts."""
+    """Tries caps, and what they are compared with, on given prompts."""
 
     engine: Engine
     space: PersonaSpace
@@ -150,191 +151,83 @@ class Trial:
     tasks: Sequence[Task]
     seed: int
 
-    def outcomes(self, caps: Sequence[str], asked: Sequence[Reply], held_out: Sequence[Reply]) -> list[Outcome]:
-        """What each cap does to replies to `asked` and costs on `held_out`, no cap (`none`) first."""
-        names = ["none", *caps]
-        on, adherence = self._role_replies(names, asked)
-        default = float(np.mean(self._projections(held_out)))
-        costs = {name: self._cost(name, held_out) for name in names}
-        solved = self._capability(names) if self.tasks else {}
-        gap = default - float(np.nanmean(on["none"]))
+    def outcomes(
+        self, held: Held, replies: Mapping[str, RoleReplies], asked: Sequence[Reply], held_out: Sequence[Reply]
+    ) -> list[Outcome]:
+        """What each cap does to role replies, which were given to `asked`, and costs on `held_out`; no cap is
+        `none`."""
+        found = effects(self.space, [r.role for r in asked], replies, self.place(held_out))
+        plain = self._probabilities((), held_out)[0]
+        questions = tuple(str(r.messages[-1]["content"]) for r in held_out)
+        solved = self._capability(held) if self.tasks else {}
         outcomes = []
-        for name in names:
-            moved = (on[name] - on["none"])[~np.isnan(on[name] - on["none"])] / gap
-            error = float(moved.std(ddof=1) / math.sqrt(len(moved))) if len(moved) > 1 else math.nan
-            cost = math.exp(costs["none"][0] - costs[name][0])
-            share = adherence.get(name)
-            outcomes.append(Outcome(name, float(moved.mean()), error, share, cost, costs[name][1], solved.get(name)))
+        for name, interventions in held.items():
+            together, tokens, touched = self._probabilities(interventions, held_out)
+            unpriced = Outcome(**vars(found[name]), cost=1.0, touched=0.0, capability=solved.get(name))
+            outcomes.append(priced(unpriced, Losses(plain - together, tokens, touched, questions), self.seed))
         return outcomes
 
-    def _held_by(self, name: str) -> tuple[Intervention, ...]:
-        return () if name == "none" else (self.space.cap(name),)
-
-    def _role_replies(
-        self, names: Sequence[str], asked: Sequence[Reply]
-    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """For each cap, the projections of its role replies, uncapped, and the share that the judge takes for the role."""
+    def role_replies(self, held: Held, asked: Sequence[Reply]) -> dict[str, RoleReplies]:
+        """By name, replies' mean activations at the space's layer `[prompts, hidden]`, read by the model as it is,
+        NaN for an empty one, and the share that the judge takes for the role. The same prompt has the same seed
+        under every name."""
         given = Sampling(**self.space.meta["sampling"])
         sampling = given.model_copy(update={"max_new_tokens": min(given.max_new_tokens, LONGEST)})
         prompts = [
-            Prompt(r.messages, r.role, index=k, question=c, seed=self.seed + k, interventions=self._held_by(name))
-            for c, name in enumerate(names)
+            Prompt(r.messages, r.role, index=k, question=c, seed=self.seed + k, interventions=interventions)
+            for c, interventions in enumerate(held.values())
             for k, r in enumerate(asked)
         ]
         found = sorted(self.engine.respond(prompts, sampling), key=lambda r: (r.prompt.question, r.prompt.index))
         replies = [Reply(r.prompt.role, r.prompt.messages, r.token_ids, r.text) for r in found]
-        on = np.array(self._projections(replies)).reshape(len(names), len(asked))
-        by_cap = dict(zip(names, on, strict=True))
+        shape = (len(held), len(asked))
+        activations = self._activations(replies).view(*shape, -1)
         if self.judge is None:
-            return by_cap, {}
+            return {name: (activations[c], None) for c, name in enumerate(held)}
         descriptions = self.space.meta.get("descriptions", {})
         items = [
             Item(_role(r.role, descriptions.get(r.role, "")), str(r.messages[-1]["content"]), r.text) for r in replies
         ]
-        kept = np.array([s.score == KEPT for s in self.judge.score(items)]).reshape(on.shape)
-        return by_cap, {name: float(k.mean()) for name, k in zip(names, kept, strict=True)}
+        in_role = np.array([s.score == KEPT for s in self.judge.score(items)]).reshape(shape).mean(1)
+        return {name: (activations[c], float(in_role[c])) for c, name in enumerate(held)}
 
-    def _projections(self, replies: Sequence[Reply]) -> list[float]:
-        """Each reply's projection at the space's layer, without a cap; NaN for an empty one."""
-        unit = self.space.axis_at()
+    def place(self, replies: Sequence[Reply]) -> float:
+        """The mean projection of replies at the space's layer, as the model is."""
+        return float(np.nanmean((self._activations(replies) @ self.space.axis_at()).numpy()))
+
+    def _activations(self, replies: Sequence[Reply]) -> Tensor:
+        """Each reply's mean activation at the space's layer `[replies, hidden]`, as the model is; NaN for an empty
+        one."""
         turns = replayed(self.engine, replies, read=[self.space.layer])
-        return [float(t.activation[0] @ unit) if t.tokens else math.nan for t in turns]
+        return torch.stack(
+            [
+                t.activation[0].float().cpu() if t.tokens else torch.full_like(self.space.axis_at(), math.nan)
+                for t in turns
+            ]
+        )
 
-    def _cost(self, name: str, replies: Sequence[Reply]) -> tuple[float, float]:
-        """The mean log-probability of default replies' tokens under a cap, and the share of them that it changes."""
-        turns = list(replayed(self.engine, replies, read=[], interventions=self._held_by(name), logprobs=True))
-        tokens = sum(t.tokens for t in turns)
-        return sum((t.logprob or 0) * t.tokens for t in turns) / tokens, sum(t.touched for t in turns) / tokens
+    def _probabilities(
+        self, interventions: Sequence[Intervention], replies: Sequence[Reply]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each reply under interventions: the log-probability of its tokens together, how many they are, and how
+        many of them are changed; `[replies]` each."""
+        turns = replayed(self.engine, replies, read=[], interventions=interventions, logprobs=True)
+        each = [((t.logprob or 0) * t.tokens, t.tokens, t.touched) for t in turns]
+        together, tokens, touched = np.array(each, dtype=float).T
+        return together, tokens, touched
 
-    def _capability(self, names: Sequence[str]) -> dict[str, float]:
+    def _capability(self, held: Held) -> dict[str, float]:
         """For each cap, the share of tasks whose greedy reply holds the answer."""
         prompts = [
-            Prompt(({"role": "user", "content": t.prompt},), question=c, index=k, interventions=self._held_by(name))
-            for c, name in enumerate(names)
+            Prompt(({"role": "user", "content": t.prompt},), question=c, index=k, interventions=interventions)
+            for c, interventions in enumerate(held.values())
             for k, t in enumerate(self.tasks)
         ]
-        right = np.zeros((len(names), len(self.tasks)))
+        right = np.zeros((len(held), len(self.tasks)))
         for r in self.engine.respond(prompts, Sampling(temperature=0, max_new_tokens=LONGEST)):
             right[r.prompt.question, r.prompt.index] = bool(re.search(self.tasks[r.prompt.index].answer, r.text))
-        return {name: float(right[c].mean()) for c, name in enumerate(names)}
+        return {name: float(right[c].mean()) for c, name in enumerate(held)}
 
 
 def _role(name: str, description: str) -> Role:
     return Role(role=name, description=description, instructions=("-",))
-
-
-def pareto(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Marks those that no other beats in both, the way and the cost."""
-    return [
-        replace(
-            o,
-            front=not any(
-                (p.way >= o.way and p.cost < o.cost) or (p.way > o.way and p.cost <= o.cost) for p in outcomes
-            ),
-        )
-        for o in outcomes
-    ]
-
-
-def choose(outcomes: Sequence[Outcome], most: float = MAX_COST) -> tuple[Outcome, str]:
-    """The cap to take, and why: of those that cost no more than allowed, the one that goes furthest."""
-    best = ranked([o for o in outcomes if o.name != "none"], most)[0]
-    limit = f"{100 * (most - 1):.0f}% perplexity"
-    if best.cost <= most:
-        return best, f"of the caps that cost at most {limit} it goes furthest"
-    return best, f"no cap costs at most {limit}; this one costs least"
-
-
-def _plain(o: Outcome) -> dict[str, Any]:
-    return {k: v for k, v in vars(o).items() if k != "name"}
-
-
-def table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """What each cap does, for people: the head and the rows, the front first."""
-    head = ["cap", "of the way", "perplexity", "touched", "in role", "solved", "front"]
-    rows = [
-        [
-            o.name,
-            f"{o.way:.2f} ± {o.way_error:.2f}" if o.name != "none" else "0",
-            f"× {o.cost:.3f}",
-            f"{100 * o.touched:.0f}%",
-            "" if o.adherence is None else f"{100 * o.adherence:.0f}%",
-            "" if o.capability is None else f"{100 * o.capability:.0f}%",
-            "yes" if o.front else "",
-        ]
-        for o in sorted(outcomes, key=lambda o: (not o.front, o.cost))
-    ]
-    told = [k for k in range(len(head)) if any(row[k] for row in rows)]
-    return [head[k] for k in told], [[row[k] for k in told] for row in rows]
-
-
-def write_tradeoff(path: str | Path, space: PersonaSpace, outcomes: Sequence[Outcome]) -> Path:
-    """Draws the trade-off as an HTML page, the Pareto front as a line, the recommended cap marked."""
-    capped = space.meta["caps"]["capped"]
-    front = sorted((o for o in outcomes if o.front), key=lambda o: o.cost)
-
-    def dots(some: Sequence[Outcome], name: str, colour: str, **more: Any) -> dict[str, Any]:
-        said = [f"{o.name}<br>{o.way:.2f} of the way, × {o.cost:.3f}, {100 * o.touched:.0f}% of tokens" for o in some]
-        return {
-            "type": "scatter",
-            "name": name,
-            "x": [o.cost for o in some],
-            "y": [o.way for o in some],
-            "text": said,
-            "hoverinfo": "text",
-            "mode": "markers",
-            "marker": {"color": colour, "size": 9},
-            **more,
-        }
-
-    best = [o for o in outcomes if o.name == capped["is"]]
-    data = [
-        dots([o for o in outcomes if not o.front], "other caps", SOFT),
-        dots(front, "the front", NEAR, mode="lines+markers", line={"color": NEAR, "shape": "hv"}),
-        dots(best, "taken", FAR, marker={"color": FAR, "size": 15, "symbol": "star"}),
-    ]
-    layout = {
-        "xaxis": {"title": {"text": "factor on the perplexity of default replies"}},
-        "yaxis": {"title": {"text": "of the way from role replies to the default's"}},
-        "shapes": [
-            {
-                "type": "line",
-                "x0": MAX_COST,
-                "x1": MAX_COST,
-                "yref": "paper",
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": SOFT, "dash": "dot"},
-            }
-        ],
-    }
-    head, rows = table(outcomes)
-    blocks = [
-        Block(
-            "What each cap saves, and what it costs",
-            "Up is better, left is better; the dotted line is the cost that a recommended cap may have.",
-            {"data": data, "layout": layout},
-            520,
-        ),
-        Block(
-            "All of them",
-            "Of the way: with its standard error over prompts. Perplexity: the factor on that of held-out default replies. "
-            "Touched: the share of their tokens that it changes. In role: what the judge says of capped role replies.",
-            head=head,
-            rows=rows,
-        ),
-    ]
-    lead = f"{capped['is']} is taken as “capped”: {capped['why']['because']}. {again(capped)}"
-    return write_figures(path, f"Capping {space.meta['model']['id']}", lead, blocks)
-
-
-def again(capped: Mapping[str, Any]) -> str:
-    """What the cap that was taken does on prompts that it was not ranked by (the choice among the best few went by them, too),
-    as a sentence."""
-    found = capped["why"].get("again")
-    if found is None:
-        return ""
-    return (
-        f"On {capped['why']['again_prompts']} fresh prompts it goes {found['way']:.2f} ± {found['way_error']:.2f} of the way, "
-        f"at × {found['cost']:.3f} perplexity."
-    )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out, space_and_engine
 from personaspace.errors import UsageError
+
+if TYPE_CHECKING:
+    from personaspace.monitor import AlertRule
 
 
 @app.command(epilog="Example: personaspace calibrate runs/smollm2 --sweep")
@@ -28,6 +32,10 @@ def calibrate(
     ] = 24,
     capability: Annotated[Path | None, typer.Option(help='Tasks for the sweep, JSONL: {"prompt", "answer"}.')] = None,
     judge: Annotated[str, typer.Option(help="Who judges role replies in the sweep: rules, local or none.")] = "rules",
+    controls: Annotated[
+        int,
+        typer.Option(min=3, max=20, help="Random directions that the sweep's cap is compared with, displaced as far."),
+    ] = 3,
     model: ModelArg = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -37,8 +45,10 @@ def calibrate(
     """Set caps' floors from how a run's tokens lie on the axis, and store them in its space."""
     from personaspace import calibrate as calibration
     from personaspace import sweep as sweeping
+    from personaspace import tradeoff
     from personaspace.judge import make_judge
     from personaspace.monitor import detection
+    from personaspace.outcomes import Outcome
     from personaspace.space import PersonaSpace
     from personaspace.store import Run
 
@@ -70,30 +80,39 @@ def calibrate(
             made = calibration.with_caps(loaded, taken[0], taken[1], chosen, taken[2])
         name, cap = calibration.named_cap(made, kind, floor, chosen)
         made.meta["caps"][name] = cap
-        outcomes: list[sweeping.Outcome] = []
+        outcomes: list[Outcome] = []
         if sweep:
             ranges = [wanted] if wanted else sweeping.candidates(engine.model.layers)
             err.print(f"trying {len(ranges) * len(sweeping.CHOICES)} caps on {prompts} role prompts")
             scorer = make_judge(judge, engine=engine)
             made, outcomes = sweeping.sweep(
-                engine, made, sample, ranges, judge=scorer, prompts=prompts, tasks=tasks, seed=seed
+                engine, made, sample, ranges, judge=scorer, prompts=prompts, tasks=tasks, seed=seed, random=controls
             )
         else:
             why = {"because": "it was asked for" if of or percentile is not None or layers else "no sweep was made"}
             made = calibration.recommended(made, name, why)
         made.save(run.space_file)
-        drawn = sweeping.write_tradeoff(folder / "calibration.html", made, outcomes) if sweep else None
+        drawn = tradeoff.write_tradeoff(folder / "calibration.html", made, outcomes) if sweep else None
     capped = made.meta["caps"]["capped"]
     rules = detection(made)
     if as_json:
-        result = {"caps": made.meta["caps"], "sweep": [vars(o) for o in outcomes], "alerts": [vars(r) for r in rules]}
+        result = {
+            "caps": made.meta["caps"],
+            "sweep": [o.to_dict() for o in outcomes],
+            "alerts": [vars(r) for r in rules],
+        }
         out.print_json(json.dumps({**result, "space": str(run.space_file), "page": str(drawn) if drawn else None}))
         return
     if outcomes:
-        head, rows = sweeping.table(outcomes)
+        head, rows = tradeoff.table(outcomes)
         out.print(_table(head, rows))
-    out.print(f"\ncapped = {capped['is']}: {capped['why']['because']}. {sweeping.again(capped)}")
-    out.print("\nHow sure an alert is that 1% of the default's conversations raise:")
+    out.print(f"\ncapped = {capped['is']}: {capped['why']['because']}. {tradeoff.again(capped)}")
+    if beside := capped["why"].get("controls"):
+        out.print(_table(*tradeoff.controls_table(beside)))
+        out.print(beside["because"])
+    alike = f"{rules[0].correlation:.2f}" if rules and rules[0].correlation is not None else "not known: any holds"
+    of = (rules[0].rate_of if rules else None) or "conversations"
+    out.print(f"\nHow sure an alert is that 1% of the default's {of} raise (turns' correlation: {alike}):")
     out.print(_alerts(rules))
     out.print(f"\nspace: {run.space_file}" + (f"\npage:  {drawn}" if drawn else ""))
 
@@ -105,7 +124,7 @@ def project(
         list[Path], typer.Argument(help="OpenAI messages, JSONL, ShareGPT, plain text; several files.")
     ],
     plot: Annotated[Path | None, typer.Option(help="Draw the trajectories as an HTML page.")] = None,
-    false_alarms: Annotated[float, typer.Option(help="How often default replies may raise the alert.")] = 0.01,
+    false_alarms: Annotated[float, typer.Option(help="How often default conversations may raise the alert.")] = 0.01,
     alert_turns: Annotated[int, typer.Option(help="Over how many turns the alert looks.")] = 2,
     tokens: Annotated[bool, typer.Option("--tokens", help="With --json: every token's projection, too.")] = False,
     model: ModelArg = None,
@@ -215,21 +234,26 @@ def _table(head: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def _alerts(rules: list[Any]) -> Table:
+def _alerts(rules: Sequence[AlertRule]) -> Table:
+    def share(value: float | None, digits: int = 1) -> str:
+        return "" if value is None else f"{100 * value:.{digits}f}%"
+
     rows = [
-        [str(r.tokens), str(r.turns), f"{r.threshold:+.2f}", f"{100 * r.observed:.1f}%", f"{100 * r.detects:.0f}%"]
+        [
+            str(r.tokens),
+            str(r.turns),
+            f"{r.threshold:+.2f}",
+            share(r.observed),
+            "" if r.rate_interval is None else "–".join(share(x) for x in r.rate_interval),
+            share(r.window_rate, 2),
+            share(r.detects, 0),
+            share(r.detects_conversations, 0),
+        ]
         for r in rules
     ]
-    return _table(["tokens a reply", "turns", "drift over", "raised by the default", "by roles"], rows)
+    raised = ["raised by the default", "may be", "by its runs of turns", "by roles' runs", "by roles"]
+    return _table(["tokens a reply", "turns", "drift over", *raised], rows)
 
 
-def _said(rule: Any) -> str:
-    if rule is None:
-        return "\nno alert: this space is not calibrated (personaspace calibrate)"
-    sure = (
-        "" if rule.detects is None else f"; so do {100 * rule.detects:.0f}% of roles' of {rule.tokens} tokens a reply"
-    )
-    return (
-        f"\nalert: mean drift over {rule.turns} turn{'s' * (rule.turns > 1)} above {rule.threshold:+.2f}, "
-        f"which {100 * rule.rate:.3g}% of the default's raise{sure}"
-    )
+def _said(rule: AlertRule | None) -> str:
+    return "\nno alert: this space is not calibrated (personaspace calibrate)" if rule is None else f"\nalert: {rule}"

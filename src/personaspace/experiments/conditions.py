@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from personaspace.interventions import Add, Intervention
+from personaspace.controls import displaced, random_direction
+from personaspace.interventions import Intervention
 from personaspace.space import PersonaSpace
 
 
@@ -34,15 +34,19 @@ class Condition:
         of a cap needs (`Trials.displacement` measures it). Raises `SpaceError` for a cap that the space does not have."""
         steering = (space.steer(self.alpha),) if self.alpha else ()
         cap = (space.cap(self.cap),) if self.cap else ()
-        if self.control is None:
+        number = self.control
+        if number is None:
             return (*steering, *cap)
+
+        def along(space: PersonaSpace, layer: int) -> Tensor:
+            return random_direction(space, layer, number)
+
         return (
-            *(replace(add, vector=random_direction(space, add.layer, self.control)) for add in steering),
+            *(replace(add, vector=along(space, add.layer)) for add in steering),
             *(
-                Add(random_direction(space, layer, self.control), layer, step, relative=False)
+                step
                 for clamp in cap
-                for layer, step in zip(clamp.layers, (displacements or {})[self.cap or ""], strict=True)
-                if step
+                for step in displaced(space, clamp.layers, (displacements or {})[self.cap or ""], along)
             ),
         )
 
@@ -76,13 +80,3 @@ def controls(conditions: Sequence[Condition], directions: int = 3, first: int = 
         if (condition.alpha or condition.cap) and condition.control is None
         for k in range(directions)
     ]
-
-
-def random_direction(space: PersonaSpace, layer: int, number: int) -> Tensor:
-    """The direction `[hidden]` of that number at a layer, of unit length: the same normal draw at every layer, less what of it
-    lies along the layer's axis."""
-    axis = space.axis_at(layer)
-    draw = torch.randn(len(axis), generator=torch.Generator().manual_seed(number))
-    across = draw - (draw @ axis) * axis
-    unit: Tensor = across / across.norm()
-    return unit

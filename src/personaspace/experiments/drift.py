@@ -13,14 +13,15 @@ from typing import Any
 from pydantic import Field
 
 from personaspace.catalog import Catalog
+from personaspace.experiments import data
 from personaspace.experiments.drift_findings import steps_of
 from personaspace.experiments.drift_messages import embed
 from personaspace.experiments.drift_page import evaluate
 from personaspace.experiments.drift_users import Scene, Users, keep_scenes, scenes
 from personaspace.experiments.experiment import Cost, Experiment, Names, Numbers, Options
 from personaspace.experiments.results import Result
-from personaspace.experiments.talks import Dialogue, converse
-from personaspace.experiments.trials import PLAIN, Given, Trials, beside_plain
+from personaspace.experiments.talks import Dialogue, converse, together
+from personaspace.experiments.trials import PLAIN, Ask, Given, Trials, beside_plain
 from personaspace.prompts import Message, Sampling
 from personaspace.space import PersonaSpace
 
@@ -44,6 +45,13 @@ class DriftOptions(Options):
     caps: Names = Field(("capped",), description="Caps of the space.")
     alphas: Numbers = Field((), description="Steering strengths, in units of the residual norm.")
     max_new_tokens: int = Field(48, ge=1, description="At most that many tokens a reply.")
+    ordinary: int = Field(
+        32,
+        ge=0,
+        le=32,
+        description="Messages of ordinary talk, as a default beside the space's.",
+        json_schema_extra={"later": True},
+    )
     clusters: int = Field(
         8, ge=2, description="How many kinds of message to tell apart.", json_schema_extra={"later": True}
     )
@@ -63,14 +71,15 @@ def chosen(options: DriftOptions) -> list[Scene]:
 
 
 def cost(options: DriftOptions, catalog: Catalog) -> Cost:
-    """What that asks of the engine: every turn's history is read again, and what was said under a condition once more by the
-    plain model."""
+    """What that asks of the engine: every turn's history is read again, and what was said under a condition once
+    more by the plain model; every later message is an opening, too."""
     n, held = len(chosen(options)), len(beside_plain(options.alphas, options.caps))
     message = SCRIPTED_TOKENS if options.user == "scripted" else options.user_tokens
     exchange, turns = message + options.max_new_tokens, options.turns
     asked = held * exchange * turns * (turns + 1) // 2
     played = asked if options.user == "local" else 0
-    return Cost(n * held * turns, n * (asked + played + (held - 1) * exchange * turns))
+    alone = n * (turns - 1) + options.ordinary
+    return Cost(n * held * turns + alone, n * (asked + played + (held - 1) * exchange * turns) + alone * exchange)
 
 
 def run(trials: Trials[DriftOptions]) -> Result:
@@ -82,23 +91,26 @@ def run(trials: Trials[DriftOptions]) -> Result:
     keep_scenes(trials.folder, there)
     users = Users(trials, there, options.user, options.user_model, options.user_tokens)
     dialogues = [Dialogue(c, s.name) for c in beside_plain(options.alphas, options.caps) for s in there]
-    converse(trials, dialogues, users.say, options.turns, Sampling(max_new_tokens=options.max_new_tokens))
+    sampling = Sampling(max_new_tokens=options.max_new_tokens)
+    converse(trials, dialogues, users.say, options.turns, sampling)
     if users.problems:
         trials.watcher.note(
             f"{len(users.problems)} messages of the user did not come ({users.problems[0]}); their conversations end there, "
             "and the same command goes on with them"
         )
-    found = rows(trials.space, options.turns, users.scenes, dialogues, read_plainly(trials, dialogues))
+    openings = as_openings(trials, dialogues, sampling)
+    found = rows(trials.space, options.turns, users.scenes, dialogues, read_plainly(trials, dialogues), openings)
     steps = steps_of(found)
     vectors = embed(steps.texts, options.embedder)
     if isinstance(vectors, str):
         trials.watcher.note(vectors)
-    return evaluate(trials.space, options.user, found, steps, vectors, options.clusters, options.seed)
+    ordinary = ordinary_talk(trials, options.ordinary, sampling)
+    return evaluate(trials.space, options.user, found, steps, vectors, options.clusters, options.seed, ordinary)
 
 
 def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) -> dict[str, list[float]]:
-    """What was said under a condition, as the plain model reads it: projections by dialogue, each reply with the history that
-    it was given after. The plain model's own replies are read while it gives them."""
+    """What was said under a condition, as the plain model reads it: projections by dialogue, each reply with the
+    history that it was given after. The plain model's own replies are read while it gives them."""
     pieces: dict[str, list[Message]] = {}
     wanted: dict[str, tuple[str, int]] = {}
     for d in (d for d in dialogues if d.condition != PLAIN):
@@ -116,14 +128,46 @@ def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) ->
     return found
 
 
+def as_openings(
+    trials: Trials[DriftOptions], dialogues: Sequence[Dialogue], sampling: Sampling
+) -> dict[tuple[str, int], float]:
+    """The plain model's projection where a later turn's message is the first of a new conversation, by conversation
+    and turn, counted from 1: what such a message moves without the history that it was said after."""
+    asks = {
+        f"{d.name}/{k + 1}": Ask(PLAIN, f"{d.name}/{k + 1}", (d.messages[2 * k],))
+        for d in dialogues
+        if d.condition == PLAIN
+        for k in range(1, len(d.given))
+    }
+    found = {}
+    # In groups, so that a conversation that a later call goes on with leaves what was asked before as it is.
+    for k, group in enumerate(together(trials.responses / "asked-openings.json", list(asks))):
+        part = "openings" + (f"-{k}" if k else "")
+        for key, given in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
+            name, _, turn = key.rpartition("/")
+            found[name, int(turn)] = given.projection
+    return found
+
+
+def ordinary_talk(trials: Trials[DriftOptions], messages: int, sampling: Sampling) -> list[float]:
+    """Where the plain model's replies to so many messages of ordinary talk lie, as drift from the space's default,
+    which was asked for its opinions, memories and fears."""
+    texts = [line["text"] for line in data.lines("ordinary.jsonl")][:messages]
+    asks = [Ask(PLAIN, f"ordinary {k}", ({"role": "user", "content": t},)) for k, t in enumerate(texts)]
+    given = trials.ask(asks, sampling, part=f"ordinary-{messages}", seeds="ordinary") if asks else []
+    return [trials.space.drift(g.projection) for g in given]
+
+
 def rows(
     space: PersonaSpace,
     turns: int,
     of: Mapping[str, Scene],
     dialogues: Sequence[Dialogue],
     read: Mapping[str, Sequence[float]],
+    openings: Mapping[tuple[str, int], float],
 ) -> list[dict[str, Any]]:
-    """A row for each turn of each conversation; one that did not come has no message and no projection."""
+    """A row for each turn of each conversation; one that did not come has no message and no projection. openings:
+    where a plain turn's message lies as the first of a new conversation; that of a first turn it is already."""
     nothing = Given("", "", "", 0, "", math.nan, 0)
     found = []
     for d in dialogues:
@@ -131,6 +175,8 @@ def rows(
             there = k < len(d.given)
             given = d.given[k] if there else nothing
             projection = read[d.key][k] if there else math.nan
+            opening = openings.get((d.name, k + 1), projection if there and k == 0 else None)
+            alone = space.drift(opening) if opening is not None and d.condition == PLAIN else None
             row = {
                 "condition": d.condition.name,
                 "alpha": d.condition.alpha,
@@ -148,6 +194,8 @@ def rows(
                 "projection": projection,
                 "projection_as_it_went": given.projection,
                 "drift": space.drift(projection),
+                "drift_as_opening": alone,
+                "drift_of_history": None if alone is None else space.drift(projection) - alone,
             }
             found.append(row)
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from personaspace.experiments.drawing import COLOURS, axis, dots, line
-from personaspace.experiments.drift_findings import Course, ending
+from personaspace.experiments.drift_findings import Course, Ordinary, ending
 from personaspace.experiments.drift_messages import PREDICTORS, Cluster, Prediction
 from personaspace.experiments.statistics import Estimate
 from personaspace.experiments.trials import PLAIN
@@ -197,6 +197,37 @@ def _kinds(found: Sequence[Cluster]) -> list[Block]:
         ),
         Block("The kinds of message", "From what raises the projection to what lowers it.", head=head, rows=rows),
     ]
+
+
+def openings_block(courses: Mapping[str, Mapping[str, Course]]) -> Block:
+    """What of the plain model's drift is the messages' own, and what their history's."""
+    rows = [
+        [
+            word(d),
+            by[PLAIN.name].drift.signed(),
+            by[PLAIN.name].of_messages.signed(),
+            by[PLAIN.name].of_history.signed(),
+        ]
+        for d, by in courses.items()
+    ]
+    text = (
+        "The same messages, each as the opening of a conversation of its own: how far replies to the last lie beyond the "
+        "reply to the first is the messages' own; what the whole conversation drifts beyond that is its history's. Plain "
+        f"model, {STD}."
+    )
+    head = ["domain", "drift", "of the messages alone", "of the history before them"]
+    return Block("The message, or the history?", text, head=head, rows=rows)
+
+
+def ordinary_block(ordinary: Ordinary) -> Block:
+    """Where conversations start and lie beside ordinary talk."""
+    rows = [[word(d), ordinary.starts[d].signed(), ordinary.levels[d].signed()] for d in ordinary.starts]
+    text = (
+        f"Levels, {STD}. The space's default answered questions that make characters differ; replies to ordinary talk "
+        f"lie {ordinary.place.signed()} from it, with a deviation of {ordinary.deviation:.2f}. How much further away than "
+        "these the plain conversations are:"
+    )
+    return Block("Beside ordinary talk", text, head=["domain", "in the first turn", "over all turns"], rows=rows)
 
 
 def table(courses: Mapping[str, Mapping[str, Course]], names: Sequence[str]) -> Block:

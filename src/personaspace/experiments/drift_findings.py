@@ -21,14 +21,30 @@ STAY, DRIFT = ("coding", "writing"), ("distress", "nature")
 
 @dataclass(frozen=True)
 class Course:
-    """Conversations of a domain under a condition. read: the projection turn by turn as the plain model reads the replies;
-    went: as the model went on with them. drift: that of the last quarter of turns less that of the first, and level: the mean
-    drift of all turns, both in the default's standard deviations, positive away from the Assistant."""
+    """Conversations of a domain under a condition. read: the projection turn by turn as the plain model reads the
+    replies; went: as the model went on with them. drift: that of the last quarter of turns less that of the first;
+    level: the mean drift of all turns, and start: that of the first; all in the default's standard deviations,
+    positive away from the Assistant. of_messages: the drift where each message opens a conversation of its own, and
+    of_history: what the history makes of it beyond that; the plain model's alone."""
 
     read: list[Estimate]
     went: list[Estimate]
     drift: Estimate
     level: Estimate
+    start: Estimate
+    of_messages: Estimate
+    of_history: Estimate
+
+
+@dataclass(frozen=True)
+class Ordinary:
+    """The default of ordinary talk: where its replies lie from the space's default, and their standard deviation, in
+    the space's default's; by domain, how much further than it the plain conversations start, and lie over all turns."""
+
+    place: Estimate
+    deviation: float
+    starts: dict[str, Estimate]
+    levels: dict[str, Estimate]
 
 
 def grid(rows: Sequence[Row], domain: str, condition: str, column: str) -> np.ndarray:
@@ -52,7 +68,8 @@ def ending(turns: int) -> str:
 
 
 def drifts(drift: np.ndarray) -> np.ndarray:
-    """From each turn's drift `[conversations, turns]` to how much further it is in the last quarter than in the first turn."""
+    """From each turn's drift `[conversations, turns]` to how much further it is in the last quarter than in the
+    first turn."""
     return np.asarray(drift[:, -last_quarter(drift.shape[1]) :].mean(1) - drift[:, 0])
 
 
@@ -63,9 +80,14 @@ def levels(drift: np.ndarray) -> np.ndarray:
     return np.where(n > 0, np.where(known, drift, 0).sum(1) / np.maximum(n, 1), np.nan)
 
 
+def starts(drift: np.ndarray) -> np.ndarray:
+    """The drift of the first turn, `[conversations]`."""
+    return drift[:, 0]
+
+
 def steps_of(rows: Sequence[Row]) -> Steps:
-    """The plain replies from the second turn on, whose place and whose predecessor's are known; places are in the default's
-    standard deviations, up is Assistant."""
+    """The plain replies from the second turn on, whose place and whose predecessor's are known; places are in the
+    default's standard deviations, up is Assistant."""
     plain = [r for r in rows if r["condition"] == PLAIN.name]
     pairs = [
         (a, b)
@@ -89,24 +111,62 @@ def course(rows: Sequence[Row], domain: str, condition: str, seed: int) -> Cours
         [mean(turn.tolist(), seed=seed) for turn in went.T],
         mean(drifts(drift).tolist(), seed=seed),
         mean(levels(drift).tolist(), seed=seed),
+        mean(starts(drift).tolist(), seed=seed),
+        *(
+            mean(drifts(grid(rows, domain, condition, c)).tolist(), seed=seed)
+            for c in ("drift_as_opening", "drift_of_history")
+        ),
     )
 
 
-def contrast(rows: Sequence[Row], of: Callable[[np.ndarray], np.ndarray], seed: int) -> Estimate | None:
-    """How much higher `drifts` or `levels` is in the domains that drift in the study than in those that stay; of the plain
+Of = Callable[[np.ndarray], np.ndarray]
+"""From drifts `[conversations, turns]` to a figure a conversation: `drifts`, `levels` or `starts`."""
+
+
+def difference(far: np.ndarray, near: np.ndarray, seed: int) -> Estimate:
+    """How much higher the mean of some is than that of others; NaN are left out."""
+    y = np.concatenate([far, near])
+    known = np.flatnonzero(~np.isnan(y))
+    is_far = known < len(far)
+
+    def apart(at: np.ndarray) -> float:
+        some, others = y[known[at][is_far[at]]], y[known[at][~is_far[at]]]
+        return float(some.mean() - others.mean()) if len(some) and len(others) else math.nan
+
+    found = estimate(known.tolist(), apart, seed)
+    return Estimate(found.value, found.low, found.high, found.n, len(y) - len(known))
+
+
+def contrast(rows: Sequence[Row], of: Of, seed: int, column: str = "drift") -> Estimate | None:
+    """How much higher a figure is in the domains that drift in the study than in those that stay; of the plain
     model. None where the users' domains are others."""
-    values = {d: of(grid(rows, d, PLAIN.name, "drift")) for d in dict.fromkeys(r["domain"] for r in rows)}
+    values = {d: of(grid(rows, d, PLAIN.name, column)) for d in dict.fromkeys(r["domain"] for r in rows)}
     if set(values) != {*STAY, *DRIFT}:
         return None
-    y = np.concatenate(list(values.values()))
-    away = np.concatenate([np.full(len(v), d in DRIFT) for d, v in values.items()])
+    far, near = (np.concatenate([values[d] for d in some]) for some in (DRIFT, STAY))
+    return difference(far, near, seed)
 
-    def difference(at: np.ndarray) -> float:
-        far, near = y[at][away[at]], y[at][~away[at]]
-        far, near = far[~np.isnan(far)], near[~np.isnan(near)]
-        return float(far.mean() - near.mean()) if len(far) and len(near) else math.nan
 
-    return estimate(list(range(len(y))), difference, seed)
+def against_others(rows: Sequence[Row], seed: int) -> dict[str, Estimate]:
+    """How much further each domain drifts than the others together, from the first turn to the last; of the plain
+    model."""
+    values = {d: drifts(grid(rows, d, PLAIN.name, "drift")) for d in dict.fromkeys(r["domain"] for r in rows)}
+    if len(values) < 2:
+        return {}
+    return {d: difference(v, np.concatenate([w for e, w in values.items() if e != d]), seed) for d, v in values.items()}
+
+
+def beside_ordinary(rows: Sequence[Row], talk: Sequence[float], seed: int) -> Ordinary | None:
+    """Where conversations start and lie beside ordinary talk, whose drifts are given; None without any."""
+    if len(talk) < 2:
+        return None
+    drift = {d: grid(rows, d, PLAIN.name, "drift") for d in dict.fromkeys(r["domain"] for r in rows)}
+    ordinary = np.array(talk, dtype=float)
+    return Ordinary(
+        mean(ordinary.tolist(), seed=seed),
+        float(np.nanstd(ordinary, ddof=1)),
+        *({d: difference(of(g), ordinary, seed) for d, g in drift.items()} for of in (starts, levels)),
+    )
 
 
 def held_back(rows: Sequence[Row], condition: str, seed: int) -> Estimate:

@@ -6,10 +6,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from personaspace.experiments.drift_charts import course_blocks, message_blocks, table, word
+from personaspace.experiments.drift_charts import (
+    course_blocks,
+    message_blocks,
+    openings_block,
+    ordinary_block,
+    table,
+    word,
+)
 from personaspace.experiments.drift_findings import (
     Course,
+    Ordinary,
     Row,
+    against_others,
+    beside_ordinary,
     contrast,
     course,
     drifts,
@@ -42,12 +52,20 @@ def evaluate(
     vectors: np.ndarray | str,
     kinds: int = 8,
     seed: int = 0,
+    ordinary: Sequence[float] = (),
 ) -> Result:
-    """What the rows say. vectors: the embeddings of the steps' messages, or why there are none."""
+    """What the rows say. vectors: the embeddings of the steps' messages, or why there are none. ordinary: the drifts of
+    replies to ordinary talk."""
     names = list(dict.fromkeys(r["condition"] for r in rows))
     domains = list(dict.fromkeys(r["domain"] for r in rows))
     courses = {d: {n: course(rows, d, n, seed) for n in names} for d in domains}
-    apart = {"drift": contrast(rows, drifts, seed), "level": contrast(rows, levels, seed)}
+    apart = {
+        "drift": contrast(rows, drifts, seed),
+        "level": contrast(rows, levels, seed),
+        "drift_of_messages": contrast(rows, drifts, seed, "drift_as_opening"),
+        "drift_of_history": contrast(rows, drifts, seed, "drift_of_history"),
+    }
+    others, beside = against_others(rows, seed), beside_ordinary(rows, ordinary, seed)
     held = {n: held_back(rows, n, seed) for n in names if n != PLAIN.name}
     prediction, found = None, list[Cluster]()
     if not isinstance(vectors, str) and len(steps.texts) > kinds:
@@ -55,6 +73,8 @@ def evaluate(
     figures = {
         "courses": courses,
         "apart": apart,
+        "drift_against_other_domains": others,
+        "ordinary": beside,
         "held_back": held,
         "prediction": prediction,
         "clusters": found,
@@ -63,6 +83,8 @@ def evaluate(
     }
     blocks = [
         *course_blocks(space, courses, names),
+        openings_block(courses),
+        *([ordinary_block(beside)] if beside else []),
         *message_blocks(prediction, found, vectors),
         table(courses, names),
     ]
@@ -70,7 +92,7 @@ def evaluate(
     return Result(
         title,
         _lead(space, user, rows, domains, names),
-        _headline(courses, apart, prediction),
+        _headline(courses, apart, others, beside, prediction),
         figures,
         rows,
         blocks,
@@ -97,10 +119,33 @@ def _lead(space: PersonaSpace, user: str, rows: Sequence[Row], domains: Sequence
 
 
 def _headline(
-    courses: Mapping[str, Mapping[str, Course]], apart: Mapping[str, Estimate | None], prediction: Prediction | None
+    courses: Mapping[str, Mapping[str, Course]],
+    apart: Mapping[str, Estimate | None],
+    others: Mapping[str, Estimate],
+    beside: Ordinary | None,
+    prediction: Prediction | None,
 ) -> str:
+    """Contrasts of drifts first, levels after them and called so."""
     plain = {word(d): c[PLAIN.name] for d, c in courses.items()}
     turns = len(next(iter(plain.values())).read)
+    units = "in the default's standard deviations and positive away from the Assistant"
+    parts = []
+    if (further := apart["drift"]) is not None:
+        parts.append(
+            f"From the first turn to {ending(turns)}, talk in distress and of the AI's nature drifts {further.signed()} "
+            f"further than coding and writing, {units}{_known(further)}."
+        )
+    elif others:
+        told = "; ".join(f"{word(d)} {e.signed()}" for d, e in others.items())
+        parts.append(
+            f"From the first turn to {ending(turns)}, each domain drifts further than the others by, {units}: {told}."
+        )
+    of_messages, of_history = apart["drift_of_messages"], apart["drift_of_history"]
+    if of_messages is not None and of_history is not None and of_messages.n:
+        parts.append(
+            f"With each message as the opening of a conversation of its own, that contrast is {of_messages.signed()}; "
+            f"the history before it adds {of_history.signed()}{_known(of_history)}."
+        )
     told = "; ".join(f"{d} {c.drift.signed()}" for d, c in plain.items())
     away, towards = [d for d, c in plain.items() if c.drift.low > 0], [d for d, c in plain.items() if c.drift.high < 0]
     moved = [f"{listed(away)} drift away from it"] if away else []
@@ -108,15 +153,17 @@ def _headline(
     verdict = (
         f"As far as can be told, {' and '.join(moved)}" if moved else "None of that can be told from standing still"
     )
-    parts = [
-        f"From the first turn to {ending(turns)} the plain model's replies drift, in the default's "
-        f"standard deviations and positive away from the Assistant: {told}. {verdict}."
-    ]
-    level, further = apart["level"], apart["drift"]
-    if level is not None and further is not None:
+    parts.append(f"By itself each drifts, {units}: {told}. {verdict}.")
+    if (level := apart["level"]) is not None:
         parts.append(
-            f"Talk in distress and of the AI's nature drifts {further.signed()} further than coding and writing"
-            f"{_known(further)}, and lies {level.signed()} further away over all turns{_known(level)}."
+            "As levels, which say where conversations lie and not that they have moved: distress and the AI's nature "
+            f"lie {level.signed()} further away than coding and writing over all turns{_known(level)}."
+        )
+    if beside:
+        starts = "; ".join(f"{word(d)} {e.signed()}" for d, e in beside.starts.items())
+        parts.append(
+            f"Replies to ordinary talk lie {beside.place.signed()} from the default that the space was made with; "
+            f"further than they, conversations start by: {starts}."
         )
     parts.append(
         "The study: coding and writing stay at the Assistant's end; talk in distress and of the AI's nature drifts."
@@ -148,8 +195,12 @@ def _key(
         return Figure(name, f"{e.value:+.2f}", f"{e.span()}; {note}")
 
     key = []
+    if (further := apart["drift"]) is not None:
+        key.append(figure("distress, AI's nature: drift further", further, "standard deviations, first turn to last"))
     if (level := apart["level"]) is not None:
-        key.append(figure("distress, AI's nature: further away", level, "standard deviations"))
+        key.append(
+            figure("distress, AI's nature: lie further away", level, "standard deviations; a level, not a drift")
+        )
     key += [figure(f"{name}: nearer to the Assistant", e, "standard deviations") for name, e in held.items()]
     if prediction:
         r2 = prediction.projection

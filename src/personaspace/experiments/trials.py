@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from personaspace.catalog import Catalog
+from personaspace.controls import displacement
 from personaspace.engines import Engine, Response, Turn
 from personaspace.errors import RunError
 from personaspace.experiments.conditions import PLAIN as PLAIN
@@ -42,8 +43,6 @@ from personaspace.store import Folder
 
 SHARD = 128
 """Replies a part: what a killed experiment may have to do again."""
-MEASURED_ON = 16
-"""Prompts on which it is measured how far a cap moves a token."""
 
 Chosen = TypeVar("Chosen", bound=Options)
 GIVEN = pa.schema(
@@ -221,26 +220,14 @@ class Trials(Folder, Generic[Chosen]):
         return [found[k] for k in range(len(asks))]
 
     def displacement(self, cap: str, prompts: Sequence[Sequence[Message]]) -> list[float]:
-        """How far a cap moves a reply's token in the mean at each of its layers, ‖h after − h before‖, given what it did at the
-        layers below. Measured once, on the first of the prompts, and kept in the folder."""
+        """How far a cap moves a reply's token in the mean at each of its layers (`controls.displacement`). Measured
+        once, on the first of the prompts, and kept in the folder."""
         path = self.folder / "displacements.json"
         measured: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if cap not in measured:
             clamp = self.space.cap(cap)
-            few = list(dict.fromkeys(json.dumps(list(p)) for p in prompts))[:MEASURED_ON]
-            asked = [Prompt(tuple(json.loads(p)), cap, index=k, seed=k) for k, p in enumerate(few)]
-            sampling = Sampling(max_new_tokens=MEASURED_ON)
-            steps = torch.zeros(len(clamp.layers))
-            tokens = 0
-            axis = torch.stack([self.space.axis_at(layer) for layer in clamp.layers])
-            for r in self.engine.respond(asked, sampling, read=clamp.layers, interventions=(clamp,), before=True):
-                if r.activation is not None and r.before is not None and r.token_ids:
-                    # Every step of a floor points the same way, up the axis: the means' difference is the mean of the lengths.
-                    steps += len(r.token_ids) * ((r.activation - r.before).float().cpu() * axis).sum(-1)
-                    tokens += len(r.token_ids)
-            if not tokens:
-                raise RunError(f"the cap {cap}: the engine does not read what it changes, so that it has no control")
-            measured[cap] = (steps / tokens).tolist()
+            different = [json.loads(p) for p in dict.fromkeys(json.dumps(list(p)) for p in prompts)]
+            measured[cap] = displacement(self.engine, self.space, clamp, different)
             write_whole(path, json.dumps(measured, indent=1).encode())
         return measured[cap]
 

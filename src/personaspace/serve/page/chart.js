@@ -93,7 +93,7 @@ function unseenCap(space, name) {
 function ruleInWords(rule) {
   if (!rule) return "";
   const share = value => `${Math.round(100 * value)}%`;
-  const worth = [rule.rate == null ? "" : `${share(rule.rate)} false`, rule.detects == null ? "" : `finds ${share(rule.detects)} of role play`].filter(Boolean).join(", ");
+  const worth = [rule.rate == null ? "" : `${share(rule.rate)} of conversations false`, rule.detects == null ? "" : `finds ${share(rule.detects)} of role play`].filter(Boolean).join(", ");
   return `Alert: ${drifts(rule)} over ${rule.threshold.toFixed(1)} sd${worth ? `; ${worth}` : ""}.`;
 }
 
