@@ -11,7 +11,8 @@ import torch
 
 from personaspace.engines import ModelInfo, Response, Turn
 from personaspace.interventions import Add, Cap
-from personaspace.space import FORMAT, PersonaSpace
+from personaspace.layout import FORMAT
+from personaspace.space import PersonaSpace
 
 LAYERS, HIDDEN, LAYER = 4, 24, 2
 NORM = 10.0

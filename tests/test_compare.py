@@ -24,7 +24,8 @@ from personaspace.experiments.compare import (
     spearman,
     write_comparison,
 )
-from personaspace.space import FORMAT, PersonaSpace
+from personaspace.layout import FORMAT
+from personaspace.space import PersonaSpace
 
 NAMES = [f"role{k}" for k in range(60)]
 

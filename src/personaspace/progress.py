@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from personaspace.mapping import Watcher
-from personaspace.plan import Plan, duration
+from personaspace.plan import Plan
+from personaspace.saying import duration
 
 LINE_EVERY = 15.0
 """Seconds between plain lines."""
