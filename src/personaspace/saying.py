@@ -77,9 +77,10 @@ def noun(reading: str) -> str:
     return "prompts" if reading == PROMPT else "replies"
 
 
-def reading(name: str) -> str:
-    """Where a reading is taken."""
-    return "the prompt's last token, before anything is generated" if name == PROMPT else "the mean over the reply"
+def read_from(reading: str, n: int | None = None) -> str:
+    """What a reading was taken from, and where in it."""
+    where = "each at its last token, before anything is generated" if reading == PROMPT else "each the mean over its tokens"
+    return f"{f'{n:,} ' if n else ''}{noun(reading)}, {where}"
 
 
 def reliabilities(worth: Summary) -> list[Reliability]:
@@ -93,26 +94,29 @@ def reliabilities(worth: Summary) -> list[Reliability]:
             tuple(intervals[name]) if intervals.get(name) else None,
             by_text.get(name),
             None if value is None else value >= KNOWN,
-            UNTOLD if value is None else _meaning(name, value),
+            UNTOLD if value is None else _meaning(name, value, intervals.get(name)),
             _takes(worth, name),
         )
         for name, value in worth["reliability"].items()
     ]
 
 
-def _meaning(name: str, value: float) -> str:
-    known, shown = value >= KNOWN, number(value)
+def _meaning(name: str, value: float, interval: list[float] | None) -> str:
+    known, shown, spread = value >= KNOWN, number(value), ""
+    if interval and name == "map":
+        spread = f" (95%: {share_of_noise(interval[1])} to {share_of_noise(interval[0])})"
+    elif interval:
+        spread = f" (95%: {number(interval[0])} to {number(interval[1])})"
     if name == "axis":
         way = "nearly the same way" if value >= TARGET else "much the same way" if known else "another way"
-        return f"Mapped again, the axis would point {way}: cosine {shown} with this one."
-    if name == "order":
-        return (
-            f"Mapped again, the roles' places along the axis would correlate {shown} with these."
-            if known
-            else f"Not known: mapped again, the roles would stand in another order (correlation {shown})."
-        )
-    noise = f"of the roles' squared distances, {share_of_noise(value)} is noise."
-    return noise.capitalize() if known else f"Not known: {noise}"
+        text = f"mapped again, the axis would point {way}: cosine {shown} with this one{spread}."
+    elif name == "order" and known:
+        text = f"mapped again, the roles' places along the axis would correlate {shown} with these{spread}."
+    elif name == "order":
+        text = f"mapped again, the roles would stand in another order: correlation {shown} with this one{spread}."
+    else:
+        text = f"of the roles' squared distances, {share_of_noise(value)} is noise{spread}."
+    return f"{text[0].upper()}{text[1:]}" if known else f"Not known: {text}"
 
 
 def share_of_noise(value: float) -> str:
@@ -134,7 +138,7 @@ def _takes(worth: Summary, name: str) -> str:
     if forecast["responses"]:
         each = f", {math.ceil(worth['per_role'] * times)} a role" if worth.get("per_role") else ""
         text += f": about {_round(forecast['responses']):,} {noun(worth['reading'])}{each}"
-    if forecast.get("seconds"):
+    if (forecast.get("seconds") or 0) >= 1:
         text += f"; {duration(forecast['seconds'])} more on the machine that made this"
     return f"{text}."
 
@@ -156,8 +160,8 @@ def order(worth: Summary) -> str:
         return "How sure this order is, the space does not say; a map of the model, made with this version, does."
     if value < KNOWN:
         return (
-            f"The order is not known (reliability {number(value)}): mapped again, the roles would stand in another one. "
-            "So they are listed by name, and none is first or last."
+            f"The order is not known (reliability {number(value)}): mapped again, the roles would stand in another one, so that "
+            "none is named first or last here."
         )
     return f"The order is known to {number(value)}; roles whose intervals overlap may still change places."
 
@@ -260,27 +264,29 @@ def _interval(key: str, ends: Any) -> str:
     return f"{_figure(key, ends[0])} to {_figure(key, ends[1])}" if ends else ""
 
 
+def wrapped(text: str, width: int, indent: int = 0, first: str = "") -> list[str]:
+    """A text in lines; first: what stands in place of the first one's indent."""
+    width = max(40, min(width, 110))
+    return textwrap.wrap(text, width, initial_indent=first or " " * indent, subsequent_indent=" " * indent)
+
+
 def lines(summary: Summary, width: int = 100) -> list[str]:
     """The three reliabilities of each reading, and then the figures that noise moves: the head of `show`."""
-    width = max(40, min(width, 110))
-
-    def wrapped(text: str, indent: int, first: str = "") -> list[str]:
-        return textwrap.wrap(text, width, initial_indent=first or " " * indent, subsequent_indent=" " * indent)
-
     told = [f"{summary['model']}: layer {summary['layer']} of {summary['layers']}, {summary['n_roles']} roles", ""]
-    told += ["How sure is this map?", *wrapped(INTRODUCTION, 0)]
-    for name, worth in summary["readings"].items():
-        n = f", {worth['n_responses']:,} {noun(name)}" if worth["n_responses"] else ""
-        told += ["", *wrapped(f"read from {reading(name)} ({name}){n}, layer {worth['layer']}:", 2)]
+    told += ["How sure is this map?", *wrapped(INTRODUCTION, width)]
+    for reading, worth in summary["readings"].items():
+        source = read_from(reading, worth["n_responses"])
+        told += ["", *wrapped(f"{reading}: read from {source}; layer {worth['layer']}", width, 2)]
         for r in reliabilities(worth):
-            told += wrapped(r.meaning, 17, f"  {r.name:<6} {r.shown:<6}  ")
+            told += wrapped(r.meaning, width, 17, f"  {r.name:<6} {r.shown:<6}  ")
             if r.by_text is not None:
-                told += wrapped(f"With other instructions as well: {number(r.by_text)}.", 17)
-            told += wrapped(r.takes, 17)
+                told += wrapped(f"With other instructions as well: {number(r.by_text)}.", width, 17)
+            told += wrapped(r.takes, width, 17)
     if text := agreement(summary):
-        told += ["", *wrapped(text, 0)]
+        told += ["", *wrapped(text, width)]
     own = summary["reading"]
-    told += ["", *wrapped(f"Figures that noise moves, of the {own} reading; the study's own stand beside, no mark to pass:", 0)]
+    title = f"Figures that noise moves, of the {own} reading; the study's stand beside, as no mark to pass:"
+    told += ["", *wrapped(title, width)]
     for row in beside(summary):
         said = [
             ("as measured", row.measured, row.interval),
@@ -290,5 +296,5 @@ def lines(summary: Summary, width: int = 100) -> list[str]:
         ]
         told.append(f"  {row.name[0].lower()}{row.name[1:]}:")
         text = "; ".join(f"{what} {x}{f' (95%: {i})' if i else ''}" for what, x, i in said if x)
-        told += wrapped(text, 4)
+        told += wrapped(text, width, 4)
     return told
