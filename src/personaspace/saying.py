@@ -220,7 +220,7 @@ def beside(summary: Summary) -> list[Beside]:
     rows = [
         ("axis_pc1_cosine", "Cosine of axis and PC1", published["axis_pc1_cosine"]),
         ("components_for_70pct", "Components for 70% of the roles' variance", components),
-        ("default_on_pc1", "The default's place on PC1, from the Assistant's end", published["default_on_pc1"]),
+        ("default_on_pc1", "Default's distance from the end of PC1", published["default_on_pc1"]),
         ("axis_share", "The axis' share of what roles differ by", ""),
         ("effective_dimension", "Dimensions that roles differ in", ""),
     ]
@@ -256,7 +256,7 @@ def _figure(key: str, value: float | None) -> str:
     if key == "axis_share":
         return f"{100 * value:.0f}%"
     if key in ("components_for_70pct", "effective_dimension"):
-        return str(value) if isinstance(value, int) else f"{value:.1f}"
+        return f"{value:.1f}".removesuffix(".0")
     return f"{value:.2f}"
 
 

@@ -77,8 +77,8 @@ function drawPlaces() {
     marker: { color: css("--soft"), size: 8, opacity: 0.55 }, customdata: roles.map(r => r.name), text: roles.map(r => label(r.name)), hovertemplate: "%{text}: %{x:.2f}<extra></extra>" }];
   if (interval) traces.push({ type: "scatter", mode: "markers+text", x: [0], y: [-1.2], text: ["one role’s interval"], textposition: "bottom center", textfont: { color: css("--soft") },
     marker: { color: css("--ink"), size: 8 }, error_x: { type: "data", array: [interval], color: css("--ink"), thickness: 1.5, width: 4 }, hoverinfo: "skip" });
-  Plotly.newPlot("places", traces, layout({ showlegend: false, xaxis: { title: { text: "projection, less the mean role's" } }, yaxis: { visible: false, range: [-3.4, rows + 1.5] },
-    shapes: [{ type: "line", x0: line, x1: line, yref: "paper", y0: 0, y1: 0.94, line: { color: css("--near"), dash: "dot", width: 1.5 } }],
+  Plotly.newPlot("places", traces, layout({ showlegend: false, margin: { l: 8, r: 12, t: 30, b: 40 }, xaxis: { title: { text: "projection, less the mean role's" } }, yaxis: { visible: false, range: [-3.4, rows + 1.5] },
+    shapes: [{ type: "line", x0: line, x1: line, yref: "paper", y0: 0, y1: 1, line: { color: css("--near"), dash: "dot", width: 1.5 } }],
     annotations: [{ x: line, y: 1, yref: "paper", yanchor: "bottom", text: "the default", showarrow: false, font: { color: css("--near") } }] }), config);
   $("places").on("plotly_click", e => show(e.points[0].customdata));
 }
@@ -112,13 +112,17 @@ function chosenAt(layer) {
   return { type: "line", x0: layer, x1: layer, yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), dash: "dot", width: 1.5 } };
 }
 
+function layerAxis(n) {
+  return { title: { text: "layer" }, tick0: 0, dtick: Math.max(1, Math.ceil(n / 10)) };
+}
+
 // Axis, order and map at every layer of one reading; what lies under 0.7 is shaded.
 function drawReliability(id, own) {
   const series = ["axis", "order", "map"].filter(name => own[name]);
   if (!series.length) return drop(id);
   const level = y => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, layer: "below", line: { color: css("--soft"), width: 1, dash: y === 0.9 ? "dash" : "solid" } });
   Plotly.newPlot(id, series.map(name => ({ type: "scatter", mode: "lines+markers", name, y: own[name], line: { color: css(`--${name}`), width: 2 }, marker: { size: 5 }, hovertemplate: `layer %{x}: %{y:.3f}<extra>${name}</extra>` })),
-    layout({ showlegend: true, xaxis: { title: { text: "layer" }, showgrid: false }, yaxis: { range: [0, 1.03], tickvals: [0, 0.35, 0.7, 0.9, 1], ticktext: ["0", "not known", "0.7", "0.9", "1"], showgrid: false },
+    layout({ showlegend: true, xaxis: { ...layerAxis(own[series[0]].length), showgrid: false, zeroline: false }, yaxis: { zeroline: false, range: [0, 1.03], tickvals: [0, 0.35, 0.7, 0.9, 1], ticktext: ["0", "not known", "0.7", "0.9", "1"], showgrid: false },
       shapes: [{ type: "rect", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0.7, layer: "below", line: { width: 0 }, fillcolor: css("--line"), opacity: 0.35 }, level(0.7), level(0.9), chosenAt(own.chosen)] }), config);
 }
 
@@ -127,13 +131,15 @@ function drawLayers(id, key, more = []) {
   const all = data.layers.filter(own => own[key]);
   if (!all.length) return drop(id);
   const lines = all.map((own, i) => ({ type: "scatter", mode: "lines+markers", name: all.length > 1 ? `from ${own.reading === "prompt" ? "prompts" : "replies"}` : key, y: own[key], line: { color: css(i ? "--soft" : "--near"), dash: i ? "dash" : "solid" }, marker: { size: i ? 4 : 5 }, hovertemplate: "layer %{x}: %{y:.3f}<extra></extra>" }));
-  Plotly.newPlot(id, [...lines, ...more], layout({ showlegend: lines.length + more.length > 1, xaxis: { title: { text: "layer" } }, yaxis: { rangemode: "tozero" }, shapes: [chosenAt(data.layers[0].chosen)] }), config);
+  Plotly.newPlot(id, [...lines, ...more], layout({ showlegend: lines.length > 1, xaxis: layerAxis(all[0][key].length), yaxis: { rangemode: "tozero" }, shapes: [chosenAt(data.layers[0].chosen)] }), config);
 }
 
 // At the layer alone: the cosine with the noise taken out, and what shuffled roles give.
 function besideCosine() {
   const { corrected, interval, null: shuffled } = data.pc1, x = [data.layers[0].chosen];
-  const point = (name, y, high, low, color, symbol) => ({ type: "scatter", mode: "markers", name, x, y: [y], marker: { color, size: 10, symbol }, error_y: { type: "data", symmetric: false, array: [high - y], arrayminus: [y - low], color, thickness: 1.5, width: 4 }, hovertemplate: `${name}: %{y:.2f}<extra></extra>` });
+  // Named beside the mark, on the side that has room.
+  const textposition = x[0] > (data.layers[0].cosine || []).length / 2 ? "middle left" : "middle right";
+  const point = (name, y, high, low, color, symbol) => ({ type: "scatter", mode: "markers+text", name, showlegend: false, x, y: [y], text: [textposition.endsWith("left") ? `${name}  ` : `  ${name}`], textposition, textfont: { color }, marker: { color, size: 10, symbol }, error_y: { type: "data", symmetric: false, array: [high - y], arrayminus: [y - low], color, thickness: 1.5, width: 4 }, hovertemplate: `${name}: %{y:.2f}<extra></extra>` });
   return [
     ...(corrected == null ? [] : [point("noise taken out", corrected, ...(interval ? [interval[1], interval[0]] : [corrected, corrected]), css("--ink"), "diamond")]),
     ...(shuffled ? [point("roles shuffled", shuffled.mean, shuffled.p95, shuffled.mean, css("--far"), "x-thin-open")] : []),
