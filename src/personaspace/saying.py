@@ -136,7 +136,7 @@ def _takes(worth: Summary, name: str) -> str:
         return ""
     text = f"{TARGET} would take {_times(times)} times the data"
     if forecast["responses"]:
-        each = f", {math.ceil(worth['per_role'] * times)} a role" if worth.get("per_role") else ""
+        each = f", {math.ceil(worth['per_role'] * times - 1e-6)} a role" if worth.get("per_role") else ""
         text += f": about {_round(forecast['responses']):,} {noun(worth['reading'])}{each}"
     if (forecast.get("seconds") or 0) >= 1:
         text += f"; {duration(forecast['seconds'])} more on the machine that made this"

@@ -277,10 +277,11 @@ def _sure(spaces: Sequence[tuple[str, PersonaSpace]]) -> Block:
     for name, space in spaces:
         for worth in (space.of(reading).worth() for reading in space.readings):
             three = saying.reliabilities(worth)
-            takes = [f"{r.name}: {r.takes}" for r in three if r.takes]
             values = [f"{r.shown}{', not known' if r.known is False else ''}" for r in three]
-            noise = [r.meaning for r in three if r.name == "map"]
-            rows.append([name, worth["reading"], str(worth["layer"]), *values, " ".join([*noise, *takes])])
+            # Axis and order are told by their figures; the map's is a share of noise.
+            words = [f"{r.meaning if r.name == 'map' else ''} {r.takes}".strip() for r in three]
+            told = " ".join(f"{r.name.capitalize()}: {text}" for r, text in zip(three, words, strict=True) if text)
+            rows.append([name, worth["reading"], str(worth["layer"]), *values, told])
     return Block(
         "How sure is each map?",
         f"{saying.INTRODUCTION} {saying.SOURCE}",
