@@ -24,6 +24,7 @@ ORDER = [
     "reliability",
     "components",
     "certainty",
+    "saying",
     "sums",
     "space",
     "controls",

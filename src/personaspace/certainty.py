@@ -30,18 +30,19 @@ def figures(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: int) 
     """What `summary` says of certainty; None for what the space does not know.
 
     reliability: of axis, order and map at the layer, the whole's; below 0.7 order and neighbours are not known. forecast: how
-    many times the data would give 0.9. noise_share: how much of the roles' squared distances is noise.
+    many times the data would give 0.9, how many responses that is in all, and how many seconds more where the map was made.
+    noise_share: how much of the roles' squared distances is noise.
     """
     whole = {name: _whole(tensors, name, "split_half", layer) for name in NAMES}
     by_text = {name: _whole(tensors, name, "split_half_by_instruction", layer) for name in NAMES}
-    n = meta.get("n_responses")
+    n, spent = meta.get("n_responses"), meta.get("seconds", {}).get("responses")
     corrected = meta.get("corrected", {})
     return {
         "reading": meta.get("reading", "reply"),
         "reliability": whole,
         "reliability_interval": {**dict.fromkeys(NAMES), **meta.get("reliability_interval", {})},
         "reliability_by_instruction": by_text if any(v is not None for v in by_text.values()) else None,
-        "forecast": {name: _forecast(value, n) for name, value in whole.items() if value is not None},
+        "forecast": {name: _forecast(value, n, spent) for name, value in whole.items() if value is not None},
         "order_known": None if whole["order"] is None else whole["order"] >= KNOWN,
         "neighbours_known": None if whole["map"] is None else whole["map"] >= KNOWN,
         "noise_share": None if whole["map"] is None else 1 - whole["map"],
@@ -49,22 +50,34 @@ def figures(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: int) 
     }
 
 
-def _whole(tensors: Mapping[str, Tensor], figure: str, split: str, layer: int) -> float | None:
+def by_layer(tensors: Mapping[str, Tensor], split: str = "split_half") -> dict[str, list[float | None] | None]:
+    """The three reliabilities of the whole, each `[layers]`; None for one that the tensors lack, and where it is undefined."""
+    return {name: _layers(tensors, name, split) for name in NAMES}
+
+
+def _layers(tensors: Mapping[str, Tensor], figure: str, split: str) -> list[float | None] | None:
     name = f"{figure}_{split}"
     if name not in tensors:
         return None
     # The axis' halves are as large as each other; those of roles that were asked little are not.
-    factor = float(tensors[f"{split}_factor"][layer]) if figure != "axis" and f"{split}_factor" in tensors else 2.0
-    value = float(spearman_brown(float(tensors[name][layer]), factor))
-    return None if np.isnan(value) else value
+    uneven = figure != "axis" and f"{split}_factor" in tensors
+    factor = tensors[f"{split}_factor"].double().numpy() if uneven else 2.0
+    values = spearman_brown(tensors[name].double().numpy(), factor)
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _forecast(reliability: float, responses: int | None) -> dict[str, Any]:
+def _whole(tensors: Mapping[str, Tensor], figure: str, split: str, layer: int) -> float | None:
+    values = _layers(tensors, figure, split)
+    return None if values is None else values[layer]
+
+
+def _forecast(reliability: float, responses: int | None, spent: float | None) -> dict[str, Any]:
     times = forecast(reliability)
     return {
         "target": TARGET,
         "times": times,
         "responses": None if times is None or responses is None else int(np.ceil(times * responses)),
+        "seconds": None if times is None or spent is None else max(times - 1, 0.0) * spent,
     }
 
 

@@ -21,6 +21,7 @@ from personaspace.engines.chat import Chat
 from personaspace.engines.common import common
 from personaspace.errors import ModelError, UsageError
 from personaspace.prompts import Design, Prompt, assign, shards
+from personaspace.saying import duration
 from personaspace.sums import ALL, BLOCKS, SAMPLE
 
 _DATA = Path(__file__).parent / "data"
@@ -314,14 +315,6 @@ def as_json(name: str, on: Hardware, asked: Asked, shape: Shape) -> dict[str, An
     """A prediction for machines."""
     found = {"model": name, "on": asdict(on), **asdict(asked), **predict(shape, on, asked)}
     return {**found, "assumptions": assumptions(on, shape)}
-
-
-def duration(seconds: float) -> str:
-    """A length of time, for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours = seconds / 3600
-    return f"{seconds / 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def bytes_per_response(layers: int, hidden: int, new_tokens: int) -> int:

@@ -8,7 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from personaspace.plan import Plan, duration
+from personaspace.plan import Plan
+from personaspace.saying import duration
 from personaspace.stages import Watcher
 
 LINE_EVERY = 15.0

@@ -287,6 +287,7 @@ class PersonaSpace:
             "separation": self._figure("separation"),
             **certainty.figures(self.meta, t, layer),
             "readings": {reading: self.of(reading).worth() for reading in self.readings},
+            "readings_agree": self.meta.get("readings_agree"),
             "published": PUBLISHED,
             "caps": self.meta.get("caps", {}),
             "judge": self.meta.get("judge"),

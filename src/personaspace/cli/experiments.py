@@ -148,7 +148,7 @@ def _run(
 
 
 def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as_json: bool) -> None:
-    from personaspace.plan import duration
+    from personaspace.saying import duration
 
     each = {"this": experiment.cost(options, texts), "published": experiment.cost(experiment.published, texts)}
     seconds = {k: c.seconds(engine) for k, c in each.items()}

@@ -77,6 +77,7 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Set spaces of several models, or versions of one, side by side."""
+    from personaspace import saying
     from personaspace.experiments.compare import compare, headline, write_comparison
     from personaspace.experiments.results import plain
     from personaspace.space import PersonaSpace
@@ -87,10 +88,17 @@ def compare_command(
     if as_json:
         out.print_json(json.dumps({"pairs": plain(pairs), "page": str(page)}))
         return
+    for name, space in loaded:
+        for reading in space.readings:
+            out.print(f"{name}, from {saying.noun(reading)}: {saying.brief(space.of(reading).worth())}", markup=False)
+    out.print()
     for p in pairs:
+        moved = ", ".join(f"{role} {b - a:+.1f}" for role, a, b in p.moved[:6])
+        if p.unknown:
+            moved = f"not known, as is the order in {' and '.join(p.unknown)}"
         out.print(
             f"{p.first} and {p.second}, {p.shared} roles: PC1 loadings {p.pc1}, on the axis {p.axis}, ranking {p.ranking}\n"
-            f"  moved most: {', '.join(f'{role} {b - a:+.1f}' for role, a, b in p.moved[:6])}",
+            f"  moved most: {moved}",
             markup=False,
         )
     out.print(f"\n{headline(pairs)}\n\npage: {page}", markup=False)

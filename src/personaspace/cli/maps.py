@@ -276,30 +276,43 @@ def _efficiency(folder: Path | None, model: str, as_json: bool) -> None:
 
 
 def _print_result(s: dict[str, Any], n: int = 10) -> None:
-    """The roles at both ends and the figures, for people."""
-    table = Table("most Assistant-like", "", "least Assistant-like", "", box=None, pad_edge=False)
-    roles = s["roles"]
-    centre = sum(r["projection"] for r in roles) / len(roles)
-    n = min(n, len(roles) // 2)
-    for a, b in zip(roles[:n], roles[::-1][:n], strict=True):
-        cells = [a["name"], f"{a['projection'] - centre:+.2f}", b["name"], f"{b['projection'] - centre:+.2f}"]
-        table.add_row(*cells)
-    out.print(table)
-    reliability, responses = s["axis_reliability"], s["n_responses"]
-    interval = "95%: {:.2f} to {:.2f}; ".format(*s["axis_pc1_interval"]) if s["axis_pc1_interval"] else ""
-    out.print(
-        f"\n{s['model']}: layer {s['layer']} of {s['layers']}, {s['n_roles']} roles"
-        + (f", {responses} responses" if responses else "")
-        + f"\ncosine of axis and PC1:  {s['axis_pc1_cosine']:.3f}  ({interval}the study: above 0.71)"
-        f"\nreliability of the axis: {'n/a' if reliability is None else f'{reliability:.3f}'}"
-        f"\ncomponents for 70% of the roles' variance: {s['components_for_70pct']}"
-        f"\nthe default on PC1, from the Assistant's end: {s['default_on_pc1']:.2f} of the range"
-    )
+    """How sure the space is, its figures, and the roles, for people."""
+    from personaspace import saying
+
+    for line in saying.lines(s, out.width):
+        out.print(line, markup=False)
+    out.print()
+    _print_roles(s, n)
     if caps := s["caps"]:
         is_ = caps.get("capped", {}).get("is")
-        out.print(f"caps: {', '.join(c for c in caps if c != 'capped')}" + (f"; capped is {is_}" if is_ else ""))
+        out.print(f"\ncaps: {', '.join(c for c in caps if c != 'capped')}" + (f"; capped is {is_}" if is_ else ""))
     judge = s["judge"]
     if judge and judge["scores"]:
         out.print(f"judge {judge['name']}: " + ", ".join(f"score {k}: {v}" for k, v in judge["scores"].items()))
     if s["left_out"]:
         out.print(f"left out, too few responses kept: {', '.join(f'{k} ({v})' for k, v in s['left_out'].items())}")
+
+
+def _print_roles(s: dict[str, Any], n: int) -> None:
+    """The roles at both ends; by name where their order is not known, with their intervals."""
+    from personaspace import saying
+
+    roles = s["roles"]
+    centre = sum(r["projection"] for r in roles) / len(roles)
+    if s["order_known"] is False:
+        table = Table("roles by name", "on the axis", "95%", box=None, pad_edge=False)
+        for r in sorted(roles, key=lambda r: str(r["name"]))[: 2 * n]:
+            interval = "{:+.2f} to {:+.2f}".format(*(x - centre for x in r["interval"])) if r["interval"] else ""
+            table.add_row(r["name"], f"{r['projection'] - centre:+.2f}", interval, style="dim")
+    else:
+        table = Table("most Assistant-like", "", "least Assistant-like", "", box=None, pad_edge=False)
+        n = min(n, len(roles) // 2)
+        for a, b in zip(roles[:n], roles[::-1][:n], strict=True):
+            cells = [a["name"], f"{a['projection'] - centre:+.2f}", b["name"], f"{b['projection'] - centre:+.2f}"]
+            table.add_row(*cells)
+    for line in saying.wrapped(saying.order(s), out.width):
+        out.print(line, markup=False)
+    out.print()
+    out.print(table)
+    if s["order_known"] is False and len(roles) > 2 * n:
+        out.print(f"… and {len(roles) - 2 * n} more: --json has them all")

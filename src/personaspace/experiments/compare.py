@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from personaspace import saying
 from personaspace.errors import UsageError
 from personaspace.experiments.drawing import COLOURS, axis
 from personaspace.experiments.statistics import Estimate, bootstrap
+from personaspace.reliability import KNOWN
 from personaspace.report.figures import SOFT, Block, Figure, write_figures
 from personaspace.space import PersonaSpace
 
@@ -36,7 +38,7 @@ class Pair:
     intervals; None where a space has none. moved: roles that moved most, as (role, place in the first, in the second), in
     standard deviations over the shared roles. axis_cosine: by layer, where both models have the same shape. disparity: the
     share of one map's variance that Procrustes leaves unexplained by the other, 0 to 1; shuffled: the same with roles' names
-    shuffled, on average.
+    shuffled, on average. readings, reliability: which reading either space is of, and its reliability of axis, order and map.
     """
 
     first: str
@@ -51,6 +53,14 @@ class Pair:
     axis_cosine: list[float] | None
     disparity: float
     shuffled: float
+    readings: tuple[str, str]
+    reliability: tuple[dict[str, float | None], dict[str, float | None]]
+
+    @property
+    def unknown(self) -> list[str]:
+        """Those of the two whose order is not known: how far they agree on it is not known then, either."""
+        both = zip((self.first, self.second), self.reliability, strict=True)
+        return [name for name, r in both if r["order"] is not None and r["order"] < KNOWN]
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,8 @@ def _pair(a: tuple[str, PersonaSpace], b: tuple[str, PersonaSpace], seed: int) -
         _axis_cosine(space, other),
         disparity,
         shuffled,
+        (space.reading, other.reading),
+        (space.worth()["reliability"], other.worth()["reliability"]),
     )
 
 
@@ -212,16 +224,27 @@ def headline(pairs: Sequence[Pair]) -> str:
     )
     return (
         f"{told[0].upper()}{told[1:]}. The study: above 0.92 between any two of its three models. "
-        f"These two on the axis: {lowest.axis}{most}."
+        f"These two on the axis: {lowest.axis}{most}." + (f" {doubt}" if (doubt := doubts(pairs)) else "")
+    )
+
+
+def doubts(pairs: Sequence[Pair]) -> str:
+    """Which orders are not known, and what follows; empty where all are."""
+    names = list(dict.fromkeys(name for p in pairs for name in p.unknown))
+    if not names:
+        return ""
+    return (
+        f"The order of the roles in {' and '.join(names)} is not known (reliability under {KNOWN}): neither the ranking nor "
+        "which roles moved says anything there."
     )
 
 
 def write_comparison(path: str | Path, spaces: Sequence[tuple[str, PersonaSpace]], pairs: Sequence[Pair]) -> Path:
     """Draws the comparison as one HTML page, and returns its path."""
     names = [name for name, _ in spaces]
-    layers = [f"{n} at {s.layer} of {s.tensors['axis'].shape[0]}" for n, s in spaces]
-    lead = f"Each at its own layer: {', '.join(layers)}."
-    blocks = [_map(spaces, names[0], other, space) for other, space in spaces[1:]]
+    layers = [f"{n} at {s.layer} of {s.tensors['axis'].shape[0]}, from {saying.noun(s.reading)}" for n, s in spaces]
+    lead = f"Each at its own layer: {'; '.join(layers)}."
+    blocks = [_sure(spaces), *(_map(spaces, names[0], other, space) for other, space in spaces[1:])]
     if cosines := _cosines(pairs):
         blocks.append(cosines)
     blocks += [_table(pairs), *(_moved(p) for p in pairs)]
@@ -241,8 +264,29 @@ def write_comparison(path: str | Path, spaces: Sequence[tuple[str, PersonaSpace]
         Figure("the ranking", f"{first.ranking.value:.2f}", "Spearman's rank correlation"),
         Figure("the same ends", f"{100 * first.ends:.0f}%", "of the first tenth and the last"),
     ]
+    if first.unknown:
+        note = f"the order in {' and '.join(first.unknown)} is not known"
+        key[2:] = [Figure(figure.name, "not known", note) for figure in key[2:]]
     title = f"{names[0]} beside {' and '.join(names[1:])}"
     return write_figures(path, title, lead, blocks, said=headline(pairs), key=key)
+
+
+def _sure(spaces: Sequence[tuple[str, PersonaSpace]]) -> Block:
+    rows = []
+    for name, space in spaces:
+        for worth in (space.of(reading).worth() for reading in space.readings):
+            three = saying.reliabilities(worth)
+            values = [f"{r.shown}{', not known' if r.known is False else ''}" for r in three]
+            # Axis and order are told by their figures; the map's is a share of noise.
+            words = [f"{r.meaning if r.name == 'map' else ''} {r.takes}".strip() for r in three]
+            told = " ".join(f"{r.name.capitalize()}: {text}" for r, text in zip(three, words, strict=True) if text)
+            rows.append([name, worth["reading"], str(worth["layer"]), *values, told])
+    return Block(
+        "How sure is each map?",
+        f"{saying.INTRODUCTION} {saying.SOURCE}",
+        head=["space", "read from", "layer", "axis", "order", "map", "in words"],
+        rows=rows,
+    )
 
 
 def _map(spaces: Sequence[tuple[str, PersonaSpace]], first: str, second: str, other: PersonaSpace) -> Block:
@@ -336,6 +380,8 @@ def _table(pairs: Sequence[Pair]) -> Block:
 
 
 def _moved(p: Pair) -> Block:
+    if p.unknown:
+        return Block(f"Moved most: {p.first} to {p.second}", doubts([p]))
     rows = [[role, f"{a:+.2f}", f"{b:+.2f}", f"{b - a:+.2f}"] for role, a, b in p.moved]
     text = (
         "Places on the axis, in standard deviations over the roles that both have; positive is towards the Assistant."

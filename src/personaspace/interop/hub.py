@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from personaspace import saying
 from personaspace.errors import SpaceError, UsageError
 from personaspace.space import PersonaSpace
 
@@ -60,6 +62,15 @@ def model_card(space: PersonaSpace, repo: str) -> str:
     model = s["model"] if on_hub else Path(s["model"]).name  # a folder of the user's is not told to the world
     base = f"base_model: {model}\n" if on_hub else ""
     n = min(10, len(names) // 2)
+    ends = (
+        saying.order(s)
+        if s["order_known"] is False
+        else f"""Most Assistant-like: {", ".join(names[:n]) or "too few roles"}.
+
+Least Assistant-like: {", ".join(names[::-1][:n]) or "too few roles"}.
+
+{saying.order(s)}"""
+    )
     return f"""---
 library_name: personaspace
 {base}tags:
@@ -73,6 +84,19 @@ library_name: personaspace
 
 Role vectors, the Assistant Axis and their principal components, read from the residual stream of `{model}`.
 
+## How sure it is
+
+{saying.INTRODUCTION} {saying.SOURCE}
+
+| read from | figure | value | in words |
+| --- | --- | --- | --- |
+{_reliabilities(s)}
+{saying.agreement(s)}
+
+## Figures
+
+Read from {saying.read_from(s["reading"])}.
+
 | figure | value |
 | --- | --- |
 | layer | {s["layer"]} of {s["layers"]}, counted from 0 |
@@ -82,9 +106,13 @@ Role vectors, the Assistant Axis and their principal components, read from the r
 | reliability of the axis | {_said(s["axis_reliability"])} |
 | components for 70% of the roles' variance | {_said(s["components_for_70pct"])} |
 
-Most Assistant-like: {", ".join(names[:n]) or "too few roles"}.
+As measured, these figures have noise in them; what is known of it, and the study's own, which are no marks to pass:
 
-Least Assistant-like: {", ".join(names[::-1][:n]) or "too few roles"}.
+| figure | as measured | noise taken out | roles shuffled | the study |
+| --- | --- | --- | --- | --- |
+{_beside(s)}
+
+{ends}
 
 ```python
 from personaspace import PersonaSpace
@@ -92,6 +120,27 @@ from personaspace import PersonaSpace
 space = PersonaSpace.load("hf://{repo}")
 ```
 """
+
+
+def _reliabilities(s: Mapping[str, Any]) -> str:
+    rows = []
+    for reading, worth in s["readings"].items():
+        for r in saying.reliabilities(worth):
+            by_text = "" if r.by_text is None else f" With other instructions as well: {saying.number(r.by_text)}."
+            words = " ".join(text for text in (r.meaning + by_text, r.takes) if text)
+            rows.append(f"| {reading} | {r.name} | {r.shown} | {words} |")
+    return "\n".join(rows)
+
+
+def _beside(s: Mapping[str, Any]) -> str:
+    rows = []
+    for row in saying.beside(s):
+        measured, corrected = (
+            f"{x} ({interval})" if interval else x or "not known"
+            for x, interval in ((row.measured, row.interval), (row.corrected, row.corrected_interval))
+        )
+        rows.append(f"| {row.name} | {measured} | {corrected} | {row.shuffled or 'not known'} | {row.study} |")
+    return "\n".join(rows)
 
 
 def _said(value: float | None) -> str:

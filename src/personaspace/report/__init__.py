@@ -9,11 +9,15 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
+from personaspace import certainty, saying
 from personaspace.catalog import DEFAULT
 from personaspace.places import write_whole
 from personaspace.space import PersonaSpace
 
 _FOLDER = Path(__file__).parent
+
+SIMILAR = 6
+"""How many of a role's nearest are looked at."""
 
 
 def write_report(space: PersonaSpace, path: str | Path) -> Path:
@@ -26,13 +30,17 @@ def write_report(space: PersonaSpace, path: str | Path) -> Path:
 def render(space: PersonaSpace) -> str:
     """The page as HTML text, the plotting library inside it."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True)
+    environment.filters["number"] = saying.number
     summary = space.summary()
     # "</" inside a script would end it.
     data = json.dumps(page_data(space, summary)).replace("</", "<\\/")
     return environment.get_template("page.html").render(
         s=summary,
         meta=space.meta,
-        rows=comparison(summary),
+        saying=saying,
+        three=list(zip(*(saying.reliabilities(worth) for worth in summary["readings"].values()), strict=True)),
+        rows=saying.beside(summary),
+        ends=ends(summary),
         data=data,
         plotly=get_plotlyjs(),
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
@@ -43,7 +51,7 @@ def render(space: PersonaSpace) -> str:
 
 def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
     """What the page's figures and search are drawn from; None for a figure that the space does not hold."""
-    layer, tensors = space.layer, space.tensors
+    layer = space.layer
     centred, mean = space.centred()
     directions = space.components_at()[0][:3]
     places = (centred @ directions.T).tolist()
@@ -56,11 +64,13 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
             "place": places[i] + [0.0] * (3 - len(places[i])),
             "description": descriptions.get(name, ""),
             "samples": samples.get(name, []),
-            "similar": space.similar(name, 6),
+            **_similar(space, summary, name),
         }
         for i, name in enumerate(space.roles)
     ]
     default = (space.tensors["default_vector"][layer] - mean) @ directions.T
+    known = summary["order_known"] is not False and summary["neighbours_known"] is not False
+    nearest = space.nearest(space.tensors["default_vector"], SIMILAR, reading=space.reading) if known else []
     return {
         "roles": roles,
         "default": {
@@ -68,17 +78,44 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
             "place": default.tolist() + [0.0] * (3 - len(default)),
             "projection": float(space.project(space.tensors["default_vector"])),
             "samples": samples.get(DEFAULT, []),
-            "similar": space.nearest(space.tensors["default_vector"], 6, reading=space.reading),
+            "similar": [{"name": name, "cosine": cosine} for name, cosine in nearest],
+            "unclear": None,
         },
         "meanProjection": axis_mean,
         "variance": summary["variance_explained"][:30],
-        "layers": {
-            "chosen": layer,
-            "cosine": space.axis_pc1() if "components" in tensors or space.meta.get("axis_pc1") else None,
-            "reliability": _numbers(space.axis_reliability()) if "axis_split_half" in tensors else None,
-            "separation": _numbers(tensors["separation"].tolist()) if "separation" in tensors else None,
+        "orderKnown": summary["order_known"],
+        "neighboursKnown": summary["neighbours_known"],
+        "likeness": saying.likeness(summary),
+        "pc1": {
+            "corrected": summary["axis_pc1_cosine_corrected"],
+            "interval": (summary["corrected_interval"] or {}).get("axis_pc1_cosine_corrected"),
+            "null": (summary["null"] or {}).get("axis_pc1_cosine"),
         },
+        "layers": [_by_layer(space.of(reading)) for reading in space.readings],
         "histogram": space.meta.get("histogram"),
+    }
+
+
+def _similar(space: PersonaSpace, summary: dict[str, Any], role: str) -> dict[str, Any]:
+    """A role's most similar ones that stand out from noise, and how many of the nearest do not; none where the map is not
+    known, and as they are, with None for how many, where the space does not say how sure they are."""
+    if summary["neighbours_known"] is False:
+        return {"similar": [], "unclear": None}
+    if summary["neighbours_known"] is None or "cosine_error" not in space.tensors:
+        return {"similar": [{"name": n, "cosine": c} for n, c in space.similar(role, SIMILAR)], "unclear": None}
+    clear, unclear = space.neighbours(role, SIMILAR)
+    return {"similar": [{"name": n, "cosine": c, "interval": i} for n, c, i in clear], "unclear": unclear}
+
+
+def _by_layer(space: PersonaSpace) -> dict[str, Any]:
+    """Figures of one reading at every layer, `[layers]` each; None for those that the space lacks."""
+    tensors = space.tensors
+    return {
+        "reading": space.reading,
+        "chosen": space.layer,
+        **certainty.by_layer(tensors),
+        "cosine": space.axis_pc1() if "components" in tensors or space.meta.get("axis_pc1") else None,
+        "separation": _numbers(tensors["separation"].tolist()) if "separation" in tensors else None,
     }
 
 
@@ -86,30 +123,22 @@ def _numbers(values: list[float]) -> list[float | None]:
     return [None if x != x else x for x in values]
 
 
-def comparison(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What was measured, here, and in the study: the rows of the page's table."""
-    published = summary["published"]
-    names = [r["name"] for r in summary["roles"]]
-    ends = published["components_for_70pct"]
-    n = len(names)
+def ends(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Which roles lie at either end, and where the study's lie: here, and in the study. Not told where the order is not known."""
+    published, names = summary["published"], [r["name"] for r in summary["roles"]]
+    if summary["order_known"] is False:
+        unknown = f"not known: the order's reliability is {saying.number(summary['reliability']['order'])}"
+        return [
+            ("Assistant end", unknown, ", ".join(published["assistant_end"])),
+            ("Far end", unknown, ", ".join(published["far_end"])),
+        ]
 
     def ranks(wanted: list[str]) -> str:
         return ", ".join(f"{w} ({names.index(w) + 1})" for w in wanted if w in names) or "not among the roles"
 
     return [
-        ("Cosine of axis and PC1", f"{summary['axis_pc1_cosine']:.2f}", published["axis_pc1_cosine"]),
-        (
-            "Components for 70% of the variance",
-            str(summary["components_for_70pct"]),
-            ", ".join(f"{v} ({k})" for k, v in ends.items()),
-        ),
-        (
-            "The default's place on PC1, of a range of 1",
-            f"{summary['default_on_pc1']:.2f}",
-            published["default_on_pc1"],
-        ),
         ("Assistant end", ", ".join(names[:5]), ", ".join(published["assistant_end"])),
-        (f"… where the study's lie here (rank of {n})", ranks(published["assistant_end"]), ""),
+        (f"… where the study's lie here (rank of {len(names)})", ranks(published["assistant_end"]), ""),
         ("Far end", ", ".join(names[:-6:-1]), ", ".join(published["far_end"])),
-        (f"… where the study's lie here (rank of {n})", ranks(published["far_end"]), ""),
+        (f"… where the study's lie here (rank of {len(names)})", ranks(published["far_end"]), ""),
     ]
