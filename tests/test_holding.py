@@ -231,7 +231,12 @@ def test_a_cap_is_tried_beside_random_directions_at_its_own_displacement_and_the
     made, _ = sweep.sweep(engine, space, sample, [range(1, 3)], judge=make_judge("rules"), prompts=8, random=4)
     capped = made.meta["caps"]["capped"]
     beside = capped["why"]["controls"]
-    assert [e["name"] for e in beside["effects"]] == [capped["is"], *(f"random {k}" for k in range(1, 5)), "PC2"]
+    assert [e["name"] for e in beside["effects"]] == [
+        capped["is"],
+        *(f"random {k}" for k in range(1, 5)),
+        "PC2",
+        controls.CONSTANT,
+    ]
     assert beside["layers"] == capped["layers"]
     assert all(step >= 0 for step in beside["displacement"])
     assert all(0 <= e["adherence"] <= 1 for e in beside["effects"])
@@ -249,12 +254,13 @@ def test_a_control_moves_tokens_as_far_at_each_layer_across_the_axis(engine, spa
     asked = [r.messages for r in sample.roles[:6]]
     steps = controls.displacement(engine, space, cap, asked)
     assert min(steps) > 0
-    for along in controls.directions(space, 2).values():
+    for name, along in controls.directions(space, 2).items():
         adds = controls.displaced(space, cap.layers, steps, along)
         assert [a.layer for a in adds] == [1, 2]
         for add, step in zip(adds, steps, strict=True):
             assert float(add.step.norm()) == pytest.approx(step, rel=1e-5)
-            assert float(add.step @ space.axis_at(add.layer)) == pytest.approx(0, abs=1e-4)
+            on_axis = step if name == controls.CONSTANT else 0
+            assert float(add.step @ space.axis_at(add.layer)) == pytest.approx(on_axis, rel=1e-5, abs=1e-4)
         prompts = [ps.Prompt(tuple(m), index=k) for k, m in enumerate(asked)]
         for r in engine.respond(prompts, Sampling(max_new_tokens=4), read=cap.layers, interventions=adds, before=True):
             assert (r.activation - r.before).norm(dim=-1).tolist() == pytest.approx(steps, rel=1e-3)
