@@ -180,6 +180,23 @@ def test_the_interval_of_a_cost_holds_the_planted_one_19_times_in_20(questions):
     assert outcomes.Losses(np.ones(2), np.ones(2), np.ones(2), ("a", "a")).interval() is None
 
 
+def test_two_trials_of_a_cap_are_one_over_their_prompts_and_replies():
+    rng = np.random.default_rng(0)
+    first, second = (planted_losses(rng, 24, cost) for cost in (1.01, 1.03))
+    a = replace(outcome("a", 0.2, 1.0), way_error=0.3, off_axis=-0.1, off_axis_error=0.02, losses=first)
+    b = replace(outcome("a", 0.6, 1.0), way_error=0.1, off_axis=-0.2, off_axis_error=0.02, losses=second)
+    both = outcomes.pooled(a, b, 24, 72)
+    assert both.way == pytest.approx(0.5)
+    assert both.way_error == pytest.approx(((24 * 0.3) ** 2 + (72 * 0.1) ** 2) ** 0.5 / 96)
+    assert both.off_axis == pytest.approx(-0.175)
+    assert both.adherence is None
+    assert both.cost == pytest.approx((first.cost() * second.cost()) ** 0.5)
+    assert both.touched == pytest.approx(0.4)
+    low, high = both.cost_interval
+    assert low < both.cost < high
+    assert high - low < min(np.ptp(losses.interval()) for losses in (first, second))
+
+
 def test_what_an_older_sweep_kept_is_still_said():
     found = {"way": 0.52, "way_error": 0.08, "adherence": 0.99, "cost": 1.021, "touched": 0.72}
     said = tradeoff.again({"why": {"because": "it goes furthest", "again": found, "again_prompts": 72}})
