@@ -180,6 +180,23 @@ def test_the_interval_of_a_cost_holds_the_planted_one_19_times_in_20(questions):
     assert outcomes.Losses(np.ones(2), np.ones(2), np.ones(2), ("a", "a")).interval() is None
 
 
+def test_two_trials_of_a_cap_are_one_over_their_prompts_and_replies():
+    rng = np.random.default_rng(0)
+    first, second = (planted_losses(rng, 24, cost) for cost in (1.01, 1.03))
+    a = replace(outcome("a", 0.2, 1.0), way_error=0.3, off_axis=-0.1, off_axis_error=0.02, losses=first)
+    b = replace(outcome("a", 0.6, 1.0), way_error=0.1, off_axis=-0.2, off_axis_error=0.02, losses=second)
+    both = outcomes.pooled(a, b, 24, 72)
+    assert both.way == pytest.approx(0.5)
+    assert both.way_error == pytest.approx(((24 * 0.3) ** 2 + (72 * 0.1) ** 2) ** 0.5 / 96)
+    assert both.off_axis == pytest.approx(-0.175)
+    assert both.adherence is None
+    assert both.cost == pytest.approx((first.cost() * second.cost()) ** 0.5)
+    assert both.touched == pytest.approx(0.4)
+    low, high = both.cost_interval
+    assert low < both.cost < high
+    assert high - low < min(np.ptp(losses.interval()) for losses in (first, second))
+
+
 def test_what_an_older_sweep_kept_is_still_said():
     found = {"way": 0.52, "way_error": 0.08, "adherence": 0.99, "cost": 1.021, "touched": 0.72}
     said = tradeoff.again({"why": {"because": "it goes furthest", "again": found, "again_prompts": 72}})
@@ -231,7 +248,12 @@ def test_a_cap_is_tried_beside_random_directions_at_its_own_displacement_and_the
     made, _ = sweep.sweep(engine, space, sample, [range(1, 3)], judge=make_judge("rules"), prompts=8, random=4)
     capped = made.meta["caps"]["capped"]
     beside = capped["why"]["controls"]
-    assert [e["name"] for e in beside["effects"]] == [capped["is"], *(f"random {k}" for k in range(1, 5)), "PC2"]
+    assert [e["name"] for e in beside["effects"]] == [
+        capped["is"],
+        *(f"random {k}" for k in range(1, 5)),
+        "PC2",
+        controls.CONSTANT,
+    ]
     assert beside["layers"] == capped["layers"]
     assert all(step >= 0 for step in beside["displacement"])
     assert all(0 <= e["adherence"] <= 1 for e in beside["effects"])
@@ -249,12 +271,13 @@ def test_a_control_moves_tokens_as_far_at_each_layer_across_the_axis(engine, spa
     asked = [r.messages for r in sample.roles[:6]]
     steps = controls.displacement(engine, space, cap, asked)
     assert min(steps) > 0
-    for along in controls.directions(space, 2).values():
+    for name, along in controls.directions(space, 2).items():
         adds = controls.displaced(space, cap.layers, steps, along)
         assert [a.layer for a in adds] == [1, 2]
         for add, step in zip(adds, steps, strict=True):
             assert float(add.step.norm()) == pytest.approx(step, rel=1e-5)
-            assert float(add.step @ space.axis_at(add.layer)) == pytest.approx(0, abs=1e-4)
+            on_axis = step if name == controls.CONSTANT else 0
+            assert float(add.step @ space.axis_at(add.layer)) == pytest.approx(on_axis, rel=1e-5, abs=1e-4)
         prompts = [ps.Prompt(tuple(m), index=k) for k, m in enumerate(asked)]
         for r in engine.respond(prompts, Sampling(max_new_tokens=4), read=cap.layers, interventions=adds, before=True):
             assert (r.activation - r.before).norm(dim=-1).tolist() == pytest.approx(steps, rel=1e-3)

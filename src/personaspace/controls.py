@@ -23,6 +23,9 @@ MEASURED_ON = 16
 SECOND = 1
 """The index of the second component."""
 
+RANDOM, PC2, CONSTANT = "random", "PC2", "the axis at every token"
+"""Names of what a cap is compared with."""
+
 Direction = Callable[[PersonaSpace, int], Tensor]
 """From a space and a layer to a direction `[hidden]` of unit length."""
 
@@ -47,15 +50,17 @@ def _across(direction: Tensor, axis: Tensor) -> Tensor:
 
 
 def directions(space: PersonaSpace, random: int, first: int = 0) -> dict[str, Direction]:
-    """What a cap is compared with, by name: so many random directions, numbered from `first`, and the second
-    component where the space has components."""
-    named: dict[str, Direction] = {
-        f"random {k + 1}": lambda space, layer, number=first + k: random_direction(space, layer, number)  # type: ignore[misc]
-        for k in range(random)
-    }
+    """What a cap is compared with, by name: so many random directions, numbered from `first`; the second component
+    where the space has components; and the axis itself, along which every token is moved as far, whether it needs it
+    or not."""
+
+    def numbered(number: int) -> Direction:
+        return lambda space, layer: random_direction(space, layer, number)
+
+    named = {f"{RANDOM} {k + 1}": numbered(first + k) for k in range(random)}
     if "components" in space.tensors and space.tensors["components"].shape[1] > SECOND:
-        named["PC2"] = second_component
-    return named
+        named[PC2] = second_component
+    return {**named, CONSTANT: lambda space, layer: space.axis_at(layer)}
 
 
 def displaced(space: PersonaSpace, layers: Sequence[int], steps: Sequence[float], along: Direction) -> tuple[Add, ...]:

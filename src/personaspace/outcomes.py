@@ -213,11 +213,15 @@ def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def pooled(a: Outcome, b: Outcome, n: int, m: int) -> Outcome:
-    """Two trials of a cap, on n and on m role prompts, and on as many default replies each, as one."""
-    way = (n * a.way + m * b.way) / (n + m)
-    error = math.hypot(n * a.way_error, m * b.way_error) / (n + m)
-    adherence = a.adherence
-    if a.adherence is not None and b.adherence is not None:
-        adherence = (n * a.adherence + m * b.adherence) / (n + m)
-    both = replace(a, way=way, way_error=error, adherence=adherence)
-    return priced(both, a.losses + b.losses) if a.losses and b.losses else both
+    """Two trials of a cap, on n and on m role prompts, and on default replies of their own, as one."""
+
+    def both(name: str) -> float | None:
+        x, y = getattr(a, name), getattr(b, name)
+        if x is None or y is None:
+            return None
+        return math.hypot(n * x, m * y) / (n + m) if name.endswith("_error") else float(n * x + m * y) / (n + m)
+
+    names = ("way", "way_error", "adherence", "off_axis", "off_axis_error")
+    figures: dict[str, Any] = {name: both(name) for name in names}
+    moved = replace(a, **figures)
+    return priced(moved, a.losses + b.losses) if a.losses and b.losses else moved

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from personaspace.controls import RANDOM
 from personaspace.outcomes import MAX_COST, MAX_TOUCHED, Outcome, percent
 from personaspace.report.figures import FAR, NEAR, SOFT, Block, write_figures
 from personaspace.space import PersonaSpace
@@ -171,24 +172,24 @@ def compared(beside: Mapping[str, Any]) -> str:
     cap, *others = beside["effects"]
     if not any(beside["displacement"]):
         return f"On {beside['prompts']} role prompts {cap['name']} moves no token, so that there is nothing to compare."
-    random = [e for e in others if e["name"] != "PC2"]
+    random = [e for e in others if e["name"].startswith(RANDOM)]
     ways = [e["way"] for e in random]
     # Of fewer than twenty the 95th percentile is not known: then it is the greatest.
     enough = len(ways) >= MANY
     limit = float(np.quantile(ways, 0.95)) if enough else max(ways)
     which = f"the 95th percentile of {len(ways)}" if enough else f"all {len(ways)}"
+    single = [e for e in others if e not in random]
+    rest = "".join(f", {e['name']} {e['way']:+.2f}" for e in single)
     parts = [
         f"On {beside['prompts']} role prompts {cap['name']} moves replies {cap['way']:+.2f} of the way, random "
-        f"directions displaced as far per token {min(ways):+.2f} to {max(ways):+.2f}"
-        + "".join(f", PC2 {e['way']:+.2f}" for e in others if e["name"] == "PC2")
-        + f": {'beyond' if cap['way'] > limit else 'not beyond'} {which}."
+        f"directions displaced as far per token {min(ways):+.2f} to {max(ways):+.2f}{rest}: "
+        f"{'beyond' if cap['way'] > limit else 'not beyond'} {which} random ones."
     ]
     if cap["off_axis"] is not None:
         off = [e["off_axis"] for e in random]
+        rest = "".join(f", {e['name']} {e['off_axis']:+.3f}" for e in single)
         parts.append(
             f"Off the axis their cosine with their own role changes by {cap['off_axis']:+.3f}, under random directions "
-            f"by {min(off):+.3f} to {max(off):+.3f}"
-            + "".join(f", PC2 {e['off_axis']:+.3f}" for e in others if e["name"] == "PC2")
-            + "."
+            f"by {min(off):+.3f} to {max(off):+.3f}{rest}."
         )
     return " ".join(parts)
