@@ -45,6 +45,9 @@ def of_orders(prompts: Counted, replies: Counted, layer: int, seed: int) -> dict
             own[reading].append(_correlations(weights, on[reading][0], on[reading][1]))
     if not crossed:
         return None
+    # A role with one response is in one half alone: a reading of which all roles have one has no reliability.
+    if any(np.isnan(values).all() for values in own):
+        return None
     reliabilities = [np.nanmean(values, axis=0) for values in own]
     if min(float(r[0]) for r in reliabilities) < LEAST_RELIABLE:
         return None
@@ -89,6 +92,8 @@ def _correlations(weights: Floats, a: Floats | None, b: Floats | None) -> Floats
     assert a is not None
     assert b is not None
     there = ~np.isnan(a) & ~np.isnan(b)
+    if there.sum() < 3:
+        return np.full(len(weights), np.nan)
     w = weights[:, there] / weights[:, there].sum(1, keepdims=True)
     x, y = a[there], b[there]
     x, y = x - (w @ x)[:, None], y - (w @ y)[:, None]

@@ -16,10 +16,14 @@ from personaspace.catalog import DEFAULT
 from personaspace.components import principal_components
 from personaspace.errors import DesignError
 from personaspace.layout import FORMAT
+from personaspace.readings import PROMPT
 from personaspace.space import PersonaSpace
 from personaspace.sums import Source
 
 SPLITS, BY_LAYER, FOLDS, BOOTSTRAPS = 20, 10, 10, 100
+PLATEAU = 0.02
+"""Reliabilities that differ by less are the same to who reads the map."""
+
 SUMS_MEMORY = 512 << 20
 """Bytes that the sums by cell may take; layers are worked through in as many passes as that needs."""
 
@@ -100,6 +104,29 @@ def on_replies(kept: Counted, axis: Tensor, layer: int) -> tuple[dict[str, Tenso
     )
 
 
+def layer_of_replies(kept: Counted, axis: Tensor, seed: int) -> int:
+    """The layer at which replies are told apart best along an axis `[layers, hidden]` that was found without them: the
+    default's from roles', by folds of the questions as in `estimate`, and the first within a standard error of the best."""
+    unit = axis / axis.norm(dim=-1, keepdim=True)
+    on = []
+    for some in _passes(kept, axis.shape[1]):
+        blocks = kept.source.sample(kept.sampled, some)
+        on.append(torch.cat([torch.einsum("nld,ld->nl", block.float(), unit[some]) for block in blocks]))
+    folds = min(FOLDS, kept.cells.blocks)
+    fold = np.random.default_rng(seed).permutation(np.arange(kept.cells.blocks) % folds)
+    return vectors.pick_layer(_separation(kept, torch.cat(on, 1).double().numpy(), fold))
+
+
+def layer_of_prompts(order: vectors.Floats, map_: vectors.Floats) -> int | None:
+    """The first layer at which the order and the map are both about as reliable as at their best layers, `[layers]` each; None
+    where no layer tells. How far apart prompts lie says less: it is largest where the model has read the instruction, and not
+    yet made up its mind (docs/decisions/0003-which-layer.md)."""
+    if np.isnan(order).any() or np.isnan(map_).any():
+        return None
+    near = (order >= order.max() - PLATEAU) & (map_ >= map_.max() - PLATEAU)
+    return int(np.flatnonzero(near)[0]) if near.any() else int((order + map_).argmax())
+
+
 def _spread(kept: Counted, projections: vectors.Floats, is_default: NDArray[np.bool_]) -> dict[str, Tensor]:
     """How responses lie on an axis, given their projections `[sample, layers]`, and the residual norm."""
     source, shown = kept.source, kept.cells.shown
@@ -159,12 +186,18 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
     axis = default - roles.mean(0)
     projections = np.concatenate(on_axis, 1)
     by_fold = _separation(kept, np.concatenate(held_out, 1), fold)
+    figures = {name: np.concatenate(values) for name, values in by_layer.items()}
+    if layer is None and meta.get("reading") == PROMPT:
+        wholes = (
+            reliability.spearman_brown(figures[f"{n}_split_half"], figures["split_half_factor"])
+            for n in ("order", "map")
+        )
+        layer = layer_of_prompts(*wholes)
     chosen = vectors.pick_layer(by_fold) if layer is None else layer
     at_layer = source.sums(cells, slice(chosen, chosen + 1))
-    figures = {name: np.concatenate(values) for name, values in by_layer.items()}
     ratio = float(figures["variance_ratio"][chosen])
     intervals = reliability.bootstrap(cells, at_layer[:, 0], axis[chosen].numpy(), BOOTSTRAPS, seed, ratio)
-    products = reliability.Products.of(splits, at_layer, ratio)
+    products = reliability.Products.of(splits, at_layer, ratio, len(cells.shown) - 1)
     factor = float(figures["split_half_factor"][chosen])
     components, variance = principal_components(roles.float(), axis.float())
     is_default = source.role[kept.sampled] == 0

@@ -29,7 +29,7 @@ from personaspace.store import Run
 from personaspace.sums import BLOCKS
 from personaspace.vectors import blocks_of
 
-PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 12, 500
+PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 14, 500
 REPLIES_A_ROLE, REPLIES_BESIDE_PROMPTS = 4, 2
 """How much is read unless told otherwise; beside prompts, which make the map, replies show what it means, and are fewer
 (docs/decisions/0011-reading-before-the-first-word.md)."""
@@ -236,14 +236,12 @@ class Mapper:
         if there := self._there(made_from):
             return there
         began = time.monotonic()
-        # Replies are what is watched and held, so where they were read, the layer is the one that tells them apart best.
-        spaces: dict[str, PersonaSpace] = {}
-        layer = self.options.layer
-        for reading in reversed(list(counted)):
-            space = estimate.estimate(counted[reading], layer, self.options.seed, metas[reading])
-            if reading != PROMPT:
-                layer = space.layer
-            spaces[reading] = space
+        layer, seed = self.options.layer, self.options.seed
+        if layer is None and len(counted) > 1:
+            # Replies are what is watched and held, along the prompts' axis.
+            axis = estimate.unit_axis(counted[PROMPT], self.engine.model.hidden)
+            layer = estimate.layer_of_replies(counted[REPLY], axis, seed)
+        spaces = {reading: estimate.estimate(kept, layer, seed, metas[reading]) for reading, kept in counted.items()}
         space = spaces[PROMPT] if PROMPT in spaces else spaces[REPLY]
         if PROMPT in spaces:
             space = self._with_replies(space, spaces.get(REPLY), counted)

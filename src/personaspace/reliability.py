@@ -143,8 +143,16 @@ def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf
     values: list[list[Tensor]] = []
     for pair in pairs:
         a, b = (fit.effects(sums, ratios) for fit in pair)
-        shared = ~(a[1:, 0, 0].isnan() | b[1:, 0, 0].isnan())
+        there = [~effects[1:, 0, 0].isnan() for effects in (a, b)]
+        shared = there[0] & there[1]
+        # The axis is that of whoever is in the half: roles that were asked once are in one of the two.
+        axes = [e[0] - e[1:][present].mean(0) for e, present in zip((a, b), there, strict=True) if present.any()]
+        if len(axes) < 2:
+            continue
+        axis = _cosine(axes[0], axes[1], (1,))
         if shared.sum() < 2:
+            unknown = torch.full_like(axis, torch.nan)
+            values.append([axis, unknown, unknown, unknown])
             continue
         projections, roles, axes = [], [], []
         for effects in (a, b):
@@ -156,7 +164,7 @@ def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf
             projections.append(on)
         values.append(
             [
-                _cosine(axes[0], axes[1], (1,)),
+                axis,
                 _cosine(projections[0], projections[1], (0,)),
                 _cosine(roles[0], roles[1], (0, 2)),
                 torch.from_numpy(_factor(pair, shared.numpy(), ratios)),
@@ -192,8 +200,8 @@ class Products:
     shared: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, pairs: Sequence[Pair], sums: Tensor, ratio: float) -> Products:
-        """At one layer; sums: `[cells + questions, 1, hidden]`."""
+    def of(cls, pairs: Sequence[Pair], sums: Tensor, ratio: float, roles: int = 0) -> Products:
+        """At one layer; sums: `[cells + questions, 1, hidden]`; roles: how many there are, where no split could be made."""
         values, shares = [], []
         for pair in pairs:
             halves_ = [fit.effects(sums, np.array([ratio]))[:, 0].double().numpy() for fit in pair]
@@ -207,8 +215,8 @@ class Products:
             both = np.stack(rows)
             values.append(np.einsum("hrd,ksd->hkrs", both, both, optimize=True))
             shares.append(shared)
-        size = len(pairs[0][0].cells.shown) if pairs else 1
         if not values:
+            size = len(pairs[0][0].cells.shown) if pairs else roles + 1
             return cls(np.zeros((0, 2, 2, size, size)), np.zeros((0, size - 1), dtype=bool))
         return cls(np.stack(values), np.stack(shares))
 
