@@ -52,14 +52,15 @@ def halves(cells: Cells, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def split_fits(cells: Cells, splits: int, seed: int) -> list[Pair]:
-    """The model of both halves of each split of the questions; splits that cannot be made are left out."""
+    """The model of both halves of each split of the questions. Where few questions leave no split that every role has responses
+    on both sides of, roles that lie on one side alone are left out of what is compared."""
     rng = np.random.default_rng(seed)
     pairs = []
     for _ in range(splits):
         try:
             side = halves(cells, rng)
         except DesignError:
-            continue
+            side = rng.permutation(np.arange(cells.blocks) % 2 == 0)
         pairs.append((Fit(cells, side.astype(float)), Fit(cells, (~side).astype(float))))
     return [pair for pair in pairs if all(_has_axis(fit) for fit in pair)]
 
