@@ -46,7 +46,15 @@ def characters(folder: Path, signal: float, roles: int = 24, per_role: int = 6, 
     """The space of so many roles of the catalogue, each asked so often."""
     catalog = load_catalog(None).select(str(roles), questions)
     options = {"per_role": per_role, "default_responses": per_role * roles // 2, "max_new_tokens": 8, "layer": LAYER}
-    return ps.map(Characters(catalog, signal), folder, roles=str(roles), questions=questions, judge="none", **options)
+    return ps.map(
+        Characters(catalog, signal),
+        folder,
+        read="reply",
+        roles=str(roles),
+        questions=questions,
+        judge="none",
+        **options,
+    )
 
 
 def two_readings(prompts: ps.PersonaSpace, replies: ps.PersonaSpace) -> ps.PersonaSpace:

@@ -43,8 +43,8 @@ def figures(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: int) 
         "reliability_interval": {**dict.fromkeys(NAMES), **meta.get("reliability_interval", {})},
         "reliability_by_instruction": by_text if any(v is not None for v in by_text.values()) else None,
         "forecast": {name: _forecast(value, n, spent) for name, value in whole.items() if value is not None},
-        "order_known": None if whole["order"] is None else whole["order"] >= KNOWN,
-        "neighbours_known": None if whole["map"] is None else whole["map"] >= KNOWN,
+        "order_known": _known(tensors, "order", whole["order"]),
+        "neighbours_known": _known(tensors, "map", whole["map"]),
         "noise_share": None if whole["map"] is None else 1 - whole["map"],
         **{name: corrected.get(name) for name in CORRECTED},
     }
@@ -64,6 +64,11 @@ def _layers(tensors: Mapping[str, Tensor], figure: str, split: str) -> list[floa
     factor = tensors[f"{split}_factor"].double().numpy() if uneven else 2.0
     values = spearman_brown(tensors[name].double().numpy(), factor)
     return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _known(tensors: Mapping[str, Tensor], figure: str, whole: float | None) -> bool | None:
+    """None for a space that never looked; False, too, where halves of what it has share too few roles to tell."""
+    return (whole or 0.0) >= KNOWN if f"{figure}_split_half" in tensors else None
 
 
 def _whole(tensors: Mapping[str, Tensor], figure: str, split: str, layer: int) -> float | None:

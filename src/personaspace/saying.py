@@ -96,11 +96,18 @@ def reliabilities(worth: Summary) -> list[Reliability]:
             tuple(intervals[name]) if intervals.get(name) else None,
             by_text.get(name),
             None if value is None else value >= KNOWN,
-            UNTOLD if value is None else _meaning(name, value, intervals.get(name)),
+            _untold(worth, name) if value is None else _meaning(name, value, intervals.get(name)),
             _takes(worth, name),
         )
         for name, value in worth["reliability"].items()
     ]
+
+
+def _untold(worth: Summary, name: str) -> str:
+    """Why a reliability isn't there: the space never looked, or there was too little to look at."""
+    if worth["neighbours_known" if name == "map" else "order_known"] is None or not worth.get("per_role"):
+        return UNTOLD
+    return f"Not known: at {worth['per_role']} a role, halves of the {noun(worth['reading'])} share too few roles to tell."
 
 
 def _meaning(name: str, value: float, interval: list[float] | None) -> str:
@@ -158,6 +165,11 @@ def _round(x: float) -> int:
 def order(worth: Summary) -> str:
     """What stands beside a list of roles: how sure their order is."""
     value = worth["reliability"]["order"]
+    if value is None and worth["order_known"] is False:
+        return (
+            "The order is not known: halves of what was asked share too few roles to tell, so that none is named first or "
+            "last here."
+        )
     if value is None:
         return "How sure this order is, the space does not say; a map of the model, made with this version, does."
     if value < KNOWN:

@@ -90,7 +90,7 @@ function drawHistogram() {
   const share = counts => { const n = counts.reduce((a, b) => a + b, 0) || 1; return counts.map(c => c / n); };
   const bars = (name, counts, color) => ({ type: "bar", name, x: mid, y: share(counts), marker: { color, opacity: 0.6 }, hovertemplate: `${name}: %{y:.1%}<extra></extra>` });
   Plotly.newPlot("histogram", [bars("roles", h.roles, css("--far")), bars("default", h.default, css("--near"))],
-    layout({ barmode: "overlay", bargap: 0.04, xaxis: { title: { text: `projection of ${data.layers[0].reading === "prompt" ? "a prompt" : "a reply"}` } }, yaxis: { tickformat: ".0%" } }), config);
+    layout({ barmode: "overlay", bargap: 0.04, xaxis: { title: { text: `projection of a reply` } }, yaxis: { tickformat: ".0%" } }), config);
 }
 
 function drawVariance() {
