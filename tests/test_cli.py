@@ -101,6 +101,8 @@ def test_a_sweep_prints_what_each_cap_does_and_draws_it(calibrated):
     told = run("calibrate", calibrated, "--sweep", "--layers", "1:3", "--prompts", "4")
     assert "capped = " in told.stdout
     assert "fresh prompts" in told.stdout
+    assert "…" not in told.stdout, "no cell is cut short where there is no terminal"
+    assert "default's touched" in told.stdout
     assert (calibrated / "calibration.html").stat().st_size > 1_000_000
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Column, Table
 
 from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out, space_and_engine
@@ -16,6 +17,9 @@ from personaspace.errors import UsageError
 
 if TYPE_CHECKING:
     from personaspace.monitor import AlertRule
+
+WIDE = 124
+"""Columns that the tables of a sweep and of alerts take."""
 
 
 @app.command(epilog="Example: personaspace calibrate runs/smollm2 --sweep")
@@ -105,15 +109,15 @@ def calibrate(
         return
     if outcomes:
         head, rows = tradeoff.table(outcomes)
-        out.print(_table(head, rows))
+        _print_whole(_table(head, rows))
     out.print(f"\ncapped = {capped['is']}: {capped['why']['because']}. {tradeoff.again(capped)}")
     if beside := capped["why"].get("controls"):
-        out.print(_table(*tradeoff.controls_table(beside)))
+        _print_whole(_table(*tradeoff.controls_table(beside)))
         out.print(beside["because"])
     alike = f"{rules[0].correlation:.2f}" if rules and rules[0].correlation is not None else "not known: any holds"
     of = (rules[0].rate_of if rules else None) or "conversations"
     out.print(f"\nHow sure an alert is that 1% of the default's {of} raise (turns' correlation: {alike}):")
-    out.print(_alerts(rules))
+    _print_whole(_alerts(rules))
     out.print(f"\nspace: {run.space_file}" + (f"\npage:  {drawn}" if drawn else ""))
 
 
@@ -232,6 +236,11 @@ def _table(head: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _print_whole(table: Table) -> None:
+    """Prints a table without cutting its cells short, also where a pipe or a narrow terminal is taken for 80 columns."""
+    Console(file=out.file, width=max(out.width, WIDE)).print(table)
 
 
 def _alerts(rules: Sequence[AlertRule]) -> Table:
