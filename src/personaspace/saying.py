@@ -107,7 +107,9 @@ def _untold(worth: Summary, name: str) -> str:
     """Why a reliability isn't there: the space never looked, or there was too little to look at."""
     if worth["neighbours_known" if name == "map" else "order_known"] is None or not worth.get("per_role"):
         return UNTOLD
-    return f"Not known: at {worth['per_role']} a role, halves of the {noun(worth['reading'])} share too few roles to tell."
+    return (
+        f"Not known: at {worth['per_role']} a role, halves of the {noun(worth['reading'])} share too few roles to tell."
+    )
 
 
 def _meaning(name: str, value: float, interval: list[float] | None) -> str:
