@@ -219,7 +219,7 @@ def test_complete_asks_every_role_everything(tmp_path, small_catalog):
         max_new_tokens=2,
         judge="none",
     )
-    assert space.summary()["n_responses"] == 6 * 5 * 3 + 5 * 3
+    assert space.summary()["n_responses"] == 6 * 5 * 3 + 10 * 3
     asked = [(r[0], r[2], r[3]) for r in texts(tmp_path)]
     assert len(set(asked)) == len(asked)
 

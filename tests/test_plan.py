@@ -61,7 +61,7 @@ def test_disk_is_that_of_the_published_run():
 def test_beginnings_that_neighbours_share_count_once(small_catalog):
     catalog = load_catalog(small_catalog)
     asked = plan.asked_of(catalog, Design(complete=True), 8, 0)
-    assert (asked.roles, asked.questions, asked.responses) == (7, 12, 6 * 5 * 12 + 5 * 12)
+    assert (asked.roles, asked.questions, asked.responses) == (7, 12, 6 * 5 * 12 + 10 * 12)
     longest = len("You are a auditor, number 4.What is thing 11 to you?")
     assert asked.longest >= int(longest / plan.CHARACTERS) + 2 * plan.MESSAGE
     assert asked.prompt_tokens < asked.responses * asked.longest / 2

@@ -20,7 +20,7 @@ from personaspace.space import PersonaSpace
 from personaspace.store import Run, Shards
 from personaspace.sums import Kept, Responses
 
-EACH = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20)
+EACH = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20)
 """Readings a role at which the curves are looked at."""
 
 SPLITS = 10
