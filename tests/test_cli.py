@@ -34,7 +34,7 @@ def mapped(tmp_path_factory, tiny_folder, small_catalog) -> Path:
 def test_a_folder_with_another_model_maps_with_the_same_command(mapped):
     shown = json.loads(run("show", mapped, "--json").stdout)
     assert shown["layers"] == 3
-    assert shown["readings"]["prompt"]["n_responses"] == shown["n_responses"] == 72
+    assert shown["readings"]["prompt"]["n_responses"] == shown["n_responses"] == 84
     assert shown["readings"]["reply"]["n_responses"] == 24
     assert (mapped / "report.html").stat().st_size > 1_000_000
 
