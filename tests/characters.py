@@ -53,6 +53,7 @@ def two_readings(prompts: ps.PersonaSpace, replies: ps.PersonaSpace) -> ps.Perso
     """Both as one space, the first as what it holds of prompts."""
     return ps.PersonaSpace(
         *joined(
-            ({**prompts.meta, "reading": PROMPT}, prompts.tensors), ({**replies.meta, "reading": "reply"}, replies.tensors)
+            ({**prompts.meta, "reading": PROMPT}, prompts.tensors),
+            ({**replies.meta, "reading": "reply"}, replies.tensors),
         )
     )

@@ -74,11 +74,17 @@ def opened(spaces, tmp_path_factory):
 
 def drawn(page) -> set[str]:
     """The figures that are there, each with something in it."""
-    return set(page.evaluate("[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).map(p => p.id)"))
+    return set(
+        page.evaluate(
+            "[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).map(p => p.id)"
+        )
+    )
 
 
 def test_nothing_in_the_page_asks_the_network(spaces, tmp_path):
-    own = re.sub(r"<script>.*?</script>", "", ps.write_report(spaces["sure"], tmp_path / "p.html").read_text(), flags=re.S)
+    own = re.sub(
+        r"<script>.*?</script>", "", ps.write_report(spaces["sure"], tmp_path / "p.html").read_text(), flags=re.S
+    )
     assert not re.search(r"(?:src|href)=[\"']https?:", own)
 
 

@@ -29,7 +29,15 @@ def words(space: ps.PersonaSpace) -> dict[str, saying.Reliability]:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.69999, "0.69"), (0.7, "0.70"), (0.8999, "0.89"), (0.29, "0.29"), (0.9968, "0.996"), (0.99999, "0.999"), (None, "–")],
+    [
+        (0.69999, "0.69"),
+        (0.7, "0.70"),
+        (0.8999, "0.89"),
+        (0.29, "0.29"),
+        (0.9968, "0.996"),
+        (0.99999, "0.999"),
+        (None, "–"),
+    ],
 )
 def test_a_reliability_under_a_mark_is_never_printed_as_the_mark(value, shown):
     assert saying.number(value) == shown
@@ -120,5 +128,9 @@ def test_terminal_lines_lead_with_the_three_and_fit_the_width():
     lines = saying.lines(whole(order=0.31).summary(), 80)
     text = "\n".join(lines)
     assert text.index("How sure is this map?") < text.index("Figures that noise moves")
-    assert [line.split()[0] for line in lines if line[:2] == "  " and line[2:3].strip()][1:4] == ["axis", "order", "map"]
+    assert [line.split()[0] for line in lines if line[:2] == "  " and line[2:3].strip()][1:4] == [
+        "axis",
+        "order",
+        "map",
+    ]
     assert max(map(len, lines)) <= 80

@@ -79,7 +79,9 @@ def noun(reading: str) -> str:
 
 def read_from(reading: str, n: int | None = None) -> str:
     """What a reading was taken from, and where in it."""
-    where = "each at its last token, before anything is generated" if reading == PROMPT else "each the mean over its tokens"
+    where = (
+        "each at its last token, before anything is generated" if reading == PROMPT else "each the mean over its tokens"
+    )
     return f"{f'{n:,} ' if n else ''}{noun(reading)}, {where}"
 
 
@@ -172,9 +174,7 @@ def likeness(worth: Summary) -> str:
     if value is None:
         return "How much of this is noise, the space does not say."
     if value < KNOWN:
-        return (
-            f"Not known (reliability {number(value)}): of the roles' squared distances, {share_of_noise(value)} is noise."
-        )
+        return f"Not known (reliability {number(value)}): of the roles' squared distances, {share_of_noise(value)} is noise."
     return "Cosines with 95% intervals; only roles that stand out from noise."
 
 

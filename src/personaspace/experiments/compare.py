@@ -224,8 +224,7 @@ def headline(pairs: Sequence[Pair]) -> str:
     )
     return (
         f"{told[0].upper()}{told[1:]}. The study: above 0.92 between any two of its three models. "
-        f"These two on the axis: {lowest.axis}{most}."
-        + (f" {doubt}" if (doubt := doubts(pairs)) else "")
+        f"These two on the axis: {lowest.axis}{most}." + (f" {doubt}" if (doubt := doubts(pairs)) else "")
     )
 
 
