@@ -20,7 +20,8 @@ WIDTH = 6
 
 
 class Characters(PlantedEngine):
-    """signal: how far roles lie apart in each of six directions, none at layer 0, all at the last."""
+    """signal: how far roles lie apart in each of six directions, where a reply's noise is 1; nothing at layer 0, all of it at
+    the last."""
 
     def __init__(self, catalog: Catalog, signal: float) -> None:
         super().__init__(lambda messages, rng: 0.0, lambda at, messages: "I am who I am, and <b>it</b> & I know it.")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from characters import characters, two_readings
+
 MAP = ["--roles", "ghost,hermit,clerk,auditor", "--per-role", "4", "--max-new-tokens", "6", "--rows", "16"]
 
 
@@ -140,6 +142,40 @@ def test_a_space_is_exported_and_imported(calibrated, tmp_path):
     assert small["axis_pc1_cosine"] == pytest.approx(whole["axis_pc1_cosine"], abs=1e-5)
     assert small["default_on_pc1"] == pytest.approx(whole["default_on_pc1"], abs=1e-4)
     assert small["caps"] == whole["caps"]
+
+
+@pytest.fixture(scope="module")
+def unsure(tmp_path_factory) -> Path:
+    """A space of two readings, the order known from prompts and not from replies."""
+    folder = tmp_path_factory.mktemp("unsure")
+    sure, noise = (characters(folder / n, signal) for n, signal in (("sure", 3.0), ("noise", 0.2)))
+    two_readings(sure, noise).save(folder / "prompt.safetensors")
+    noise.save(folder / "reply.safetensors")
+    return folder
+
+
+def test_show_leads_with_the_three_reliabilities_of_each_reading_and_json_has_them(unsure):
+    told = run("show", unsure / "prompt.safetensors").stdout
+    assert (
+        told.index("How sure is this map?") < told.index("cosine of axis and PC1") < told.index("most Assistant-like")
+    )
+    assert "prompt: read from 216 prompts, each at its last token" in told
+    assert "reply: read from 216 replies" in told
+    shown = json.loads(run("show", unsure / "prompt.safetensors", "--json").stdout)
+    assert list(shown["readings"]) == ["prompt", "reply"]
+    assert set(shown["reliability"]) == {"axis", "order", "map"}
+    assert shown["reliability"] == shown["readings"]["prompt"]["reliability"]
+    assert shown["readings"]["reply"]["order_known"] is False
+    assert shown["readings_agree"] is None
+
+
+def test_show_ranks_no_role_where_the_order_is_not_known(unsure):
+    told = run("show", unsure / "reply.safetensors").stdout
+    assert "The order is not known (reliability 0." in told
+    assert "Assistant-like" not in told
+    names = [line.split()[0] for line in told.split("roles by name")[1].splitlines()[1:21]]
+    assert names == sorted(names)
+    assert "… and 4 more: --json has them all" in told
 
 
 def test_mistakes_of_those_who_hold_get_one_line_too(calibrated, tmp_path):

@@ -148,3 +148,29 @@ def test_the_command_prints_the_figure_and_writes_the_page(tmp_path):
     assert "one beside two" in page.read_text()
     found = json.loads(CliRunner().invoke(app, ["compare", *files, "--out", str(page), "--json"]).output)
     assert found["pairs"][0]["pc1"]["value"] > 0.99
+
+
+def test_where_an_order_is_not_known_neither_its_ranking_nor_who_moved_is_told(tmp_path):
+    sure, unsure = space("sure", PLACES), space("unsure", PLACES, turn=1)
+    for one, order, likeness in ((sure, 0.9, 0.8), (unsure, 0.3, 0.2)):
+        for name, value in (("axis", 0.95), ("order", order), ("map", likeness)):
+            one.tensors[f"{name}_split_half"] = torch.full((3,), value / (2 - value))
+    spaces = [("sure", sure), ("unsure", unsure)]
+    pairs = compare(spaces)
+    assert pairs[0].unknown == ["unsure"]
+    assert pairs[0].reliability[1]["map"] == pytest.approx(0.2)
+    assert "The order of the roles in unsure is not known (reliability under 0.7)" in headline(pairs)
+    page = write_comparison(tmp_path / "page.html", spaces, pairs).read_text()
+    text = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert text.index("How sure is each map?") < text.index("on the map of")
+    assert "of the roles&#39; squared distances, 80% is noise" in text
+    assert text.count("not known<div") == 2, "the ranking and the ends"
+    after = text[text.index("Moved most") :]
+    assert "<td>" not in after, "nobody is named to have moved"
+    assert "not known" not in headline(compare([("a", sure), ("b", sure)]))
+    for name, one in spaces:
+        one.save(tmp_path / f"{name}.safetensors")
+    files = [str(tmp_path / f"{name}.safetensors") for name, _ in spaces]
+    told = CliRunner().invoke(app, ["compare", *files, "--out", str(tmp_path / "p.html")]).output
+    assert "unsure, from replies: axis 0.95, order 0.30 (not known), map 0.20 (not known)" in told
+    assert "moved most: not known, as is the order in unsure" in told

@@ -456,6 +456,17 @@ def test_the_card_says_what_the_space_is_and_how_to_load_it(space):
     assert "somewhere" not in model_card(space, "owner/tiny-space")
 
 
+def test_the_card_tells_how_sure_the_space_is_in_words_and_ranks_no_role_where_the_order_is_not_known(space):
+    for name, value in (("axis", 0.9), ("order", 0.31), ("map", 0.85)):
+        space.tensors[f"{name}_split_half"] = torch.full((len(space.tensors["axis"]),), value / (2 - value))
+    card = model_card(space, "owner/tiny-space")
+    assert "| reply | order | 0.31 | Not known: mapped again, the roles would stand in another order" in card
+    assert "| reply | map | 0.85 | Of the roles' squared distances, 15% is noise." in card
+    assert card.index("How sure it is") < card.index("## Figures")
+    assert "The order is not known (reliability 0.31)" in card
+    assert "Assistant-like:" not in card
+
+
 def test_what_the_hub_refuses_is_told_in_one_line(space, hub, local):
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     hub.RequestHandlerClass.repos["owner/open"] = False

@@ -3,6 +3,7 @@ how sure it is before it shows anything, and names no role first or last where t
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 
@@ -57,6 +58,7 @@ def opened(spaces, tmp_path_factory):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
+        @functools.cache  # a page of a whole plotting library takes seconds
         def open_(name: str, width: int = 1280):
             page = browser.new_context(viewport={"width": width, "height": 900}, offline=True).new_page()
             page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)

@@ -160,8 +160,8 @@ def _times(x: float) -> str:
 
 def _round(x: float) -> int:
     """To two digits: a forecast is not known to more."""
-    size = 10 ** max(0, math.floor(math.log10(max(x, 1))) - 1)
-    return int(round(x / size) * size)
+    size: int = 10 ** max(0, math.floor(math.log10(max(x, 1))) - 1)
+    return round(x / size) * size
 
 
 def order(worth: Summary) -> str:
@@ -176,8 +176,8 @@ def order(worth: Summary) -> str:
         return "How sure this order is, the space does not say; a map of the model, made with this version, does."
     if value < KNOWN:
         return (
-            f"The order is not known (reliability {number(value)}): mapped again, the roles would stand in another one, so "
-            "that none is named first or last here."
+            f"The order is not known (reliability {number(value)}): mapped again, the roles would stand in another one, "
+            "so that none is named first or last here."
         )
     return f"The order is known to {number(value)}; roles whose intervals overlap may still change places."
 

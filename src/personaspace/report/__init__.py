@@ -124,7 +124,8 @@ def _numbers(values: list[float]) -> list[float | None]:
 
 
 def ends(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Which roles lie at either end, and where the study's lie: here, and in the study. None without a known order."""
+    """Which roles lie at either end here and in the study, and where the study's lie here. Not told
+    where the order is not known."""
     published, names = summary["published"], [r["name"] for r in summary["roles"]]
     if summary["order_known"] is False:
         unknown = f"not known: the order's reliability is {saying.number(summary['reliability']['order'])}"
