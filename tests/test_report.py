@@ -30,7 +30,7 @@ CORRECTED = {
 
 @pytest.fixture(scope="module")
 def spaces(tmp_path_factory) -> dict[str, ps.PersonaSpace]:
-    """By how sure they are: everything, the order alone, nothing; of two readings; and of the least a space must hold."""
+    """By how sure they are: of everything, of the order alone, of nothing; of two readings; of what a space must hold."""
     folder = tmp_path_factory.mktemp("spaces")
     made = {n: characters(folder / n, signal) for n, signal in (("sure", 3.0), ("order", 1.0), ("unsure", 0.2))}
     made["sure"].meta["model"]["id"] = "tiny <b>&"
