@@ -1,0 +1,370 @@
+"""Figures with the noise taken out: spectrum, components for 70%, the axis' cosine with PC1, the default's place on it.
+
+Noise makes role vectors vary in more directions than roles do, and turns PC1 away from where it would lie. Taking the noise's
+covariance off again leaves a matrix that is right entry by entry, Ŝ, but not its eigenvalues: the largest are too large, and
+their vectors are off. So they are found by indirect inference: a spectrum and a cosine are planted, noise like the data's is
+added, everything is computed as it was from the data, and the planted is adjusted until what was seen comes out. All figures
+are of these roles, not of a population that they might be drawn from (docs/decisions/0010-what-is-sure.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from personaspace.reliability import Products
+from personaspace.vectors import Fit, Floats, Ints, cosine
+
+DIRECTIONS = 384
+"""Directions of the residual stream that are worked in, those that vary most: what lies beyond has next to no variance."""
+
+MOST_LEVERAGE = 0.95
+"""A response that decides its own fit has no residual to learn from: others of its kind stand in for it."""
+
+SHOWN = 16
+FITTING, TESTING, SHUFFLES, DRAWN = 12, 60, 12, 400
+EDGES = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+"""Eigenvalues are compared by sums over these ranks: single ones are too uncertain from some on."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Responses whose activations are at hand: role (0 is the default) and question, `[n]`, activations `[n, hidden]`."""
+
+    role: Ints
+    question: Ints
+    activations: Floats
+
+
+class Noise:
+    """What role vectors err by under the mixed model: activation = role + question + error, questions random.
+
+    Errors' covariance is learnt from residuals of the model with questions fixed, which hold no question effects whatever
+    those are; questions' own from how much more they explain than errors would (Henderson's third method, as matrices). Both
+    are unbiased entry by entry. A role's vector errs by its responses' errors and by what is left of questions' effects after
+    shrinkage; the latter are shared by the roles that were asked the same.
+
+    residuals: `[sample, hidden]`, each divided by √(1 − leverage), and weight: `[sample]`, what a response's error adds to the
+    variance over roles; of_questions: `[asked, hidden]`, whose squares, less errors' share, are questions' covariance.
+    """
+
+    def __init__(self, fit: Fit, totals: Floats, ratio: float, sample: Sample) -> None:
+        n = fit.counts[:, fit.asked]
+        levels, per_role = len(n), np.maximum(n.sum(1), 1e-12)
+        solution = fit.solution(ratio)
+        self.of_role, self.of_question = solution[:, :levels], solution[:, levels:]
+        self.n, share = n, n / per_role[:, None]
+        # How the effects of questions, one unit each, come out as errors of role vectors, `[roles + 1, asked]`.
+        self.questions = self.of_role @ n + self.of_question * n.sum(0)
+        if np.isfinite(ratio):
+            within = np.diag(n.sum(0)) - n.T @ share
+            inverse = np.linalg.pinv(within, hermitian=True)
+            values, vectors = np.linalg.eigh(inverse)
+            rest = totals[levels:] - share.T @ totals[:levels]
+            effects = inverse @ rest
+            both = share @ inverse
+            beyond = (both * share).sum(1)[:, None] - 2 * both + np.diag(inverse)
+            self.rank, self.trace = int((values > 1e-9 * values.max()).sum()), float(np.trace(within))
+            self.squares_of = (vectors * np.sqrt(np.maximum(values, 0))).T @ rest
+        else:
+            # Questions add nothing, or the design cannot tell: then they are part of the errors.
+            self.questions = np.zeros_like(self.questions)
+            effects, beyond = np.zeros_like(totals[levels:]), np.zeros_like(n)
+            self.rank, self.trace, self.squares_of = 0, 1.0, effects
+        roles = (totals[:levels] - n @ effects) / per_role[:, None]
+        leverage = 1 / per_role[:, None] + beyond
+        place = np.searchsorted(fit.asked, sample.question)
+        at = (sample.role, place)
+        some = leverage[at] < MOST_LEVERAGE
+        self.at = (sample.role[some], place[some])
+        freedom = 1 - leverage[self.at]
+        raw = sample.activations[some] - roles[self.at[0]] - effects[self.at[1]]
+        self.residuals = raw / np.sqrt(freedom)[:, None]
+        self.freedom = freedom
+        weight = _spread(self.of_role[1:], self.of_question[1:])
+        self.through_questions = float((_centred(self.questions[1:]) ** 2).sum() / (len(solution) - 2))
+        self.weight = self._of_all(weight)
+        self.beyond = self._of_all(beyond)
+
+    def _of_all(self, weight: Floats) -> Floats:
+        """Weights by role and question `[levels, asked]`, for those of the sample, which stand for all responses: of the
+        default and of roles, each kind's by as much as it is larger than its sample."""
+        mine = weight[self.at]
+        result = np.zeros(len(mine))
+        for kind, rows in ((self.at[0] == 0, slice(0, 1)), (self.at[0] > 0, slice(1, None))):
+            if kind.any() and abs(mine[kind].sum()) > 1e-12:
+                result[kind] = mine[kind] * (weight[rows] * self.n[rows]).sum() / mine[kind].sum()
+        return result
+
+    def covariance(self, basis: Floats | None = None) -> tuple[Floats, Floats, Floats]:
+        """Of role vectors' errors over roles, of a response's error, and of question effects, `[k, k]` each, in an orthonormal
+        basis `[hidden, k]`."""
+        residuals = self.residuals if basis is None else self.residuals @ basis
+        squares = self.squares_of if basis is None else self.squares_of @ basis
+        question = (squares.T @ squares - residuals.T @ (residuals * self.beyond[:, None])) / self.trace
+        errors = residuals.T @ (residuals * self.weight[:, None])
+        return errors + self.through_questions * question, errors / self.weight.sum(), question
+
+    def total(self) -> float:
+        """The trace of role vectors' error covariance."""
+        squares = (self.residuals**2).sum(1)
+        question = ((self.squares_of**2).sum() - squares @ self.beyond) / self.trace
+        return float(squares @ self.weight + self.through_questions * question)
+
+    def by_role(self) -> Floats:
+        """How large errors are by level, relative to their mean over roles, `[levels]`; few residuals count as little."""
+        squares = (self.residuals**2).sum(1)
+        roles = self.at[0] > 0
+        mean = np.average(squares[roles], weights=self.freedom[roles])
+        total, count = np.zeros(len(self.n)), np.zeros(len(self.n))
+        np.add.at(total, self.at[0], squares / mean * self.freedom)
+        np.add.at(count, self.at[0], self.freedom)
+        relative: Floats = (total + 1) / (count + 1)
+        weighted = self.n.sum(1)[1:] @ relative[1:] / self.n.sum(1)[1:].sum()
+        return relative / weighted
+
+    def roots(self) -> Floats:
+        """The matrix `[roles + 1, roles + 1]` that takes independent errors to those of role vectors, questions' aside."""
+        n = self.n * self.by_role()[:, None]
+        mixed = self.of_role @ n @ self.of_question.T
+        covariance = (self.of_role * n.sum(1)) @ self.of_role.T + mixed + mixed.T
+        covariance += (self.of_question * n.sum(0)) @ self.of_question.T
+        return _root(covariance)
+
+
+def _spread(of_role: Floats, of_question: Floats) -> Floats:
+    """What one response of a role to a question adds to the variance over roles, `[levels, asked]`, errors of variance 1."""
+    a, b = _centred(of_role), _centred(of_question)
+    result: Floats = ((a**2).sum(0)[:, None] + 2 * a.T @ b + (b**2).sum(0)) / (len(a) - 1)
+    return result
+
+
+def _centred(values: Floats) -> Floats:
+    return values - values.mean(0)
+
+
+def _root(covariance: Floats) -> Floats:
+    """A symmetric root; what is negative by chance counts as nothing."""
+    values, vectors = np.linalg.eigh(covariance)
+    result: Floats = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return result
+
+
+class World:
+    """Planted spaces with noise like the data's.
+
+    The strongest components are planted where Ŝ has its own, as many as have larger eigenvalues than noise alone makes (which
+    the negative ones show). The others' directions are not known; they are drawn anew each time, from those along which noise
+    varies by as much more as Ŝ says that roles' do.
+
+    bare: `[draws, k, k]`, what Ŝ is without signal, in a basis that begins with the planted components; across: `[draws, m, k]`,
+    the noise along each planted component's places of roles; axis: `[draws, k]`, the axis' noise. With variances s of the
+    components, Ŝ is bare + diag(s) + √s·across and its transpose, so that another spectrum costs no other noise.
+    """
+
+    def __init__(self, noise: Noise, basis: Floats, eigenvalues: Floats, draws: int, rng: np.random.Generator) -> None:
+        covariance, error, question = noise.covariance(basis)
+        size, roles = basis.shape[1], len(noise.of_role) - 1
+        self.planted, self.roles = min(size, roles - 2), roles
+        self.clear = max(1, min(int((eigenvalues > -eigenvalues.min()).sum()), self.planted // 2))
+        on_roles, error_root, question_root = noise.roots(), _root(error), _root(question)
+        leaning = _leaning(covariance, eigenvalues)
+        scale, through = noise.weight.sum(), noise.through_questions
+        freedom = noise.freedom[noise.at[0] > 0].sum()
+        self.bare, self.across, self.axis = [], [], []
+        for _ in range(draws):
+            of_questions = rng.normal(size=(noise.questions.shape[1], size)) @ question_root
+            errors = on_roles @ rng.normal(size=(roles + 1, size)) @ error_root + noise.questions @ of_questions
+            # The noise's own covariance is not known either, and is estimated by as many residuals as are free.
+            known = scale * error_root @ (np.eye(size) + _wishart(size, freedom, rng)) @ error_root
+            if through:
+                drawn = _centred(of_questions)
+                known += through * drawn.T @ drawn / max(len(drawn) - 1, 1)
+                extra = error_root @ _wishart(size, noise.rank, rng) @ error_root
+                known += through * noise.rank / noise.trace * extra
+            directions = rng.normal(size=(size, size)) @ leaning
+            directions[: self.clear] = np.eye(size)[: self.clear]
+            turned = np.linalg.qr(directions.T)[0]
+            turned[:, : self.clear] = np.eye(size)[:, : self.clear]
+            centred = _centred(errors[1:]) @ turned
+            places = np.linalg.qr(_centred(rng.normal(size=(roles, self.planted))))[0]
+            self.bare.append(centred.T @ centred / (roles - 1) - turned.T @ known @ turned)
+            self.across.append(places.T @ centred / np.sqrt(roles - 1))
+            self.axis.append((errors[0] - errors[1:].mean(0)) @ turned)
+
+    def seen(self, draw: int, variance: Floats) -> Floats:
+        """Ŝ `[k, k]` under a planted spectrum, `[m]`."""
+        matrix = self.bare[draw].copy()
+        cross = np.sqrt(variance)[:, None] * self.across[draw]
+        matrix[: len(cross)] += cross
+        matrix[:, : len(cross)] += cross.T
+        matrix[np.arange(len(variance)), np.arange(len(variance))] += variance
+        return matrix
+
+
+def _leaning(covariance: Floats, eigenvalues: Floats) -> Floats:
+    """The matrix that makes of random directions such along which noise, of this covariance in Ŝ's eigenbasis, varies in the
+    mean as it does along Ŝ's: a power of the covariance."""
+    values, vectors = np.linalg.eigh(covariance)
+    values = np.maximum(values, 1e-9 * values.max())
+    along = float(np.diag(covariance) @ eigenvalues / eigenvalues.sum())
+    powers = np.linspace(0, 2, 41)
+    means = [float((values ** (1 + power)).sum() / (values**power).sum()) for power in powers]
+    power = powers[int(np.argmin(np.abs(np.array(means) - along)))]
+    result: Floats = (vectors * (values / values.max()) ** (power / 2)) @ vectors.T
+    return result
+
+
+def _wishart(size: int, freedom: float, rng: np.random.Generator) -> Floats:
+    """By how much a covariance estimated with so many degrees of freedom is off from the identity."""
+    rows = int(np.clip(freedom, 1, 1024))
+    z = rng.normal(size=(rows, size))
+    result: Floats = (z.T @ z / rows - np.eye(size)) * np.sqrt(rows / max(freedom, 1))
+    return result
+
+
+def shape(parameters: Floats, size: int) -> Floats:
+    """Shares of variance of `size` components: exp(−(k/s)^β), the first by a factor φ beside; parameters: their logarithms.
+    β = 1 is a geometric spectrum, less a long tail, more an edge."""
+    scale, power, first = np.exp(parameters)
+    shares = np.exp(-((np.arange(size) / scale) ** power))
+    shares[0] *= first
+    result: Floats = shares / shares.sum()
+    return result
+
+
+PRIOR = np.array([[np.log(8), 3.0], [0.0, 0.5], [0.0, 1.0]])
+LIMITS = np.log([[0.2, 400.0], [0.2, 6.0], [0.1, 20.0]])
+
+
+def _bins(values: Floats, total: float) -> Floats:
+    """Sums over ranks of eigenvalues, largest first, in units of their total."""
+    edges = [e for e in EDGES if e < len(values)]
+    result: Floats = np.add.reduceat(values, edges)[: len(edges) - 1] / total
+    return result
+
+
+def seventy(shares: Floats) -> float:
+    """How many components hold 70% of the variance, with the part of the last one that it takes."""
+    total = np.concatenate([[0.0], shares.cumsum()])
+    at = int((total < 0.7).sum())
+    return float(at - 1 + (0.7 - total[at - 1]) / (total[at] - total[at - 1]))
+
+
+def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
+    """The parameters of the planted spectrum whose Ŝ has the observed eigenvalues, `[k]`, largest first; and what another
+    bin's sum would change of them, `[3, bins]`."""
+    total = observed.sum()
+    target = _bins(observed, total)
+
+    def expected(parameters: Floats, draws: int) -> tuple[Floats, Floats]:
+        shares = shape(parameters, world.planted)
+        steps = 0.01 * np.eye(len(parameters))
+        slopes = np.array([shape(parameters + step, world.planted) - shares for step in steps]) / 0.01 * total
+        roots = np.sqrt(np.maximum(shares, 1e-12) * total)[:, None]
+        sums, changes = [], []
+        for draw in range(draws):
+            values, vectors = np.linalg.eigh(world.seen(draw, shares * total))
+            values, vectors = values[::-1], vectors[:, ::-1]
+            part = vectors[: world.planted]
+            # What each planted variance adds to each eigenvalue.
+            change = slopes @ (part**2 + part * (world.across[draw] @ vectors) / roots)
+            sums.append(_bins(values, values.sum()))
+            changes.append([_bins(c, values.sum()) - sums[-1] * c.sum() / values.sum() for c in change])
+        return np.array(sums), np.mean(changes, axis=0).T
+
+    starts = [np.array([np.log(scale), 0.0, 0.0]) for scale in (1, 2, 4, 8, 16, 32, 64)]
+    gaps = [np.abs(expected(start, 2)[0].mean(0) - target).sum() for start in starts]
+    parameters, damping = starts[int(np.argmin(gaps))], 0.1
+    for _ in range(8):
+        sums, slope = expected(parameters, FITTING)
+        # Of so few draws, what bins vary by together is uncertain: half of it is believed.
+        covariance = np.cov(sums.T) * (0.5 + 0.5 * np.eye(len(target)))
+        covariance += np.diag(0.02 * np.diag(covariance) + 1e-8)
+        pull = slope.T @ np.linalg.inv(covariance)
+        curvature = pull @ slope + np.diag(1 / PRIOR[:, 1] ** 2)
+        towards = pull @ (target - sums.mean(0)) - (parameters - PRIOR[:, 0]) / PRIOR[:, 1] ** 2
+        step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), towards)
+        step = np.clip(step, -0.7, 0.7)
+        parameters = np.clip(parameters + step, LIMITS[:, 0], LIMITS[:, 1])
+        damping /= 3
+        if np.abs(step).max() < 0.02:
+            break
+    return parameters, np.linalg.solve(curvature, pull)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The fitted world drawn anew and worked out like the data: by how much it errs, and where the cosine would be seen.
+
+    components, first, dimension, share: `[draws]`, logarithms of estimate over truth, for the components for 70%, PC1's share,
+    the effective dimension and the axis' share. seen: `[draws, cosines]`, the cosine of axis and PC1 under planted `cosines`.
+    total: `[draws]`, the trace of Ŝ.
+    """
+
+    components: Floats
+    first: Floats
+    dimension: Floats
+    share: Floats
+    seen: Floats
+    total: Floats
+
+
+COSINES = np.linspace(0, 1, 101)
+
+
+def dimension_of(shares: Floats) -> float:
+    """How many components of equal variance would be as far spread."""
+    return float(shares.sum() ** 2 / (shares**2).sum())
+
+
+def tested(world: World, parameters: Floats, gain: Floats, total: float, axis: Floats, rng: np.random.Generator) -> Tested:
+    """axis: `[k]`, the data's, its noise's length taken out."""
+    shares = shape(parameters, world.planted)
+    size, clear, length = len(axis), world.clear, float(np.linalg.norm(axis))
+    first = min(abs(axis[0]) / length, 1.0)
+    sums, truths, seen, totals, quotients = [], [], [], [], []
+    for draw in range(len(world.bare)):
+        # Roles are a few of many: their own spectrum is rougher than a smooth one, and that is what is asked for.
+        places = _centred(rng.normal(size=(world.roles, world.planted)) * np.sqrt(shares))
+        own = np.linalg.eigvalsh(places.T @ places)[::-1]
+        own = np.maximum(own / own.sum(), 1e-12)
+        matrix = world.seen(draw, own * total)
+        values, vectors = np.linalg.eigh(matrix)
+        sums.append(_bins(values[::-1], values.sum()))
+        totals.append(values.sum())
+        truths.append(own)
+        # Beside PC1 the axis is where it is among clear components, and otherwise as roles are spread.
+        beside, rest = np.zeros(size), np.zeros(size)
+        beside[1:clear] = axis[1:clear]
+        rest[clear : world.planted] = (rng.normal(size=world.planted) * np.sqrt(own))[clear:]
+        beside += rest / max(np.linalg.norm(rest), 1e-30) * np.linalg.norm(axis[clear:])
+        beside /= max(np.linalg.norm(beside), 1e-30)
+        axes = length * (COSINES[:, None] * np.eye(size)[0] + np.sqrt(1 - COSINES**2)[:, None] * beside)
+        noisy = axes + world.axis[draw]
+        seen.append(np.abs(noisy @ vectors[:, -1]) / np.linalg.norm(noisy, axis=1))
+        at = int(round((len(COSINES) - 1) * first))
+        told = noisy[at] @ matrix @ noisy[at] / (noisy[at] @ noisy[at] * values.sum())
+        quotients.append(np.log(max(told, 1e-3) / max(axes[at, : world.planted] ** 2 @ own / length**2, 1e-3)))
+    moved = (np.array(sums) - np.mean(sums, axis=0)) @ gain.T
+    errors = []
+    for move, own in zip(moved, truths, strict=True):
+        told = shape(np.clip(parameters + move, LIMITS[:, 0], LIMITS[:, 1]), world.planted)
+        errors.append([np.log(f(told) / f(own)) for f in (seventy, lambda p: p[0], dimension_of)])
+    components, first, dimension = np.array(errors).T
+    return Tested(components, first, dimension, np.array(quotients), np.array(seen), np.array(totals))
+
+
+def planted_cosine(seen: float, at: Floats) -> tuple[float, list[float]]:
+    """The planted cosine under which the one seen is expected, and the 95% interval of those under which it is no rarity;
+    at: `[draws, cosines]`."""
+    mean = np.maximum.accumulate(at.mean(0))
+    value = float(np.interp(seen, mean, COSINES)) if seen > mean[0] else 0.0
+    below = (at < seen).mean(0)
+    edge = 1.0 / len(at)
+    able = np.flatnonzero((below >= edge) & (below <= 1 - edge))
+    low, high = (COSINES[able[0]], COSINES[able[-1]]) if len(able) else (value, value)
+    return value, [float(min(low, value)), float(max(high, value))]
