@@ -227,17 +227,27 @@ def _wishart(size: int, freedom: float, rng: np.random.Generator) -> Floats:
 
 
 def shape(parameters: Floats, size: int) -> Floats:
-    """Shares of variance of `size` components: exp(−(k/s)^β), the first by a factor φ beside; parameters: their logarithms.
-    β = 1 is a geometric spectrum, less a long tail, more an edge."""
-    scale, power, first = np.exp(parameters)
-    shares = np.exp(-((np.arange(size) / scale) ** power))
-    shares[0] *= first
+    """Shares of variance of `size` components, largest first: a geometric spectrum, exp(−k/s), bent at `EDGES`; parameters:
+    the logarithm of s, and of the factors there."""
+    rank = np.arange(size)
+    bend = np.interp(np.log1p(rank), np.log1p(EDGES), parameters[1:])
+    logarithms = bend - rank / np.exp(parameters[0])
+    shares = np.sort(np.exp(logarithms - logarithms.max()))[::-1]
     result: Floats = shares / shares.sum()
     return result
 
 
-PRIOR = np.array([[np.log(8), 3.0], [0.0, 0.5], [0.0, 1.0]])
-LIMITS = np.log([[0.2, 400.0], [0.2, 6.0], [0.1, 20.0]])
+def _prior() -> tuple[Floats, Floats]:
+    """Where parameters are without data, and how precisely: bends from one edge to the next are small, PC1's less so."""
+    steps = np.diff(np.eye(len(EDGES)), axis=0) / np.array([[1.0], *[[BENT]] * (len(EDGES) - 2)])
+    precision = np.zeros((len(EDGES) + 1, len(EDGES) + 1))
+    precision[0, 0] = 1 / 3**2
+    precision[1:, 1:] = steps.T @ steps + np.eye(len(EDGES)) / 3**2
+    return np.array([np.log(8), *[0.0] * len(EDGES)]), precision
+
+
+BENT = 0.5
+LIMITS = np.array([[np.log(0.2), np.log(400.0)], *[[-12.0, 12.0]] * len(EDGES)])
 
 
 def _bins(values: Floats, total: float) -> Floats:
@@ -276,17 +286,18 @@ def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
             changes.append([_bins(c, values.sum()) - sums[-1] * c.sum() / values.sum() for c in change])
         return np.array(sums), np.mean(changes, axis=0).T
 
-    starts = [np.array([np.log(scale), 0.0, 0.0]) for scale in (1, 2, 4, 8, 16, 32, 64)]
+    starts = [np.array([np.log(scale), *[0.0] * len(EDGES)]) for scale in (1, 2, 4, 8, 16, 32, 64)]
     gaps = [np.abs(expected(start, 2)[0].mean(0) - target).sum() for start in starts]
     parameters, damping = starts[int(np.argmin(gaps))], 0.1
-    for _ in range(8):
+    centre, precision = _prior()
+    for _ in range(12):
         sums, slope = expected(parameters, FITTING)
         # Of so few draws, what bins vary by together is uncertain: half of it is believed.
         covariance = np.cov(sums.T) * (0.5 + 0.5 * np.eye(len(target)))
         covariance += np.diag(0.02 * np.diag(covariance) + 1e-8)
         pull = slope.T @ np.linalg.inv(covariance)
-        curvature = pull @ slope + np.diag(1 / PRIOR[:, 1] ** 2)
-        towards = pull @ (target - sums.mean(0)) - (parameters - PRIOR[:, 0]) / PRIOR[:, 1] ** 2
+        curvature = pull @ slope + precision
+        towards = pull @ (target - sums.mean(0)) - precision @ (parameters - centre)
         step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), towards)
         step = np.clip(step, -0.7, 0.7)
         parameters = np.clip(parameters + step, LIMITS[:, 0], LIMITS[:, 1])
@@ -301,8 +312,9 @@ class Tested:
     """The fitted world drawn anew and worked out like the data: by how much it errs, and where the cosine would be seen.
 
     components, first, dimension, share: `[draws]`, logarithms of estimate over truth, for the components for 70%, PC1's share,
-    the effective dimension and the axis' share. seen: `[draws, cosines]`, the cosine of axis and PC1 under planted `cosines`.
-    total: `[draws]`, the trace of Ŝ.
+    the effective dimension and the axis' share. seen: `[draws, cosines]`, the cosine of axis and PC1 under planted `COSINES`;
+    turned: `[draws]`, what the cosine would be if the data's components were turned as that draw's were. total: `[draws]`, the
+    trace of Ŝ.
     """
 
     components: Floats
@@ -310,6 +322,7 @@ class Tested:
     dimension: Floats
     share: Floats
     seen: Floats
+    turned: Floats
     total: Floats
 
 
@@ -326,7 +339,7 @@ def tested(world: World, parameters: Floats, gain: Floats, total: float, axis: F
     shares = shape(parameters, world.planted)
     size, clear, length = len(axis), world.clear, float(np.linalg.norm(axis))
     first = min(abs(axis[0]) / length, 1.0)
-    sums, truths, seen, totals, quotients = [], [], [], [], []
+    sums, truths, seen, turned, totals, quotients = [], [], [], [], [], []
     for draw in range(len(world.bare)):
         # Roles are a few of many: their own spectrum is rougher than a smooth one, and that is what is asked for.
         places = _centred(rng.normal(size=(world.roles, world.planted)) * np.sqrt(shares))
@@ -337,15 +350,17 @@ def tested(world: World, parameters: Floats, gain: Floats, total: float, axis: F
         sums.append(_bins(values[::-1], values.sum()))
         totals.append(values.sum())
         truths.append(own)
-        # Beside PC1 the axis is where it is among clear components, and otherwise as roles are spread.
-        beside, rest = np.zeros(size), np.zeros(size)
-        beside[1:clear] = axis[1:clear]
-        rest[clear : world.planted] = (rng.normal(size=world.planted) * np.sqrt(own))[clear:]
-        beside += rest / max(np.linalg.norm(rest), 1e-30) * np.linalg.norm(axis[clear:])
+        # Where the axis lies beside PC1 is known badly too where components of like variance were mixed: it is taken from the
+        # data's clear components in every other draw, and as roles are spread for the rest, and in the others.
+        beside, start = np.zeros(size), clear if draw % 2 else 1
+        beside[start : world.planted] = (rng.normal(size=world.planted) * np.sqrt(own))[start:]
+        beside *= np.linalg.norm(axis[start:]) / max(np.linalg.norm(beside), 1e-30)
+        beside[1:start] = axis[1:start]
         beside /= max(np.linalg.norm(beside), 1e-30)
         axes = length * (COSINES[:, None] * np.eye(size)[0] + np.sqrt(1 - COSINES**2)[:, None] * beside)
         noisy = axes + world.axis[draw]
         seen.append(np.abs(noisy @ vectors[:, -1]) / np.linalg.norm(noisy, axis=1))
+        turned.append(abs(vectors[0, ::-1] @ axis) / length)
         at = int(round((len(COSINES) - 1) * first))
         told = noisy[at] @ matrix @ noisy[at] / (noisy[at] @ noisy[at] * values.sum())
         quotients.append(np.log(max(told, 1e-3) / max(axes[at, : world.planted] ** 2 @ own / length**2, 1e-3)))
@@ -355,16 +370,15 @@ def tested(world: World, parameters: Floats, gain: Floats, total: float, axis: F
         told = shape(np.clip(parameters + move, LIMITS[:, 0], LIMITS[:, 1]), world.planted)
         errors.append([np.log(f(told) / f(own)) for f in (seventy, lambda p: p[0], dimension_of)])
     components, first, dimension = np.array(errors).T
-    return Tested(components, first, dimension, np.array(quotients), np.array(seen), np.array(totals))
+    return Tested(components, first, dimension, np.array(quotients), np.array(seen), np.array(turned), np.array(totals))
 
 
-def planted_cosine(seen: float, at: Floats) -> tuple[float, list[float]]:
-    """The planted cosine under which the one seen is expected, and the 95% interval of those under which it is no rarity;
-    at: `[draws, cosines]`."""
-    mean = np.maximum.accumulate(at.mean(0))
+def planted_cosine(seen: float, world: Tested) -> tuple[float, list[float]]:
+    """The planted cosine under which the one seen is expected, and a 95% interval: those under which it is no rarity, and
+    those that components turned like the planted ones would make of the data's."""
+    mean = np.maximum.accumulate(world.seen.mean(0))
     value = float(np.interp(seen, mean, COSINES)) if seen > mean[0] else 0.0
-    below = (at < seen).mean(0)
-    edge = 1.0 / len(at)
-    able = np.flatnonzero((below >= edge) & (below <= 1 - edge))
-    low, high = (COSINES[able[0]], COSINES[able[-1]]) if len(able) else (value, value)
-    return value, [float(min(low, value)), float(max(high, value))]
+    below, edge = (world.seen < seen).mean(0), 1 / len(world.seen)
+    able = COSINES[(below >= edge) & (below <= 1 - edge)]
+    ends = [value, *able, *np.percentile(world.turned, [2.5, 97.5])]
+    return value, [float(min(ends)), float(max(ends))]
