@@ -286,24 +286,42 @@ def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
             changes.append([_bins(c, values.sum()) - sums[-1] * c.sum() / values.sum() for c in change])
         return np.array(sums), np.mean(changes, axis=0).T
 
+    edges = [e for e in EDGES if e < len(observed)]
+    alike = np.log(np.maximum(np.add.reduceat(observed, edges) / np.diff([*edges, len(observed)]), 1e-4 * observed[0]))
+    alike = np.interp(np.log1p(EDGES), np.log1p(edges), alike - alike[0])
     starts = [np.array([np.log(scale), *[0.0] * len(EDGES)]) for scale in (1, 2, 4, 8, 16, 32, 64)]
+    starts += [np.array([np.log(scale), *(alike + np.array(EDGES) / scale)]) for scale in (8, 32)]
     gaps = [np.abs(expected(start, 2)[0].mean(0) - target).sum() for start in starts]
-    parameters, damping = starts[int(np.argmin(gaps))], 0.1
+    parameters, damping = np.clip(starts[int(np.argmin(gaps))], *LIMITS.T), 0.1
     centre, precision = _prior()
-    for _ in range(12):
-        sums, slope = expected(parameters, FITTING)
+    sums, slope = expected(parameters, FITTING)
+    for _ in range(2):
         # Of so few draws, what bins vary by together is uncertain: half of it is believed.
         covariance = np.cov(sums.T) * (0.5 + 0.5 * np.eye(len(target)))
-        covariance += np.diag(0.02 * np.diag(covariance) + 1e-8)
-        pull = slope.T @ np.linalg.inv(covariance)
-        curvature = pull @ slope + precision
-        towards = pull @ (target - sums.mean(0)) - precision @ (parameters - centre)
-        step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), towards)
-        step = np.clip(step, -0.7, 0.7)
-        parameters = np.clip(parameters + step, LIMITS[:, 0], LIMITS[:, 1])
-        damping /= 3
-        if np.abs(step).max() < 0.02:
-            break
+        inverse = np.linalg.inv(covariance + np.diag(0.02 * np.diag(covariance) + 1e-7))
+
+        def misfit(at: Floats, sums: Floats, inverse: Floats = inverse) -> float:
+            gap, off = target - sums.mean(0), at - centre
+            return float(gap @ inverse @ gap + off @ precision @ off)
+
+        worst = misfit(parameters, sums)
+        for _ in range(6):
+            pull = slope.T @ inverse
+            curvature = pull @ slope + precision
+            towards = pull @ (target - sums.mean(0)) - precision @ (parameters - centre)
+            move = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), towards)
+            tried = np.clip(parameters + move, *LIMITS.T)
+            new_sums, new_slope = expected(tried, FITTING)
+            better = misfit(tried, new_sums)
+            if better > worst:
+                damping = min(5 * damping, 1e4)
+                continue
+            gained, worst = worst - better, better
+            parameters, sums, slope, damping = tried, new_sums, new_slope, damping / 5
+            if gained < 0.05:
+                break
+    pull = slope.T @ inverse
+    curvature = pull @ slope + precision
     return parameters, np.linalg.solve(curvature, pull)
 
 
