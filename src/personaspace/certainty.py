@@ -19,6 +19,7 @@ NAMES = ("axis", "order", "map")
 CORRECTED = (
     "axis_pc1_cosine_corrected",
     "components_for_70pct_corrected",
+    "spectrum_corrected",
     "default_on_pc1_corrected",
     "axis_share",
     "effective_dimension",
@@ -37,7 +38,7 @@ def figures(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: int) 
     whole = {name: _whole(tensors, name, "split_half", layer) for name in NAMES}
     by_text = {name: _whole(tensors, name, "split_half_by_instruction", layer) for name in NAMES}
     n = meta.get("n_responses")
-    corrected = meta.get("corrected", {})
+    corrected = meta.get("corrected") or {}
     return {
         "reading": meta.get("reading", "reply"),
         "reliability": whole,

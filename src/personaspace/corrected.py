@@ -1,402 +1,234 @@
-"""Figures with the noise taken out: spectrum, components for 70%, the axis' cosine with PC1, the default's place on it.
+"""Figures with the noise taken out, beside what shuffled role labels give; everything at one layer, from arrays.
 
-Noise makes role vectors vary in more directions than roles do, and turns PC1 away from where it would lie. Taking the noise's
-covariance off again leaves a matrix that is right entry by entry, Ŝ, but not its eigenvalues: the largest are too large, and
-their vectors are off. So they are found by indirect inference: a spectrum and a cosine are planted, noise like the data's is
-added, everything is computed as it was from the data, and the planted is adjusted until what was seen comes out. All figures
-are of these roles, not of a population that they might be drawn from (docs/decisions/0010-what-is-sure.md).
+Noise makes role vectors vary in more directions than roles do, and turns PC1 away from where it would lie. Spectrum, components
+for 70%, the axis' cosine with PC1 and the default's place on it come by indirect inference (`planting.py`); the axis' share, the
+effective dimension and roles' cosines are quotients of products across halves, whose noise is independent. All are of these
+roles. What the data cannot tell is None, and `reason` says why.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
 from torch import Tensor
 
+from personaspace import planting
+from personaspace.noise import Noise, Sample, centred
 from personaspace.reliability import Products
-from personaspace.vectors import Fit, Floats, Ints, cosine
+from personaspace.vectors import Fit, Floats
 
-DIRECTIONS = 384
+DIRECTIONS = 256
 """Directions of the residual stream that are worked in, those that vary most: what lies beyond has next to no variance."""
 
-MOST_LEVERAGE = 0.95
-"""A response that decides its own fit has no residual to learn from: others of its kind stand in for it."""
+LEAST_ROLES, LEAST_FREEDOM = 12, 24
+"""Fewer roles have no spectrum, and fewer degrees of freedom of residuals do not tell what noise is like."""
 
-SHOWN = 16
-FITTING, TESTING, SHUFFLES, DRAWN = 12, 60, 12, 400
-EDGES = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
-"""Eigenvalues are compared by sums over these ranks: single ones are too uncertain from some on."""
+SHOWN, SHUFFLES = 16, 12
+WIDEST = 0.5
+"""A cosine whose interval is wider is not named: two estimates could say anything."""
+
+REFITTED, UNKNOWN = 1.3, 0.08
+"""What intervals are wider by than linear steps about the fit say, measured on whole refits; and the error, as a logarithm and
+for roles that are all noise, of not knowing in which directions weak components lie (docs/decisions/0010-what-is-sure.md)."""
+
+NAMES = (
+    "axis_pc1_cosine_corrected",
+    "components_for_70pct_corrected",
+    "spectrum_corrected",
+    "default_on_pc1_corrected",
+    "axis_share",
+    "effective_dimension",
+    "null",
+    "corrected_interval",
+)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Responses whose activations are at hand: role (0 is the default) and question, `[n]`, activations `[n, hidden]`."""
+def figures(
+    fit: Fit, sums: Tensor, ratio: float, sample: Sample, products: Products, seed: int
+) -> tuple[dict[str, Any], Floats | None]:
+    """The figures by name, and each role's cosine with the axis, `[roles]`; sums: `[cells + questions, hidden]`.
 
-    role: Ints
-    question: Ints
-    activations: Floats
-
-
-class Noise:
-    """What role vectors err by under the mixed model: activation = role + question + error, questions random.
-
-    Errors' covariance is learnt from residuals of the model with questions fixed, which hold no question effects whatever
-    those are; questions' own from how much more they explain than errors would (Henderson's third method, as matrices). Both
-    are unbiased entry by entry. A role's vector errs by its responses' errors and by what is left of questions' effects after
-    shrinkage; the latter are shared by the roles that were asked the same.
-
-    residuals: `[sample, hidden]`, each divided by √(1 − leverage), and weight: `[sample]`, what a response's error adds to the
-    variance over roles; of_questions: `[asked, hidden]`, whose squares, less errors' share, are questions' covariance.
+    axis_share: of the roles' variance, how much lies along the axis. effective_dimension: t²/t₂, of these roles.
+    corrected_interval: 95%; that of `spectrum_corrected` is of its first share. null: of raw figures, role labels shuffled.
     """
+    told: dict[str, Any] = {**dict.fromkeys(NAMES), "reason": None}
+    roles = len(fit.cells.shown) - 1
+    if roles < LEAST_ROLES:
+        return {**told, "reason": f"{roles} roles; {LEAST_ROLES} have a spectrum"}, None
+    totals = fit.totals(sums).numpy()
+    effects = fit.solution(ratio) @ totals
+    noise = Noise(fit, totals, ratio, sample)
+    if noise.freedom[noise.at[0] > 0].sum() < LEAST_FREEDOM:
+        return {**told, "reason": "too few responses of a role tell what its noise is like"}, None
+    rng = np.random.default_rng(seed)
+    told["null"] = shuffled(fit, totals, ratio, sample, rng)
+    vectors = centred(effects[1:])
+    axis = effects[0] - effects[1:].mean(0)
+    basis = _basis(noise, vectors, rng)
+    covariance, _, _ = noise.covariance(basis)
+    signal = (vectors @ basis).T @ (vectors @ basis) / (roles - 1) - covariance
+    told |= of_halves(products)
+    cosines = role_cosines(products, noise, signal, covariance)
+    values, components = np.linalg.eigh(signal)
+    observed, basis = values[::-1], basis @ components[:, ::-1]
+    total = float(observed.sum())
+    if total <= 0:
+        return {**told, "reason": "roles vary no more than their noise"}, cosines
+    world = planting.World(noise, basis, observed, planting.FITTING, rng)
+    parameters, gain = planting.fit_spectrum(world, observed)
+    again = planting.World(noise, basis, observed, planting.TESTING, rng)
+    seen = axis @ basis
+    cosine_seen = abs(seen[0]) / np.linalg.norm(seen)
+    noisy = float(np.mean([off @ off for off in again.axis]))
+    length = float(np.sqrt(max(seen @ seen - noisy, 0.1 * seen @ seen)))
+    tested = planting.tested(again, parameters, gain, total, seen * length / np.linalg.norm(seen), rng)
+    if total < 2 * tested.total.std(ddof=1):
+        return {**told, "reason": "roles' variance is not told from noise"}, cosines
+    shares = planting.shape(parameters, world.planted)
+    unknown = UNKNOWN * float(np.trace(covariance)) / (float(np.trace(covariance)) + total)
 
-    def __init__(self, fit: Fit, totals: Floats, ratio: float, sample: Sample) -> None:
-        n = fit.counts[:, fit.asked]
-        levels, per_role = len(n), np.maximum(n.sum(1), 1e-12)
-        solution = fit.solution(ratio)
-        self.of_role, self.of_question = solution[:, :levels], solution[:, levels:]
-        self.n, share = n, n / per_role[:, None]
-        # How the effects of questions, one unit each, come out as errors of role vectors, `[roles + 1, asked]`.
-        self.questions = self.of_role @ n + self.of_question * n.sum(0)
-        if np.isfinite(ratio):
-            within = np.diag(n.sum(0)) - n.T @ share
-            inverse = np.linalg.pinv(within, hermitian=True)
-            values, vectors = np.linalg.eigh(inverse)
-            rest = totals[levels:] - share.T @ totals[:levels]
-            effects = inverse @ rest
-            both = share @ inverse
-            beyond = (both * share).sum(1)[:, None] - 2 * both + np.diag(inverse)
-            self.rank, self.trace = int((values > 1e-9 * values.max()).sum()), float(np.trace(within))
-            self.squares_of = (vectors * np.sqrt(np.maximum(values, 0))).T @ rest
-        else:
-            # Questions add nothing, or the design cannot tell: then they are part of the errors.
-            self.questions = np.zeros_like(self.questions)
-            effects, beyond = np.zeros_like(totals[levels:]), np.zeros_like(n)
-            self.rank, self.trace, self.squares_of = 0, 1.0, effects
-        roles = (totals[:levels] - n @ effects) / per_role[:, None]
-        leverage = 1 / per_role[:, None] + beyond
-        place = np.searchsorted(fit.asked, sample.question)
-        at = (sample.role, place)
-        some = leverage[at] < MOST_LEVERAGE
-        self.at = (sample.role[some], place[some])
-        freedom = 1 - leverage[self.at]
-        raw = sample.activations[some] - roles[self.at[0]] - effects[self.at[1]]
-        self.residuals = raw / np.sqrt(freedom)[:, None]
-        self.freedom = freedom
-        weight = _spread(self.of_role[1:], self.of_question[1:])
-        self.through_questions = float((_centred(self.questions[1:]) ** 2).sum() / (len(solution) - 2))
-        self.weight = self._of_all(weight)
-        self.beyond = self._of_all(beyond)
+    def about(value: float, errors: Floats) -> list[float]:
+        half = 1.96 * np.hypot(REFITTED * errors.std(ddof=1), unknown)
+        return [float(value * np.exp(-half)), float(value * np.exp(half))]
 
-    def _of_all(self, weight: Floats) -> Floats:
-        """Weights by role and question `[levels, asked]`, for those of the sample, which stand for all responses: of the
-        default and of roles, each kind's by as much as it is larger than its sample."""
-        mine = weight[self.at]
-        result = np.zeros(len(mine))
-        for kind, rows in ((self.at[0] == 0, slice(0, 1)), (self.at[0] > 0, slice(1, None))):
-            if kind.any() and abs(mine[kind].sum()) > 1e-12:
-                result[kind] = mine[kind] * (weight[rows] * self.n[rows]).sum() / mine[kind].sum()
-        return result
-
-    def covariance(self, basis: Floats | None = None) -> tuple[Floats, Floats, Floats]:
-        """Of role vectors' errors over roles, of a response's error, and of question effects, `[k, k]` each, in an orthonormal
-        basis `[hidden, k]`."""
-        residuals = self.residuals if basis is None else self.residuals @ basis
-        squares = self.squares_of if basis is None else self.squares_of @ basis
-        question = (squares.T @ squares - residuals.T @ (residuals * self.beyond[:, None])) / self.trace
-        errors = residuals.T @ (residuals * self.weight[:, None])
-        return errors + self.through_questions * question, errors / self.weight.sum(), question
-
-    def total(self) -> float:
-        """The trace of role vectors' error covariance."""
-        squares = (self.residuals**2).sum(1)
-        question = ((self.squares_of**2).sum() - squares @ self.beyond) / self.trace
-        return float(squares @ self.weight + self.through_questions * question)
-
-    def by_role(self) -> Floats:
-        """How large errors are by level, relative to their mean over roles, `[levels]`; few residuals count as little."""
-        squares = (self.residuals**2).sum(1)
-        roles = self.at[0] > 0
-        mean = np.average(squares[roles], weights=self.freedom[roles])
-        total, count = np.zeros(len(self.n)), np.zeros(len(self.n))
-        np.add.at(total, self.at[0], squares / mean * self.freedom)
-        np.add.at(count, self.at[0], self.freedom)
-        relative: Floats = (total + 1) / (count + 1)
-        weighted = self.n.sum(1)[1:] @ relative[1:] / self.n.sum(1)[1:].sum()
-        return relative / weighted
-
-    def roots(self) -> Floats:
-        """The matrix `[roles + 1, roles + 1]` that takes independent errors to those of role vectors, questions' aside."""
-        n = self.n * self.by_role()[:, None]
-        mixed = self.of_role @ n @ self.of_question.T
-        covariance = (self.of_role * n.sum(1)) @ self.of_role.T + mixed + mixed.T
-        covariance += (self.of_question * n.sum(0)) @ self.of_question.T
-        return _root(covariance)
+    cosine, able = planting.planted_cosine(float(cosine_seen), tested)
+    seventy = planting.seventy(shares)
+    spectrum = about(float(shares[0]), tested.first)
+    scores = centred(vectors @ basis[:, 0]) * np.sign(seen[0])
+    scores *= np.sqrt(shares[0] * total / max(scores.var(ddof=1), 1e-30))
+    places = [
+        _place(scores * np.sqrt(share / shares[0]), c * length)
+        for share in (*spectrum, shares[0])
+        for c in (*able, cosine)
+    ]
+    interval = {
+        "axis_pc1_cosine_corrected": able,
+        "components_for_70pct_corrected": about(seventy, tested.components),
+        "spectrum_corrected": [spectrum[0], min(spectrum[1], 1.0)],
+        "default_on_pc1_corrected": [min(places), max(places)],
+    }
+    if told["effective_dimension"] is not None:
+        interval["effective_dimension"] = about(told["effective_dimension"], tested.dimension)
+    if told["axis_share"] is not None:
+        half = 1.96 * np.hypot(REFITTED * float(tested.share.std(ddof=1)), unknown * told["axis_share"])
+        interval["axis_share"] = np.clip([told["axis_share"] - half, told["axis_share"] + half], 0, 1).tolist()
+    named = able[1] - able[0] <= WIDEST
+    told |= {
+        "axis_pc1_cosine_corrected": cosine if named else None,
+        "components_for_70pct_corrected": seventy,
+        "spectrum_corrected": shares[:SHOWN].tolist(),
+        "default_on_pc1_corrected": places[-1] if named else None,
+        "corrected_interval": interval,
+        "reason": None if named else "PC1 is not told from the components next to it",
+    }
+    return told, cosines
 
 
-def _spread(of_role: Floats, of_question: Floats) -> Floats:
-    """What one response of a role to a question adds to the variance over roles, `[levels, asked]`, errors of variance 1."""
-    a, b = _centred(of_role), _centred(of_question)
-    result: Floats = ((a**2).sum(0)[:, None] + 2 * a.T @ b + (b**2).sum(0)) / (len(a) - 1)
-    return result
-
-
-def _centred(values: Floats) -> Floats:
-    return values - values.mean(0)
-
-
-def _root(covariance: Floats) -> Floats:
-    """A symmetric root; what is negative by chance counts as nothing."""
-    values, vectors = np.linalg.eigh(covariance)
-    result: Floats = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return result
-
-
-class World:
-    """Planted spaces with noise like the data's.
-
-    The strongest components are planted where Ŝ has its own, as many as have larger eigenvalues than noise alone makes (which
-    the negative ones show). The others' directions are not known; they are drawn anew each time, from those along which noise
-    varies by as much more as Ŝ says that roles' do.
-
-    bare: `[draws, k, k]`, what Ŝ is without signal, in a basis that begins with the planted components; across: `[draws, m, k]`,
-    the noise along each planted component's places of roles; axis: `[draws, k]`, the axis' noise. With variances s of the
-    components, Ŝ is bare + diag(s) + √s·across and its transpose, so that another spectrum costs no other noise.
-    """
-
-    def __init__(self, noise: Noise, basis: Floats, eigenvalues: Floats, draws: int, rng: np.random.Generator) -> None:
-        covariance, error, question = noise.covariance(basis)
-        size, roles = basis.shape[1], len(noise.of_role) - 1
-        self.planted, self.roles = min(size, roles - 2), roles
-        self.clear = max(1, min(int((eigenvalues > -eigenvalues.min()).sum()), self.planted // 2))
-        on_roles, error_root, question_root = noise.roots(), _root(error), _root(question)
-        leaning = _leaning(covariance, eigenvalues)
-        scale, through = noise.weight.sum(), noise.through_questions
-        freedom = noise.freedom[noise.at[0] > 0].sum()
-        self.bare, self.across, self.axis = [], [], []
-        for _ in range(draws):
-            of_questions = rng.normal(size=(noise.questions.shape[1], size)) @ question_root
-            errors = on_roles @ rng.normal(size=(roles + 1, size)) @ error_root + noise.questions @ of_questions
-            # The noise's own covariance is not known either, and is estimated by as many residuals as are free.
-            known = scale * error_root @ (np.eye(size) + _wishart(size, freedom, rng)) @ error_root
-            if through:
-                drawn = _centred(of_questions)
-                known += through * drawn.T @ drawn / max(len(drawn) - 1, 1)
-                extra = error_root @ _wishart(size, noise.rank, rng) @ error_root
-                known += through * noise.rank / noise.trace * extra
-            directions = rng.normal(size=(size, size)) @ leaning
-            directions[: self.clear] = np.eye(size)[: self.clear]
-            turned = np.linalg.qr(directions.T)[0]
-            turned[:, : self.clear] = np.eye(size)[:, : self.clear]
-            centred = _centred(errors[1:]) @ turned
-            places = np.linalg.qr(_centred(rng.normal(size=(roles, self.planted))))[0]
-            self.bare.append(centred.T @ centred / (roles - 1) - turned.T @ known @ turned)
-            self.across.append(places.T @ centred / np.sqrt(roles - 1))
-            self.axis.append((errors[0] - errors[1:].mean(0)) @ turned)
-
-    def seen(self, draw: int, variance: Floats) -> Floats:
-        """Ŝ `[k, k]` under a planted spectrum, `[m]`."""
-        matrix = self.bare[draw].copy()
-        cross = np.sqrt(variance)[:, None] * self.across[draw]
-        matrix[: len(cross)] += cross
-        matrix[:, : len(cross)] += cross.T
-        matrix[np.arange(len(variance)), np.arange(len(variance))] += variance
-        return matrix
-
-
-def _leaning(covariance: Floats, eigenvalues: Floats) -> Floats:
-    """The matrix that makes of random directions such along which noise, of this covariance in Ŝ's eigenbasis, varies in the
-    mean as it does along Ŝ's: a power of the covariance."""
-    values, vectors = np.linalg.eigh(covariance)
-    values = np.maximum(values, 1e-9 * values.max())
-    along = float(np.diag(covariance) @ eigenvalues / eigenvalues.sum())
-    powers = np.linspace(0, 2, 41)
-    means = [float((values ** (1 + power)).sum() / (values**power).sum()) for power in powers]
-    power = powers[int(np.argmin(np.abs(np.array(means) - along)))]
-    result: Floats = (vectors * (values / values.max()) ** (power / 2)) @ vectors.T
-    return result
-
-
-def _wishart(size: int, freedom: float, rng: np.random.Generator) -> Floats:
-    """By how much a covariance estimated with so many degrees of freedom is off from the identity."""
-    rows = int(np.clip(freedom, 1, 1024))
-    z = rng.normal(size=(rows, size))
-    result: Floats = (z.T @ z / rows - np.eye(size)) * np.sqrt(rows / max(freedom, 1))
-    return result
-
-
-def shape(parameters: Floats, size: int) -> Floats:
-    """Shares of variance of `size` components, largest first: a geometric spectrum, exp(−k/s), bent at `EDGES`; parameters:
-    the logarithm of s, and of the factors there."""
-    rank = np.arange(size)
-    bend = np.interp(np.log1p(rank), np.log1p(EDGES), parameters[1:])
-    logarithms = bend - rank / np.exp(parameters[0])
-    shares = np.sort(np.exp(logarithms - logarithms.max()))[::-1]
-    result: Floats = shares / shares.sum()
-    return result
-
-
-def _prior() -> tuple[Floats, Floats]:
-    """Where parameters are without data, and how precisely: bends from one edge to the next are small, PC1's less so."""
-    steps = np.diff(np.eye(len(EDGES)), axis=0) / np.array([[1.0], *[[BENT]] * (len(EDGES) - 2)])
-    precision = np.zeros((len(EDGES) + 1, len(EDGES) + 1))
-    precision[0, 0] = 1 / 3**2
-    precision[1:, 1:] = steps.T @ steps + np.eye(len(EDGES)) / 3**2
-    return np.array([np.log(8), *[0.0] * len(EDGES)]), precision
-
-
-BENT = 0.5
-LIMITS = np.array([[np.log(0.2), np.log(400.0)], *[[-12.0, 12.0]] * len(EDGES)])
-
-
-def _bins(values: Floats, total: float) -> Floats:
-    """Sums over ranks of eigenvalues, largest first, in units of their total."""
-    edges = [e for e in EDGES if e < len(values)]
-    result: Floats = np.add.reduceat(values, edges)[: len(edges) - 1] / total
-    return result
-
-
-def seventy(shares: Floats) -> float:
-    """How many components hold 70% of the variance, with the part of the last one that it takes."""
-    total = np.concatenate([[0.0], shares.cumsum()])
-    at = int((total < 0.7).sum())
-    return float(at - 1 + (0.7 - total[at - 1]) / (total[at] - total[at - 1]))
-
-
-def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
-    """The parameters of the planted spectrum whose Ŝ has the observed eigenvalues, `[k]`, largest first; and what another
-    bin's sum would change of them, `[3, bins]`."""
-    total = observed.sum()
-    target = _bins(observed, total)
-
-    def expected(parameters: Floats, draws: int) -> tuple[Floats, Floats]:
-        shares = shape(parameters, world.planted)
-        steps = 0.01 * np.eye(len(parameters))
-        slopes = np.array([shape(parameters + step, world.planted) - shares for step in steps]) / 0.01 * total
-        roots = np.sqrt(np.maximum(shares, 1e-12) * total)[:, None]
-        sums, changes = [], []
-        for draw in range(draws):
-            values, vectors = np.linalg.eigh(world.seen(draw, shares * total))
-            values, vectors = values[::-1], vectors[:, ::-1]
-            part = vectors[: world.planted]
-            # What each planted variance adds to each eigenvalue.
-            change = slopes @ (part**2 + part * (world.across[draw] @ vectors) / roots)
-            sums.append(_bins(values, values.sum()))
-            changes.append([_bins(c, values.sum()) - sums[-1] * c.sum() / values.sum() for c in change])
-        return np.array(sums), np.mean(changes, axis=0).T
-
-    edges = [e for e in EDGES if e < len(observed)]
-    alike = np.log(np.maximum(np.add.reduceat(observed, edges) / np.diff([*edges, len(observed)]), 1e-4 * observed[0]))
-    alike = np.interp(np.log1p(EDGES), np.log1p(edges), alike - alike[0])
-    starts = [np.array([np.log(scale), *[0.0] * len(EDGES)]) for scale in (1, 2, 4, 8, 16, 32, 64)]
-    starts += [np.array([np.log(scale), *(alike + np.array(EDGES) / scale)]) for scale in (8, 32)]
-    gaps = [np.abs(expected(start, 2)[0].mean(0) - target).sum() for start in starts]
-    parameters, damping = np.clip(starts[int(np.argmin(gaps))], *LIMITS.T), 0.1
-    centre, precision = _prior()
-    sums, slope = expected(parameters, FITTING)
+def _basis(noise: Noise, vectors: Floats, rng: np.random.Generator) -> Floats:
+    """Orthonormal directions `[hidden, k]` in which roles and residuals vary most, by a randomised range finder."""
+    rows, hidden = np.vstack([vectors, noise.residuals]), vectors.shape[1]
+    if hidden <= DIRECTIONS:
+        return np.eye(hidden)
+    found = rows.T @ rng.normal(size=(len(rows), DIRECTIONS))
     for _ in range(2):
-        # Of so few draws, what bins vary by together is uncertain: half of it is believed.
-        covariance = np.cov(sums.T) * (0.5 + 0.5 * np.eye(len(target)))
-        inverse = np.linalg.inv(covariance + np.diag(0.02 * np.diag(covariance) + 1e-7))
-
-        def misfit(at: Floats, sums: Floats, inverse: Floats = inverse) -> float:
-            gap, off = target - sums.mean(0), at - centre
-            return float(gap @ inverse @ gap + off @ precision @ off)
-
-        worst = misfit(parameters, sums)
-        for _ in range(6):
-            pull = slope.T @ inverse
-            curvature = pull @ slope + precision
-            towards = pull @ (target - sums.mean(0)) - precision @ (parameters - centre)
-            move = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), towards)
-            tried = np.clip(parameters + move, *LIMITS.T)
-            new_sums, new_slope = expected(tried, FITTING)
-            better = misfit(tried, new_sums)
-            if better > worst:
-                damping = min(5 * damping, 1e4)
-                continue
-            gained, worst = worst - better, better
-            parameters, sums, slope, damping = tried, new_sums, new_slope, damping / 5
-            if gained < 0.05:
-                break
-    pull = slope.T @ inverse
-    curvature = pull @ slope + precision
-    return parameters, np.linalg.solve(curvature, pull)
+        found = np.linalg.qr(rows.T @ (rows @ found))[0]
+    return found
 
 
-@dataclass(frozen=True)
-class Tested:
-    """The fitted world drawn anew and worked out like the data: by how much it errs, and where the cosine would be seen.
+def _place(scores: Floats, default: float) -> float:
+    """How far the default is from the Assistant's end of PC1, of a range of 1 (`space.place_on_pc`)."""
+    high, low = max(float(scores.max()), default), min(float(scores.min()), default)
+    return (high - default) / max(high - low, 1e-30)
 
-    components, first, dimension, share: `[draws]`, logarithms of estimate over truth, for the components for 70%, PC1's share,
-    the effective dimension and the axis' share. seen: `[draws, cosines]`, the cosine of axis and PC1 under planted `COSINES`;
-    turned: `[draws]`, what the cosine would be if the data's components were turned as that draw's were. total: `[draws]`, the
-    trace of Ŝ.
+
+def of_halves(products: Products) -> dict[str, float | None]:
+    """The axis' share and the effective dimension; None where halves agree on nothing.
+
+    Of t₂, what roles have with each other is a product of the halves' own products; what each has with itself, without which
+    it would be of a population of roles, is the square of its product across halves, averaged over splits.
     """
-
-    components: Floats
-    first: Floats
-    dimension: Floats
-    share: Floats
-    seen: Floats
-    turned: Floats
-    total: Floats
-
-
-COSINES = np.linspace(0, 1, 101)
-
-
-def dimension_of(shares: Floats) -> float:
-    """How many components of equal variance would be as far spread."""
-    return float(shares.sum() ** 2 / (shares**2).sum())
-
-
-def tested(world: World, parameters: Floats, gain: Floats, total: float, axis: Floats, rng: np.random.Generator) -> Tested:
-    """axis: `[k]`, the data's, its noise's length taken out."""
-    shares = shape(parameters, world.planted)
-    size, clear, length = len(axis), world.clear, float(np.linalg.norm(axis))
-    first = min(abs(axis[0]) / length, 1.0)
-    sums, truths, seen, turned, totals, quotients = [], [], [], [], [], []
-    for draw in range(len(world.bare)):
-        # Roles are a few of many: their own spectrum is rougher than a smooth one, and that is what is asked for.
-        places = _centred(rng.normal(size=(world.roles, world.planted)) * np.sqrt(shares))
-        own = np.linalg.eigvalsh(places.T @ places)[::-1]
-        own = np.maximum(own / own.sum(), 1e-12)
-        matrix = world.seen(draw, own * total)
-        values, vectors = np.linalg.eigh(matrix)
-        sums.append(_bins(values[::-1], values.sum()))
-        totals.append(values.sum())
-        truths.append(own)
-        # Where the axis lies beside PC1 is known badly too where components of like variance were mixed: it is taken from the
-        # data's clear components in every other draw, and as roles are spread for the rest, and in the others.
-        beside, start = np.zeros(size), clear if draw % 2 else 1
-        beside[start : world.planted] = (rng.normal(size=world.planted) * np.sqrt(own))[start:]
-        beside *= np.linalg.norm(axis[start:]) / max(np.linalg.norm(beside), 1e-30)
-        beside[1:start] = axis[1:start]
-        beside /= max(np.linalg.norm(beside), 1e-30)
-        axes = length * (COSINES[:, None] * np.eye(size)[0] + np.sqrt(1 - COSINES**2)[:, None] * beside)
-        noisy = axes + world.axis[draw]
-        seen.append(np.abs(noisy @ vectors[:, -1]) / np.linalg.norm(noisy, axis=1))
-        turned.append(abs(vectors[0, ::-1] @ axis) / length)
-        at = int(round((len(COSINES) - 1) * first))
-        told = noisy[at] @ matrix @ noisy[at] / (noisy[at] @ noisy[at] * values.sum())
-        quotients.append(np.log(max(told, 1e-3) / max(axes[at, : world.planted] ** 2 @ own / length**2, 1e-3)))
-    moved = (np.array(sums) - np.mean(sums, axis=0)) @ gain.T
-    errors = []
-    for move, own in zip(moved, truths, strict=True):
-        told = shape(np.clip(parameters + move, LIMITS[:, 0], LIMITS[:, 1]), world.planted)
-        errors.append([np.log(f(told) / f(own)) for f in (seventy, lambda p: p[0], dimension_of)])
-    components, first, dimension = np.array(errors).T
-    return Tested(components, first, dimension, np.array(quotients), np.array(seen), np.array(turned), np.array(totals))
+    found: dict[str, float | None] = {"axis_share": None, "effective_dimension": None}
+    if not len(products.values):
+        return found
+    p = products.values
+    roles = p[..., :-1, :-1]
+    own = np.diagonal(roles[:, 0, 1], axis1=1, axis2=2)
+    total = float(own.sum(1).mean())
+    axis = float(p[:, 0, 1, -1, -1].mean())
+    if total <= 0:
+        return found
+    if axis > 0:
+        along = (p[:, 0, 1, :-1, -1] * p[:, 1, 0, :-1, -1]).sum(1).mean()
+        found["axis_share"] = float(np.clip(along / (total * axis), 0, 1))
+    both = roles[:, 0, 0] * roles[:, 1, 1]
+    squares = float((both.sum((1, 2)) - np.trace(both, axis1=1, axis2=2)).mean() + (own.mean(0) ** 2).sum())
+    if squares > 0:
+        found["effective_dimension"] = total**2 / squares
+    return found
 
 
-def planted_cosine(seen: float, world: Tested) -> tuple[float, list[float]]:
-    """The planted cosine under which the one seen is expected, and a 95% interval: those under which it is no rarity, and
-    those that components turned like the planted ones would make of the data's."""
-    mean = np.maximum.accumulate(world.seen.mean(0))
-    value = float(np.interp(seen, mean, COSINES)) if seen > mean[0] else 0.0
-    below, edge = (world.seen < seen).mean(0), 1 / len(world.seen)
-    able = COSINES[(below >= edge) & (below <= 1 - edge)]
-    ends = [value, *able, *np.percentile(world.turned, [2.5, 97.5])]
-    return value, [float(min(ends)), float(max(ends))]
+def role_cosines(products: Products, noise: Noise, signal: Floats, covariance: Floats) -> Floats | None:
+    """Each role's cosine with the axis, `[roles]`: products across halves, over lengths from such as well. A single role's
+    length is uncertain, so that it is shrunk towards all roles' by what lengths vary by beyond their errors; signal and
+    covariance: `[k, k]`, the roles' and their noise's. None where halves agree on nothing."""
+    if not len(products.values):
+        return None
+    p = products.values
+    count = np.maximum(products.shared.sum(0), 1)
+    squared = np.diagonal(p[:, 0, 1], axis1=1, axis2=2)[:, :-1].sum(0) / count
+    along = (p[:, 0, 1, :-1, -1] + p[:, 1, 0, :-1, -1]).sum(0) / 2 / count
+    axis, mean = float(p[:, 0, 1, -1, -1].mean()), float(squared.mean())
+    if axis <= 0 or mean <= 0:
+        return None
+    relative = (noise.roots() ** 2).sum(1)[1:]
+    relative /= relative.mean()
+    # The variance of a product of two noisy vectors: noise along the vector, twice, and noise with noise.
+    error = 4 * relative * max(float((signal * covariance).sum()), 0) + 3 * relative**2 * float((covariance**2).sum())
+    varies = max(float(squared.var(ddof=1) - error.mean()), 0.0)
+    trust = varies / np.maximum(varies + error, 1e-30)
+    lengths = np.maximum(trust * squared + (1 - trust) * mean, 0.05 * mean)
+    cosines: Floats = np.clip(along / np.sqrt(lengths * axis), -1, 1)
+    return np.where(products.shared.any(0), cosines, np.nan)
+
+
+def shuffled(fit: Fit, totals: Floats, ratio: float, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    """The raw cosine of axis and PC1 and the raw number of components for 70% where role labels are shuffled among the roles'
+    responses to each question: their mean and 95th percentile.
+
+    Where the sample holds all of a question's, its responses change places; otherwise each is drawn from those that it holds,
+    of any question where it holds none.
+    """
+    n = np.rint(fit.counts[:, fit.asked]).astype(np.int64)
+    n[0] = 0
+    role, column = np.nonzero(n)
+    role, column = (np.repeat(x, n[role, column]) for x in (role, column))
+    order = np.argsort(column, kind="stable")
+    role, column = role[order], fit.asked[column[order]]
+    mine = np.flatnonzero(sample.role > 0)
+    pool = {q: mine[sample.question[mine] == q] for q in np.unique(column)}
+    slots = {q: int((column == q).sum()) for q in pool}
+    solution, levels = fit.solution(ratio), len(n)
+    activations = sample.activations
+    cosines, counts = [], []
+    for _ in range(SHUFFLES):
+        drawn = []
+        for q, there in pool.items():
+            if len(there) == slots[q]:
+                drawn.append(rng.permutation(there))
+            else:
+                drawn.append(rng.choice(there if len(there) else mine, slots[q]))
+        shape = (levels, len(activations))
+        adding = coo_array((np.ones(len(role)), (role, np.concatenate(drawn))), shape=shape).tocsr()
+        new = np.vstack([adding @ activations, totals[levels:]])
+        new[0] = totals[0]
+        effects = solution @ new
+        vectors, axis = centred(effects[1:]), effects[0] - effects[1:].mean(0)
+        values, turned = np.linalg.eigh(vectors @ vectors.T)
+        first = turned[:, -1] @ vectors
+        cosines.append(abs(first @ axis) / max(np.linalg.norm(first) * np.linalg.norm(axis), 1e-30))
+        kept = np.maximum(values[::-1], 0)
+        counts.append(int((kept.cumsum() / kept.sum() < 0.7).sum()) + 1)
+    both = {"axis_pc1_cosine": cosines, "components_for_70pct": counts}
+    return {k: {"mean": float(np.mean(v)), "p95": float(np.percentile(v, 95))} for k, v in both.items()}
