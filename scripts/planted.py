@@ -184,7 +184,11 @@ def lines(rows: list[Row]) -> Iterator[str]:
         yield f"| {row.setting} | {name} | {told} | {row.held:.0%} | {row.width:.2f} | {row.named:.0%} |"
 
 
-HEAD = "| setting | figure | truth | raw | corrected | its deviation | bias | 95% held | width | named |\n" + "| --- " * 10 + "|"
+HEAD = (
+    "| setting | figure | truth | raw | corrected | its deviation | bias | 95% held | width | named |\n"
+    + "| --- " * 10
+    + "|"
+)
 
 
 def main() -> None:

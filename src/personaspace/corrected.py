@@ -1,9 +1,9 @@
 """Figures with the noise taken out, beside what shuffled role labels give; everything at one layer, from arrays.
 
 Noise makes role vectors vary in more directions than roles do, and turns PC1 away from where it would lie. Spectrum, components
-for 70%, the axis' cosine with PC1 and the default's place on it come by indirect inference (`planting.py`); the axis' share, the
-effective dimension and roles' cosines are quotients of products across halves, whose noise is independent. All are of these
-roles. What the data cannot tell is None, and `reason` says why.
+for 70%, effective dimension, the axis' cosine with PC1 and the default's place on it come by indirect inference
+(`planting.py`); the axis' share and roles' cosines are quotients of products across halves, whose noise is independent. All are
+of these roles, not of a population. What the data cannot tell is None, and `reason` says why.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from personaspace.noise import Noise, Sample, centred
 from personaspace.reliability import Products
 from personaspace.vectors import Fit, Floats
 
-DIRECTIONS = 256
-"""Directions of the residual stream that are worked in, those that vary most: what lies beyond has next to no variance."""
+DIRECTIONS = 576
+"""Directions of the residual stream that are worked in, those that vary most; how much of the roles' variance lies beyond is
+known, and intervals are wider by it."""
+
+FEWEST, BEYOND, TOO_FAR = 96, 0.01, 0.15
+"""As many directions at least; the share of the roles' variance that need not be in them, and the one that must not be out."""
 
 LEAST_ROLES, LEAST_FREEDOM = 12, 24
 """Fewer roles have no spectrum, and fewer degrees of freedom of residuals do not tell what noise is like."""
@@ -50,7 +54,8 @@ def figures(
 ) -> tuple[dict[str, Any], Floats | None]:
     """The figures by name, and each role's cosine with the axis, `[roles]`; sums: `[cells + questions, hidden]`.
 
-    axis_share: of the roles' variance, how much lies along the axis. effective_dimension: t²/t₂, of these roles.
+    axis_share: of the roles' variance, how much lies along the axis. effective_dimension: how many components of equal variance
+    are as far spread, (Σs)²/Σs². spectrum_corrected: shares of the first components.
     corrected_interval: 95%; that of `spectrum_corrected` is of its first share. null: of raw figures, role labels shuffled.
     """
     told: dict[str, Any] = {**dict.fromkeys(NAMES), "reason": None}
@@ -69,13 +74,20 @@ def figures(
     basis = _basis(noise, vectors, rng)
     covariance, _, _ = noise.covariance(basis)
     signal = (vectors @ basis).T @ (vectors @ basis) / (roles - 1) - covariance
-    told |= of_halves(products)
+    told["axis_share"] = axis_share(products)
     cosines = role_cosines(products, noise, signal, covariance)
     values, components = np.linalg.eigh(signal)
     observed, basis = values[::-1], basis @ components[:, ::-1]
     total = float(observed.sum())
     if total <= 0:
         return {**told, "reason": "roles vary no more than their noise"}, cosines
+    whole = float((vectors**2).sum()) / (roles - 1) - noise.total()
+    beyond = min(max(1 - total / whole, 0.0), 1.0) if whole > 0 and basis.shape[1] < vectors.shape[1] else 0.0
+    if beyond > TOO_FAR:
+        return {
+            **told,
+            "reason": f"{beyond:.0%} of the roles' variance lies beyond the {DIRECTIONS} directions worked in",
+        }, cosines
     world = planting.World(noise, basis, observed, planting.FITTING, rng)
     parameters, gain = planting.fit_spectrum(world, observed)
     again = planting.World(noise, basis, observed, planting.TESTING, rng)
@@ -87,7 +99,7 @@ def figures(
     if total < 2 * tested.total.std(ddof=1):
         return {**told, "reason": "roles' variance is not told from noise"}, cosines
     shares = planting.shape(parameters, world.planted)
-    unknown = UNKNOWN * float(np.trace(covariance)) / (float(np.trace(covariance)) + total)
+    unknown = beyond + UNKNOWN * float(np.trace(covariance)) / (float(np.trace(covariance)) + total)
 
     def about(value: float, errors: Floats) -> list[float]:
         half = 1.96 * np.hypot(REFITTED * errors.std(ddof=1), unknown)
@@ -98,19 +110,25 @@ def figures(
     spectrum = about(float(shares[0]), tested.first)
     scores = centred(vectors @ basis[:, 0]) * np.sign(seen[0])
     scores *= np.sqrt(shares[0] * total / max(scores.var(ddof=1), 1e-30))
+    # An axis that may be square to PC1 may as well point to its other end.
+    ends = (scores, -scores) if able[0] == 0 else (scores,)
     places = [
-        _place(scores * np.sqrt(share / shares[0]), c * length)
+        _place(end * np.sqrt(share / shares[0]), c * length)
+        for end in ends[::-1]
         for share in (*spectrum, shares[0])
         for c in (*able, cosine)
     ]
+    # The outermost roles are as uncertain as any; what scaling left of their noise moves the ends that the place is between.
+    along = float(np.diag(again.noise)[0])
+    loose = np.sqrt(along * shares[0] * total / (along + shares[0] * total)) / np.ptp(scores)
+    loose *= 1.96 * float(np.hypot(places[-1], 1 - places[-1]))
     interval = {
         "axis_pc1_cosine_corrected": able,
         "components_for_70pct_corrected": about(seventy, tested.components),
         "spectrum_corrected": [spectrum[0], min(spectrum[1], 1.0)],
-        "default_on_pc1_corrected": [min(places), max(places)],
+        "default_on_pc1_corrected": [max(min(places) - loose, 0.0), min(max(places) + loose, 1.0)],
+        "effective_dimension": about(planting.dimension_of(shares), tested.dimension),
     }
-    if told["effective_dimension"] is not None:
-        interval["effective_dimension"] = about(told["effective_dimension"], tested.dimension)
     if told["axis_share"] is not None:
         half = 1.96 * np.hypot(REFITTED * float(tested.share.std(ddof=1)), unknown * told["axis_share"])
         interval["axis_share"] = np.clip([told["axis_share"] - half, told["axis_share"] + half], 0, 1).tolist()
@@ -120,6 +138,7 @@ def figures(
         "components_for_70pct_corrected": seventy,
         "spectrum_corrected": shares[:SHOWN].tolist(),
         "default_on_pc1_corrected": places[-1] if named else None,
+        "effective_dimension": planting.dimension_of(shares),
         "corrected_interval": interval,
         "reason": None if named else "PC1 is not told from the components next to it",
     }
@@ -127,14 +146,22 @@ def figures(
 
 
 def _basis(noise: Noise, vectors: Floats, rng: np.random.Generator) -> Floats:
-    """Orthonormal directions `[hidden, k]` in which roles and residuals vary most, by a randomised range finder."""
-    rows, hidden = np.vstack([vectors, noise.residuals]), vectors.shape[1]
-    if hidden <= DIRECTIONS:
-        return np.eye(hidden)
-    found = rows.T @ rng.normal(size=(len(rows), DIRECTIONS))
-    for _ in range(2):
-        found = np.linalg.qr(rows.T @ (rows @ found))[0]
-    return found
+    """Orthonormal directions `[hidden, k]` in which residuals vary most, by a randomised range finder: as few as hold all but
+    `BEYOND` of the roles' own variance. Role vectors have no say, since directions that their noise had chosen would show more
+    of it than is taken off."""
+    roles, rows = vectors / np.sqrt(len(vectors) - 1), noise.residuals
+    found = np.eye(vectors.shape[1])
+    if len(found) > DIRECTIONS:
+        found = rows.T @ rng.normal(size=(len(rows), DIRECTIONS))
+        for _ in range(2):
+            found = np.linalg.qr(rows.T @ (rows @ found))[0]
+    on = rows @ found
+    basis: Floats = found @ np.linalg.eigh(on.T @ on)[1][:, ::-1]
+    signal = ((roles @ basis) ** 2).sum(0) - np.diag(noise.covariance(basis)[0])
+    beyond = 1 - signal.cumsum() / max(float((roles**2).sum()) - noise.total(), 1e-30)
+    enough = np.flatnonzero(np.abs(beyond) < BEYOND)
+    least = max(int(enough[0]) + 1, FEWEST) if len(enough) else len(signal)
+    return basis[:, :least]
 
 
 def _place(scores: Floats, default: float) -> float:
@@ -143,30 +170,17 @@ def _place(scores: Floats, default: float) -> float:
     return (high - default) / max(high - low, 1e-30)
 
 
-def of_halves(products: Products) -> dict[str, float | None]:
-    """The axis' share and the effective dimension; None where halves agree on nothing.
-
-    Of t₂, what roles have with each other is a product of the halves' own products; what each has with itself, without which
-    it would be of a population of roles, is the square of its product across halves, averaged over splits.
-    """
-    found: dict[str, float | None] = {"axis_share": None, "effective_dimension": None}
-    if not len(products.values):
-        return found
+def axis_share(products: Products) -> float | None:
+    """How much of the roles' variance lies along the axis, from products across halves; None where halves agree on nothing."""
     p = products.values
-    roles = p[..., :-1, :-1]
-    own = np.diagonal(roles[:, 0, 1], axis1=1, axis2=2)
-    total = float(own.sum(1).mean())
+    if not len(p):
+        return None
+    total = float(np.trace(p[:, 0, 1, :-1, :-1], axis1=1, axis2=2).mean())
     axis = float(p[:, 0, 1, -1, -1].mean())
-    if total <= 0:
-        return found
-    if axis > 0:
-        along = (p[:, 0, 1, :-1, -1] * p[:, 1, 0, :-1, -1]).sum(1).mean()
-        found["axis_share"] = float(np.clip(along / (total * axis), 0, 1))
-    both = roles[:, 0, 0] * roles[:, 1, 1]
-    squares = float((both.sum((1, 2)) - np.trace(both, axis1=1, axis2=2)).mean() + (own.mean(0) ** 2).sum())
-    if squares > 0:
-        found["effective_dimension"] = total**2 / squares
-    return found
+    if total <= 0 or axis <= 0:
+        return None
+    along = (p[:, 0, 1, :-1, -1] * p[:, 1, 0, :-1, -1]).sum(1).mean()
+    return float(np.clip(along / (total * axis), 0, 1))
 
 
 def role_cosines(products: Products, noise: Noise, signal: Floats, covariance: Floats) -> Floats | None:

@@ -122,9 +122,7 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
     products = reliability.Products.of(splits, at_layer, ratio)
     factor = float(figures["split_half_factor"][chosen])
     components, variance = principal_components(roles.float(), axis.float())
-    without_noise, cosines = corrected.figures(
-        fit, at_layer[:, 0], ratio, _some_of(kept, chosen, seed), products, seed
-    )
+    without_noise, cosines = corrected.figures(fit, at_layer[:, 0], ratio, _some_of(kept, chosen, seed), products, seed)
     is_default = source.role[kept.sampled] == 0
     quantiles = [np.quantile(projections[m], np.linspace(0, 1, 101), axis=0) for m in (is_default, ~is_default)]
     on_default = projections[is_default]

@@ -27,9 +27,10 @@ class Sample:
 class Noise:
     """What role vectors err by under the mixed model: activation = role + question + error, questions random.
 
-    Errors' covariance is learnt from residuals of the model with questions fixed; questions' own from how much more they explain than errors would (Henderson's third method, as matrices). Both
-    are unbiased entry by entry. A role's vector errs by its responses' errors and by what is left of questions' effects after
-    shrinkage; the latter are shared by the roles that were asked the same.
+    Errors' covariance is learnt from residuals of the model with questions fixed; questions' own from how much more they
+    explain than errors would (Henderson's third method, as matrices). Both are unbiased entry by entry. A role's vector errs
+    by its responses' errors and by what is left of questions' effects after shrinkage; the latter are shared by the roles that
+    were asked the same.
 
     residuals: `[sample, hidden]`, each divided by √(1 − leverage), and weight: `[sample]`, what a response's error adds to the
     variance over roles; of_questions: `[asked, hidden]`, whose squares, less errors' share, are questions' covariance.
@@ -107,8 +108,8 @@ class Noise:
         np.add.at(total, self.at[0], squares / mean * self.freedom)
         np.add.at(count, self.at[0], self.freedom)
         relative: Floats = (total + 1) / (count + 1)
-        weighted = self.n.sum(1)[1:] @ relative[1:] / self.n.sum(1)[1:].sum()
-        return relative / weighted
+        relative /= float(np.average(relative[1:], weights=self.n.sum(1)[1:]))
+        return relative
 
     def roots(self) -> Floats:
         """The matrix `[roles + 1, roles + 1]` that takes independent errors to those of role vectors, questions' aside."""
@@ -116,7 +117,8 @@ class Noise:
         mixed = self.of_role @ n @ self.of_question.T
         covariance = (self.of_role * n.sum(1)) @ self.of_role.T + mixed + mixed.T
         covariance += (self.of_question * n.sum(0)) @ self.of_question.T
-        return root(covariance)
+        result: Floats = root(covariance)
+        return result
 
 
 def _spread(of_role: Floats, of_question: Floats) -> Floats:
@@ -127,7 +129,9 @@ def _spread(of_role: Floats, of_question: Floats) -> Floats:
 
 
 def centred(values: Floats) -> Floats:
-    return values - values.mean(0)
+    """Less the mean over rows."""
+    result: Floats = values - values.mean(0)
+    return result
 
 
 def root(covariance: Floats) -> Floats:
@@ -139,7 +143,7 @@ def root(covariance: Floats) -> Floats:
 
 def wishart(size: int, freedom: float, rng: np.random.Generator) -> Floats:
     """By how much a covariance estimated with so many degrees of freedom is off from the identity."""
-    rows = int(np.clip(freedom, 1, 1024))
+    rows = int(np.clip(freedom, 1, 512))
     z = rng.normal(size=(rows, size))
     result: Floats = (z.T @ z / rows - np.eye(size)) * np.sqrt(rows / max(freedom, 1))
     return result

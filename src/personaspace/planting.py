@@ -1,5 +1,5 @@
-"""Indirect inference: a spectrum and a cosine are planted, noise like the data's is added, everything is computed as it was from
-the data, and the planted is adjusted until what was seen comes out.
+"""Indirect inference: a spectrum and a cosine are planted, noise like the data's is added, everything is computed as it was
+from the data, and the planted is adjusted until what was seen comes out.
 
 Ŝ is the roles' covariance with the noise's taken off: right entry by entry, but its largest eigenvalues are too large and their
 vectors off, in planted spaces by as much as in the data. Everything here is in a basis of k directions, and of these roles, not
@@ -15,7 +15,7 @@ import numpy as np
 from personaspace.noise import Noise, centred, root, wishart
 from personaspace.vectors import Floats
 
-FITTING, TESTING = 12, 60
+FITTING, TESTING = 8, 40
 EDGES = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 """Eigenvalues are compared by sums over these ranks: single ones are too uncertain from some on."""
 
@@ -33,13 +33,15 @@ class World:
     the negative ones show). The others' directions are not known; they are drawn anew each time, from those along which noise
     varies by as much more as Ŝ says that roles' do.
 
-    bare: `[draws, k, k]`, what Ŝ is without signal, in a basis that begins with the planted components; across: `[draws, m, k]`,
-    the noise along each planted component's places of roles; axis: `[draws, k]`, the axis' noise. With variances s of the
-    components, Ŝ is bare + diag(s) + √s·across and its transpose, so that another spectrum costs no other noise.
+    bare: `[draws, k, k]`, what Ŝ is without signal, in a basis that begins with the planted components; across: `[draws, m,
+    k]`, the noise along each planted component's places of roles; axis: `[draws, k]`, the axis' noise. noise: `[k, k]`, the
+    covariance of roles' noise in Ŝ's own basis. With variances s of the components, Ŝ is bare + diag(s) + √s·across and its
+    transpose, so that another spectrum costs no other noise.
     """
 
     def __init__(self, noise: Noise, basis: Floats, eigenvalues: Floats, draws: int, rng: np.random.Generator) -> None:
         covariance, error, question = noise.covariance(basis)
+        self.noise = covariance
         size, roles = basis.shape[1], len(noise.of_role) - 1
         self.planted, self.roles = min(size, roles - 2), roles
         self.clear = max(1, min(int((eigenvalues > -eigenvalues.min()).sum()), self.planted // 2))
@@ -47,7 +49,9 @@ class World:
         leaning = _leaning(covariance, eigenvalues)
         scale, through = noise.weight.sum(), noise.through_questions
         freedom = noise.freedom[noise.at[0] > 0].sum()
-        self.bare, self.across, self.axis = [], [], []
+        self.bare: list[Floats] = []
+        self.across: list[Floats] = []
+        self.axis: list[Floats] = []
         for _ in range(draws):
             of_questions = rng.normal(size=(noise.questions.shape[1], size)) @ question_root
             errors = on_roles @ rng.normal(size=(roles + 1, size)) @ error_root + noise.questions @ of_questions
@@ -70,7 +74,7 @@ class World:
 
     def seen(self, draw: int, variance: Floats) -> Floats:
         """Ŝ `[k, k]` under a planted spectrum, `[m]`."""
-        matrix = self.bare[draw].copy()
+        matrix: Floats = self.bare[draw].copy()
         cross = np.sqrt(variance)[:, None] * self.across[draw]
         matrix[: len(cross)] += cross
         matrix[:, : len(cross)] += cross.T
@@ -131,6 +135,12 @@ def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
     total = observed.sum()
     target = _bins(observed, total)
 
+    def far(parameters: Floats) -> float:
+        values = np.asarray(
+            np.linalg.eigvalsh(world.seen(0, shape(parameters, world.planted) * total))[::-1], np.float64
+        )
+        return float(np.abs(_bins(values, values.sum()) - target).sum())
+
     def expected(parameters: Floats, draws: int) -> tuple[Floats, Floats]:
         shares = shape(parameters, world.planted)
         steps = 0.01 * np.eye(len(parameters))
@@ -152,38 +162,37 @@ def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
     alike = np.interp(np.log1p(EDGES), np.log1p(edges), alike - alike[0])
     starts = [np.array([np.log(scale), *[0.0] * len(EDGES)]) for scale in (1, 2, 4, 8, 16, 32, 64)]
     starts += [np.array([np.log(scale), *(alike + np.array(EDGES) / scale)]) for scale in (8, 32)]
-    gaps = [np.abs(expected(start, 2)[0].mean(0) - target).sum() for start in starts]
-    parameters, damping = np.clip(starts[int(np.argmin(gaps))], *LIMITS.T), 0.1
+    parameters, damping = np.clip(min(starts, key=far), *LIMITS.T), 0.1
     centre, precision = _prior()
-    sums, slope = expected(parameters, FITTING)
-    for _ in range(2):
+    for draws in (FITTING // 2, FITTING):
+        sums, slope = expected(parameters, draws)
         # Of so few draws, what bins vary by together is uncertain: half of it is believed.
         covariance = np.cov(sums.T) * (0.5 + 0.5 * np.eye(len(target)))
-        inverse = np.linalg.inv(covariance + np.diag(0.02 * np.diag(covariance) + 1e-7))
+        inverse = np.asarray(np.linalg.inv(covariance + np.diag(0.02 * np.diag(covariance) + 1e-7)), dtype=np.float64)
 
         def misfit(at: Floats, sums: Floats, inverse: Floats = inverse) -> float:
             gap, off = target - sums.mean(0), at - centre
             return float(gap @ inverse @ gap + off @ precision @ off)
 
         worst = misfit(parameters, sums)
-        for _ in range(6):
+        for _ in range(5):
             pull = slope.T @ inverse
             curvature = pull @ slope + precision
             towards = pull @ (target - sums.mean(0)) - precision @ (parameters - centre)
             move = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), towards)
             tried = np.clip(parameters + move, *LIMITS.T)
-            new_sums, new_slope = expected(tried, FITTING)
+            new_sums, new_slope = expected(tried, draws)
             better = misfit(tried, new_sums)
             if better > worst:
                 damping = min(5 * damping, 1e4)
                 continue
             gained, worst = worst - better, better
             parameters, sums, slope, damping = tried, new_sums, new_slope, damping / 5
-            if gained < 0.05:
+            if gained < 0.2:
                 break
     pull = slope.T @ inverse
     curvature = pull @ slope + precision
-    return parameters, np.linalg.solve(curvature, pull)
+    return parameters, np.asarray(np.linalg.solve(curvature, pull), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -191,9 +200,9 @@ class Tested:
     """The fitted world drawn anew and worked out like the data: by how much it errs, and where the cosine would be seen.
 
     components, first, dimension: `[draws]`, logarithms of estimate over truth, for the components for 70%, PC1's share and the
-    effective dimension; share: of the axis' share, estimate less truth. seen: `[draws, cosines]`, the cosine of axis and PC1 under planted `COSINES`;
-    turned: `[draws]`, what the cosine would be if the data's components were turned as that draw's were. total: `[draws]`, the
-    trace of Ŝ.
+    effective dimension; share: of the axis' share, estimate less truth. seen: `[draws, cosines]`, the cosine of axis and PC1
+    under planted `COSINES`; turned: `[draws]`, what the cosine would be if the data's components were turned as that draw's
+    were. total: `[draws]`, the trace of Ŝ.
     """
 
     components: Floats
@@ -210,7 +219,9 @@ def dimension_of(shares: Floats) -> float:
     return float(shares.sum() ** 2 / (shares**2).sum())
 
 
-def tested(world: World, parameters: Floats, gain: Floats, total: float, axis: Floats, rng: np.random.Generator) -> Tested:
+def tested(
+    world: World, parameters: Floats, gain: Floats, total: float, axis: Floats, rng: np.random.Generator
+) -> Tested:
     """axis: `[k]`, the data's, its noise's length taken out."""
     shares = shape(parameters, world.planted)
     size, clear, length = len(axis), world.clear, float(np.linalg.norm(axis))
@@ -230,14 +241,14 @@ def tested(world: World, parameters: Floats, gain: Floats, total: float, axis: F
         # data's clear components in every other draw, and as roles are spread for the rest, and in the others.
         beside, start = np.zeros(size), clear if draw % 2 else 1
         beside[start : world.planted] = (rng.normal(size=world.planted) * np.sqrt(own))[start:]
-        beside *= np.linalg.norm(axis[start:]) / max(np.linalg.norm(beside), 1e-30)
+        beside *= np.linalg.norm(axis[start:]) / max(float(np.linalg.norm(beside)), 1e-30)
         beside[1:start] = axis[1:start]
-        beside /= max(np.linalg.norm(beside), 1e-30)
+        beside /= max(float(np.linalg.norm(beside)), 1e-30)
         axes = length * (COSINES[:, None] * np.eye(size)[0] + np.sqrt(1 - COSINES**2)[:, None] * beside)
         noisy = axes + world.axis[draw]
         seen.append(np.abs(noisy @ vectors[:, -1]) / np.linalg.norm(noisy, axis=1))
         turned.append(abs(vectors[0, ::-1] @ axis) / length)
-        at = int(round((len(COSINES) - 1) * first))
+        at = round((len(COSINES) - 1) * first)
         told = noisy[at] @ matrix @ noisy[at] / (noisy[at] @ noisy[at] * values.sum())
         shares_off.append(told - axes[at, : world.planted] ** 2 @ own / length**2)
     moved = (np.array(sums) - np.mean(sums, axis=0)) @ gain.T
@@ -246,7 +257,9 @@ def tested(world: World, parameters: Floats, gain: Floats, total: float, axis: F
         told = shape(np.clip(parameters + move, LIMITS[:, 0], LIMITS[:, 1]), world.planted)
         errors.append([np.log(f(told) / f(own)) for f in (seventy, lambda p: p[0], dimension_of)])
     components, first, dimension = np.array(errors).T
-    return Tested(components, first, dimension, np.array(shares_off), np.array(seen), np.array(turned), np.array(totals))
+    return Tested(
+        components, first, dimension, np.array(shares_off), np.array(seen), np.array(turned), np.array(totals)
+    )
 
 
 def planted_cosine(seen: float, world: Tested) -> tuple[float, list[float]]:
