@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-vllm accelerator check bench docs experiments bundled clean
+.PHONY: quickstart test test-slow test-vllm accelerator check bench docs experiments bundled clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -26,6 +26,10 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.dev
 	$(BIN)/pytest
+
+# Fifty planted spaces a setting and the like: some twenty minutes on one core.
+test-slow: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 # vLLM pins other versions than the rest, so its tests have an environment of their own. Its CPU build asks for builds of
 # torchvision, torchaudio and torchcodec that don't fit torch's; nothing here needs them.

@@ -17,6 +17,7 @@ from personaspace.reliability import KNOWN, NAMES, TARGET, forecast, spearman_br
 CORRECTED = (
     "axis_pc1_cosine_corrected",
     "components_for_70pct_corrected",
+    "spectrum_corrected",
     "default_on_pc1_corrected",
     "axis_share",
     "effective_dimension",
@@ -36,7 +37,7 @@ def figures(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: int) 
     whole = {name: _whole(tensors, name, "split_half", layer) for name in NAMES}
     by_text = {name: _whole(tensors, name, "split_half_by_instruction", layer) for name in NAMES}
     n, spent = meta.get("n_responses"), meta.get("seconds", {}).get("responses")
-    corrected = meta.get("corrected", {})
+    corrected = meta.get("corrected") or {}
     return {
         "reading": meta.get("reading", "reply"),
         "reliability": whole,

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from personaspace import mixed, reliability, vectors
+from personaspace import corrected, mixed, reliability, vectors
 from personaspace.catalog import DEFAULT
 from personaspace.components import principal_components
 from personaspace.errors import DesignError
 from personaspace.layout import FORMAT
+from personaspace.noise import Sample
 from personaspace.readings import PROMPT
 from personaspace.space import PersonaSpace
 from personaspace.sums import Source
@@ -23,6 +24,8 @@ from personaspace.sums import Source
 SPLITS, BY_LAYER, FOLDS, BOOTSTRAPS = 20, 10, 10, 100
 PLATEAU = 0.02
 """Reliabilities that differ by less are the same to who reads the map."""
+NOISE_FROM = 512, 2048
+"""Responses of the default and of all roles together that noise is learnt from: more say little more of it."""
 
 SUMS_MEMORY = 512 << 20
 """Bytes that the sums by cell may take; layers are worked through in as many passes as that needs."""
@@ -200,6 +203,7 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
     products = reliability.Products.of(splits, at_layer, ratio, len(cells.shown) - 1)
     factor = float(figures["split_half_factor"][chosen])
     components, variance = principal_components(roles.float(), axis.float())
+    without_noise, cosines = corrected.figures(fit, at_layer[:, 0], ratio, _some_of(kept, chosen, seed), products, seed)
     is_default = source.role[kept.sampled] == 0
     tensors = {
         "role_vectors": roles,
@@ -209,6 +213,7 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
         "role_reliability": _tensor(reliability.spearman_brown(products.role_split_half(), factor)),
         "role_interval": _tensor(intervals.projection),
         "cosine_error": _tensor(products.cosine_error()),
+        **({} if cosines is None else {"cosine_corrected": _tensor(cosines)}),
         **{name: _tensor(values) for name, values in figures.items()},
         "separation": _tensor(np.nanmean(by_fold, axis=0) if not np.isnan(by_fold).all() else by_fold[0]),
         "components": components,
@@ -227,9 +232,21 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
         "axis_pc1_interval": intervals.axis_pc1.tolist(),
         "role_interval": "pooled",
         "reliability_interval": products.intervals(factor, BOOTSTRAPS, seed),
+        "corrected": without_noise,
         "histogram": _histogram(projections[:, chosen], is_default),
     }
     return PersonaSpace(meta, {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()})
+
+
+def _some_of(kept: Counted, layer: int, seed: int) -> Sample:
+    """What noise is learnt from: the sample at a layer, or as much of it as `NOISE_FROM` says."""
+    source, which = kept.source, kept.sampled.copy()
+    rng = np.random.default_rng(seed)
+    for kind, most in zip((source.role == 0, source.role > 0), NOISE_FROM, strict=True):
+        which[rng.permutation(np.flatnonzero(which & kind))[most:]] = False
+    blocks = list(source.sample(which, slice(layer, layer + 1)))
+    activations = torch.cat(blocks)[:, 0].double().numpy() if blocks else np.zeros((0, kept.source.norms.shape[1]))
+    return Sample(source.role[which], source.question[which], activations)
 
 
 def _light(sums: Tensor, cells: vectors.Cells) -> Tensor:
