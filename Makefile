@@ -21,7 +21,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	touch $@
 
 quickstart: $(VENV)/.installed
-	$(BIN)/personaspace map smollm2 --out $(RUN) --per-role 1 --default-responses 400 --max-new-tokens 32
+	$(BIN)/personaspace map smollm2 --out $(RUN) --per-role 1 --default-responses 300 --max-new-tokens 32
 	@echo "open it in a browser: file://$(CURDIR)/$(RUN)/report.html"
 
 test: $(VENV)/.dev

@@ -15,8 +15,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 TARGET, SCALE = DOCS / "commands.md", DOCS / "scale.md"
 MODELS = ("google/gemma-2-27b-it", "Qwen/Qwen3-32B", "meta-llama/Llama-3.3-70B-Instruct")
 DESIGNS = {
-    "prompts alone: 14 a role and 500 of the default, nothing generated": (
-        Design(per_role=14, default_responses=500),
+    "prompts alone: 16 a role and 250 of the default, nothing generated": (
+        Design(per_role=16, default_responses=250),
         0,
     ),
     "4 a role and 550 of the default, 128 tokens": (Design(), 128),

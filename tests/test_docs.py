@@ -16,7 +16,7 @@ EVERY = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encodi
 BLOCKS = [block for block in EVERY if "OpenAI(" not in block]
 CLIENTS = [block for block in EVERY if "OpenAI(" in block]
 SMALLER = {
-    "per_role=1, default_responses=400, max_new_tokens=32": (
+    "per_role=1, default_responses=300, max_new_tokens=32": (
         'roles="ghost,hermit,evaluator,analyst", prompts_per_role=4, default_prompts=12, per_role=2, questions=6, '
         "default_responses=12, max_new_tokens=4"
     )

@@ -22,6 +22,7 @@ from personaspace.space import PersonaSpace
 from personaspace.sums import Source
 
 SPLITS, BY_LAYER, FOLDS, BOOTSTRAPS = 20, 10, 10, 100
+DEPTH = 2 / 3
 PLATEAU = 0.02
 """Reliabilities that differ by less are the same to who reads the map."""
 NOISE_FROM = 512, 2048
@@ -120,14 +121,19 @@ def layer_of_replies(kept: Counted, axis: Tensor, seed: int) -> int:
     return vectors.pick_layer(_separation(kept, torch.cat(on, 1).double().numpy(), fold))
 
 
-def layer_of_prompts(order: vectors.Floats, map_: vectors.Floats) -> int | None:
-    """The first layer at which the order and the map are both about as reliable as at their best layers, `[layers]` each; None
-    where no layer tells. How far apart prompts lie says less: it is largest where the model has read the instruction, and not
-    yet made up its mind (docs/decisions/0003-which-layer.md)."""
+def layer_of_prompts(order: vectors.Floats, map_: vectors.Floats) -> int:
+    """The first layer at which the order and the map are both about as reliable as at their best layers, `[layers]` each; the
+    one of `deep_enough` where too little was asked to tell. How far apart prompts lie says less: it is largest where the model
+    has read the instruction, and not yet made up its mind (docs/decisions/0003-which-layer.md)."""
     if np.isnan(order).any() or np.isnan(map_).any():
-        return None
+        return deep_enough(len(order))
     near = (order >= order.max() - PLATEAU) & (map_ >= map_.max() - PLATEAU)
     return int(np.flatnonzero(near)[0]) if near.any() else int((order + map_).argmax())
+
+
+def deep_enough(layers: int) -> int:
+    """A layer to look at before any is known to be better: order and map are steady from the middle on."""
+    return min(round(DEPTH * layers), layers - 1)
 
 
 def _spread(kept: Counted, projections: vectors.Floats, is_default: NDArray[np.bool_]) -> dict[str, Tensor]:

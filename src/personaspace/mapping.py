@@ -29,13 +29,10 @@ from personaspace.store import Run
 from personaspace.sums import BLOCKS
 from personaspace.vectors import blocks_of
 
-PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 14, 500
+PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 16, 250
 REPLIES_A_ROLE, REPLIES_BESIDE_PROMPTS = 4, 2
 """How much is read unless told otherwise; beside prompts, which make the map, replies show what it means, and are fewer
 (docs/decisions/0011-reading-before-the-first-word.md)."""
-
-DEPTH = 2 / 3
-"""Of the layers, where `until` looks where none is given: order and map are steady from the middle on."""
 
 
 class MapOptions(BaseModel):
@@ -212,9 +209,9 @@ class Mapper:
         options = self.options
         if options.until is None or reading != readings[0]:
             return None
-        layer = round(DEPTH * self.engine.model.layers) if options.layer is None else options.layer
+        layer = estimate.deep_enough(self.engine.model.layers) if options.layer is None else options.layer
         budget = options.prompt_budget if reading == PROMPT else options.budget
-        return Aim(options.until, budget, min(layer, self.engine.model.layers - 1))
+        return Aim(options.until, budget, layer)
 
     # -- the space ---------------------------------------------------------------------------------------------------
 

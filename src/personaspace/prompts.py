@@ -130,22 +130,28 @@ def _deal(
     """Gives each name one of the pairs, at random, without asking it a question or using an instruction again while
     others are left to ask and use; `had` is what each has, and is added to."""
     order = rng.permutation(len(names))
-
-    def clash(name: str, pair: np.ndarray) -> int:
-        return sum(4 * (q == pair[0]) + (i == pair[1]) for q, i in had[name])
-
+    # How much each name minds each pair, `[names, pairs]`: it had the question, or the instruction.
+    questions = np.zeros((len(names), pairs[:, 0].max() + 1), dtype=int)
+    instructions = np.zeros((len(names), pairs[:, 1].max() + 1), dtype=int)
+    for row, name in enumerate(names):
+        for question, instruction in had[name]:
+            if question < questions.shape[1]:
+                questions[row, question] += 1
+            if instruction < instructions.shape[1]:
+                instructions[row, instruction] += 1
+    clash = 4 * questions[:, pairs[:, 0]] + instructions[:, pairs[:, 1]]
     for _ in range(8):
         moved = False
         for a in range(len(names)):
-            mine = clash(names[a], pairs[order[a]])
-            if not mine:
+            if not clash[a, order[a]]:
                 continue
-            for b in rng.permutation(len(names))[:64]:
-                now = mine + clash(names[b], pairs[order[b]])
-                if clash(names[a], pairs[order[b]]) + clash(names[b], pairs[order[a]]) < now:
-                    order[a], order[b] = order[b], order[a]
-                    moved = True
-                    break
+            others = rng.permutation(len(names))[:64]
+            now = clash[a, order[a]] + clash[others, order[others]]
+            better = np.flatnonzero(clash[a, order[others]] + clash[others, order[a]] < now)
+            if len(better):
+                b = others[better[0]]
+                order[a], order[b] = order[b], order[a]
+                moved = True
         if not moved:
             break
     for name, k in zip(names, order, strict=True):

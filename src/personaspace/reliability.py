@@ -143,18 +143,18 @@ def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf
     figures = np.full((4, 1, sums.shape[1]), np.nan)
     values: list[list[Tensor]] = []
     for pair in pairs:
-        a, b = (fit.effects(sums, ratios) for fit in pair)
-        there = [~effects[1:, 0, 0].isnan() for effects in (a, b)]
+        there = [fit.counts[fit.cells.shown][1:].any(1) for fit in pair]
         shared = there[0] & there[1]
-        # The axis is that of whoever is in the half: roles that were asked once are in one of the two.
-        axes = [e[0] - e[1:][present].mean(0) for e, present in zip((a, b), there, strict=True) if present.any()]
-        if len(axes) < 2:
+        if not all(present.any() for present in there):
             continue
-        axis = _cosine(axes[0], axes[1], (1,))
         if shared.sum() < 2:
+            # Roles that were asked once are in one of the two: the axes are known, and nothing of roles.
+            axis = _cosine(*(fit.axis(sums, ratios) for fit in pair), (1,))
             unknown = torch.full_like(axis, torch.nan)
             values.append([axis, unknown, unknown, unknown])
             continue
+        a, b = (fit.effects(sums, ratios) for fit in pair)
+        axis = _cosine(*(e[0] - e[1:][present].mean(0) for e, present in zip((a, b), there, strict=True)), (1,))
         projections, roles, axes = [], [], []
         for effects in (a, b):
             vectors = effects[1:] if shared.all() else effects[1:][shared]
@@ -168,7 +168,7 @@ def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf
                 axis,
                 _cosine(projections[0], projections[1], (0,)),
                 _cosine(roles[0], roles[1], (0, 2)),
-                torch.from_numpy(_factor(pair, shared.numpy(), ratios)),
+                torch.from_numpy(_factor(pair, shared, ratios)),
             ]
         )
     if values:

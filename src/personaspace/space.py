@@ -321,7 +321,7 @@ class PersonaSpace:
                 "cosine": float(cosines[i]),
                 "n": int(t["counts"][i]) if "counts" in t else None,
                 "reliability": _number(float(t["role_reliability"][i])) if "role_reliability" in t else None,
-                "interval": t["role_interval"][i].tolist() if "role_interval" in t else None,
+                "interval": _ends(t["role_interval"][i]) if "role_interval" in t else None,
                 "cosine_corrected": _number(float(t["cosine_corrected"][i])) if "cosine_corrected" in t else None,
             }
             for i in projections.argsort(descending=True).tolist()
@@ -372,6 +372,11 @@ class PersonaSpace:
         if not 0 <= at < layers:
             raise SpaceError(f"layer {at}: this space has layers 0 to {layers - 1}")
         return at
+
+
+def _ends(interval: Tensor) -> list[float] | None:
+    """None where nobody was asked twice: then nothing is known of how places spread."""
+    return None if interval.isnan().any() else interval.tolist()
 
 
 def _number(x: float) -> float | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -273,10 +274,15 @@ def first_component(vectors: Floats) -> Floats:
     """PC1 of vectors `[n, hidden]`, through the smaller of their two Gram matrices."""
     centred = vectors - vectors.mean(0)
     if len(centred) < centred.shape[1]:
-        first: Floats = np.linalg.eigh(centred @ centred.T)[1][:, -1] @ centred
+        first: Floats = _largest(centred @ centred.T) @ centred
     else:
-        first = np.linalg.eigh(centred.T @ centred)[1][:, -1]
+        first = _largest(centred.T @ centred)
     return first
+
+
+def _largest(gram: Floats) -> Floats:
+    vector: Floats = eigh(gram, subset_by_index=[len(gram) - 1] * 2)[1][:, 0]
+    return vector
 
 
 def fold_axes(cells: Cells, sums: Tensor, folds: int, seed: int, ratios: Floats) -> tuple[Ints, Tensor]:

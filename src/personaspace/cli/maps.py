@@ -37,7 +37,7 @@ def map_command(
     questions: Annotated[
         int | None, typer.Option(help="How many questions; unless given, so many that each is asked of ten roles.")
     ] = None,
-    prompts_per_role: Annotated[int | None, typer.Option(help="Prompts a role, in rotation; 14.", min=1)] = None,
+    prompts_per_role: Annotated[int | None, typer.Option(help="Prompts a role, in rotation; 16.", min=1)] = None,
     default_prompts: Annotated[
         int | None, typer.Option(help="Prompts of the default; half the roles' total, at most 500.", min=2)
     ] = None,

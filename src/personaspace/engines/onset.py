@@ -24,9 +24,12 @@ from personaspace.residual import Intervening, Sink, reading
 SHORTEST_PREFIX = 8
 """Tokens that two prompts must begin with in common for a prefix to be worth a pass of its own."""
 
-PREFIX_STEP = 4
+PREFIX_STEP = 2
 """Prefixes are cut to multiples of that many tokens, so that many are of one length and pass together without padding; the
 tokens that are cut off are computed with what follows them."""
+
+MOST_SHARING = 256
+"""Prompts that one prefix is computed for, at most: more would gain nothing and be looked through for long."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,33 @@ class Prefix:
 
 
 def shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[Prefix]:
-    """Every prompt in exactly one prefix, of length 0 where it shares none. The last token is never a part of one: it is
-    read, so that each prompt's own pass has at least that. prompts: token ids."""
+    """Every prompt in exactly one prefix, of length 0 where it shares none, so that as few tokens as possible are computed. The
+    last token is never a part of one: it is read, so that each prompt's own pass has at least that. prompts: token ids."""
     order = sorted(range(len(prompts)), key=lambda k: tuple(prompts[k]))
-    prefixes: list[Prefix] = []
-    start = 0
-    while start < len(order):
-        # Neighbours in this order share the most. A group goes on while it shares as much as its first two do.
-        first, end, length = prompts[order[start]], start + 1, 0
-        while end < len(order):
-            longest = min(len(first), len(prompts[order[end]])) - 1
-            shared = min(common(first, prompts[order[end]]), longest) // PREFIX_STEP * PREFIX_STEP
-            if shared < SHORTEST_PREFIX or (length and shared < length):
+    ids = [prompts[k] for k in order]
+    # Neighbours in this order share the most, so that every group worth having is a stretch of it. Of the first k prompts:
+    # how many tokens the best grouping saves, and where its last group begins and how long that one's prefix is.
+    shared = [common(a, b) for a, b in itertools.pairwise(ids)]
+    saved = [0]
+    last: list[tuple[int, int]] = []
+    for end in range(1, len(ids) + 1):
+        best, group = saved[-1], (end - 1, 0)
+        longest = len(ids[end - 1]) - 1
+        for start in range(end - 2, -1, -1):
+            longest = min(longest, shared[start], len(ids[start]) - 1)
+            length = longest // PREFIX_STEP * PREFIX_STEP
+            if length < SHORTEST_PREFIX or end - start > MOST_SHARING:
                 break
-            length, end = length or shared, end + 1
+            if (gain := saved[start] + (end - start - 1) * length) > best:
+                best, group = gain, (start, length)
+        saved.append(best)
+        last.append(group)
+    prefixes: list[Prefix] = []
+    end = len(ids)
+    while end:
+        start, length = last[end - 1]
         prefixes.append(Prefix(length, tuple(order[start:end])))
-        start = end
+        end = start
     return prefixes
 
 
