@@ -19,11 +19,10 @@ from personaspace.experiments.compare import (
     aligned,
     compare,
     correlation,
-    headline,
     pearson,
     spearman,
-    write_comparison,
 )
+from personaspace.experiments.compare_page import headline, write_comparison
 from personaspace.layout import FORMAT
 from personaspace.space import PersonaSpace
 
@@ -91,6 +90,11 @@ def test_what_two_noisy_maps_could_agree_at_most_is_known_and_told_of_the_axis_a
     expected = truth[:, 0].var() / (truth[:, 0].var() + error**2)
     assert pair.ceiling == pytest.approx(expected, abs=0.15)
     assert pair.axis.low < pair.ceiling < pair.axis.high
+    assert pair.without_noise is not None
+    assert pair.without_noise.low < 1 < pair.without_noise.high, (
+        "the same characters, once the noise of both is taken out"
+    )
+    assert pair.without_noise.value > pair.axis.value + 0.1
     assert f"on the axis: {pair.axis}, at most {pair.ceiling:.2f} for two maps this noisy" in headline([pair])
     page = write_comparison(tmp_path / "page.html", made, [pair]).read_text()
     (table,) = [t for t in re.findall(r"<thead>.*?</tbody>", page, re.DOTALL) if "shared roles" in t]

@@ -78,7 +78,8 @@ def compare_command(
 ) -> None:
     """Set spaces of several models, or versions of one, side by side."""
     from personaspace import saying
-    from personaspace.experiments.compare import compare, headline, write_comparison
+    from personaspace.experiments.compare import compare
+    from personaspace.experiments.compare_page import headline, write_comparison
     from personaspace.experiments.results import plain
     from personaspace.space import PersonaSpace
 
@@ -93,11 +94,14 @@ def compare_command(
             out.print(f"{name}, from {saying.noun(reading)}: {saying.brief(space.of(reading).worth())}", markup=False)
     out.print()
     for p in pairs:
-        moved = ", ".join(f"{role} {b - a:+.1f}" for role, a, b in p.moved[:6])
+        moved, ranking = ", ".join(f"{role} {b - a:+.1f}" for role, a, b in p.moved[:6]), str(p.ranking)
+        clean = "" if p.without_noise is None else f" (noise taken out {p.without_noise})"
         if p.unknown:
+            ranking = "not known"
             moved = f"not known, as is the order in {' and '.join(p.unknown)}"
         out.print(
-            f"{p.first} and {p.second}, {p.shared} roles: PC1 loadings {p.pc1}, on the axis {p.axis}, ranking {p.ranking}\n"
+            f"{p.first} and {p.second}, {p.shared} roles: PC1 loadings {p.pc1}, on the axis {p.axis}{clean}, "
+            f"ranking {ranking}\n"
             f"  moved most: {moved}",
             markup=False,
         )
