@@ -38,7 +38,7 @@ def folder(tmp_path_factory, engine, small_catalog):
 
 @pytest.fixture(scope="module")
 def sample(folder):
-    return calibrate.draw_sample(Run(folder), default=24, roles=6, held_out=24)
+    return calibrate.draw_sample(Run(folder), default=24, roles=24, held_out=24)
 
 
 @pytest.fixture(scope="module")
@@ -535,3 +535,9 @@ def test_a_message_that_got_no_reply_is_not_part_of_the_conversation(engine, spa
     assert "it broke" in conversation.console.file.getvalue()
     assert len(conversation.messages) == whole
     assert conversation.monitor.end_turn() is None
+
+
+def test_a_sample_holds_few_replies_of_each_of_many_roles(sample):
+    counts = Counter(r.role for r in sample.roles)
+    assert max(counts.values()) <= calibrate.A_ROLE
+    assert sum(counts.values()) >= 24

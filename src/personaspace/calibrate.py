@@ -28,6 +28,9 @@ LENGTHS = (4, 8, 16, 32, 64, 128, 256, 512)
 LEAST = 16
 """Replies of the default, and of roles, without which percentiles would say nothing."""
 
+A_ROLE = 4
+"""Replies of a role that are replayed, at most."""
+
 CHUNK = 32
 
 
@@ -48,21 +51,27 @@ class Reply:
 
 @dataclass(frozen=True)
 class Sample:
-    """Replies drawn from a run: some of the default's, and all those of some roles; others of the default are held out."""
+    """Replies drawn from a run: some of the default's, and a few of each of many roles; others of the default are held out."""
 
     default: tuple[Reply, ...]
     roles: tuple[Reply, ...]
     held_out: tuple[Reply, ...]
 
 
-def draw_sample(run: Run, *, default: int = 240, roles: int = 48, held_out: int = 96, seed: int = 0) -> Sample:
-    """Draws replies from a run. Raises `DesignError` where it holds too few, saying how many it takes."""
-    replies = list(_replies(run))
+def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int = 96, seed: int = 0) -> Sample:
+    """Draws replies from a run: `roles` of roles', at most `A_ROLE` of each, so that many roles speak. Raises `DesignError` where it
+    holds too few, saying how many it takes."""
     rng = np.random.default_rng(seed)
-    of_default = [r for r in replies if r.role == DEFAULT]
-    names = sorted({r.role for r in replies} - {DEFAULT})
-    chosen = set(rng.permutation(names)[:roles].tolist())
-    of_roles = [r for r in replies if r.role in chosen]
+    by_role: dict[str, list[Reply]] = {}
+    for reply in _replies(run):
+        by_role.setdefault(reply.role, []).append(reply)
+    of_default = by_role.pop(DEFAULT, [])
+    of_roles: list[Reply] = []
+    for name in rng.permutation(sorted(by_role)).tolist():
+        own = by_role[name]
+        of_roles += [own[k] for k in sorted(rng.permutation(len(own))[:A_ROLE].tolist())]
+        if len(of_roles) >= roles:
+            break
     if len(of_default) < 2 * LEAST or len(of_roles) < LEAST:
         raise DesignError(
             f"{run.folder} holds {len(of_default)} replies of the default and {len(of_roles)} of roles; calibration needs "
