@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import personaspace as ps
-from personaspace import agreement, calibrate
+from personaspace import agreement, calibrate, saying
 from personaspace.api import catalog_of, options_of
 from personaspace.catalog import DEFAULT, EARLIER, load_catalog
 from personaspace.errors import RunMismatch, SpaceError, UsageError
 from personaspace.estimate import Counted
+from personaspace.serve.persona import Reader
 from personaspace.store import Run
 from personaspace.vectors import Cells
 from test_map import engine, finish, start, texts
@@ -325,3 +326,28 @@ def test_a_run_that_the_first_version_wrote_is_gone_on_with_on_its_own_texts(tmp
     assert systems <= {None, *(t for r in load_catalog(EARLIER / "0.1").roles for t in r.instructions)} | {
         t.replace("{model}", "tiny") for t in load_catalog(EARLIER / "0.1").defaults if t
     }
+
+
+def test_replies_lie_about_the_roles_replies_on_the_map_and_not_about_their_prompts(mapped):
+    _, space = mapped
+    reader = Reader.of(space, "tiny")
+    replies = space.of("reply").role_vectors_at(space.layer)
+    places = torch.tensor([reader.place(v) for v in replies])
+    assert places.mean(0).abs().max() < 0.05 * places.abs().max()
+    assert torch.allclose(space.centre(), replies.mean(0), atol=1e-4)
+    assert torch.allclose(space.centre(reading="prompt"), space.role_vectors_at().mean(0))
+
+
+def test_how_much_a_replys_nearest_roles_say_is_counted_as_a_plain_loop_counts(mapped):
+    folder, space = mapped
+    run, hits, total = Run(folder), 0, 0
+    for shard in run.done():
+        rows = run.read(shard, ["role", "tokens"]).to_pylist()
+        for row, activation in zip(rows, run.tensors(shard, "activations"), strict=True):
+            if row["role"] != DEFAULT and row["tokens"]:
+                total += 1
+                hits += row["role"] in [name for name, _ in space.nearest(activation, 5)]
+    told = space.meta["nearest"]
+    assert (told["n"], told["own"]) == (total, pytest.approx(hits / total))
+    assert told["chance"] == pytest.approx(5 / 6)
+    assert f"{total} (by chance 83%)" in saying.nearest(space.summary())

@@ -59,8 +59,8 @@ class Sample:
 
 
 def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int = 96, seed: int = 0) -> Sample:
-    """Draws replies from a run: `roles` of roles', at most `A_ROLE` of each, so that many roles speak. Raises `DesignError` where it
-    holds too few, saying how many it takes."""
+    """Draws replies from a run: `roles` of roles', at most `A_ROLE` of each, so that many roles speak. Raises `DesignError`
+    where it holds too few, saying how many it takes."""
     rng = np.random.default_rng(seed)
     by_role: dict[str, list[Reply]] = {}
     for reply in _replies(run):

@@ -108,6 +108,19 @@ def on_replies(kept: Counted, axis: Tensor, layer: int) -> tuple[dict[str, Tenso
     )
 
 
+def own_role_near(kept: Counted, space: PersonaSpace, k: int = 5) -> dict[str, float]:
+    """How much a reply's nearest roles say: own, the share of roles' replies whose own role is among the k nearest at the
+    space's layer, beside what chance gives. The space is to be one that these replies had no say in."""
+    names = dict(zip(kept.cells.shown, kept.cells.names, strict=True))
+    blocks = list(kept.source.sample(kept.sampled, slice(space.layer, space.layer + 1)))
+    own = [
+        names[role] in dict(space.nearest(activation, k))
+        for role, activation in zip(kept.source.role[kept.sampled], torch.cat(blocks)[:, 0].float(), strict=True)
+        if role > 0
+    ]
+    return {"k": k, "own": float(np.mean(own)) if own else float("nan"), "chance": k / len(space.roles), "n": len(own)}
+
+
 def layer_of_replies(kept: Counted, axis: Tensor, seed: int) -> int:
     """The layer at which replies are told apart best along an axis `[layers, hidden]` that was found without them: the
     default's from roles', by folds of the questions as in `estimate`, and the first within a standard error of the best."""

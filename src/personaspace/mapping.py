@@ -265,6 +265,7 @@ class Mapper:
         seed = self.options.seed
         if agree := agreement.of_orders(counted[PROMPT], counted[REPLY], space.layer, seed):
             meta["readings_agree"] = agree
+        meta["nearest"] = estimate.own_role_near(counted[REPLY], PersonaSpace(meta, {**tensors, **held}))
         return PersonaSpace(*joined((meta, {**tensors, **held}), (replies.meta, replies.tensors)))
 
     def _with_caps(self, space: PersonaSpace) -> PersonaSpace:

@@ -92,9 +92,8 @@ def effects(
     as the model reads them without anything, NaN for an empty one, and the share in role; plain ones are called
     `none`. default: the mean projection of default replies."""
     unit = space.axis_at()
-    vectors, mean = space.centred()
     # Of a space of prompts, role vectors point from the mean prompt; replies lie about their own mean.
-    centre = space.tensors["replies_mean"][space.layer] if "replies_mean" in space.tensors else mean
+    (vectors, _), centre = space.centred(), space.centre()
     rows = {role: k for k, role in enumerate(space.roles)}
     own = torch.stack([vectors[rows[r]] if r in rows else torch.full_like(unit, math.nan) for r in roles])
 

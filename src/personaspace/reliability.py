@@ -143,21 +143,22 @@ def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf
     figures = np.full((4, 1, sums.shape[1]), np.nan)
     values: list[list[Tensor]] = []
     for pair in pairs:
-        there = [fit.counts[fit.cells.shown][1:].any(1) for fit in pair]
-        shared = there[0] & there[1]
+        there: list[NDArray[np.bool_]] = [fit.counts[fit.cells.shown][1:].sum(1) > 0 for fit in pair]
+        shared = np.logical_and(*there)
         if not all(present.any() for present in there):
             continue
         if shared.sum() < 2:
             # Roles that were asked once are in one of the two: the axes are known, and nothing of roles.
-            axis = _cosine(*(fit.axis(sums, ratios) for fit in pair), (1,))
+            axis = _cosine(pair[0].axis(sums, ratios), pair[1].axis(sums, ratios), (1,))
             unknown = torch.full_like(axis, torch.nan)
             values.append([axis, unknown, unknown, unknown])
             continue
         a, b = (fit.effects(sums, ratios) for fit in pair)
-        axis = _cosine(*(e[0] - e[1:][present].mean(0) for e, present in zip((a, b), there, strict=True)), (1,))
+        axes = [e[0] - e[1:][torch.from_numpy(present)].mean(0) for e, present in zip((a, b), there, strict=True)]
+        axis = _cosine(axes[0], axes[1], (1,))
         projections, roles, axes = [], [], []
         for effects in (a, b):
-            vectors = effects[1:] if shared.all() else effects[1:][shared]
+            vectors = effects[1:] if shared.all() else effects[1:][torch.from_numpy(shared)]
             mean = vectors.mean(0)
             axes.append(effects[0] - mean)
             roles.append(vectors - mean)

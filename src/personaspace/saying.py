@@ -204,6 +204,17 @@ def agreement(summary: Summary) -> str:
     )
 
 
+def nearest(summary: Summary) -> str:
+    """What a reply's nearest roles are worth; empty where that was not measured."""
+    known = summary.get("nearest")
+    if not known or not known["n"]:
+        return ""
+    return (
+        f"The {known['k']} roles that a reply lies nearest to are a hint, no more: a role's own replies have it among them in "
+        f"{100 * known['own']:.0f}% of {known['n']} (by chance {100 * known['chance']:.0f}%)."
+    )
+
+
 def brief(worth: Summary) -> str:
     """The three in one line."""
     three = reliabilities(worth)
@@ -296,8 +307,9 @@ def lines(summary: Summary, width: int = 100) -> list[str]:
             if r.by_text is not None:
                 told += wrapped(f"With other instructions as well: {number(r.by_text)}.", width, 17)
             told += wrapped(r.takes, width, 17)
-    if text := agreement(summary):
-        told += ["", *wrapped(text, width)]
+    for text in (agreement(summary), nearest(summary)):
+        if text:
+            told += ["", *wrapped(text, width)]
     own = summary["reading"]
     title = f"Figures that noise moves, of the {own} reading; the study's stand beside, as no mark to pass:"
     told += ["", *wrapped(title, width)]

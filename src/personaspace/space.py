@@ -125,10 +125,8 @@ class PersonaSpace:
         if at not in self._towards:  # asked of every token that is served
             vectors, mean = self.centred(at)
             self._towards[at] = torch.nn.functional.normalize(vectors, dim=-1), mean
-        units, mean = self._towards[at]
-        if reading != self.reading and "replies_mean" in self.tensors:
-            mean = self.tensors["replies_mean"][at]
-        off = activation.float() - mean
+        units, _ = self._towards[at]
+        off = activation.float() - self.centre(at, reading)
         cosines = units @ off / off.norm().clamp(min=1e-8)
         best = cosines.topk(min(k, len(cosines)))
         return [(self.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
@@ -149,6 +147,13 @@ class PersonaSpace:
         vectors = self.role_vectors_at(layer)
         mean = vectors.mean(0)
         return vectors - mean, mean
+
+    def centre(self, layer: int | None = None, reading: str = REPLY) -> Tensor:
+        """What activations of a reading lie about, `[hidden]`: the roles' mean of that reading, where the space knows it."""
+        at = self._layer(layer)
+        if reading != self.reading and "replies_mean" in self.tensors:
+            return self.tensors["replies_mean"][at]
+        return self._towards[at][1] if at in self._towards else self.centred(at)[1]
 
     def direction(self, name: str, layer: int | None = None) -> Tensor:
         """The axis (`axis`) or a role less the mean role, `[hidden]`, of unit length. Raises `SpaceError`."""
@@ -288,6 +293,7 @@ class PersonaSpace:
             **certainty.figures(self.meta, t, layer),
             "readings": {reading: self.of(reading).worth() for reading in self.readings},
             "readings_agree": self.meta.get("readings_agree"),
+            "nearest": self.meta.get("nearest"),
             "published": PUBLISHED,
             "caps": self.meta.get("caps", {}),
             "judge": self.meta.get("judge"),

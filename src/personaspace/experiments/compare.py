@@ -21,7 +21,7 @@ DIMENSIONS = 3
 MOVED = 12
 """Roles that moved most, as many as are named."""
 SHUFFLES = 200
-LEAST_REPEATABLE = 0.3
+LEAST_REPEATABLE = 0.2
 """Places of which less than that is more than error say nothing once it is taken out."""
 
 
@@ -196,8 +196,8 @@ def without_noise(
     """Pearson's correlation of roles' places on the axis, the errors of either taken out (Spearman's correction for
     attenuation); its interval by drawing roles. None where a space does not know its errors, or where most of its places are
     error. Errors that both share, as from the same prompts, stay in it."""
-    errors = [_error_variance(space, roles) for space in spaces]
-    if errors[0] is None or errors[1] is None:
+    errors = [e for space in spaces if (e := _error_variance(space, roles)) is not None]
+    if len(errors) < 2:
         return None
     if min(_repeatable(x, e) for x, e in zip(places, errors, strict=True)) < LEAST_REPEATABLE:
         return None

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from personaspace import saying
 from personaspace.errors import SpaceError
 from personaspace.interventions import Intervention
 from personaspace.monitor import AlertRule, Monitor, alert_rule
+from personaspace.readings import REPLY
 from personaspace.serve.scheduler import TokenRead
 from personaspace.serve.schema import Persona
 from personaspace.space import PersonaSpace
@@ -94,11 +96,11 @@ class Reader:
 
     @cached_property
     def _map(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Role vectors less their mean, the mean, and the first two components."""
-        return (*self.space.centred(), self.space.components_at()[0][:2])
+        """Role vectors less their mean, what replies lie about, and the first two components."""
+        return self.space.centred()[0], self.space.centre(), self.space.components_at()[0][:2]
 
     def place(self, vector: Tensor) -> list[float]:
-        """Where `[hidden]` lies on the first two components."""
+        """Where a reply's mean `[hidden]` lies on the first two components."""
         _, mean, components = self._map
         values: list[float] = ((vector.float() - mean) @ components.T).tolist()
         return values
@@ -106,6 +108,7 @@ class Reader:
     def describe(self, limits: dict[str, int], instructions: dict[str, str]) -> dict[str, Any]:
         """What the page draws the map, the band and the choices from."""
         space, summary = self.space, self.space.summary()
+        replies = space.of(REPLY) if REPLY in space.readings else space
         centred, _, components = self._map
         places = (centred @ components.T).tolist()
         by_name = {r["name"]: r["projection"] for r in summary["roles"]}
@@ -126,7 +129,7 @@ class Reader:
             "default": {
                 "mean": default["mean"],
                 "std": default["std"],
-                "place": self.place(space.tensors["default_vector"][space.layer]),
+                "place": self.place(replies.tensors["default_vector"][space.layer]),
             },
             "caps": caps,
             "alert": vars(self.rule) if self.rule else None,
@@ -134,6 +137,7 @@ class Reader:
                 {"name": n, "projection": by_name[n], "place": places[i], "instruction": instructions.get(n, "")}
                 for i, n in enumerate(space.roles)
             ],
+            "nearest": saying.nearest(summary),
             "steer": "residual_norm" in space.tensors,
             "limits": limits,
         }

@@ -98,7 +98,11 @@ class ReplyView {
     const rows = [row("projection", plain(reply.projection))];
     if (reply.drift != null) rows.push(row("drift", `${signed(reply.drift)} sd`));
     rows.push(...this.extras().map(([name, value]) => row(name, value)));
-    if (reply.nearest.length) rows.push(row("nearest", ...reply.nearest.slice(0, 5).flatMap(([name, cosine]) => nearestRole(name, cosine))));
+    if (reply.nearest.length) {
+      const nearest = row("nearest", ...reply.nearest.slice(0, 5).flatMap(([name, cosine]) => nearestRole(name, cosine)));
+      nearest.title = this.about.space.nearest;
+      rows.push(nearest);
+    }
     if (reply.alert) rows.push(this.alert(row));
     this.readings.replaceChildren(...rows);
   }
