@@ -253,6 +253,7 @@ def test_a_cap_is_tried_beside_random_directions_at_its_own_displacement_and_the
         capped["is"],
         *(f"random {k}" for k in range(1, 5)),
         "PC2",
+        controls.SHUFFLED,
         controls.CONSTANT,
     ]
     assert beside["layers"] == capped["layers"]

@@ -23,7 +23,7 @@ MEASURED_ON = 16
 SECOND = 1
 """The index of the second component."""
 
-RANDOM, PC2, CONSTANT = "random", "PC2", "the axis at every token"
+RANDOM, PC2, SHUFFLED, CONSTANT = "random", "PC2", "shuffled roles", "the axis at every token"
 """Names of what a cap is compared with."""
 
 Direction = Callable[[PersonaSpace, int], Tensor]
@@ -43,6 +43,15 @@ def second_component(space: PersonaSpace, layer: int) -> Tensor:
     return _across(space.tensors["components"][layer, SECOND], space.axis_at(layer))
 
 
+def between_halves(space: PersonaSpace, layer: int, number: int = 0) -> Tensor:
+    """From the mean of one half of the roles, drawn at random, to that of the other `[hidden]` at a layer, less what of it lies
+    along the layer's axis, of unit length: an axis as it would be if who is the Assistant had been drawn by lot."""
+    vectors, _ = space.centred(layer)
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(number))
+    half = len(order) // 2
+    return _across(vectors[order[:half]].mean(0) - vectors[order[half:]].mean(0), space.axis_at(layer))
+
+
 def _across(direction: Tensor, axis: Tensor) -> Tensor:
     across = direction - (direction @ axis) * axis
     unit: Tensor = across / across.norm()
@@ -50,9 +59,9 @@ def _across(direction: Tensor, axis: Tensor) -> Tensor:
 
 
 def directions(space: PersonaSpace, random: int, first: int = 0) -> dict[str, Direction]:
-    """What a cap is compared with, by name: so many random directions, numbered from `first`; the second component
-    where the space has components; and the axis itself, along which every token is moved as far, whether it needs it
-    or not."""
+    """What a cap is compared with, by name: so many random directions, numbered from `first`; the second component and a
+    shuffled axis where the space has what they are made of at every layer; and the axis itself, along which every token is
+    moved as far, whether it needs it or not."""
 
     def numbered(number: int) -> Direction:
         return lambda space, layer: random_direction(space, layer, number)
@@ -60,6 +69,8 @@ def directions(space: PersonaSpace, random: int, first: int = 0) -> dict[str, Di
     named = {f"{RANDOM} {k + 1}": numbered(first + k) for k in range(random)}
     if "components" in space.tensors and space.tensors["components"].shape[1] > SECOND:
         named[PC2] = second_component
+    if "role_layers" not in space.meta:
+        named[SHUFFLED] = between_halves
     return {**named, CONSTANT: lambda space, layer: space.axis_at(layer)}
 
 

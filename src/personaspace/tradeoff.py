@@ -145,7 +145,7 @@ def again(capped: Mapping[str, Any]) -> str:
 
 CONTROLS_READ = (
     "Each control moves every token of a reply, at each of the cap's layers, as far as the cap moves one in the mean; "
-    "random directions and PC2 are taken without what lies along the axis. With standard errors over prompts."
+    "directions other than the axis are taken without what lies along it. With standard errors over prompts."
 )
 
 

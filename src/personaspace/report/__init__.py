@@ -83,6 +83,7 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
         },
         "meanProjection": axis_mean,
         "variance": summary["variance_explained"][:30],
+        "spectrum": summary["spectrum_corrected"],
         "orderKnown": summary["order_known"],
         "neighboursKnown": summary["neighbours_known"],
         "likeness": saying.likeness(summary),

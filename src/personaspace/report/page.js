@@ -95,11 +95,13 @@ function drawHistogram() {
 
 function drawVariance() {
   const x = data.variance.map((_, i) => i + 1);
-  let sum = 0;
-  const total = data.variance.map(v => sum += v);
+  const upTo = shares => { let sum = 0; return shares.map(share => sum += share); };
+  const total = upTo(data.variance), corrected = data.spectrum && upTo(data.spectrum);
   Plotly.newPlot("variance", [
-    { type: "bar", name: "each", x, y: data.variance, marker: { color: css("--near") }, hovertemplate: "component %{x}: %{y:.1%}<extra></extra>" },
-    { type: "scatter", mode: "lines+markers", name: "all up to it", x, y: total, line: { color: css("--far") }, hovertemplate: "up to %{x}: %{y:.1%}<extra></extra>" },
+    { type: "bar", name: "each, as measured", x, y: data.variance, marker: { color: css("--near") }, hovertemplate: "component %{x}: %{y:.1%}<extra></extra>" },
+    { type: "scatter", mode: "lines+markers", name: "all up to it, as measured", x, y: total, line: { color: css("--far") }, hovertemplate: "as measured, up to %{x}: %{y:.1%}<extra></extra>" },
+    ...(corrected ? [{ type: "scatter", mode: "lines+markers", name: "noise taken out", x, y: corrected, line: { color: css("--ink") }, marker: { symbol: "diamond" },
+      hovertemplate: "noise taken out, up to %{x}: %{y:.1%}<extra></extra>" }] : []),
   ], layout({ yaxis: { tickformat: ".0%", range: [0, 1.02] }, xaxis: { title: { text: "component" } },
     shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0.7, y1: 0.7, line: { color: css("--soft"), dash: "dot", width: 1 } }] }), config);
 }
