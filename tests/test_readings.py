@@ -171,7 +171,7 @@ def test_more_prompts_are_asked_of_a_run_that_has_fewer(tmp_path, small_catalog)
 def test_from_sums_a_space_of_both_is_that_from_activations(tmp_path, small_catalog):
     kept = ps.map(engine(), tmp_path / "all", catalog=small_catalog, blocks=4, **BOTH)
     summed = ps.map(engine(), tmp_path / "sums", catalog=small_catalog, blocks=4, keep="sums", **BOTH)
-    for name in ("axis", "role_vectors", "reply.axis", "default_moments", "replies_mean", "map_split_half"):
+    for name in ("axis", "role_vectors", "reply.axis", "default_moments", "map_split_half"):
         assert torch.allclose(kept.tensors[name], summed.tensors[name], rtol=1e-3, atol=1e-4, equal_nan=True), name
     assert kept.meta["caps"]["capped"]["is"] == summed.meta["caps"]["capped"]["is"]
     assert not Run(tmp_path / "sums").onsets.whole()
@@ -241,7 +241,7 @@ def test_a_compact_space_keeps_both_axes_and_what_they_are_worth(mapped, tmp_pat
 def test_a_replys_nearest_roles_are_seen_from_the_middle_of_replies(mapped):
     space = mapped[1]
     towards = space.centred()[0][2]
-    reply = space.tensors["replies_mean"][space.layer] + towards
+    reply = space.centre() + towards
     assert space.nearest(reply, 1)[0][0] == space.roles[2]
     assert space.nearest(space.role_vectors_at()[2], 1, reading="prompt")[0][0] == space.roles[2]
 
@@ -351,3 +351,18 @@ def test_how_much_a_replys_nearest_roles_say_is_counted_as_a_plain_loop_counts(m
     assert (told["n"], told["own"]) == (total, pytest.approx(hits / total))
     assert told["chance"] == pytest.approx(5 / 6)
     assert f"{total} (by chance 83%)" in saying.nearest(space.summary())
+
+
+def test_a_compact_spaces_roles_are_kept_in_half_precision_whatever_their_size(mapped, tmp_path):
+    for size in (1e-6, 1.0, 1e6):
+        large = {
+            n: t * size if n in ("role_vectors", "axis", "default_vector") else t for n, t in mapped[1].tensors.items()
+        }
+        compact = ps.PersonaSpace({k: v for k, v in mapped[1].meta.items() if k != "other"}, large).compact()
+        compact.save(tmp_path / "c.safetensors")
+        loaded = ps.PersonaSpace.load(tmp_path / "c.safetensors")
+        assert torch.allclose(loaded.role_vectors_at(), compact.role_vectors_at(), rtol=1e-3, atol=1e-3 * size)
+        assert torch.cosine_similarity(loaded.centred()[0], compact.centred()[0], dim=-1).min() > 0.999
+        loaded.save(tmp_path / "again.safetensors")
+        again = ps.PersonaSpace.load(tmp_path / "again.safetensors")
+        assert torch.allclose(again.role_vectors_at(), loaded.role_vectors_at(), rtol=1e-3, atol=1e-3 * size)

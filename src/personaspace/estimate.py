@@ -93,19 +93,15 @@ def unit_axis(kept: Counted, hidden: int) -> Tensor:
 
 
 def on_replies(kept: Counted, axis: Tensor, layer: int) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
-    """What holding a model goes by, of its replies whichever reading found the axis `[layers, hidden]`: how they lie on it, the
-    residual norm, the mean of the roles' replies; and the histogram at a layer."""
-    unit, fit = axis / axis.norm(dim=-1, keepdim=True), vectors.Fit(kept.cells)
-    projections, means = [], []
+    """What holding a model goes by, of its replies whichever reading found the axis `[layers, hidden]`: how they lie on it, and
+    the residual norm; and the histogram at a layer."""
+    unit, projections = axis / axis.norm(dim=-1, keepdim=True), []
     for some in _passes(kept, axis.shape[1]):
         blocks = kept.source.sample(kept.sampled, some)
         projections.append(torch.cat([torch.einsum("nld,ld->nl", block.float(), unit[some]) for block in blocks]))
-        means.append(fit.effects(kept.source.sums(kept.cells, some), variance_ratios(kept, some))[1:].mean(0))
     on = torch.cat(projections, 1).double().numpy()
     is_default = kept.source.role[kept.sampled] == 0
-    return {**_spread(kept, on, is_default), "replies_mean": torch.cat(means).float()}, _histogram(
-        on[:, layer], is_default
-    )
+    return _spread(kept, on, is_default), _histogram(on[:, layer], is_default)
 
 
 def own_role_near(kept: Counted, space: PersonaSpace, k: int = 5) -> dict[str, float]:

@@ -14,7 +14,9 @@ from torch import Tensor
 from personaspace.errors import SpaceError
 from personaspace.readings import READINGS
 
-FORMAT = 1
+FORMAT, IN_HALVES = 1, 2
+"""A file's format; the second is a compact space's, whose role vectors are in half precision."""
+
 BUNDLED = Path(__file__).parent / "data" / "smollm2.safetensors"
 
 REQUIRED = {"role_vectors": 3, "default_vector": 2, "axis": 2}
@@ -45,28 +47,38 @@ OPTIONAL = {
     "default_moments": 2,
     "beginnings_default": 2,
     "beginnings_roles": 2,
-    "replies_mean": 2,
 }
 """The tensors of a space's file, and how many dimensions each has. Imported and compact spaces lack some."""
 
 ONE_LAYER = ("role_vectors", "components", "variance")
 """What a compact space leaves out, or has at its own layer alone."""
 
+OF_ROLES = ("counts", "role_reliability", "role_interval", "cosine_error", "cosine_corrected")
+SPREAD = ("quantiles_default", "quantiles_roles", "default_moments")
+"""What a compact space leaves out of its other reading: what has roles in it, and how responses lie on that one's axis."""
+
+HALVES = 30_000.0
+"""In half precision role vectors are stored so that their largest number is that: models' own numbers may not fit."""
+
 
 def compact(names: Mapping[str, Tensor]) -> list[str]:
-    """Which of a space's tensors a compact one keeps: of its other reading, what has no role in it."""
+    """Which of a space's tensors a compact one keeps as they are."""
     kept = []
     for name in names:
         reading, dot, plain = name.rpartition(".")
-        roles = plain in ("counts", "role_reliability", "role_interval", "cosine_error", "cosine_corrected")
-        if plain not in ONE_LAYER and not (dot and reading in READINGS and roles):
+        if plain not in ONE_LAYER and not (dot and reading in READINGS and plain in (*OF_ROLES, *SPREAD)):
             kept.append(name)
     return kept
 
 
 def written(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """The file's bytes."""
-    data: bytes = save({name: t.contiguous() for name, t in tensors.items()}, {"personaspace": json.dumps(meta)})
+    """The file's bytes. A compact space's role vectors are in half precision, in units of `role_unit`."""
+    stored, meta = {name: t.contiguous() for name, t in tensors.items()}, dict(meta)
+    if "role_layers" in meta:
+        meta["format"] = IN_HALVES
+        meta["role_unit"] = max(float(stored["role_vectors"].abs().max()), 1e-30) / HALVES
+        stored["role_vectors"] = (stored["role_vectors"] / meta["role_unit"]).half()
+    data: bytes = save(stored, {"personaspace": json.dumps(meta)})
     return data
 
 
@@ -82,8 +94,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from None
     if not isinstance(meta, dict) or "format" not in meta:
         raise SpaceError(f"{path}: a safetensors file, but not a persona space: no 'personaspace' in its metadata")
-    if meta["format"] != FORMAT:
-        raise SpaceError(f"{path}: found format {meta['format']}, expected {FORMAT}; written by another version?")
+    if meta["format"] not in (FORMAT, IN_HALVES):
+        raise SpaceError(
+            f"{path}: found format {meta['format']}, expected {FORMAT} or {IN_HALVES}; written by another version?"
+        )
     dimensions = REQUIRED | OPTIONAL
     wrong = [name for name in REQUIRED if name not in tensors]
     for name, tensor in tensors.items():
@@ -92,4 +106,6 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             wrong.append(name)
     if wrong:
         raise SpaceError(f"{path}: the space lacks {', '.join(wrong)} or has another shape")
+    if meta["format"] == IN_HALVES:
+        tensors["role_vectors"] = tensors["role_vectors"].float() * meta.pop("role_unit")
     return meta, tensors

@@ -265,8 +265,9 @@ class Mapper:
         seed = self.options.seed
         if agree := agreement.of_orders(counted[PROMPT], counted[REPLY], space.layer, seed):
             meta["readings_agree"] = agree
-        meta["nearest"] = estimate.own_role_near(counted[REPLY], PersonaSpace(meta, {**tensors, **held}))
-        return PersonaSpace(*joined((meta, {**tensors, **held}), (replies.meta, replies.tensors)))
+        both = PersonaSpace(*joined((meta, {**tensors, **held}), (replies.meta, replies.tensors)))
+        both.meta["nearest"] = estimate.own_role_near(counted[REPLY], both)
+        return both
 
     def _with_caps(self, space: PersonaSpace) -> PersonaSpace:
         """The space with caps, where tokens were projected on its axis while the replies were given."""

@@ -62,7 +62,9 @@ class PersonaSpace:
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor] = field(repr=False)
-    _towards: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _towards: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     _alikes: list[certainty.Alike] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -122,11 +124,11 @@ class PersonaSpace:
         at = self._layer(layer)
         if activation.dim() == 2:
             activation = activation[at]
-        if at not in self._towards:  # asked of every token that is served
-            vectors, mean = self.centred(at)
-            self._towards[at] = torch.nn.functional.normalize(vectors, dim=-1), mean
-        units, _ = self._towards[at]
-        off = activation.float() - self.centre(at, reading)
+        if (at, reading) not in self._towards:  # asked of every token that is served
+            units = torch.nn.functional.normalize(self.centred(at)[0], dim=-1)
+            self._towards[at, reading] = units, self.centre(at, reading)
+        units, centre = self._towards[at, reading]
+        off = activation.float() - centre
         cosines = units @ off / off.norm().clamp(min=1e-8)
         best = cosines.topk(min(k, len(cosines)))
         return [(self.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
@@ -149,11 +151,13 @@ class PersonaSpace:
         return vectors - mean, mean
 
     def centre(self, layer: int | None = None, reading: str = REPLY) -> Tensor:
-        """What activations of a reading lie about, `[hidden]`: the roles' mean of that reading, where the space knows it."""
-        at = self._layer(layer)
-        if reading != self.reading and "replies_mean" in self.tensors:
-            return self.tensors["replies_mean"][at]
-        return self._towards[at][1] if at in self._towards else self.centred(at)[1]
+        """What activations of a reading lie about, `[hidden]`: the mean of that reading's role vectors, or of the space's own
+        where it does not hold it."""
+        if reading == self.reading or reading not in self.readings:
+            return self.centred(layer)[1]
+        at, other = self._layer(layer), self.of(reading).tensors
+        mean: Tensor = other["default_vector"][at] - other["axis"][at]
+        return mean
 
     def direction(self, name: str, layer: int | None = None) -> Tensor:
         """The axis (`axis`) or a role less the mean role, `[hidden]`, of unit length. Raises `SpaceError`."""
@@ -209,7 +213,7 @@ class PersonaSpace:
         tensors["role_vectors"] = self.role_vectors_at()[:, None].clone()
         meta = {k: v for k, v in self.meta.items() if k not in ("samples", "made_from")}
         for reading, own in meta.get("other", {}).items():
-            other = {k: v for k, v in own.items() if k not in ("samples", "made_from")}
+            other = {k: v for k, v in own.items() if k not in ("samples", "made_from", "histogram")}
             meta["other"] = {reading: {**other, "axis_pc1": self.of(reading).axis_pc1()}}
         return PersonaSpace({**meta, "role_layers": [self.layer], "axis_pc1": self.axis_pc1()}, tensors)
 
