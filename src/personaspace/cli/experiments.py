@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out, space_and_engine
-from personaspace.errors import UsageError
+from personaspace.errors import CatalogError, UsageError
 from personaspace.experiments.experiment import Experiment, Options
 from personaspace.experiments.registry import MODULES, find
 
@@ -150,7 +150,11 @@ def _run(
 def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as_json: bool) -> None:
     from personaspace.saying import duration
 
-    each = {"this": experiment.cost(options, texts), "published": experiment.cost(experiment.published, texts)}
+    each = {"this": experiment.cost(options, texts)}
+    try:
+        each["published"] = experiment.cost(experiment.published, texts)
+    except (UsageError, CatalogError) as e:  # a user's own catalogue may lack what the published setting asks for
+        err.print(f"the published setting is not one for this catalogue: {e}", markup=False)
     seconds = {k: c.seconds(engine) for k, c in each.items()}
     if as_json:
         out.print_json(json.dumps({k: {**vars(c), "seconds": seconds[k]} for k, c in each.items()}))

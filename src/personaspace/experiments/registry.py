@@ -15,8 +15,9 @@ MODULES = {
     "traits": "traits",
     "capability": "capability",
     "case-study": "case_study",
+    "manner": "manner",
 }
-"""Name → module, in the order of the paper. A module is read when its experiment is asked for."""
+"""Name → module, in the order of the paper, then those that it lacks. A module is read when its experiment is asked for."""
 
 
 def find(name: str) -> Experiment:
