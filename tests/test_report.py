@@ -200,5 +200,6 @@ def test_measured_corrected_and_shuffled_figures_stand_beside_the_studys(opened)
     assert marks == ["from prompts", "from replies", "noise taken out", "roles shuffled"]
     plain = opened("sure")
     assert "as measured" in plain.locator(".figures > div").first.inner_text()
-    assert "This space does not hold them with the noise taken out." in plain.inner_text("main")
+    assert "noise taken out" in plain.locator(".figures > div").first.inner_text()
+    assert "This space does not hold them with the noise taken out." in opened("bare").inner_text("main")
     assert plain.locator("table.cards").first.locator("thead th").count() == 3
