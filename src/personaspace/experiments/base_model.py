@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from personaspace.errors import UsageError
 from personaspace.experiments import data
 from personaspace.experiments.base_axis import Likeness, likeness
 from personaspace.experiments.base_page import Found, page
-from personaspace.experiments.compare import FEWEST, Places, compare, repeatability, standardised
+from personaspace.experiments.compare import FEWEST, LEAST_REPEATABLE, Places, compare, repeatability, standardised
 from personaspace.experiments.experiment import Cost, Experiment, Numbers, Options
 from personaspace.experiments.people import BY_WORDS, PEOPLE, WHOSE, Completed
 from personaspace.experiments.results import Result
@@ -25,6 +26,7 @@ from personaspace.experiments.trials import Ask, Condition, Given, Trials, steer
 from personaspace.judge import ADHERENCE
 from personaspace.mapping import MapOptions, Mapper
 from personaspace.prompts import Design, Sampling
+from personaspace.readings import PROMPT
 from personaspace.space import PersonaSpace
 
 PROMPT_TOKENS, OPENING_TOKENS = 72, 8
@@ -41,9 +43,13 @@ class BaseModelOptions(Options):
         "transcript, stands in for it.",
     )
     roles: str = Field("70", description="all, a number of them spread over the list, or names.")
-    per_role: int = Field(4, ge=1, description="Replies a role, questions and instructions in rotation.")
+    per_role: int = Field(
+        4,
+        ge=1,
+        description="Prompts a role, or replies where the space is of them, in rotation.",
+    )
     questions: int = Field(60, ge=2, description="Questions of the catalogue.")
-    default_responses: int = Field(140, ge=2, description="Replies of the default Assistant.")
+    default_responses: int = Field(140, ge=2, description="The same of the default Assistant.")
     openings: int = Field(16, ge=1, le=16, description="Beginnings of texts that the steered base model goes on with.")
     samples: int = Field(2, ge=1, description="Completions of each opening under each strength.")
     alphas: Numbers = Field(
@@ -101,13 +107,15 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
         raise UsageError(f"--roles {options.roles}: the space has {len(shared)} of them; {FEWEST} at least are needed")
     base = trials.load(options.base or trials.engine.model.id, template=False)
     layer = same_depth(space.layer, len(space.tensors["axis"]), base.model.layers)
+    design = Design(per_role=options.per_role, default_responses=options.default_responses)
     mapper = Mapper(
         base,
         catalog,
         trials.folder / "base",
         MapOptions(
-            read="reply",
-            design=Design(per_role=options.per_role, default_responses=options.default_responses),
+            read="prompt" if space.reading == PROMPT else "reply",  # like is compared with like
+            design=design,
+            prompts=design,
             sampling=Sampling(max_new_tokens=options.max_new_tokens),
             seed=options.seed,
             layer=layer,
@@ -165,7 +173,8 @@ def evaluate(
     both = zip(standardised(here.at(roles)[0]), standardised(there.at(roles)[0]), strict=True)
     places = {r: (float(x), float(y)) for r, (x, y) in zip(roles, both, strict=True)}
     own = repeatability(space, roles)
-    ceiling = (like.again * (1.0 if own is None else own)) ** 0.5
+    again = like.again if like.again >= LEAST_REPEATABLE else nan
+    ceiling = (again * (1.0 if own is None else own)) ** 0.5
     rows = _rows(written) if written else []
     found = Found(
         names,

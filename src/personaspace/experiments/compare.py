@@ -160,12 +160,14 @@ def standardised(x: np.ndarray) -> np.ndarray:
 
 
 def repeatability(space: PersonaSpace, roles: Sequence[str]) -> float | None:
-    """The share of the variance of these roles' places on the axis that is not error; None where the space does not know it."""
+    """The share of the variance of these roles' places on the axis that is not error; None where the space does not know it, or
+    where it is too small to be told from nothing."""
     variance = _error_variance(space, roles)
     if variance is None:
         return None
     rows = [space.roles.index(r) for r in roles]
-    return _repeatable((space.centred()[0] @ space.axis_at())[rows].double().numpy(), variance)
+    share = _repeatable((space.centred()[0] @ space.axis_at())[rows].double().numpy(), variance)
+    return share if share >= LEAST_REPEATABLE else None
 
 
 def _error_variance(space: PersonaSpace, roles: Sequence[str]) -> np.ndarray | None:

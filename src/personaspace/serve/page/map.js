@@ -7,9 +7,11 @@ import { colours, config, escaped, layout, symbols } from "./plots.js";
 const STOPS = [0, 0.25, 0.5, 0.75, 1];
 const NAMED = 4;
 let names = []; // the boxes of the names that are always there
+let reached = []; // places of the conversation's replies: they may lie beyond all roles
 
 /** Draws everything anew: at the start, and where the colours change. */
 export function drawMap({ space, turns, onRole }) {
+  reached = SIDES.flatMap(side => visited(turns, side)).map(v => v.place);
   const axis = (k, text) => ({ showgrid: false, showticklabels: false, range: bounds(space, k), title: { text, standoff: 4, font: { color: css("--soft"), size: 12 } } });
   window.Plotly.react("map", [roleDots(space), nearestRoles([], space), home(space), ...SIDES.flatMap(side => trail(turns, side))],
     layout({ margin: { l: 8, r: 8, t: 4, b: 4 }, xaxis: axis(0, "component 1"), yaxis: axis(1, "component 2") }), config);
@@ -19,7 +21,7 @@ export function drawMap({ space, turns, onRole }) {
 }
 
 function bounds(space, k) {
-  const all = [...space.roles.map(r => r.place[k]), space.default.place[k]];
+  const all = [...space.roles.map(r => r.place[k]), space.default.place[k], ...reached.map(place => place[k])];
   const low = Math.min(...all), high = Math.max(...all), room = 0.07 * (high - low || 1);
   return [low - room, high + room];
 }
@@ -98,6 +100,10 @@ export function moveOnMap(turns, space) {
   const moves = dots.some((d, i) => d.x.length && from[i][0] !== undefined && (d.x[0] !== from[i][0] || d.y[0] !== from[i][1]));
   const arrive = () => window.Plotly.restyle("map", fields(traces), LIVE);
   describe(turns, space);
+  const before = JSON.stringify([bounds(space, 0), bounds(space, 1)]);
+  reached = SIDES.flatMap(side => visited(turns, side)).map(v => v.place);
+  const ranges = [bounds(space, 0), bounds(space, 1)];
+  if (JSON.stringify(ranges) !== before) window.Plotly.relayout("map", { "xaxis.range": ranges[0], "yaxis.range": ranges[1] });
   if (calm() || !moves) return arrive();
   const began = performance.now();
   const frame = now => {
