@@ -36,7 +36,7 @@ def mapped(tmp_path_factory, tiny_folder, small_catalog) -> Path:
 def test_a_folder_with_another_model_maps_with_the_same_command(mapped):
     shown = json.loads(run("show", mapped, "--json").stdout)
     assert shown["layers"] == 3
-    assert shown["readings"]["prompt"]["n_responses"] == shown["n_responses"] == 84
+    assert shown["readings"]["prompt"]["n_responses"] == shown["n_responses"] == 96
     assert shown["readings"]["reply"]["n_responses"] == 24
     assert (mapped / "report.html").stat().st_size > 1_000_000
 
@@ -139,8 +139,8 @@ def test_a_space_is_exported_and_imported(calibrated, tmp_path):
     run("report", tmp_path / "back.safetensors", "--out", tmp_path / "back.html")
     run("export", calibrated, "--format", "compact", "--out", tmp_path / "small.safetensors")
     whole, small = (json.loads(run("show", s, "--json").stdout) for s in (calibrated, tmp_path / "small.safetensors"))
-    assert small["axis_pc1_cosine"] == pytest.approx(whole["axis_pc1_cosine"], abs=1e-5)
-    assert small["default_on_pc1"] == pytest.approx(whole["default_on_pc1"], abs=1e-4)
+    assert small["axis_pc1_cosine"] == pytest.approx(whole["axis_pc1_cosine"], abs=1e-3)
+    assert small["default_on_pc1"] == pytest.approx(whole["default_on_pc1"], abs=1e-3)
     assert small["caps"] == whole["caps"]
 
 
