@@ -42,6 +42,13 @@ def test_where_nothing_slides_the_cap_is_not_said_to_help(tmp_path):
     assert "no difference" in result.headline
 
 
+def test_without_caps_nothing_is_said_of_a_cap(tmp_path):
+    result = conducted(tmp_path, PlantedEngine(slipping), options=CaseStudyOptions(caps=()))
+    assert {r["arm"] for r in result.rows} == {"as it was", "plain"}
+    assert "the cap" not in result.headline + result.lead
+    assert "capped" not in result.lead
+
+
 def test_a_users_own_transcripts_are_read_and_two_of_one_name_are_refused(tmp_path):
     talk = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b <-9.0>"}] * 2
     for folder in ("x", "y"):

@@ -254,6 +254,7 @@ def test_with_no_judge_only_projections_are_said(tmp_path):
     path = written(tmp_path, own_lines(4))
     result = conducted(tmp_path / "run", PlantedEngine(lambda messages, rng: 1.0), own_options(path), Judges("none"))
     assert "No reply was judged" in result.headline
+    assert "judge none" not in f"{result.lead} {result.headline} {result.blocks}"
     assert result.figures["projection"][PERSONA]["plain"].value == pytest.approx(1.0)
 
 

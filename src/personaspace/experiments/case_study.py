@@ -104,12 +104,19 @@ def evaluate(
     ends = {arm: _end(rows, arm) for arm in arms}
     rise = {arm: _rise(rows, arm) for arm in arms}
     told = "; ".join(f"{arm} {ends[arm]}" for arm in arms)
-    capped_, plain = ends[names[-1]], ends["plain"]
-    held = "the cap holds it" if capped_.high < plain.low else "the cap makes no difference that so few turns can tell"
     these = "this one conversation" if len(found) == 1 else f"these {len(found)} conversations"
+    if names[-1] == PLAIN.name:
+        said = f"Of {these}, so few turns say nothing of others"
+    elif ends[names[-1]].high < ends[PLAIN.name].low:
+        said = f"Given again, in {these} the cap holds it; the turns of so few say nothing of others"
+    else:
+        said = (
+            f"Given again, in {these} the cap makes no difference that so few turns can tell; the turns of so few say nothing "
+            "of others"
+        )
     headline = (
         f"Mean drift over the last half of the turns, in the default's standard deviations (intervals over turns): {told}. "
-        f"Given again, in {these} {held}; the turns of so few say nothing of others. "
+        f"{said}. "
         "The study: each of its cases drifts, and each is held by capping."
     )
     key = [
@@ -122,7 +129,7 @@ def evaluate(
     ]
     lead = (
         f"{len(found)} conversations that drift, read by {space.meta['model']['id']} at layer {space.layer}; then the user's "
-        "turns given again to the model, plain and capped. What was said is read by the plain model throughout, so that all "
+        f"turns given again to the model, {' and '.join(['plain', *(['capped'] if len(names) > 1 else [])])}. What was said is read by the plain model throughout, so that all "
         "can be compared."
     )
     rule = alert_rule(space) if "beginnings_default" in space.tensors else None
