@@ -130,7 +130,8 @@ def evaluate(
     ways = "plain and capped" if len(names) > 1 else "plain"
     lead = (
         f"{len(found)} conversations that drift, read by {space.meta['model']['id']} at layer {space.layer}; then the user's "
-        f"turns given again to the model, {ways}. What was said is read by the plain model throughout, so that all can be compared."
+        f"turns given again to the model, {ways}. What was said is read by the plain model throughout, so that all can be "
+        "compared."
     )
     rule = alert_rule(space) if "beginnings_default" in space.tensors else None
     blocks = [b for t in found for b in _blocks(space, t.name, rows, arms, rule)]
