@@ -196,3 +196,17 @@ def test_mistakes_of_those_who_hold_get_one_line_too(calibrated, tmp_path):
     ):
         done = run(*arguments, expect=code)
         assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--queue", "8", "--queue is not there with --engine vllm"),
+        ("--grace", "0", "--grace is not there with --engine vllm"),
+        ("--device", "cpu", "--device is not there with --engine vllm"),
+        ("--dtype", "fp64", "--dtype fp64: expected one of fp32, bf16, fp16"),
+    ],
+)
+def test_what_vllms_server_does_not_take_is_refused_and_not_dropped(option, value, told):
+    done = run("serve", "smollm2", "--engine", "vllm", option, value, expect=2)
+    assert told in done.stderr

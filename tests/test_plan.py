@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from personaspace import plan
 from personaspace.catalog import load_catalog
 from personaspace.errors import ModelError, UsageError
+from personaspace.progress import Bar
 from personaspace.prompts import Design
 from test_cli import run
 
@@ -97,3 +100,11 @@ def test_the_table_in_the_docs_is_what_the_program_says():
     spec.loader.exec_module(module)
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     assert module.with_table(page) == page, "run `make docs`"
+
+
+def test_an_engine_that_is_not_timed_announces_no_time():
+    unknown = plan.Plan("prompts", 100, 0, 2_000, 0, 0.0, 10**6)
+    line = Bar(Console()).line(unknown)
+    assert "0 s" not in line
+    assert "shows once it runs" in line
+    assert "nothing left to do" in Bar(Console()).line(replace(unknown, done=100))

@@ -34,9 +34,11 @@ class Bar(Watcher):
         """The plan in one line."""
         there = f" ({plan.done} of them there already)" if plan.done else ""
         new = f", at most {plan.new_tokens:,} new ones" if plan.new_tokens else ", nothing generated"
+        # An engine elsewhere is not timed beforehand: no time is better than 0 s.
+        took = f"about {duration(plan.seconds)}" if plan.seconds else "for a time that shows once it runs"
         return (
             f"{plan.responses} {plan.what}{there}: {plan.prompt_tokens:,} prompt tokens{new}, "
-            f"about {duration(plan.seconds)}, {plan.bytes / 1e6:,.0f} MB on the disk"
+            f"{took if plan.done < plan.responses else 'nothing left to do'}, {plan.bytes / 1e6:,.0f} MB on the disk"
         )
 
     def planned(self, plan: Plan) -> None:

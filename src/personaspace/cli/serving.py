@@ -30,12 +30,14 @@ def serve(
         list[str] | None, typer.Option(help="An origin that may call from its pages; several times.")
     ] = None,
     rows: Annotated[int, typer.Option(help="Replies decoded together.")] = 16,
-    queue: Annotated[int, typer.Option(help="Replies that may wait; more are answered 429.")] = 64,
+    queue: Annotated[int | None, typer.Option(help="Replies that may wait; more are answered 429; 64.")] = None,
     max_tokens: Annotated[int, typer.Option(help="At most that many tokens a reply.")] = 1024,
     record: Annotated[
         Path | None, typer.Option(help="Write conversations to this JSONL file; never otherwise.")
     ] = None,
-    grace: Annotated[int, typer.Option(help="Seconds that what runs may take after Ctrl-C or SIGTERM.")] = 20,
+    grace: Annotated[
+        int | None, typer.Option(help="Seconds that what runs may take after Ctrl-C or SIGTERM; 20.")
+    ] = None,
     model: ModelArg = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -44,9 +46,12 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible API that shows and holds the persona, and the page to try it on."""
     if engine == "vllm":
-        for unmet, file in (("api-keys", api_keys), ("record", record)):
-            if file:
+        own = {"api-keys": api_keys, "record": record, "queue": queue, "grace": grace, "device": device}
+        for unmet, value in own.items():
+            if value is not None:
                 raise UsageError(f"--{unmet} is not there with --engine vllm: its server is vLLM's own")
+        if dtype is not None and dtype not in DTYPES:
+            raise UsageError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
         given = [f"--host={host}", f"--port={port}", f"--max-num-seqs={rows}"]
         given += [f"--allowed-origins={json.dumps(cors)}"] if cors else []
         given += [f"--override-generation-config={json.dumps({'max_new_tokens': max_tokens})}"]
@@ -54,6 +59,7 @@ def serve(
         _become_vllm(space, model, host, api_key, [*given, *(vllm or ())])
     if engine != "transformers":
         raise UsageError(f"--engine {engine}: expected transformers or vllm")
+    queue, grace = 64 if queue is None else queue, 20 if grace is None else grace
     try:
         from personaspace.serve import Settings, create_app, hash_key, read_keys, run
         from personaspace.serve.settings import check_exposure
