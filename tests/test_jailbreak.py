@@ -315,5 +315,6 @@ def test_on_the_embedded_model_personas_lower_the_projection_and_the_cap_raises_
     result = conducted(tmp_path, smollm2, options, space=PersonaSpace.load("smollm2"))
     place = result.figures["projection"]
     assert place[PERSONA]["plain"].value < place[ALONE]["plain"].value - 10
-    assert place[PERSONA]["capped"].value > place[PERSONA]["plain"].value + 20
+    # The cap that comes along is a gentle one: most of a deviation of the default's, which is 4.4.
+    assert place[PERSONA]["capped"].value > place[PERSONA]["plain"].value + 2
     assert sum(r["part"] == "tasks" for r in result.rows) == 2 * len(solving.CATEGORIES)
