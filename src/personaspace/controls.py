@@ -43,11 +43,11 @@ def second_component(space: PersonaSpace, layer: int) -> Tensor:
     return _across(space.tensors["components"][layer, SECOND], space.axis_at(layer))
 
 
-def between_halves(space: PersonaSpace, layer: int, number: int = 0) -> Tensor:
+def between_halves(space: PersonaSpace, layer: int) -> Tensor:
     """From the mean of one half of the roles, drawn at random, to that of the other `[hidden]` at a layer, less what of it lies
     along the layer's axis, of unit length: an axis as it would be if who is the Assistant had been drawn by lot."""
     vectors, _ = space.centred(layer)
-    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(number))
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
     half = len(order) // 2
     return _across(vectors[order[:half]].mean(0) - vectors[order[half:]].mean(0), space.axis_at(layer))
 

@@ -95,11 +95,7 @@ def unit_axis(kept: Counted, hidden: int) -> Tensor:
 def on_replies(kept: Counted, axis: Tensor, layer: int) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
     """What holding a model goes by, of its replies whichever reading found the axis `[layers, hidden]`: how they lie on it, and
     the residual norm; and the histogram at a layer."""
-    unit, projections = axis / axis.norm(dim=-1, keepdim=True), []
-    for some in _passes(kept, axis.shape[1]):
-        blocks = kept.source.sample(kept.sampled, some)
-        projections.append(torch.cat([torch.einsum("nld,ld->nl", block.float(), unit[some]) for block in blocks]))
-    on = torch.cat(projections, 1).double().numpy()
+    on = _along(kept, axis)
     is_default = kept.source.role[kept.sampled] == 0
     return _spread(kept, on, is_default), _histogram(on[:, layer], is_default)
 
@@ -120,14 +116,19 @@ def own_role_near(kept: Counted, space: PersonaSpace, k: int = 5) -> dict[str, f
 def layer_of_replies(kept: Counted, axis: Tensor, seed: int) -> int:
     """The layer at which replies are told apart best along an axis `[layers, hidden]` that was found without them: the
     default's from roles', by folds of the questions as in `estimate`, and the first within a standard error of the best."""
-    unit = axis / axis.norm(dim=-1, keepdim=True)
-    on = []
+    folds = min(FOLDS, kept.cells.blocks)
+    fold = np.random.default_rng(seed).permutation(np.arange(kept.cells.blocks) % folds)
+    return vectors.pick_layer(_separation(kept, _along(kept, axis), fold))
+
+
+def _along(kept: Counted, axis: Tensor) -> vectors.Floats:
+    """Each sampled response's projection on an axis `[layers, hidden]` at its own layer, `[sample, layers]`."""
+    unit, on = axis / axis.norm(dim=-1, keepdim=True), []
     for some in _passes(kept, axis.shape[1]):
         blocks = kept.source.sample(kept.sampled, some)
         on.append(torch.cat([torch.einsum("nld,ld->nl", block.float(), unit[some]) for block in blocks]))
-    folds = min(FOLDS, kept.cells.blocks)
-    fold = np.random.default_rng(seed).permutation(np.arange(kept.cells.blocks) % folds)
-    return vectors.pick_layer(_separation(kept, torch.cat(on, 1).double().numpy(), fold))
+    result: vectors.Floats = torch.cat(on, 1).double().numpy()
+    return result
 
 
 def layer_of_prompts(order: vectors.Floats, map_: vectors.Floats) -> int:

@@ -39,7 +39,7 @@ def map_command(
     ] = None,
     prompts_per_role: Annotated[int | None, typer.Option(help="Prompts a role, in rotation; 16.", min=1)] = None,
     default_prompts: Annotated[
-        int | None, typer.Option(help="Prompts of the default; half the roles' total, at most 500.", min=2)
+        int | None, typer.Option(help="Prompts of the default; half the roles' total, at most 250.", min=2)
     ] = None,
     per_role: Annotated[
         int | None, typer.Option(help="Replies a role, questions and instructions in rotation; 2, without prompts 4.")

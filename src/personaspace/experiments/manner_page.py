@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from personaspace import saying
 from personaspace.catalog import DEFAULT
 from personaspace.experiments.drawing import axis, dots
 from personaspace.experiments.manner_findings import (
@@ -134,7 +135,7 @@ def _lead(space: PersonaSpace, tables: Mapping[str, Table], ranks: Mapping[str, 
 def _key(by_reading: Mapping[str, Findings]) -> list[Figure]:
     key = []
     for reading, f in by_reading.items():
-        where = "prompts" if reading == PROMPT else "replies"
+        where = saying.noun(reading)
         key.append(
             Figure(
                 f"{where}: far in points − near in verse",
