@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers import models as families
+
+from endpoint import Endpoint
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 # Those tests have an environment of their own: `make test-vllm`.
@@ -128,3 +132,12 @@ def small_catalog(tmp_path_factory) -> Path:
     asked = [{"id": k, "question": f"What is thing {k} to you?"} for k in range(12)]
     (folder / "questions.jsonl").write_text("\n".join(json.dumps(q) for q in asked))
     return folder
+
+
+@pytest.fixture
+def endpoint():
+    Endpoint.plan, Endpoint.asked = [], []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from characters import characters, two_readings
+from endpoint import Endpoint
 
 MAP = ["--roles", "ghost,hermit,clerk,auditor", "--per-role", "4", "--max-new-tokens", "6", "--rows", "16"]
 
@@ -99,8 +100,10 @@ def test_a_second_map_keeps_what_calibration_added(calibrated, tiny_folder, smal
     assert again["caps"]["capped"]["is"] == "default-p50@1:3"
 
 
-def test_a_sweep_prints_what_each_cap_does_and_draws_it(calibrated):
-    told = run("calibrate", calibrated, "--sweep", "--layers", "1:3", "--prompts", "4")
+def test_a_sweep_judged_by_an_endpoint_prints_what_each_cap_does_and_draws_it(calibrated, endpoint):
+    judge = ("--judge", "openai", "--judge-url", endpoint)
+    told = run("calibrate", calibrated, "--sweep", "--layers", "1:3", "--prompts", "4", *judge)
+    assert any("ghost" in asked for asked in Endpoint.asked)
     assert "capped = " in told.stdout
     assert "fresh prompts" in told.stdout
     assert "…" not in told.stdout, "no cell is cut short where there is no terminal"

@@ -20,7 +20,7 @@ import personaspace as ps
 from personaspace.catalog import load_catalog
 from personaspace.cli import app
 from personaspace.cli.experiments import read_options
-from personaspace.errors import RunError, RunMismatch, SpaceError, UsageError
+from personaspace.errors import RunMismatch, SpaceError, UsageError
 from personaspace.experiments.experiment import Options
 from personaspace.experiments.registry import MODULES, find
 from personaspace.experiments.statistics import bootstrap, estimate, mean, paired, share, trend
@@ -126,15 +126,66 @@ def test_a_stopped_experiment_goes_on_and_asks_nothing_twice(tmp_path):
     assert engine.asked == 300 - 128
 
 
-def test_a_folder_of_other_options_or_other_asks_is_refused_with_the_difference(tmp_path):
+def test_a_folder_of_other_options_is_refused_with_the_difference(tmp_path):
     made = trials(tmp_path)
     with made.open(3):
         made.ask(some(3), SAMPLING)
-        with pytest.raises(RunError, match="other replies"):
-            made.ask(some(4), SAMPLING)
     other = Trials(made.engine, made.space, tmp_path, "test", Options(seed=4), catalog=load_catalog())
     with pytest.raises(RunMismatch, match="seed"), other.open(3):
         pass
+
+
+def asked_of(name: str, text: str, condition: Condition = PLAIN) -> Ask:
+    return Ask(condition, name, ({"role": "user", "content": text},))
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        lambda made: made.ask([asked_of("one", "a <-7.0>")], SAMPLING),
+        lambda made: made.ask([asked_of("one", "a <1.0>", Condition("plain", alpha=0.1))], SAMPLING),
+        lambda made: made.ask([asked_of("one", "a <1.0>")], ps.Sampling(max_new_tokens=4)),
+        lambda made: made.ask([asked_of("one", "a <1.0>")], SAMPLING, seeds="another"),
+    ],
+    ids=["text", "condition of the same name", "sampling", "seed"],
+)
+def test_a_reply_is_never_taken_for_one_to_something_else_under_the_same_name(tmp_path, otherwise):
+    engine = PlantedEngine(lambda messages, rng: float(messages[-1]["content"].split("<")[1][:-1]))
+    made = trials(tmp_path, engine)
+    with made.open(2):
+        both = made.ask([asked_of("one", "a <1.0>"), asked_of("two", "b <2.0>")], SAMPLING)
+        engine.asked = 0
+        assert made.ask([asked_of("one", "a <1.0>"), asked_of("two", "b <2.0>")], SAMPLING) == both
+        assert engine.asked == 0, "the same is not asked again"
+        otherwise(made)
+        assert engine.asked == 1
+
+
+def test_of_a_part_that_changed_only_what_is_new_is_asked(tmp_path):
+    engine = PlantedEngine(lambda messages, rng: rng.normal())
+    made = trials(tmp_path, engine)
+    with made.open(4):
+        first = made.ask(some(3), SAMPLING)
+        engine.asked = 0
+        assert made.ask(some(4), SAMPLING)[:3] == first
+    assert engine.asked == 1
+
+
+def test_a_folder_of_version_0_1_0_goes_on_by_its_names(tmp_path):
+    engine = PlantedEngine(lambda messages, rng: rng.normal())
+    made = trials(tmp_path, engine)
+    talk = {"one": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b <-4.0>"}]}
+    with made.open(3):
+        replies, readings = made.ask(some(3), SAMPLING), made.read(talk, part="read", logprobs=True)
+        made.judge(Moody(), ["1", "2"], "mood")
+        for path in made.responses.glob("*.parquet"):  # as that version wrote them
+            pq.write_table(pq.read_table(path).drop_columns(["asked"]), path)
+        made.keep_scores("mood-moody", {("", 0): (1, 1.0), ("", 1): (0, 0.0)})
+        engine.asked, engine.replay, judge = 0, None, Moody()
+        assert (made.ask(some(3), SAMPLING), made.read(talk, part="read", logprobs=True)) == (replies, readings)
+        assert made.judge(judge, ["1", "2"], "mood") == [1, 0]
+    assert engine.asked == 0
+    assert not judge.seen
 
 
 def test_a_cap_that_the_space_lacks_is_named(tmp_path):
@@ -153,8 +204,11 @@ def test_text_is_read_under_a_condition_and_kept(tmp_path):
         assert [r.projection for r in plain["two"]] == [-4.0, -4.0]
         assert (plain["one"][0].logprob, held["one"][0].logprob) == (-1.0, -2.0)
         assert held["one"][0].projection == 0.0
-        engine.replay = None  # what was read is not read again
+        replay, engine.replay = engine.replay, None  # what was read is not read again
         assert made.read({"one": talk, "two": talk * 2}, part="plain", logprobs=True) == plain
+        engine.replay = replay
+        other = [talk[0], {"role": "assistant", "content": "b <-6.0>"}]
+        assert made.read({"one": other, "two": talk * 2}, part="plain", logprobs=True)["one"][0].projection == -6.0
 
 
 class Moody:
@@ -181,6 +235,15 @@ def test_what_a_judge_cannot_score_is_missing_and_tried_again(tmp_path):
         made.judge(judge, items, "mood")
     assert judge.seen == ["0", "3", "6"]
     assert "3 of 7 replies could not be judged (no answer)" in notes[0]
+
+
+def test_a_score_belongs_to_what_was_judged_and_not_to_its_place(tmp_path):
+    made, judge = trials(tmp_path), Moody()
+    with made.open(0):
+        made.judge(judge, ["1", "2"], "mood")
+        judge.seen.clear()
+        assert made.judge(judge, ["4", "1", "3"], "mood") == [1, 1, None]
+    assert judge.seen == ["4", "3"]
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------

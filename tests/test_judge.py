@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
+from endpoint import Endpoint
 from personaspace.catalog import Role, load_catalog
 from personaspace.errors import JudgeError
 from personaspace.judge import Item, LocalJudge, OpenAIJudge, RulesJudge, make_judge, score_all
@@ -50,41 +47,6 @@ def test_the_local_judge_keeps_most_probable_and_expected_score(tiny):
     for found in LocalJudge(tiny).score([item("Boo."), item("I can help you with that.")]):
         assert found.score in range(4)
         assert 0 <= found.expected <= 3
-
-
-class Endpoint(BaseHTTPRequestHandler):
-    """Answers as an OpenAI endpoint would; `plan` says how, by request."""
-
-    plan: list[str] = []  # noqa: RUF012 - set by each test
-    asked: list[str] = []  # noqa: RUF012
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        Endpoint.asked.append(body["messages"][0]["content"])
-        how = Endpoint.plan.pop(0) if Endpoint.plan else "3"
-        status = int(how) if len(how) == 3 else 200
-        answer = {
-            "id": "x", "object": "chat.completion", "created": 0, "model": "m",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": how}}],
-        }  # fmt: skip
-        data = json.dumps(answer if status == 200 else {"error": {"message": "no"}}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def endpoint():
-    Endpoint.plan, Endpoint.asked = [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
 
 
 def test_an_endpoint_is_asked_again_on_429_and_5xx(endpoint):

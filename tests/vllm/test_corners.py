@@ -67,6 +67,20 @@ def test_a_cached_beginning_belongs_to_its_intervention(
     assert stats.enable_caching
 
 
+def test_a_replay_that_reads_no_layer_still_tells_probabilities_and_what_was_touched(
+    folders: Callable[[str], str], reference: TransformersEngine, opened: Callable[..., Any]
+) -> None:
+    engine = opened(folders("llama"))
+    talk = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A light in the marsh."}]
+    cap = Cap(direction(128), LAYERS, floor=4.0)
+    for given in ((), (cap,)):
+        ((ours,),) = engine.replay([talk], read=[], interventions=given, logprobs=True)
+        ((theirs,),) = reference.replay([talk], read=[], interventions=given, logprobs=True)
+        assert (ours.activation.shape, ours.norms.shape) == (theirs.activation.shape, theirs.norms.shape)
+        assert (ours.tokens, ours.touched) == (theirs.tokens, theirs.touched)
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+
+
 def test_a_reply_that_becomes_a_prompt_is_computed_anew_where_it_was_treated_otherwise(
     folders: Callable[[str], str], reference: TransformersEngine, opened: Callable[..., Any]
 ) -> None:

@@ -16,6 +16,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from personaspace.engines.vllm.wire import pack
+from personaspace.serve.vllm import Endpoints, Persons
+from personaspace.space import PersonaSpace
 
 
 def free_port() -> int:
@@ -169,3 +175,33 @@ def test_text_completions_take_the_plain_way(server: httpx.Client) -> None:
 
 def test_the_space_is_described(server: httpx.Client) -> None:
     assert server.get("/v1/persona/space").json()["model"] == "smollm2"
+
+
+class Workers:
+    """Notes what the workers are asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    async def collective_rpc(self, name: str, args: tuple[Any, ...] = ()) -> list[bytes]:
+        self.calls.append((name, args))
+        return [pack({})]
+
+
+def test_of_clients_that_leave_only_what_was_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.entrypoints.openai.chat_completion import api_router
+
+    async def gone(*_: Any, **__: Any) -> None:
+        """vLLM's answer where the client is gone."""
+
+    monkeypatch.setattr(api_router, "create_chat_completion", gone)
+    workers = Workers()
+    app = FastAPI()
+    app.state.personaspace = Persons(PersonaSpace.load("smollm2"), "smollm2", workers)
+    Endpoints().attach_router(app)
+    client = TestClient(app)
+    for more, dropped in (({"n": 2, "temperature": 1}, []), ({}, [1])):
+        assert client.post("/v1/chat/completions", json=ask(**more)).status_code == 499
+        taken = [args[0] for name, args in workers.calls if name == "personaspace_take"]
+        assert [len(keys) for keys in taken] == dropped
+        assert all(key for keys in taken for key in keys)

@@ -35,7 +35,13 @@ def calibrate(
         int, typer.Option(help="Role prompts of the sweep; three times as many try the best again.")
     ] = 24,
     capability: Annotated[Path | None, typer.Option(help='Tasks for the sweep, JSONL: {"prompt", "answer"}.')] = None,
-    judge: Annotated[str, typer.Option(help="Who judges role replies in the sweep: rules, local or none.")] = "rules",
+    judge: Annotated[
+        str, typer.Option(help="Who judges role replies in the sweep: rules, local, openai or none.")
+    ] = "rules",
+    judge_model: Annotated[
+        str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")
+    ] = None,
+    judge_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")] = None,
     controls: Annotated[
         int,
         typer.Option(min=3, max=20, help="Random directions that the sweep's cap is compared with, displaced as far."),
@@ -50,7 +56,8 @@ def calibrate(
     from personaspace import calibrate as calibration
     from personaspace import sweep as sweeping
     from personaspace import tradeoff
-    from personaspace.judge import make_judge
+    from personaspace.engines import load_engine
+    from personaspace.judge import JUDGES, make_judge
     from personaspace.monitor import detection
     from personaspace.outcomes import Outcome
     from personaspace.space import PersonaSpace
@@ -59,8 +66,8 @@ def calibrate(
     folder = Path(space) if Path(space).is_dir() else Path(space).parent
     if not Run(folder).exists:
         raise UsageError(f"{space}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
-    if judge not in ("rules", "local", "none"):
-        raise UsageError(f"--judge {judge}: expected rules, local or none")
+    if judge not in JUDGES:
+        raise UsageError(f"--judge {judge}: expected one of {', '.join(JUDGES)}")
     kind, floor = of or "default", 25 if percentile is None else percentile
     calibration.check_kind(kind, floor)
     tasks = sweeping.read_tasks(capability) if capability else []
@@ -88,7 +95,10 @@ def calibrate(
         if sweep:
             ranges = [wanted] if wanted else sweeping.candidates(engine.model.layers)
             err.print(f"trying {len(ranges) * len(sweeping.CHOICES)} caps on {prompts} role prompts")
-            scorer = make_judge(judge, engine=engine)
+            judging = engine
+            if judge == "local" and judge_model:
+                judging = load_engine("transformers", judge_model, device=device, dtype=dtype)
+            scorer = make_judge(judge, engine=judging, model=judge_model, url=judge_url)
             made, outcomes = sweeping.sweep(
                 engine, made, sample, ranges, judge=scorer, prompts=prompts, tasks=tasks, seed=seed, random=controls
             )

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -47,6 +47,7 @@ SHARD = 128
 Chosen = TypeVar("Chosen", bound=Options)
 GIVEN = pa.schema(
     [
+        ("asked", pa.string()),
         ("condition", pa.string()),
         ("item", pa.string()),
         ("text", pa.string()),
@@ -59,6 +60,7 @@ GIVEN = pa.schema(
 )
 READING = pa.schema(
     [
+        ("asked", pa.string()),
         ("conversation", pa.string()),
         ("turn", pa.int32()),
         ("tokens", pa.int32()),
@@ -180,26 +182,33 @@ class Trials(Folder, Generic[Chosen]):
         activations: bool = False,
         seeds: str | None = None,
     ) -> list[Given]:
-        """The replies, in the order of the asks. What is in the folder already is read from there; `part` names these asks
-        within the experiment (a turn, a phase). The same item has the same seed under every condition, so that conditions
-        differ by what is done to the model alone; seeds: the part whose seeds these asks share, where it is another.
+        """The replies, in the order of the asks. `part` names these asks within the experiment (a turn, a phase). The same item
+        has the same seed under every condition, so that conditions differ by what is done to the model alone; seeds: the part
+        whose seeds these asks share, where it is another.
 
-        Raises `RunError` where the folder holds other asks under that name.
+        What is in the folder already is read from there, where it is the reply to exactly this: messages, sampling, seed and
+        condition. Anything else is asked anew.
         """
-        given: list[Given] = []
-        for k in range(0, len(asks), SHARD):
-            some = asks[k : k + SHARD]
-            path = self._part(part, k)
-            if path.is_file():
-                found = [Given(**{**r, "activation": _tensor(r["activation"])}) for r in read_rows(path)]
-                if [(g.condition, g.item) for g in found] != [(a.condition.name, a.item) for a in some]:
-                    raise RunError(f"{path}: holds other replies than this experiment asks for; give another --out")
-            else:
-                found = self._answers(some, sampling, seeds or part, activations)
-                write_table(path, pa.Table.from_pylist([_row(g) for g in found], schema=GIVEN))
-            given += found
-            self._done(len(some))
-        return given
+        replies: list[Given] = []
+        for first in range(0, len(asks), SHARD):
+            batch, path = asks[first : first + SHARD], self._part(part, first)
+            keys = [
+                _key(list(a.messages), vars(sampling), self._seed(seeds or part, a), asdict(a.condition), activations)
+                for a in batch
+            ]
+            by_key = _kept_replies(path, keys, [(a.condition.name, a.item) for a in batch])
+            missing = [k for k, key in enumerate(keys) if key not in by_key]
+            if missing:
+                answers = self._answers([batch[k] for k in missing], sampling, seeds or part, activations)
+                by_key |= {keys[k]: answer for k, answer in zip(missing, answers, strict=True)}
+                rows = [{"asked": key, **_row(by_key[key])} for key in keys]
+                write_table(path, pa.Table.from_pylist(rows, schema=GIVEN))
+            replies += [by_key[key] for key in keys]
+            self._done(len(batch))
+        return replies
+
+    def _seed(self, part: str, ask: Ask) -> int:
+        return row_seed(self.options.seed, f"{part}/{ask.item}", 0)
 
     def _answers(self, asks: Sequence[Ask], sampling: Sampling, part: str, activations: bool) -> list[Given]:
         held = {c: self._interventions(c, [a.messages for a in asks]) for c in {a.condition for a in asks}}
@@ -208,7 +217,7 @@ class Trials(Folder, Generic[Chosen]):
                 a.messages,
                 a.condition.name,
                 index=k,
-                seed=row_seed(self.options.seed, f"{part}/{a.item}", 0),
+                seed=self._seed(part, a),
                 interventions=held[a.condition],
             )
             for k, a in enumerate(asks)
@@ -254,23 +263,23 @@ class Trials(Folder, Generic[Chosen]):
         logprobs: bool = False,
     ) -> dict[str, list[Reading]]:
         """The assistant turns of conversations that exist, by name, as the model reads them under a condition; kept like
-        replies are."""
-        found: dict[str, list[Reading]] = {name: [] for name in conversations}
+        replies are: a conversation of another text is read anew."""
         names = list(conversations)
-        for k in range(0, len(names), SHARD):
-            path = self._part(part, k)
-            if not path.is_file():
-                some = names[k : k + SHARD]
-                texts = [conversations[n] for n in some]
+        readings: dict[str, list[Reading]] = {}
+        for first in range(0, len(names), SHARD):
+            batch, path = names[first : first + SHARD], self._part(part, first)
+            keys = {n: _key(list(conversations[n]), asdict(condition), logprobs) for n in batch}
+            kept = _kept_readings(path, keys)
+            if missing := [n for n in batch if n not in kept]:
+                texts = [conversations[n] for n in missing]
                 held = self._interventions(condition, [_opening(t) for t in texts])
                 turns = self.engine.replay(texts, read=[self.space.layer], interventions=held, logprobs=logprobs)
-                read = [self._reading(n, j, t) for n, ts in zip(some, turns, strict=True) for j, t in enumerate(ts)]
-                write_table(path, pa.Table.from_pylist([vars(r) for r in read], schema=READING))
-            for row in read_rows(path):
-                if row["conversation"] not in found:
-                    raise RunError(f"{path}: holds other conversations than this experiment reads; give another --out")
-                found[row["conversation"]].append(Reading(**row))
-        return found
+                for name, own in zip(missing, turns, strict=True):
+                    kept[name] = [self._reading(name, k, turn) for k, turn in enumerate(own)]
+                rows = [{"asked": keys[n], **vars(r)} for n in batch for r in kept[n]]
+                write_table(path, pa.Table.from_pylist(rows, schema=READING))
+            readings |= {n: kept[n] for n in batch}
+        return readings
 
     def _reading(self, name: str, k: int, turn: Turn) -> Reading:
         projection = float(turn.activation[0].float().cpu() @ self.space.axis_at()) if turn.tokens else math.nan
@@ -279,29 +288,33 @@ class Trials(Folder, Generic[Chosen]):
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def judge(self, judge: Judge, items: Sequence[Any], what: str, *, batch: int = 64) -> list[int | None]:
+    def judge(self, judge: Judge, items: Sequence[Any], what: str, *, batch_size: int = 64) -> list[int | None]:
         """The judge's score of each item, in order; None where it could not be scored, which is noted, and tried again by
-        the next call. `what` names these items within the experiment: their order must not change."""
+        the next call. `what` names these items within the experiment; what an item holds decides whether it was scored."""
         name = f"{what}-{judge.name}"
-        kept = self.scores_of(name)
-        left = [k for k in range(len(items)) if ("", k) not in kept]
+        scores = self.scores_of(name)
+        # Version 0.1.0 kept scores by their place alone.
+        by_place = {k: scores.pop(("", k)) for k in range(len(items)) if ("", k) in scores}
+        keys = [(_key(item), 0) for item in items]
+        scores = {key: by_place[k] for k, key in enumerate(keys) if k in by_place} | scores
+        unscored = list({key: k for k, key in enumerate(keys) if key not in scores}.items())
         problems: list[str] = []
-        for at in range(0, len(left), batch):
-            some = left[at : at + batch]
-            scores: list[Score] = list(judge.score([items[k] for k in some]))
-            problems += [s.problem for s in scores if s.score is None]
-            kept |= {
-                ("", k): (s.score, float(s.expected or 0))
-                for k, s in zip(some, scores, strict=True)
+        for first in range(0, len(unscored), batch_size):
+            batch = unscored[first : first + batch_size]
+            judged: list[Score] = list(judge.score([items[k] for _, k in batch]))
+            problems += [s.problem for s in judged if s.score is None]
+            scores |= {
+                key: (s.score, float(s.expected or 0))
+                for (key, _), s in zip(batch, judged, strict=True)
                 if s.score is not None
             }
-            self.keep_scores(name, kept)
+            self.keep_scores(name, scores)
         if problems:
             self.watcher.note(
                 f"{len(problems)} of {len(items)} replies could not be judged ({problems[0]}); they are missing from the "
                 "figures, and the same command tries them again"
             )
-        return [kept[("", k)][0] if ("", k) in kept else None for k in range(len(items))]
+        return [scores[key][0] if key in scores else None for key in keys]
 
     def _part(self, part: str, at: int) -> Path:
         return self.responses / f"{part}-{at // SHARD:05d}.parquet"
@@ -316,6 +329,35 @@ def _digest(space: PersonaSpace) -> str:
     digest = hashlib.sha256(space.tensors["axis"].float().contiguous().numpy().tobytes())
     digest.update(json.dumps([space.layer, space.meta.get("caps", {})], sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def _key(*parts: Any) -> str:
+    """What something was asked with, in 16 characters: the same for the same, whenever and wherever."""
+    plain = [asdict(p) if is_dataclass(p) and not isinstance(p, type) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _kept_replies(path: Path, keys: Sequence[str], names: Sequence[tuple[str, str]]) -> dict[str, Given]:
+    """The replies in a part, by what was asked. Version 0.1.0 wrote condition and item alone: its parts are these asks' where
+    they name the same ones in the same order."""
+    if not path.is_file():
+        return {}
+    rows = read_rows(path)
+    asked = [row.pop("asked", None) for row in rows]
+    replies = [Given(**{**row, "activation": _tensor(row["activation"])}) for row in rows]
+    if None in asked and [(r.condition, r.item) for r in replies] == list(names):
+        return dict(zip(keys, replies, strict=True))
+    return {key: reply for key, reply in zip(asked, replies, strict=True) if key in keys}
+
+
+def _kept_readings(path: Path, keys: Mapping[str, str]) -> dict[str, list[Reading]]:
+    """The readings in a part, by the conversation's name; version 0.1.0's went by the name alone."""
+    by_name: dict[str, list[Reading]] = {}
+    for row in read_rows(path) if path.is_file() else []:
+        name = row["conversation"]
+        if row.pop("asked", None) in (None, keys.get(name)) and name in keys:
+            by_name.setdefault(name, []).append(Reading(**row))
+    return by_name
 
 
 def _row(g: Given) -> Mapping[str, Any]:

@@ -181,7 +181,8 @@ async def chat(raw_request: Request) -> Any:
     answer = await api_router.create_chat_completion(request, raw_request=raw_request)
     key = ask["key"] if ask else ""
     if answer is None:  # the client is gone
-        persons.drop(key)
+        if key:
+            persons.drop(key)
         return Response(status_code=499)
     if isinstance(answer, StreamingResponse):
         answer.body_iterator = _streamed(answer.body_iterator, persons, model, key, wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +310,9 @@ class VllmEngine(Loaded):
                     extra = {"prompt_logprobs": 0} if logprobs else {}
                     s = spans[sent]
                     one = Sampling(temperature=0, max_new_tokens=1)
-                    flying[self._send(s.token_ids, one, None, read, interventions, s.spans, **extra)] = sent
+                    # Where no layer is wanted one is read all the same: the workers count what was touched by it.
+                    layers = read or (0,)
+                    flying[self._send(s.token_ids, one, None, layers, interventions, s.spans, **extra)] = sent
                     sent += 1
                 self._step()
                 ended = [id for id in flying if id in self._arrived and self._arrived[id].finished]
@@ -317,6 +320,8 @@ class VllmEngine(Loaded):
                 for id in ended:
                     k = flying.pop(id)
                     found = _whole(readings.get(id))
+                    if not read:
+                        found = replace(found, activation=found.activation[:, :0], norms=found.norms[:, :0])
                     results[k] = _turns(spans[k], places[k], found, self._arrived.pop(id), logprobs)
                 while shown in results:
                     yield results.pop(shown)
