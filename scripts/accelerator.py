@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from personaspace import plan
 from personaspace.bench import idle_cap, tokens_per_second
 from personaspace.catalog import load_catalog
-from personaspace.engines import Engine, loading
-from personaspace.engines.transformers import TransformersEngine
-from personaspace.prompts import Prompt, Sampling, assign
+from personaspace.engines import Engine
+from personaspace.engines.prompts import Prompt, Sampling, assign
+from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.mapping import plan
+from personaspace.model import loading
 
 WAYS = {
     "plain": "vLLM as it is",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from personaspace import plan
 from personaspace.catalog import load_catalog
 from personaspace.cli import app
-from personaspace.prompts import Design
+from personaspace.engines.prompts import Design
+from personaspace.mapping import plan
 
 DOCS = Path(__file__).parent.parent / "docs"
 TARGET, SCALE = DOCS / "commands.md", DOCS / "scale.md"

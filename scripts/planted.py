@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from personaspace import corrected, mixed, planting, reliability, vectors
-from personaspace.noise import Sample
-from personaspace.vectors import Cells, Fit
+from personaspace.stats import corrected, mixed, planting, reliability, vectors
+from personaspace.stats.noise import Sample
+from personaspace.stats.vectors import Cells, Fit
 
 LEVELS = {"reply": (4, 0.3), "prompt": (12, 0.8)}
 QUESTIONS, DEFAULT, OF_QUESTIONS, SPLITS = 120, 500, 1.5, 10

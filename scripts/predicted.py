@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from personaspace import plan
-from personaspace.asking import Task, answer
 from personaspace.catalog import load_catalog
 from personaspace.engines import load_engine
-from personaspace.prompts import Design, Sampling, assign, shards
+from personaspace.engines.prompts import Design, Sampling, assign, shards
+from personaspace.mapping import plan
+from personaspace.mapping.ask import Task, answer
 
 SHARD = 40
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from personaspace.asking import Task, answer
 from personaspace.catalog import DEFAULT, load_catalog
 from personaspace.engines import load_engine
-from personaspace.prompts import Sampling, assign, shards
+from personaspace.engines.prompts import Sampling, assign, shards
+from personaspace.mapping.ask import Task, answer
 
 PICTURE = Path(__file__).parent.parent / "docs" / "workers.svg"
 SHARD, TOKENS = 16, 16

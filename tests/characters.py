@@ -12,7 +12,7 @@ import torch
 
 import personaspace as ps
 from personaspace.catalog import DEFAULT, Catalog, load_catalog
-from personaspace.readings import PROMPT, joined
+from personaspace.space.readings import PROMPT, joined
 from planted import HIDDEN, LAYER, LAYERS, NORM, PlantedEngine
 
 WIDTH = 6

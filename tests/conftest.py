@@ -97,7 +97,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def tiny():
     """A small random engine."""
-    from personaspace.engines.transformers import TransformersEngine
+    from personaspace.engines.transformers.engine import TransformersEngine
 
     return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=8)
 
@@ -105,7 +105,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def smollm2():
     """The embedded model."""
-    from personaspace.engines.transformers import TransformersEngine
+    from personaspace.engines.transformers.engine import TransformersEngine
 
     return TransformersEngine.load("smollm2", device="cpu")
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from personaspace.engines import ModelInfo, Response, Turn
-from personaspace.interventions import Add, Cap
-from personaspace.layout import FORMAT
+from personaspace.model.interventions import Add, Cap
 from personaspace.space import PersonaSpace
+from personaspace.space.layout import FORMAT
 
 LAYERS, HIDDEN, LAYER = 4, 24, 2
 NORM = 10.0

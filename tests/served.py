@@ -12,10 +12,10 @@ import uvicorn
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
-from personaspace import calibrate
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.holding import calibrate
+from personaspace.runs import Run
 from personaspace.serve import Settings, create_app
-from personaspace.store import Run
 
 
 @pytest.fixture(scope="module")

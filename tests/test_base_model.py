@@ -14,11 +14,11 @@ import torch
 from conftest import make_tokenizer
 from personaspace.catalog import load_catalog
 from personaspace.engines.chat import Chat
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import UsageError
-from personaspace.experiments.base_model import EXPERIMENT, BaseModelOptions, same_depth
-from personaspace.experiments.people import PEOPLE, kind
-from personaspace.experiments.trials import Trials
+from personaspace.experiments.base_model.people import PEOPLE, kind
+from personaspace.experiments.base_model.run import EXPERIMENT, BaseModelOptions, same_depth
+from personaspace.experiments.kit.trials import Trials
 from personaspace.space import PersonaSpace
 from planted import PlantedEngine, planted_space
 

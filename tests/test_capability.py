@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from personaspace.catalog import load_catalog
 from personaspace.errors import RunError, UsageError
-from personaspace.experiments import harness, solving
-from personaspace.experiments.capability import EXPERIMENT, CapabilityOptions, surprise, through_server
-from personaspace.experiments.checks import passes
-from personaspace.experiments.solving import outcomes, sums, tasks
-from personaspace.experiments.statistics import change
-from personaspace.experiments.trials import PLAIN, Condition, Reading, Trials
+from personaspace.experiments.capability import lm_eval as harness
+from personaspace.experiments.capability.run import EXPERIMENT, CapabilityOptions, surprise, through_server
+from personaspace.experiments.kit import tasks as solving
+from personaspace.experiments.kit.checks import passes
+from personaspace.experiments.kit.tasks import outcomes, sums, tasks
+from personaspace.experiments.kit.trials import PLAIN, Condition, Reading, Trials
 from personaspace.space import PersonaSpace
+from personaspace.stats.intervals import change
 from planted import PlantedEngine, planted_space
 from served import serving
 

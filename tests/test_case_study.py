@@ -8,9 +8,9 @@ import pytest
 
 from personaspace.catalog import load_catalog
 from personaspace.errors import RunMismatch, UsageError
-from personaspace.experiments.case_study import EXPERIMENT, CaseStudyOptions, transcripts
-from personaspace.experiments.talks import fitted
-from personaspace.experiments.trials import Trials
+from personaspace.experiments.case_study.run import EXPERIMENT, CaseStudyOptions, transcripts
+from personaspace.experiments.kit.conversations import fitted
+from personaspace.experiments.kit.trials import Trials
 from personaspace.space import PersonaSpace
 from planted import PlantedEngine, planted_space
 

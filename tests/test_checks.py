@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personaspace.experiments import data
-from personaspace.experiments.checks import number, objects, passes, sentences, words
+from personaspace.experiments.kit.checks import number, objects, passes, sentences, words
 
 PASSES = [
     ({"kind": "contains", "all": ["milk", "cat"]}, "The CAT drank its Milk.", "The cat drank."),

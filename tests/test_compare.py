@@ -14,17 +14,10 @@ from typer.testing import CliRunner
 
 from personaspace.cli import app
 from personaspace.errors import UsageError
-from personaspace.experiments.compare import (
-    agreement,
-    aligned,
-    compare,
-    correlation,
-    pearson,
-    spearman,
-)
-from personaspace.experiments.compare_page import headline, write_comparison
-from personaspace.layout import FORMAT
+from personaspace.experiments.compare.findings import agreement, aligned, compare, correlation, pearson, spearman
+from personaspace.experiments.compare.page import headline, write_comparison
 from personaspace.space import PersonaSpace
+from personaspace.space.layout import FORMAT
 
 NAMES = [f"role{k}" for k in range(60)]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from personaspace import corrected, planting, vectors
-from personaspace.noise import Noise, Sample
-from personaspace.reliability import Products, split_fits
-from personaspace.vectors import Cells, Fit
+from personaspace.stats import corrected, planting, vectors
+from personaspace.stats.noise import Noise, Sample
+from personaspace.stats.reliability import Products, split_fits
+from personaspace.stats.vectors import Cells, Fit
 
 _spec = importlib.util.spec_from_file_location("planted_study", Path(__file__).parent.parent / "scripts" / "planted.py")
 assert _spec is not None

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from personaspace import Add
-from personaspace.engines import decode
-from personaspace.engines.rows import NOT_FINITE, Row
-from personaspace.engines.sampling import uniforms
-from personaspace.prompts import Sampling
+from personaspace.engines.prompts import Sampling
+from personaspace.engines.transformers import decode_loop as decode
+from personaspace.engines.transformers.batching import NOT_FINITE, Row
+from personaspace.engines.transformers.sampling import uniforms
 
 
 def rows(engine):

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from personaspace.catalog import load_catalog
 from personaspace.errors import CatalogError, RunError, RunMismatch, UsageError
-from personaspace.experiments import drift
-from personaspace.experiments.drift import EXPERIMENT, DriftOptions
-from personaspace.experiments.drift_findings import drifts, levels
-from personaspace.experiments.drift_messages import (
+from personaspace.experiments.drift import run as drift
+from personaspace.experiments.drift.findings import drifts, levels
+from personaspace.experiments.drift.messages import (
     BEFORE,
     BOTH,
     DOMAIN,
@@ -34,8 +33,9 @@ from personaspace.experiments.drift_messages import (
     predict,
     r_squared,
 )
-from personaspace.experiments.drift_users import Scene, flipped
-from personaspace.experiments.trials import Trials
+from personaspace.experiments.drift.run import EXPERIMENT, DriftOptions
+from personaspace.experiments.drift.users import Scene, flipped
+from personaspace.experiments.kit.trials import Trials
 from personaspace.space import PersonaSpace
 from planted import PlantedEngine, planted_space
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from conftest import FAMILIES, NO_SYSTEM, TEMPLATE, make_model, make_tokenizer
 from personaspace.engines import Span
 from personaspace.engines.chat import Chat
-from personaspace.engines.loading import pick_device
-from personaspace.engines.sampling import draw, uniforms
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.engines.transformers.sampling import draw, uniforms
 from personaspace.errors import ActivationError, ModelError, UsageError
-from personaspace.prompts import Prompt, Sampling
-from personaspace.residual import find_layers
+from personaspace.model.loading import pick_device
+from personaspace.model.residual import find_layers
 
 LONG = "A system prompt that is long enough to be shared by many rows and to be computed apart, once for all of them."
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from personaspace.residual import attach
+from personaspace.model.residual import attach
 from personaspace.space import PersonaSpace
 from served import serving
 

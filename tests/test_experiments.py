@@ -21,11 +21,11 @@ from personaspace.catalog import load_catalog
 from personaspace.cli import app
 from personaspace.cli.experiments import read_options
 from personaspace.errors import RunMismatch, SpaceError, UsageError
-from personaspace.experiments.experiment import Options
+from personaspace.experiments.kit.options import Options
+from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Judges, Trials, capped, controls, steered
 from personaspace.experiments.registry import MODULES, find
-from personaspace.experiments.statistics import bootstrap, estimate, mean, paired, share, trend
-from personaspace.experiments.trials import PLAIN, Ask, Condition, Judges, Trials, capped, controls, steered
-from personaspace.judge import Score
+from personaspace.judges import Score
+from personaspace.stats.intervals import bootstrap, estimate, mean, paired, share, trend
 from planted import PlantedEngine, planted_space
 
 SAMPLING = ps.Sampling(max_new_tokens=8)
@@ -391,7 +391,7 @@ def test_an_experiment_that_is_killed_and_started_again_ends_as_one_that_was_not
 
 
 def test_judges_are_made_with_the_experiments_own_rubric():
-    from personaspace.experiments.kinds import BY_WORDS, KINDS, WHO, Said
+    from personaspace.experiments.kit.speakers import BY_WORDS, KINDS, WHO, Said
 
     assert WHO.top == KINDS.index("untold"), "a judge can say that nothing tells"
     assert f"{WHO.top} - untold" in WHO.text(Said("Who are you?", "Boil the water."))

@@ -13,14 +13,14 @@ from rich.console import Console
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
-from personaspace import calibrate, controls, monitor, outcomes, sweep, tradeoff
-from personaspace.chatting import Conversation, converse
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.cli.chat import Conversation, converse
+from personaspace.engines.prompts import Sampling
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import DesignError, ModelError, SpaceError, UsageError
-from personaspace.judge import make_judge
-from personaspace.monitor import AlertRule, Monitor
-from personaspace.prompts import Sampling
-from personaspace.store import Run
+from personaspace.holding import calibrate, controls, monitor, outcomes, sweep, tradeoff
+from personaspace.holding.monitor import AlertRule, Monitor
+from personaspace.judges import make_judge
+from personaspace.runs import Run
 from planted import planted_space
 
 

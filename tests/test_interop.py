@@ -19,9 +19,9 @@ import torch
 from gguf import GGUFReader, GGUFWriter
 
 from personaspace.errors import SpaceError, UsageError
-from personaspace.interop import export_space, import_space, push, read_capping, read_control_vector, write_capping
-from personaspace.interop.hub import model_card
-from personaspace.interventions import Cap
+from personaspace.formats import export_space, import_space, push, read_capping, read_control_vector, write_capping
+from personaspace.formats.hub import model_card
+from personaspace.model.interventions import Cap
 from personaspace.space import PersonaSpace
 
 LAYERS, HIDDEN = 4, 8
@@ -420,7 +420,7 @@ def local(monkeypatch, tmp_path):
 
 ROUND_TRIP = """
 import sys
-from personaspace.interop import push
+from personaspace.formats import push
 from personaspace.space import PersonaSpace
 print(push(PersonaSpace.load(sys.argv[1]), "hf://owner/tiny-space", private=True))
 PersonaSpace.load("hf://owner/tiny-space").save(sys.argv[2])

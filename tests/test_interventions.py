@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import personaspace
 from conftest import FAMILIES, make_model, make_tokenizer
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import UsageError
-from personaspace.interventions import Ablate, Add, Cap, from_dict
-from personaspace.prompts import Prompt, Sampling
+from personaspace.model.interventions import Ablate, Add, Cap, from_dict
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)
 

@@ -11,9 +11,9 @@ import pytest
 
 from personaspace.catalog import load_catalog
 from personaspace.errors import CatalogError
-from personaspace.experiments import data, solving
-from personaspace.experiments.checks import passes
-from personaspace.experiments.jailbreak import (
+from personaspace.experiments import data
+from personaspace.experiments.jailbreak.findings import ALONE, PERSONA, effect, goes_with_low
+from personaspace.experiments.jailbreak.run import (
     EXPERIMENT,
     HARM,
     JailbreakOptions,
@@ -22,10 +22,11 @@ from personaspace.experiments.jailbreak import (
     check_of,
     rules,
 )
-from personaspace.experiments.jailbreak_findings import ALONE, PERSONA, effect, goes_with_low
-from personaspace.experiments.kinds import Said
-from personaspace.experiments.trials import Judges, Trials
-from personaspace.judge import Score
+from personaspace.experiments.kit import tasks as solving
+from personaspace.experiments.kit.checks import passes
+from personaspace.experiments.kit.speakers import Said
+from personaspace.experiments.kit.trials import Judges, Trials
+from personaspace.judges import Score
 from personaspace.space import PersonaSpace
 from planted import PlantedEngine, planted_space
 

@@ -7,9 +7,9 @@ import pytest
 from endpoint import Endpoint
 from personaspace.catalog import Role, load_catalog
 from personaspace.errors import JudgeError
-from personaspace.judge import Item, LocalJudge, OpenAIJudge, RulesJudge, make_judge, score_all
-from personaspace.mapping import MapOptions, Mapper
-from personaspace.store import Run
+from personaspace.judges import Item, LocalJudge, OpenAIJudge, RulesJudge, make_judge, score_all
+from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.runs import Run
 
 GHOST = Role(role="ghost", description="A ghost.", instructions=("Be a ghost.",))
 ROBOT = Role(role="robot", description="A robot.", ai=True, instructions=("Be a robot.",))

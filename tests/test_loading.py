@@ -14,7 +14,7 @@ import pytest
 from personaspace import PersonaSpace
 from personaspace.engines import load_engine
 from personaspace.errors import ModelError
-from personaspace.plan import model_of
+from personaspace.mapping.plan import model_of
 
 SOURCE = Path(__file__).parent.parent / "src" / "personaspace"
 CODE = """

@@ -16,17 +16,8 @@ from personaspace.catalog import DEFAULT, load_catalog
 from personaspace.cli import app
 from personaspace.engines import ONSET, Response
 from personaspace.errors import CatalogError, RunError, SpaceError, UsageError
-from personaspace.experiments.manner import (
-    EXPERIMENT,
-    SENTENCES,
-    MannerOptions,
-    asks,
-    cells,
-    cost,
-    evaluate,
-    shape,
-)
-from personaspace.experiments.manner_findings import (
+from personaspace.experiments.kit.trials import Trials
+from personaspace.experiments.manner.findings import (
     AS_IT_IS,
     BOTH,
     CONTRASTS,
@@ -44,9 +35,18 @@ from personaspace.experiments.manner_findings import (
     findings,
     shares,
 )
-from personaspace.experiments.trials import Trials
-from personaspace.layout import FORMAT
+from personaspace.experiments.manner.run import (
+    EXPERIMENT,
+    SENTENCES,
+    MannerOptions,
+    asks,
+    cells,
+    cost,
+    evaluate,
+    shape,
+)
 from personaspace.space import PersonaSpace
+from personaspace.space.layout import FORMAT
 from planted import HIDDEN, PlantedEngine, planted_space
 
 CATALOG = load_catalog()

@@ -18,11 +18,11 @@ import torch
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import DesignError, RunError, RunLocked, RunMismatch, SpaceError
-from personaspace.estimate import counted
-from personaspace.store import Run
-from personaspace.sums import Kept, Responses
+from personaspace.mapping.estimate import counted
+from personaspace.mapping.sums import Kept, Responses
+from personaspace.runs import Run
 
 OPTIONS = {"read": "reply", "per_role": 20, "max_new_tokens": 8, "default_responses": 40}
 
@@ -47,10 +47,10 @@ def mapped(tmp_path_factory, small_catalog):
 
 def work(folder: str, catalog: str, options: dict) -> None:
     """What the killed processes do: a map in shards of eight."""
-    import personaspace.stages
+    import personaspace.mapping.stages
 
     torch.set_num_threads(1)
-    personaspace.stages.SHARD = personaspace.stages.ONSET_SHARD = 8
+    personaspace.mapping.stages.SHARD = personaspace.mapping.stages.ONSET_SHARD = 8
     ps.map(engine(), folder, catalog=catalog, **options)
 
 
@@ -242,7 +242,7 @@ def test_a_role_whose_every_response_is_rejected_is_left_out_and_listed(mapped):
 
 
 def test_a_full_disk_leaves_what_was_finished_whole(tmp_path, small_catalog, monkeypatch):
-    import personaspace.places as store
+    import personaspace.files as store
 
     written, real = [], os.fsync
 
@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_what_was_finished_whole(tmp_path, small_catalog, mon
         real(handle)
 
     monkeypatch.setattr(store.os, "fsync", full)
-    monkeypatch.setattr("personaspace.stages.SHARD", 20)
+    monkeypatch.setattr("personaspace.mapping.stages.SHARD", 20)
     with pytest.raises(RunError, match="the disk is full"):
         ps.map(engine(), tmp_path, catalog=small_catalog, **OPTIONS)
     monkeypatch.setattr(store.os, "fsync", real)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import personaspace as ps
 from conftest import FAMILIES, make_model, make_tokenizer
-from personaspace.engines import ONSET, onset
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines import ONSET
+from personaspace.engines.transformers import onset
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import ActivationError, UsageError
 
 SYSTEMS = ["You are a ghost who haunts an old house.", "You are a clerk.", "You are a ghost who has left.", None]

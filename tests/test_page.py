@@ -10,8 +10,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from personaspace.engines.decode import DecodeLoop
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.transformers.decode_loop import DecodeLoop
+from personaspace.engines.transformers.engine import TransformersEngine
 from served import engine, serving, space
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from personaspace import plan
 from personaspace.catalog import load_catalog
+from personaspace.cli.progress import Bar
+from personaspace.engines.prompts import Design
 from personaspace.errors import ModelError, UsageError
-from personaspace.progress import Bar
-from personaspace.prompts import Design
+from personaspace.mapping import plan
 from test_cli import run
 
 ROOT = Path(__file__).parent.parent

@@ -16,14 +16,14 @@ import torch
 from personaspace.api import options_of
 from personaspace.catalog import load_catalog
 from personaspace.engines import Span, load_engine
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import ModelError, UsageError
-from personaspace.interventions import Ablate
-from personaspace.judge import RulesJudge
-from personaspace.mapping import Mapper, Watcher
-from personaspace.prompts import Prompt, Sampling
+from personaspace.judges import RulesJudge
+from personaspace.mapping.mapper import Mapper, Watcher
+from personaspace.model.interventions import Ablate
+from personaspace.runs import Run
 from personaspace.space import PersonaSpace
-from personaspace.store import Run
 
 ray = pytest.importorskip("ray")
 OPTIONS = {"design": {"per_role": 16, "default_responses": 32}, "sampling": {"max_new_tokens": 100}}
@@ -87,8 +87,8 @@ class Killer(threading.Thread):
 def test_with_workers_killed_and_a_node_that_comes_later_nothing_is_lost_or_done_twice(
     tmp_path, cluster, tiny_folder, small_catalog, monkeypatch
 ):
-    monkeypatch.setattr("personaspace.stages.SHARD", 4)
-    monkeypatch.setattr("personaspace.stages.FOLD", 1)
+    monkeypatch.setattr("personaspace.mapping.stages.SHARD", 4)
+    monkeypatch.setattr("personaspace.mapping.stages.FOLD", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = mapped(TransformersEngine.load(str(tiny_folder), rows=4), tmp_path / "alone", small_catalog, blocks=4)
@@ -152,7 +152,7 @@ def test_a_call_that_was_left_or_failed_leaves_nothing_for_the_next(cluster, tin
 
 
 def test_what_goes_wrong_in_a_worker_is_told_in_one_line(cluster, tiny_folder, tmp_path):
-    with pytest.raises(UsageError, match="--engine oracle"):
+    with pytest.raises(UsageError, match="engine oracle"):
         load_engine("ray", str(tiny_folder), address=cluster.address, worker_engine="oracle")
     with pytest.raises(UsageError, match="expected transformers or vllm"):
         load_engine("ray", str(tiny_folder), worker_engine="ray")

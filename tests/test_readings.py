@@ -13,14 +13,16 @@ import pytest
 import torch
 
 import personaspace as ps
-from personaspace import agreement, calibrate, saying
 from personaspace.api import catalog_of, options_of
 from personaspace.catalog import DEFAULT, EARLIER, load_catalog
 from personaspace.errors import RunMismatch, SpaceError, UsageError
-from personaspace.estimate import Counted
+from personaspace.holding import calibrate
+from personaspace.mapping import agreement
+from personaspace.mapping.estimate import Counted
+from personaspace.report import words
+from personaspace.runs import Run
 from personaspace.serve.persona import Reader
-from personaspace.store import Run
-from personaspace.vectors import Cells
+from personaspace.stats.vectors import Cells
 from test_map import engine, finish, start, texts
 
 BOTH = {"prompts_per_role": 8, "default_prompts": 30, "per_role": 4, "default_responses": 30, "max_new_tokens": 6}
@@ -257,7 +259,7 @@ class Planted:
         self.norms = np.ones((len(self.n), 1))
 
     def sums(self, cells, layers):
-        from personaspace.vectors import cell_sums
+        from personaspace.stats.vectors import cell_sums
 
         return cell_sums(cells.placing(self.role, self.question), [self.activations[:, layers]])
 
@@ -350,7 +352,7 @@ def test_how_much_a_replys_nearest_roles_say_is_counted_as_a_plain_loop_counts(m
     told = space.meta["nearest"]
     assert (told["n"], told["own"]) == (total, pytest.approx(hits / total))
     assert told["chance"] == pytest.approx(5 / 6)
-    assert f"{total} (by chance 83%)" in saying.nearest(space.summary())
+    assert f"{total} (by chance 83%)" in words.nearest(space.summary())
 
 
 def test_a_compact_spaces_roles_are_kept_in_half_precision_whatever_their_size(mapped, tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from personaspace import mixed, reliability, vectors
-from personaspace.certainty import Alike
-from personaspace.vectors import Cells, Fit
+from personaspace.space.certainty import Alike
+from personaspace.stats import mixed, reliability, vectors
+from personaspace.stats.vectors import Cells, Fit
 
 ROLES, EACH, QUESTIONS, DEFAULT, HIDDEN = 120, 6, 60, 240, 80
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import personaspace as ps
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import UsageError
 from personaspace.serve import hash_key, read_keys
 from personaspace.serve.settings import check_exposure
@@ -141,7 +141,7 @@ def test_a_text_completion_goes_on_where_a_transcripts_reply_would_end(space, en
 
 
 def test_a_long_text_is_scored_in_parts_as_it_is_in_one(engine, space, monkeypatch):
-    from personaspace.engines import transformers as module
+    from personaspace.engines.transformers import engine as module
 
     ids = engine.chat.text_ids("a text of some tokens, more than a part has")
     whole = engine.score(ids, 2, [space.cap()])

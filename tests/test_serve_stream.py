@@ -8,11 +8,11 @@ import json
 import pytest
 
 from personaspace.serve import Settings
+from personaspace.serve.completions import Requests
 from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import Reader
-from personaspace.serve.requests import Requests
 from personaspace.serve.scheduler import Event, Worker
-from personaspace.serve.schema import ChatCompletion, TextCompletion
+from personaspace.serve.types import ChatCompletion, TextCompletion
 from served import engine, space
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import personaspace as ps
-from personaspace.engines.rows import Row
-from personaspace.engines.sampling import uniforms
-from personaspace.prompts import Sampling
+from personaspace.engines.prompts import Sampling
+from personaspace.engines.transformers.batching import Row
+from personaspace.engines.transformers.sampling import uniforms
+from personaspace.serve.lock import QueueFull, Turns
 from personaspace.serve.scheduler import Ended, Job, Worker
-from personaspace.serve.turns import QueueFull, Turns
 from served import engine, serving, space
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -7,8 +7,8 @@ import torch
 
 from personaspace.catalog import load_catalog
 from personaspace.engines import Span
-from personaspace.monitor import project
-from personaspace.prompts import Prompt, Sampling
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.holding.monitor import project
 from personaspace.space import BUNDLED, PersonaSpace
 
 NEAR = ["evaluator", "consultant", "analyst", "generalist", "reviewer", "coach"]

@@ -13,14 +13,14 @@ import torch
 from conftest import make_model, make_tokenizer
 from personaspace.api import options_of
 from personaspace.catalog import load_catalog
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import RunMismatch, UsageError
-from personaspace.judge import Item, Score
-from personaspace.mapping import Mapper
+from personaspace.judges import Item, Score
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.sums import Responses, Summed, Sums
+from personaspace.runs import Run
 from personaspace.space import PersonaSpace
-from personaspace.store import Run
-from personaspace.sums import Responses, Summed, Sums
-from personaspace.vectors import blocks_of
+from personaspace.stats.vectors import blocks_of
 
 OPTIONS = {
     "read": "reply",
@@ -52,8 +52,8 @@ def engine() -> TransformersEngine:
 @pytest.fixture
 def mapped(engine, small_catalog, monkeypatch):
     """Maps in small shards, summed as they come."""
-    monkeypatch.setattr("personaspace.stages.SHARD", 16)
-    monkeypatch.setattr("personaspace.stages.FOLD", 1)
+    monkeypatch.setattr("personaspace.mapping.stages.SHARD", 16)
+    monkeypatch.setattr("personaspace.mapping.stages.FOLD", 1)
     monkeypatch.setattr("personaspace.sums.SAMPLE", 30)
 
     def map_(folder, judge=None, **options) -> PersonaSpace:
@@ -142,7 +142,7 @@ def test_sums_are_those_of_a_plain_loop(tmp_path, mapped):
         for key in ((int(responses.role[k]), int(block_of[responses.question[k]])), (-1, int(responses.question[k]))):
             plain[key] = plain.get(key, torch.zeros_like(h)) + h
     source = Summed(Sums(Run(tmp_path / "sums"), tmp_path / "sums" / "sums", 7, block_of))
-    from personaspace.vectors import Cells
+    from personaspace.stats.vectors import Cells
 
     cells = Cells.counted((), source.n, block_of)
     sums = source.sums(cells, slice(0, 3))
@@ -167,7 +167,7 @@ def test_stopped_before_any_file_is_put_in_place_a_run_of_sums_ends_as_one_left_
             raise Killed
         real(a, b)
 
-    monkeypatch.setattr("personaspace.places.os.replace", replace)
+    monkeypatch.setattr("personaspace.files.os.replace", replace)
     stops, steps = 0, (1, 2, 3, 5, 7, 4, 6, 8, 9, 10)
     while True:
         left[0] = steps[stops % len(steps)]

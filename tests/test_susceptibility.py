@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from personaspace.catalog import load_catalog
-from personaspace.experiments.kinds import KINDS, UNTOLD, kind
-from personaspace.experiments.sorting import confusion, sorting
-from personaspace.experiments.statistics import share
-from personaspace.experiments.susceptibility import (
+from personaspace.experiments.kit.speakers import KINDS, UNTOLD, kind
+from personaspace.experiments.kit.trials import Given, Trials
+from personaspace.experiments.susceptibility.findings import NO_ROLE, findings, table_row
+from personaspace.experiments.susceptibility.run import (
     EXPERIMENT,
     SusceptibilityOptions,
     asks,
@@ -22,9 +22,9 @@ from personaspace.experiments.susceptibility import (
     control_asks,
     spread,
 )
-from personaspace.experiments.susceptibility_findings import NO_ROLE, findings, table_row
-from personaspace.experiments.trials import Given, Trials
+from personaspace.experiments.susceptibility.sorting import confusion, sorting
 from personaspace.space import PersonaSpace
+from personaspace.stats.intervals import share
 from planted import PlantedEngine, planted_space
 
 SMALL = SusceptibilityOptions(roles=4, probes=4)

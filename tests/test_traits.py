@@ -15,9 +15,9 @@ from safetensors import safe_open
 
 from personaspace.catalog import load_catalog, load_traits
 from personaspace.errors import CatalogError, RunError, UsageError
-from personaspace.experiments.contrasts import contrast, measure
-from personaspace.experiments.traits import EXPERIMENT, TraitsOptions, asks, chosen, evaluate
-from personaspace.experiments.trials import Given, Trials
+from personaspace.experiments.kit.trials import Given, Trials
+from personaspace.experiments.traits.findings import contrast, measure
+from personaspace.experiments.traits.run import EXPERIMENT, TraitsOptions, asks, chosen, evaluate
 from personaspace.space import PersonaSpace
 from planted import HIDDEN, PlantedEngine, planted_space
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from personaspace.errors import UsageError
-from personaspace.transcripts import read_transcripts
+from personaspace.formats.transcripts import read_transcripts
 
 PLAIN = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]

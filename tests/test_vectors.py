@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personaspace import mixed, reliability, vectors
 from personaspace.catalog import DEFAULT, Catalog, Question, Role
+from personaspace.engines.prompts import Design, assign, next_round, rotation, shards
 from personaspace.errors import DesignError
-from personaspace.prompts import Design, assign, next_round, rotation, shards
-from personaspace.vectors import Cells
+from personaspace.stats import mixed, reliability, vectors
+from personaspace.stats.vectors import Cells
 
 ROLES, QUESTIONS, HIDDEN = 6, 8, 5
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personaspace.engines.vllm import plugin
-from personaspace.engines.vllm.ask import Ask, understand
+from personaspace.engines.vllm.clamps import Rows, directions_of
 from personaspace.engines.vllm.layers import Sums
-from personaspace.engines.vllm.moves import Rows, directions_of
-from personaspace.engines.vllm.tally import Tally
+from personaspace.engines.vllm.readout import Tally
+from personaspace.engines.vllm.request import Ask, understand
 from personaspace.engines.vllm.wire import pack, unpack
 from personaspace.errors import UsageError
-from personaspace.interventions import Ablate, Add, Cap, Intervention
+from personaspace.model.interventions import Ablate, Add, Cap, Intervention
 
 HIDDEN, LAYERS, SLOTS = 6, 2, 3
 CPU = torch.device("cpu")

@@ -8,11 +8,11 @@
 from personaspace.api import map
 from personaspace.catalog import Catalog, load_catalog
 from personaspace.engines import Engine, Response, Span, Token, Turn, load_engine
+from personaspace.engines.prompts import Design, Prompt, Sampling
 from personaspace.errors import PersonaSpaceError
-from personaspace.interventions import Ablate, Add, Cap
-from personaspace.prompts import Design, Prompt, Sampling
-from personaspace.report import write_report
-from personaspace.residual import attach
+from personaspace.model.interventions import Ablate, Add, Cap
+from personaspace.model.residual import attach
+from personaspace.report.map import write_report
 from personaspace.space import PersonaSpace
 
 __all__ = [

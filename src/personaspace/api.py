@@ -9,13 +9,13 @@ from pydantic import BaseModel, ValidationError
 
 from personaspace.catalog import EARLIER, Catalog, earlier, load_catalog
 from personaspace.engines import Engine, load_engine
+from personaspace.engines.prompts import Sampling
 from personaspace.errors import PersonaSpaceError, UsageError
-from personaspace.judge import make_judge
-from personaspace.mapping import MapOptions, Mapper, named
-from personaspace.prompts import Sampling
+from personaspace.judges import make_judge
+from personaspace.mapping.mapper import MapOptions, Mapper, named
+from personaspace.mapping.stages import Watcher
+from personaspace.runs import Run
 from personaspace.space import PersonaSpace
-from personaspace.stages import Watcher
-from personaspace.store import Run
 
 M = TypeVar("M", bound=BaseModel)
 

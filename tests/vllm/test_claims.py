@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from test_numbers import alike, in_order, load_reference, replayed
 
-from personaspace.prompts import Prompt, Sampling
+from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.space import PersonaSpace
 
 ROLES = ["You are a ghost.", ""]

@@ -17,10 +17,10 @@ import torch
 from personaspace.api import options_of
 from personaspace.catalog import load_catalog
 from personaspace.engines import load_engine
-from personaspace.judge import RulesJudge
-from personaspace.mapping import Mapper
+from personaspace.judges import RulesJudge
+from personaspace.mapping.mapper import Mapper
+from personaspace.runs import Run
 from personaspace.space import PersonaSpace
-from personaspace.store import Run
 
 ROLES = "ghost,judge,pirate,teacher"
 VLLM = {
@@ -62,7 +62,7 @@ def test_two_workers_on_vllm_of_which_one_is_killed_give_the_space_of_one_engine
     folders: Callable[[str], str], opened: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray")
-    monkeypatch.setattr("personaspace.stages.SHARD", 8)
+    monkeypatch.setattr("personaspace.mapping.stages.SHARD", 8)
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone = mapped(opened(folders("llama"), **VLLM), tmp_path / "alone")

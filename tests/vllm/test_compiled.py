@@ -10,8 +10,8 @@ import torch
 from test_numbers import GREEDY, alike, direction, in_order, load_reference, prompts, replayed
 from torch._dynamo.utils import counters
 
-from personaspace.interventions import Add, Cap
-from personaspace.prompts import Prompt
+from personaspace.engines.prompts import Prompt
+from personaspace.model.interventions import Add, Cap
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "olmo2"])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from test_numbers import GREEDY, alike, direction, in_order, kinds, load_reference, prompts, replayed
 
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import UsageError
-from personaspace.interventions import Add, Cap
-from personaspace.prompts import Prompt, Sampling
+from personaspace.model.interventions import Add, Cap
 
 LAYERS = (0, 1, 2)
 

@@ -12,9 +12,9 @@ from tiny import FAMILIES
 from torch.nn.functional import cosine_similarity
 
 from personaspace.engines import Response, Span
-from personaspace.engines.transformers import TransformersEngine
-from personaspace.interventions import Ablate, Add, Cap
-from personaspace.prompts import Prompt, Sampling
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.model.interventions import Ablate, Add, Cap
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
 QUESTIONS = ["Who are you?", "What is a tide, and why does it come twice a day?", "Tell me about bread.", "Why?", "Boo"]

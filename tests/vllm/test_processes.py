@@ -13,8 +13,8 @@ import pytest
 import torch
 from test_numbers import alike, load_reference, replayed
 
-from personaspace.interventions import Cap
-from personaspace.prompts import Prompt
+from personaspace.engines.prompts import Prompt
+from personaspace.model.interventions import Cap
 
 PROGRAM = """
 import json, sys

@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 
 from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out, space_and_engine
 from personaspace.errors import CatalogError, UsageError
-from personaspace.experiments.experiment import Experiment, Options
+from personaspace.experiments.kit.experiment import Experiment
+from personaspace.experiments.kit.options import Options
 from personaspace.experiments.registry import MODULES, find
 
 group = typer.Typer(help="Run one of the study's experiments, and set its figure beside the published one.")
@@ -109,10 +110,10 @@ def _run(
     as_json: bool,
 ) -> None:
     from personaspace.catalog import load_catalog
+    from personaspace.cli.progress import Bar
     from personaspace.engines import load_engine
-    from personaspace.experiments.trials import Judges, Trials
-    from personaspace.judge import JUDGES
-    from personaspace.progress import Bar
+    from personaspace.experiments.kit.trials import Judges, Trials
+    from personaspace.judges import JUDGES
 
     if judge not in JUDGES:
         raise UsageError(f"--judge {judge}: expected one of {', '.join(JUDGES)}")
@@ -148,7 +149,7 @@ def _run(
 
 
 def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as_json: bool) -> None:
-    from personaspace.saying import duration
+    from personaspace.report.words import duration
 
     each = {"this": experiment.cost(options, texts)}
     try:

@@ -26,7 +26,7 @@ def import_command(
     as_json: Json = False,
 ) -> None:
     """Read the study's published files, running nothing that is in them, and write them as one space."""
-    from personaspace.interop import import_space
+    from personaspace.formats import import_space
 
     space = import_space(source, model, layer)
     path = out_path / "space.safetensors" if out_path.is_dir() else out_path
@@ -45,7 +45,7 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write SPACE for other programs: a control vector, files laid out like the study's, or a small space."""
-    from personaspace.interop import export_space
+    from personaspace.formats import export_space
     from personaspace.space import PersonaSpace
 
     export_space(PersonaSpace.load(space), to, out_path, direction, scale)
@@ -60,7 +60,7 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Publish SPACE on the Hugging Face Hub, with a card drawn from its figures."""
-    from personaspace.interop import push as upload
+    from personaspace.formats import push as upload
     from personaspace.space import PersonaSpace
 
     url = upload(PersonaSpace.load(space), target, private=private)
@@ -77,10 +77,10 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Set spaces of several models, or versions of one, side by side."""
-    from personaspace import saying
-    from personaspace.experiments.compare import compare
-    from personaspace.experiments.compare_page import headline, write_comparison
-    from personaspace.experiments.results import plain
+    from personaspace.experiments.compare.findings import compare
+    from personaspace.experiments.compare.page import headline, write_comparison
+    from personaspace.experiments.kit.results import plain
+    from personaspace.report import words
     from personaspace.space import PersonaSpace
 
     loaded = named([(s, PersonaSpace.load(s)) for s in spaces])
@@ -91,7 +91,7 @@ def compare_command(
         return
     for name, space in loaded:
         for reading in space.readings:
-            out.print(f"{name}, from {saying.noun(reading)}: {saying.brief(space.of(reading).worth())}", markup=False)
+            out.print(f"{name}, from {words.noun(reading)}: {words.brief(space.of(reading).worth())}", markup=False)
     out.print()
     for p in pairs:
         moved, ranking = ", ".join(f"{role} {b - a:+.1f}" for role, a, b in p.moved[:6]), str(p.ranking)

@@ -16,7 +16,7 @@ from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app
 from personaspace.errors import UsageError
 
 if TYPE_CHECKING:
-    from personaspace.monitor import AlertRule
+    from personaspace.holding.monitor import AlertRule
 
 WIDE = 124
 """Columns that the tables of a sweep and of alerts take."""
@@ -53,15 +53,15 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Set caps' floors from how a run's tokens lie on the axis, and store them in its space."""
-    from personaspace import calibrate as calibration
-    from personaspace import sweep as sweeping
-    from personaspace import tradeoff
     from personaspace.engines import load_engine
-    from personaspace.judge import JUDGES, make_judge
-    from personaspace.monitor import detection
-    from personaspace.outcomes import Outcome
+    from personaspace.holding import calibrate as calibration
+    from personaspace.holding import sweep as sweeping
+    from personaspace.holding import tradeoff
+    from personaspace.holding.monitor import detection
+    from personaspace.holding.outcomes import Outcome
+    from personaspace.judges import JUDGES, make_judge
+    from personaspace.runs import Run
     from personaspace.space import PersonaSpace
-    from personaspace.store import Run
 
     folder = Path(space) if Path(space).is_dir() else Path(space).parent
     if not Run(folder).exists:
@@ -147,9 +147,9 @@ def project(
     as_json: Json = False,
 ) -> None:
     """Read where a conversation's assistant turns lie on the axis."""
-    from personaspace import monitor
-    from personaspace.plots import write_trajectories
-    from personaspace.transcripts import read_transcripts
+    from personaspace.formats.transcripts import read_transcripts
+    from personaspace.holding import monitor
+    from personaspace.holding.trajectories import write_trajectories
 
     if alert_turns < 1:
         raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
@@ -206,8 +206,8 @@ def chat(
     """Talk with the model in the terminal, and see where each reply lies on the axis."""
     from personaspace.api import sampling_of
     from personaspace.catalog import load_catalog
-    from personaspace.chatting import Conversation, converse
-    from personaspace.monitor import alert_rule
+    from personaspace.cli.chat import Conversation, converse
+    from personaspace.holding.monitor import alert_rule
 
     sampling = sampling_of(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     loaded, engine = space_and_engine(space, model, device, dtype)

@@ -10,11 +10,12 @@ import typer
 from rich.table import Table
 
 from personaspace.cli.common import Device, Dtype, Json, SpaceArg, app, err, out
+from personaspace.engines.registry import DEFAULT_ENGINE, ENGINES_HELP
 from personaspace.errors import UsageError
 
 if TYPE_CHECKING:
     from personaspace.catalog import Catalog
-    from personaspace.mapping import MapOptions
+    from personaspace.mapping.mapper import MapOptions
 
 
 PUBLISHED_LEAST = 50
@@ -80,7 +81,7 @@ def map_command(
         str | None, typer.Option(help="Where replies and activations go: s3://…, gs://…, …; the run's folder.")
     ] = None,
     catalog: Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")] = None,
-    engine: Annotated[str, typer.Option(help="transformers, vllm, or ray: many workers.")] = "transformers",
+    engine: Annotated[str, typer.Option(help=ENGINES_HELP)] = DEFAULT_ENGINE,
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster (auto, host:port); ray starts one here.")
     ] = None,
@@ -100,10 +101,10 @@ def map_command(
 ) -> None:
     """Map MODEL: read its prompts and replies as roles and as the default, and write the space and its report."""
     from personaspace.api import catalog_of, options_of
+    from personaspace.cli.progress import Bar
     from personaspace.engines import load_engine
-    from personaspace.judge import JUDGES, make_judge
-    from personaspace.mapping import Mapper
-    from personaspace.progress import Bar
+    from personaspace.judges import JUDGES, make_judge
+    from personaspace.mapping.mapper import Mapper
 
     if judge not in JUDGES:
         raise UsageError(f"--judge {judge}: expected one of {', '.join(JUDGES)}")
@@ -168,7 +169,7 @@ def map_command(
 
 
 def _plan_on(model: str, on: str, catalog: Catalog, options: MapOptions, as_json: bool) -> None:
-    from personaspace import plan
+    from personaspace.mapping import plan
 
     shape, chat = plan.model_of(model)
     hardware = plan.hardware_of(on)
@@ -207,7 +208,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write a space as one HTML page that works with the network off."""
-    from personaspace.report import write_report
+    from personaspace.report.map import write_report
     from personaspace.space import PersonaSpace
 
     source = Path(space)
@@ -253,10 +254,10 @@ def bench(
 
 
 def _efficiency(folder: Path | None, model: str, as_json: bool) -> None:
-    from personaspace import efficiency
+    from personaspace.bench import efficiency
     from personaspace.engines import load_engine
+    from personaspace.runs import Run
     from personaspace.space import PersonaSpace
-    from personaspace.store import Run
 
     if folder is None or not Run(folder).exists:
         raise UsageError(f"bench efficiency {folder or ''}: expected the folder of a map (it holds run.json)")
@@ -277,9 +278,9 @@ def _efficiency(folder: Path | None, model: str, as_json: bool) -> None:
 
 def _print_result(s: dict[str, Any], n: int = 10) -> None:
     """How sure the space is, its figures, and the roles, for people."""
-    from personaspace import saying
+    from personaspace.report import words
 
-    for line in saying.lines(s, out.width):
+    for line in words.lines(s, out.width):
         out.print(line, markup=False)
     out.print()
     _print_roles(s, n)
@@ -295,7 +296,7 @@ def _print_result(s: dict[str, Any], n: int = 10) -> None:
 
 def _print_roles(s: dict[str, Any], n: int) -> None:
     """The roles at both ends; by name where their order is not known, with their intervals."""
-    from personaspace import saying
+    from personaspace.report import words
 
     roles = s["roles"]
     centre = sum(r["projection"] for r in roles) / len(roles)
@@ -310,7 +311,7 @@ def _print_roles(s: dict[str, Any], n: int) -> None:
         for a, b in zip(roles[:n], roles[::-1][:n], strict=True):
             cells = [a["name"], f"{a['projection'] - centre:+.2f}", b["name"], f"{b['projection'] - centre:+.2f}"]
             table.add_row(*cells)
-    for line in saying.wrapped(saying.order(s), out.width):
+    for line in words.wrapped(words.order(s), out.width):
         out.print(line, markup=False)
     out.print()
     out.print(table)

@@ -95,8 +95,8 @@ def _become_vllm(space: str, model: str | None, host: str, api_key: str | None, 
         raise UsageError(f"serve --engine vllm needs {e.name}: pip install 'personaspace[serve,vllm]'") from None
     if importlib.util.find_spec("vllm") is None:
         raise UsageError("serve --engine vllm needs vLLM: pip install 'personaspace[serve,vllm]'")
-    from personaspace.engines.loading import resolve
-    from personaspace.plan import model_of
+    from personaspace.mapping.plan import model_of
+    from personaspace.model.loading import resolve
     from personaspace.space import PersonaSpace
 
     check_exposure(host, (hash_key(api_key),) if api_key else ())

@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import jinja2
 
-from personaspace.engines import Span
-from personaspace.engines.common import common
+from personaspace.engines.prefix import common
+from personaspace.engines.prompts import Message
 from personaspace.errors import ModelError
-from personaspace.prompts import Message
+
+
+@dataclass(frozen=True)
+class Span:
+    """A conversation as token ids, with the half-open token ranges to read."""
+
+    token_ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
 
 # A template that prints today's date would make the same run differ from day to day.
 FIXED_DATE = datetime(2025, 1, 1)

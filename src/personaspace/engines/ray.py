@@ -19,11 +19,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from personaspace.engines import Conversation, Engine, Layers, ModelInfo, Response, Token, Turn, load_engine, loading
 from personaspace.engines.chat import Chat
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.protocol import Conversation, Engine, Layers, ModelInfo, Response, Token, Turn
+from personaspace.engines.registry import load_engine
 from personaspace.errors import ModelError, PersonaSpaceError, UsageError
-from personaspace.interventions import Intervention
-from personaspace.prompts import Prompt, Sampling
+from personaspace.model import loading
+from personaspace.model.interventions import Intervention
 
 try:
     import ray
@@ -124,6 +126,11 @@ class RayEngine:
         assert self._about is not None
         info, self.chat = self._about
         self.model = replace(info, id=model)
+
+    @classmethod
+    def load(cls, model: str, **options: Any) -> RayEngine:
+        """The same, as every engine is loaded."""
+        return cls(model, **options)
 
     # -- work --------------------------------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""The study's experiments, one file each, over the engine, the monitor and the caps that are there."""
+"""The study's experiments, a folder each, over the engine, the monitor and the caps that are there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from personaspace.errors import UsageError
-from personaspace.experiments.experiment import Experiment
+from personaspace.experiments.kit.experiment import Experiment
 
 MODULES = {
     "susceptibility": "susceptibility",
@@ -17,12 +17,12 @@ MODULES = {
     "case-study": "case_study",
     "manner": "manner",
 }
-"""Name → module, in the order of the paper, then those that it lacks. A module is read when its experiment is asked for."""
+"""Name → folder, in the order of the paper, then those that it lacks. Its `run` is read when its experiment is asked for."""
 
 
 def find(name: str) -> Experiment:
     """The experiment of that name. Raises `UsageError` with the names there are."""
     if name not in MODULES:
         raise UsageError(f"experiment {name}: expected one of {', '.join(MODULES)}")
-    found: Experiment = import_module(f"personaspace.experiments.{MODULES[name]}").EXPERIMENT
+    found: Experiment = import_module(f"personaspace.experiments.{MODULES[name]}.run").EXPERIMENT
     return found

@@ -18,10 +18,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from personaspace.catalog import load_catalog
-from personaspace.engines.transformers import TransformersEngine
+from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import PersonaSpaceError
-from personaspace.monitor import project
+from personaspace.holding.monitor import project
+from personaspace.serve.assets import add_pages
+from personaspace.serve.completions import Requests
 from personaspace.serve.limits import BodyLimit
+from personaspace.serve.lock import QueueFull
 from personaspace.serve.metrics import Metrics
 from personaspace.serve.openapi import (
     ChatReply,
@@ -33,13 +36,10 @@ from personaspace.serve.openapi import (
     describe,
     refused,
 )
-from personaspace.serve.pages import add_pages
 from personaspace.serve.persona import BadRequest, Reader
-from personaspace.serve.requests import Requests
 from personaspace.serve.scheduler import Worker
-from personaspace.serve.schema import ChatCompletion, Completion, Conversation, TextCompletion
 from personaspace.serve.settings import Settings
-from personaspace.serve.turns import QueueFull
+from personaspace.serve.types import ChatCompletion, Completion, Conversation, TextCompletion
 from personaspace.space import PersonaSpace
 
 KINDS = {401: "authentication_error", 404: "not_found_error"}

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from personaspace import saying
 from personaspace.errors import SpaceError
-from personaspace.interventions import Intervention
-from personaspace.monitor import AlertRule, Monitor, alert_rule
-from personaspace.readings import REPLY
+from personaspace.holding.monitor import AlertRule, Monitor, alert_rule
+from personaspace.model.interventions import Intervention
+from personaspace.report import words
 from personaspace.serve.scheduler import TokenRead
-from personaspace.serve.schema import Persona
+from personaspace.serve.types import Persona
 from personaspace.space import PersonaSpace
+from personaspace.space.readings import REPLY
 
 
 class BadRequest(Exception):
@@ -137,7 +137,7 @@ class Reader:
                 {"name": n, "projection": by_name[n], "place": places[i], "instruction": instructions.get(n, "")}
                 for i, n in enumerate(space.roles)
             ],
-            "nearest": saying.nearest(summary),
+            "nearest": words.nearest(summary),
             "steer": "residual_norm" in space.tensors,
             "limits": limits,
         }

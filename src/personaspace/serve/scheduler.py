@@ -17,10 +17,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from personaspace.engines.decode import DecodeLoop, Done
-from personaspace.engines.rows import NOT_FINITE, Row
-from personaspace.engines.transformers import TransformersEngine
-from personaspace.serve.turns import QueueFull, Turns
+from personaspace.engines.transformers.batching import NOT_FINITE, Row
+from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
+from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.serve.lock import QueueFull, Turns
 
 log = logging.getLogger("personaspace.serve")
 

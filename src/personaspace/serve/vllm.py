@@ -20,14 +20,14 @@ from pydantic import ValidationError
 from personaspace.catalog import load_catalog
 from personaspace.engines import ModelInfo
 from personaspace.engines.vllm import checkpoint, plugin
-from personaspace.engines.vllm.ask import FIELD
-from personaspace.engines.vllm.tally import How
+from personaspace.engines.vllm.readout import How
+from personaspace.engines.vllm.request import FIELD
 from personaspace.engines.vllm.wire import Reading, gathered
 from personaspace.engines.vllm.worker import Shape
-from personaspace.interventions import Intervention
+from personaspace.model.interventions import Intervention
 from personaspace.serve.metrics import PersonaMetrics
 from personaspace.serve.persona import BadRequest, Reader
-from personaspace.serve.schema import Persona
+from personaspace.serve.types import Persona
 from personaspace.space import PersonaSpace
 
 log = getLogger("vllm.personaspace")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from personaspace.engines.vllm.ask import FIELD, Named, understand
-from personaspace.engines.vllm.moves import check_moves, directions_of
+from personaspace.engines.vllm.clamps import check_moves, directions_of
+from personaspace.engines.vllm.request import FIELD, Named, understand
 from personaspace.engines.vllm.worker import Limits, Shape
 from personaspace.errors import UsageError
 

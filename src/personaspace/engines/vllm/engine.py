@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personaspace.engines import Conversation, Layers, ModelInfo, Response, Span, Token, Turn, loading
-from personaspace.engines.chat import Chat
-from personaspace.engines.loaded import Loaded, check_finite, end_ids
+from personaspace.engines.base import Loaded, check_finite, end_ids
+from personaspace.engines.chat import Chat, Span
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.protocol import Conversation, Layers, ModelInfo, Response, Token, Turn
 from personaspace.engines.vllm import checkpoint, plugin
-from personaspace.engines.vllm.ask import FIELD
-from personaspace.engines.vllm.tally import How
+from personaspace.engines.vllm.readout import How
+from personaspace.engines.vllm.request import FIELD
 from personaspace.engines.vllm.wire import Reading, gathered
 from personaspace.errors import ActivationError, ModelError, UsageError
-from personaspace.interventions import Intervention
-from personaspace.prompts import Prompt, Sampling
-from personaspace.residual import check_interventions
+from personaspace.model import loading
+from personaspace.model.interventions import Intervention
+from personaspace.model.residual import check_interventions
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

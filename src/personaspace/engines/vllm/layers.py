@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from personaspace.engines.vllm.moves import Rows
+from personaspace.engines.vllm.clamps import Rows
 from personaspace.errors import ModelError
 
 

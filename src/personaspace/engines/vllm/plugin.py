@@ -18,11 +18,11 @@ from typing import Any
 
 from personaspace.engines.vllm import layers as compiled
 from personaspace.engines.vllm.admission import InFlight, admit, unsupported
-from personaspace.engines.vllm.ask import FIELD
-from personaspace.engines.vllm.tally import How
+from personaspace.engines.vllm.readout import How
+from personaspace.engines.vllm.request import FIELD
 from personaspace.engines.vllm.worker import Beside, Limits
 from personaspace.errors import ModelError, PersonaSpaceError
-from personaspace.interventions import Intervention
+from personaspace.model.interventions import Intervention
 
 log = getLogger("vllm.personaspace")
 NAMED: dict[str, tuple[Intervention, ...]] = {}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from personaspace.engines.vllm.tally import Result
+from personaspace.engines.vllm.readout import Result
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from personaspace.engines.vllm.ask import FIELD, understand
+from personaspace.engines.vllm.clamps import Rows
 from personaspace.engines.vllm.layers import Sums, find_decoder_layers, put_inside, running, settle
-from personaspace.engines.vllm.moves import Rows
-from personaspace.engines.vllm.tally import How, Result, Tally
+from personaspace.engines.vllm.readout import How, Result, Tally
+from personaspace.engines.vllm.request import FIELD, understand
 from personaspace.engines.vllm.wire import pack
 from personaspace.errors import ModelError, UsageError
-from personaspace.interventions import Intervention, from_dict
+from personaspace.model.interventions import Intervention, from_dict
 
 
 @dataclass(frozen=True)

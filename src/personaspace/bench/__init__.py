@@ -1,0 +1,398 @@
+"""Measures speed and memory against a peer on the same inputs, in turn, in one run; prints ratios, not absolutes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from personaspace.catalog import DEFAULT, load_catalog
+from personaspace.engines import Engine, Span
+from personaspace.engines.prompts import Prompt, Sampling, assign, shards
+from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.engines.transformers.onset import shared_prefixes
+from personaspace.mapping.plan import ONSET_SHARD
+from personaspace.model.interventions import Cap, Intervention
+
+BENCHES = ("generate", "extract", "prefill", "overhead", "scale")
+PREFILL_A_ROLE = 12
+"""As a map asks them, so that as many share a beginning."""
+BATCHES = (16, 32, 48, 64, 128)
+
+
+def run_bench(
+    what: str, model: str, *, prompts: int, tokens: int | None, repeats: int, engine: str = "transformers"
+) -> dict[str, Any]:
+    """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit."""
+    catalog = load_catalog()
+    each = PREFILL_A_ROLE if what == "prefill" else 1
+    asked = assign(catalog, [{DEFAULT: 1, **{r.role: each for r in catalog.roles}}], 0)[0]
+    chosen = [p for p in asked if p.role != DEFAULT]
+    chosen = (
+        [p for shard in shards(chosen, ONSET_SHARD, 0) for p in shard][:prompts]
+        if what == "prefill"
+        else chosen[:prompts]
+    )
+    if engine == "vllm":
+        return {"bench": what, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats)}
+    loaded = TransformersEngine.load(model)
+    measure = {
+        "generate": _generate,
+        "extract": _extract,
+        "prefill": _prefill,
+        "overhead": _overhead,
+        "scale": _scale,
+    }[what]
+    return {"bench": what, "prompts": len(chosen), **measure(loaded, chosen, tokens, repeats)}
+
+
+def _row(values: Sequence[float], unit: str) -> dict[str, Any]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "unit": unit}
+
+
+def _in_turn(repeats: int, *calls: Callable[[], float]) -> list[list[float]]:
+    """Each call's figures, the calls made in turn, so that a machine that slows down slows them all."""
+    found: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for figures, call in zip(found, calls, strict=True):
+            figures.append(call())
+    return found
+
+
+def idle_cap(engine: Engine) -> Cap:
+    """Eight layers' floors that nothing is under: the arithmetic of a cap, and the same replies to compare the time of."""
+    first = engine.model.layers // 2
+    direction = torch.randn(engine.model.hidden, generator=torch.Generator().manual_seed(0))
+    return Cap(direction, tuple(range(first, min(first + 8, engine.model.layers))), floor=-1e9)
+
+
+def tokens_per_second(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    read: bool,
+    interventions: Sequence[Intervention] = (),
+) -> float:
+    """Of `respond`, with every layer read or none."""
+    began = time.monotonic()
+    layers = range(engine.model.layers) if read else None
+    found = engine.respond(prompts, sampling, read=layers, interventions=interventions)
+    tokens = sum(len(r.token_ids) for r in found)
+    return tokens / (time.monotonic() - began)
+
+
+def _hf_generate(engine: TransformersEngine, ids: Sequence[list[int]], sampling: Sampling, batch: int) -> float:
+    tokenizer, done = engine.tokenizer, 0
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    began = time.monotonic()
+    for k in range(0, len(ids), batch):
+        rows = ids[k : k + batch]
+        longest = max(map(len, rows))
+        tokens = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=engine.device)
+        mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=engine.device)
+        made = engine.network.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=0,
+            max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=sorted(engine.chat.end_ids),
+        )[:, longest:]
+        for row in made.tolist():
+            done += next((k for k, t in enumerate(row) if t in engine.chat.end_ids), len(row))
+    return done / (time.monotonic() - began)
+
+
+def _generate(
+    engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int
+) -> dict[str, Any]:
+    """`respond` with reading on against `generate` with nothing read, at its best batch size."""
+    sampling = Sampling(max_new_tokens=tokens or 32)
+    ids = [engine.chat.prompt_ids(p.messages) for p in prompts]
+    trial = {b: _hf_generate(engine, ids[: max(BATCHES)], sampling, b) for b in BATCHES}
+    best = max(trial, key=lambda b: trial[b])
+    ours, theirs = _in_turn(
+        repeats,
+        lambda: tokens_per_second(engine, prompts, sampling, True),
+        lambda: _hf_generate(engine, ids, sampling, best),
+    )
+    name = f"transformers generate, {best} rows"
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return {
+        "ours": _row(ours, "tokens/s"),
+        "peers": {name: _row(theirs, "tokens/s")},
+        "ratio": {name: ratio},
+        "limit": {name: 2.0},
+    }
+
+
+def _overhead(
+    engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int
+) -> dict[str, Any]:
+    """Speed with reading, and with eight layers capped, over speed with neither."""
+    sampling, some = Sampling(max_new_tokens=tokens or 128), prompts[:64]
+    cap = idle_cap(engine)
+    plain, reading, capping = _in_turn(
+        repeats,
+        lambda: tokens_per_second(engine, some, sampling, False),
+        lambda: tokens_per_second(engine, some, sampling, True),
+        lambda: tokens_per_second(engine, some, sampling, False, [cap]),
+    )
+    peers = {"reading every layer": reading, f"capping {len(cap.layers)} layers": capping}
+    return {
+        "ours": _row(plain, "tokens/s"),
+        "peers": {name: _row(figures, "tokens/s") for name, figures in peers.items()},
+        "ratio": {
+            name: statistics.median(a / b for a, b in zip(figures, plain, strict=True))
+            for name, figures in peers.items()
+        },
+        "limit": dict.fromkeys(peers, 0.97),
+    }
+
+
+def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
+    """vLLM as it is, compiled, against vLLM with the plugin: with nothing asked, every layer read, eight layers capped, both.
+
+    Both are loaded, each in processes of its own, and measured in turn: what the plugin costs while it does nothing shows, too.
+    """
+    from personaspace.engines.vllm.engine import VllmEngine
+
+    sampling = Sampling(temperature=0, max_new_tokens=tokens or 64)
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork would have the plugin in the plain one, too
+    os.environ.setdefault("VLLM_SLEEP_WHEN_IDLE", "1")  # the one that is not measured leaves the processor alone
+    options: dict[str, Any] = {"max_model_len": 1024, "rows": len(prompts), "kv_cache_memory_bytes": 2 << 30}
+    ours = VllmEngine.load(model, **options)
+    allowed = os.environ.get("VLLM_PLUGINS")
+    os.environ["VLLM_PLUGINS"] = ""
+    plain = VllmEngine.load(model, **options)
+    os.environ.pop("VLLM_PLUGINS")
+    if allowed is not None:
+        os.environ["VLLM_PLUGINS"] = allowed
+    cap = idle_cap(ours)
+    names = ("nothing asked", "reading every layer", f"capping {len(cap.layers)} layers", "both")
+    ways: list[tuple[bool, Sequence[Intervention]]] = [(False, ()), (True, ()), (False, [cap]), (True, [cap])]
+    spent: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
+
+    def measured(name: str, engine: Engine, read: bool, given: Sequence[Intervention]) -> float:
+        before = _processor_seconds()
+        rate = tokens_per_second(engine, prompts, sampling, read, given)
+        spent[name].append(_processor_seconds() - before)
+        return rate
+
+    for engine in (plain, ours):
+        tokens_per_second(engine, prompts, sampling, False)  # memory is touched for the first time
+    as_it_is, *found = _in_turn(
+        repeats,
+        functools.partial(measured, "plain", plain, False, ()),
+        *(functools.partial(measured, name, ours, *way) for name, way in zip(names, ways, strict=True)),
+    )
+
+    plain.close()
+    ours.close()
+
+    def ratios(rows: Sequence[Sequence[float]], base: Sequence[float]) -> dict[str, float]:
+        pairs = zip(names, rows, strict=True)
+        return {name: statistics.median(a / b for a, b in zip(row, base, strict=True)) for name, row in pairs}
+
+    return {
+        "prompts": len(prompts),
+        "tokens": sampling.max_new_tokens,
+        "ours": _row(as_it_is, "tokens/s"),
+        "peers": {name: _row(figures, "tokens/s") for name, figures in zip(names, found, strict=True)},
+        "ratio": ratios(found, as_it_is),
+        # By the processor's time, which others on the machine disturb less: the same tokens are made each way.
+        "processor_ratio": {k: 1 / v for k, v in ratios([spent[name] for name in names], spent["plain"]).items()},
+        "limit": dict.fromkeys(names, 0.95),
+    }
+
+
+def _processor_seconds() -> float:
+    """What this process and those that it started have used so far."""
+    import psutil
+
+    me = psutil.Process()
+    times = [p.cpu_times() for p in (me, *me.children(recursive=True))]
+    return float(sum(t.user + t.system for t in times))
+
+
+def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
+    """`replay` against a forward pass that keeps all hidden states and slices them: speed, and share of the GEMM peak."""
+    spans = _ragged(engine, prompts[:64], tokens or 256)
+    real = sum(len(s.token_ids) for s in spans)
+
+    def ours() -> float:
+        began = time.monotonic()
+        for _ in engine.replay(spans, read=range(engine.model.layers)):
+            pass
+        return real / (time.monotonic() - began)
+
+    def peer() -> float:
+        began = time.monotonic()
+        for k in range(0, len(spans), 16):
+            batch = spans[k : k + 16]
+            longest = max(len(s.token_ids) for s in batch)
+            rows = [[*s.token_ids, *[0] * (longest - len(s.token_ids))] for s in batch]
+            mask = [[1] * len(s.token_ids) + [0] * (longest - len(s.token_ids)) for s in batch]
+            with torch.inference_mode():
+                states = engine.network(
+                    torch.tensor(rows, device=engine.device),
+                    attention_mask=torch.tensor(mask, device=engine.device),
+                    output_hidden_states=True,
+                    use_cache=False,
+                ).hidden_states
+            for row, s in enumerate(batch):
+                a, b = s.spans[0]
+                torch.stack([h[row, a:b].mean(0) for h in states[1:]])
+        return real / (time.monotonic() - began)
+
+    mine, theirs = _in_turn(repeats, ours, peer)
+    share = statistics.median(mine) * _flops_per_token(engine) / _gemm_peak(engine)
+    used = [_memory_of(engine, call) for call in (ours, peer)]
+    name = "forward pass with all hidden states"
+    return {
+        "ours": _row(mine, "tokens/s"),
+        "peers": {name: _row(theirs, "tokens/s")},
+        "ratio": {
+            name: statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
+            "share of the GEMM peak": share,
+            "memory": used[1] / max(used[0], 1),
+        },
+        "limit": {name: 2.2, "share of the GEMM peak": 0.7, "memory": 3.0},
+        "memory_mb": {"ours": used[0] / 2**20, name: used[1] / 2**20},
+    }
+
+
+def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
+    """Prompts read at their last token, as a map reads them, against `output_hidden_states` of the same prompts, sorted by
+    length and padded; share of the GEMM peak on the tokens that are computed, and how many of those are padding."""
+    ids = sorted((engine.chat.prompt_ids(p.messages) for p in prompts), key=len)
+    computed: list[int] = []
+
+    def ours() -> float:
+        computed.clear()
+        base = engine.network.base_model
+        hook = base.register_forward_pre_hook(
+            lambda module, args, kwargs: computed.append(kwargs["input_ids"].numel()), with_kwargs=True
+        )
+        began = time.monotonic()
+        try:
+            for k in range(0, len(prompts), ONSET_SHARD):
+                for _ in engine.onsets(prompts[k : k + ONSET_SHARD], read=range(engine.model.layers)):
+                    pass
+        finally:
+            hook.remove()
+        return len(ids) / (time.monotonic() - began)
+
+    def peer() -> float:
+        began = time.monotonic()
+        for k in range(0, len(ids), 16):
+            batch = ids[k : k + 16]
+            longest = len(batch[-1])
+            rows = torch.tensor([[0] * (longest - len(row)) + row for row in batch], device=engine.device)
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in batch], device=engine.device)
+            with torch.inference_mode():
+                states = engine.network(
+                    rows, attention_mask=mask, output_hidden_states=True, use_cache=False, logits_to_keep=1
+                ).hidden_states
+            torch.stack([h[:, -1] for h in states[1:]])
+        return len(ids) / (time.monotonic() - began)
+
+    mine, theirs = _in_turn(repeats, ours, peer)
+    real = 0
+    for k in range(0, len(prompts), ONSET_SHARD):
+        rows = [engine.chat.prompt_ids(p.messages) for p in prompts[k : k + ONSET_SHARD]]
+        real += sum(p.length + sum(len(rows[m]) - p.length for m in p.members) for p in shared_prefixes(rows))
+    per_prompt = real / len(prompts)
+    name = "output_hidden_states"
+    return {
+        "ours": _row(mine, "prompts/s"),
+        "peers": {name: _row(theirs, "prompts/s")},
+        "ratio": {
+            name: statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
+            "share of the GEMM peak": statistics.median(mine)
+            * per_prompt
+            * _flops_per_token(engine)
+            / _gemm_peak(engine),
+            "computed tokens that are real": real / sum(computed),
+            "tokens of the prompts that are computed": real / sum(map(len, ids)),
+        },
+        "limit": {name: 2.0, "share of the GEMM peak": 0.7, "computed tokens that are real": 0.9},
+    }
+
+
+def _ragged(engine: TransformersEngine, prompts: Sequence[Prompt], longest: int) -> list[Span]:
+    """Replies from 8 to `longest` tokens, as real transcripts are: their lengths' logarithms are evenly spread."""
+    steps = [int(8 * (longest / 8) ** (k / max(1, len(prompts) - 1))) for k in range(len(prompts))]
+    asked = [replace(p, sampling=Sampling(max_new_tokens=n)) for p, n in zip(prompts, steps, strict=True)]
+    spans = []
+    for r in engine.respond(asked, Sampling()):
+        start = len(ids := engine.chat.prompt_ids(r.prompt.messages))
+        spans.append(Span((*ids, *r.token_ids), ((start, start + len(r.token_ids)),)))
+    return [spans[k] for k in torch.randperm(len(spans), generator=torch.Generator().manual_seed(0)).tolist()]
+
+
+def _memory_of(engine: TransformersEngine, call: Callable[[], float]) -> int:
+    """Bytes that a call needs beyond what is there before it: on a GPU as torch counts them, else the process' peak."""
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is there now
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _scale(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
+    """The server's tokens a second with 16 clients at once against one, and the time to an idle server's first token."""
+    from personaspace.bench.clients import first_token, served, throughput
+
+    most, clients = tokens or 48, 16
+    asked = [[dict(m) for m in p.messages] for p in prompts[:clients]]
+    with served(engine, clients) as port:
+        throughput(port, engine.model.id, asked, 4, clients)  # memory is touched for the first time
+        many, one = _in_turn(
+            repeats,
+            lambda: throughput(port, engine.model.id, asked, most, clients),
+            lambda: throughput(port, engine.model.id, asked[:2], most, 1),
+        )
+        waits = [first_token(port, engine.model.id) for _ in range(5)]
+    name = "one client"
+    return {
+        "ours": _row(many, "tokens/s"),
+        "peers": {name: _row(one, "tokens/s"), "first token": _row(waits, "s")},
+        "ratio": {name: statistics.median(a / b for a, b in zip(many, one, strict=True))},
+        "limit": {name: 4.0, "first token": 0.5},
+    }
+
+
+def _flops_per_token(engine: TransformersEngine) -> float:
+    return 2.0 * sum(p.numel() for layer in engine.layers for p in layer.parameters())
+
+
+def _gemm_peak(engine: TransformersEngine) -> float:
+    a = torch.randn(2048, 2048, device=engine.device, dtype=engine.network.dtype)
+    best = 0.0
+    for _ in range(8):
+        began = time.monotonic()
+        (a @ a)[0, 0].item()
+        best = max(best, 2 * 2048**3 / (time.monotonic() - began))
+    return best

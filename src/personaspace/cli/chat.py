@@ -1,0 +1,184 @@
+"""A conversation in the terminal: replies as they are made, and after each where it lies on the axis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from personaspace.engines import Engine
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.errors import PersonaSpaceError, UsageError
+from personaspace.files import write_whole
+from personaspace.holding.monitor import AlertRule, Monitor, TurnReading
+from personaspace.model.interventions import Intervention
+from personaspace.space import PersonaSpace
+
+WIDTH = 41
+HELP = """/cap [NAME]       hold replies with a cap of the space; /cap off lets go
+/steer ALPHA [TO] steer along the axis (or towards a role); positive is towards the Assistant; /steer off
+/role [NAME|TEXT] a new conversation with a role of the space, or with a system prompt of yours; /role off
+/compare          the next reply twice: as it is, and with the cap
+/save FILE        the conversation as JSON, with its readings
+/help, /quit"""
+
+
+@dataclass
+class Conversation:
+    """A conversation with a model, what holds it, and what its turns read."""
+
+    engine: Engine
+    space: PersonaSpace
+    sampling: Sampling
+    console: Console
+    rule: AlertRule | None = None
+    cap: str | None = None
+    steer: tuple[float, str] | None = None
+    instruction: Callable[[str], str | None] = lambda _: None
+    messages: list[dict[str, str]] = field(default_factory=list)
+    compare: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.monitor = Monitor(self.space, self.rule)
+        self.interventions(self.cap)
+
+    def interventions(self, cap: str | None) -> tuple[Intervention, ...]:
+        """What is done to a reply: steering, then the cap. Raises `SpaceError` for one that does not exist."""
+        steered = (self.space.steer(*self.steer),) if self.steer else ()
+        return (*steered, self.space.cap(cap)) if cap else steered
+
+    def say(self, text: str) -> None:
+        """Answers the user, streaming, and shows the gauge; in a comparison twice, the second reply being kept."""
+        self.messages.append({"role": "user", "content": text})
+        try:
+            reply = self._answer()
+        except BaseException:  # what got no reply was not said
+            self.messages.pop()
+            self.monitor.drop_turn()
+            raise
+        self.messages.append({"role": "assistant", "content": reply})
+        self.seed += 1
+
+    def _answer(self) -> str:
+        if not self.compare:
+            return self._reply(self.cap, self.monitor, "")
+        self.compare = False
+        cap = self.cap or "capped"
+        self._reply(None, Monitor(self.space), "as it is")
+        return self._reply(cap, self.monitor, cap)
+
+    def _reply(self, cap: str | None, monitor: Monitor, label: str) -> str:
+        prompt = Prompt(tuple(self.messages), seed=self.seed)
+        if label:
+            self.console.print(f"[{label}]", style="bold", markup=False)
+        text, touched = "", 0
+        stream = self.engine.stream(
+            prompt, self.sampling, read=[self.space.layer], interventions=self.interventions(cap)
+        )
+        for token in stream:
+            self.console.print(token.text, end="", markup=False, highlight=False)
+            text += token.text
+            touched += token.touched
+            if token.activation is not None:
+                monitor.feed(token.activation[0])
+        self.console.print()
+        reading = monitor.end_turn(len(self.messages))
+        if reading:
+            self.console.print(gauge(self.space, reading, touched))
+        return text
+
+    def command(self, line: str) -> bool:
+        """Does what a line that begins with / says; false where it ends the conversation. Raises `UsageError`."""
+        name, _, rest = line[1:].partition(" ")
+        rest = rest.strip()
+        if name in ("quit", "exit", "q"):
+            return False
+        if name == "cap":
+            wanted = None if rest == "off" else rest or "capped"
+            self.interventions(wanted)
+            self.cap = wanted
+            self.console.print(f"cap: {wanted or 'off'}", style="dim", markup=False)
+        elif name == "steer":
+            self._steer(rest)
+        elif name == "role":
+            self._role(rest)
+        elif name == "compare":
+            self.interventions(self.cap or "capped")
+            self.compare = True
+            self.console.print("the next reply: as it is, then capped", style="dim")
+        elif name == "save":
+            self._save(rest)
+        elif name == "help":
+            self.console.print(HELP, markup=False)
+        else:
+            raise UsageError(f"/{name}: no such command; /help lists them")
+        return True
+
+    def _steer(self, rest: str) -> None:
+        before = self.steer
+        if rest in ("", "off"):
+            self.steer = None
+        else:
+            alpha, _, to = rest.partition(" ")
+            try:
+                self.steer = (float(alpha), to.strip() or "axis")
+            except ValueError:
+                raise UsageError(f"/steer {rest}: expected a number, as /steer -0.3, and a role if you like") from None
+        try:
+            self.interventions(None)
+        except PersonaSpaceError:
+            self.steer = before
+            raise
+        self.console.print(f"steering: {self.steer or 'off'}", style="dim", markup=False)
+
+    def _role(self, rest: str) -> None:
+        system = None if rest in ("", "off") else self.instruction(rest) or rest
+        self.messages = [{"role": "system", "content": system}] if system else []
+        self.monitor = Monitor(self.space, self.rule)
+        self.console.print(f"a new conversation: {system or 'no system prompt'}", style="dim", markup=False)
+
+    def _save(self, rest: str) -> None:
+        if not rest:
+            raise UsageError("/save: expected a file's name, as /save talk.json")
+        turns = [r.to_dict() for r in self.monitor.readings]
+        data = {"model": self.engine.model.id, "cap": self.cap, "messages": self.messages, "turns": turns}
+        write_whole(Path(rest), json.dumps(data, indent=1, ensure_ascii=False).encode())
+        self.console.print(f"saved: {rest}", style="dim", markup=False)
+
+
+def gauge(space: PersonaSpace, reading: TurnReading, touched: int = 0) -> Text:
+    """A turn as one line: where it lies from three standard deviations away from the default to one beyond it."""
+    nearest = ", ".join(name for name, _ in reading.nearest[:3])
+    if reading.drift is None:
+        return Text(f"projection {reading.projection:.1f}, near {nearest}", style="dim")
+    place = round((3 - max(-1.0, min(3.0, reading.drift))) / 4 * (WIDTH - 1))
+    home = round(3 / 4 * (WIDTH - 1))
+    cells = ["│" if k == home else "─" for k in range(WIDTH)]
+    cells[place] = "●"
+    held = f", {touched} of {reading.tokens} tokens held" if touched else ""
+    colour = "red" if reading.alert else "yellow" if reading.drift > 1 else "green"
+    alert = "  ALERT" if reading.alert else ""
+    said = f"away {''.join(cells)} Assistant  drift {reading.drift:+.1f} sd, near {nearest}{held}{alert}"
+    return Text(said, style=colour)
+
+
+def converse(conversation: Conversation, read: Callable[[], str | None]) -> None:
+    """Talks until the user has had enough; a mistake is one line, and the conversation goes on."""
+    while True:
+        try:
+            line = read()
+            if line is None:
+                return
+            line = line.strip()
+            if line.startswith("/"):
+                if not conversation.command(line):
+                    return
+            elif line:
+                conversation.say(line)
+        except PersonaSpaceError as e:
+            conversation.console.print(f"{e}", style="red", markup=False)

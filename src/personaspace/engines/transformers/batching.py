@@ -1,0 +1,98 @@
+"""A reply in the making, and how those of one batch are put together; it knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from personaspace.engines.prefix import common
+from personaspace.engines.prompts import Sampling
+from personaspace.model.interventions import Intervention
+
+SHARED_TOKENS = 64
+"""A shared beginning is computed apart where it saves at least that many tokens."""
+
+
+NOT_FINITE = "not finite"
+"""How a row ends whose numbers became NaN or Inf: by itself, whoever stands beside it goes on."""
+
+
+@dataclass
+class Row:
+    """One reply in the making. `ids` are the prompt's; `random` holds a number for each token it may get.
+
+    touched: how many of the reply's tokens an intervention changed at any layer, of those that were fed.
+    logprobs: how many alternatives' log-probabilities to keep in `logs`, with each token's own; None keeps none. The token that
+    ends a reply, `end`, has one too, after those of `out`. end_ids: the tokens that end it; None for the loop's.
+    """
+
+    key: int
+    ids: list[int]
+    sampling: Sampling
+    random: np.ndarray
+    interventions: tuple[Intervention, ...] = ()
+    touched: int = 0
+    logprobs: int | None = None
+    logs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
+    out: list[int] = field(default_factory=list)
+    length: int = 0  # tokens in the cache
+    finish: str = ""
+    end: int | None = None
+    end_ids: frozenset[int] | None = None
+    projections: list[Tensor] = field(default_factory=list)  # of its tokens that were fed, `[layers]` each
+
+    @property
+    def next_token(self) -> int:
+        return self.out[-1] if self.out else self.ids[-1]
+
+    @property
+    def full(self) -> bool:
+        return len(self.out) >= self.sampling.max_new_tokens
+
+    @property
+    def applied(self) -> tuple[Intervention, ...]:
+        """What is done to the next token: to the prompt's, only what is for all tokens."""
+        return self.interventions if self.out else tuple(i for i in self.interventions if i.where == "all")
+
+
+def by_interventions(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
+    """Rows in groups to whose next token the same is done."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(i.key for i in row.applied), []).append(row)
+    return groups
+
+
+def by_beginning(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
+    """Rows in groups, each with the length of the beginning that its rows share and that is worth computing apart."""
+    groups: list[tuple[int, list[Row]]] = []
+    rest: list[Row] = []
+    ordered = sorted(rows, key=lambda r: r.ids)
+    k = 0
+    while k < len(ordered):
+        prefix, size = len(ordered[k].ids) - 1, 1
+        while k + size < len(ordered):
+            shared = min(prefix, common(ordered[k].ids[:-1], ordered[k + size].ids[:-1]))
+            # A row that shares less would cost the group more than it brings.
+            if shared < 8 or (size > 1 and (shared * size) < prefix * (size - 1)):
+                break
+            prefix, size = shared, size + 1
+        if prefix * (size - 1) >= SHARED_TOKENS:
+            groups.append((prefix, ordered[k : k + size]))
+        else:
+            rest.extend(ordered[k : k + size])
+        k += size
+    return [*groups, (0, rest)] if rest else groups
+
+
+def chunks(rows: Sequence[Row], prefix: int, tokens: int) -> Iterator[list[Row]]:
+    """Rows of like length, as many as fit the tokens of one forward pass."""
+    ordered = sorted(rows, key=lambda r: len(r.ids), reverse=True)
+    k = 0
+    while k < len(ordered):
+        fit = max(1, tokens // max(1, len(ordered[k].ids) - prefix))
+        yield ordered[k : k + fit]
+        k += fit

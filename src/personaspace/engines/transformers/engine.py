@@ -1,0 +1,267 @@
+"""The default engine: any decoder-only model that `transformers` loads, on a CPU or one GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from personaspace.engines.base import Loaded, check_finite, end_ids, not_finite
+from personaspace.engines.chat import Chat, Span
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.protocol import Conversation, Layers, ModelInfo, Response, Token, Turn
+from personaspace.engines.transformers.batching import NOT_FINITE, Row
+from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
+from personaspace.engines.transformers.onset import OnsetReader
+from personaspace.engines.transformers.replay import Replayer
+from personaspace.engines.transformers.sampling import uniforms
+from personaspace.model import loading
+from personaspace.model.interventions import Intervention
+from personaspace.model.residual import Intervening, check_interventions, check_layers, find_layers, text_config
+
+SCORED_TOKENS = 256
+
+
+class TransformersEngine(Loaded):
+    """A loaded model that answers prompts and replays conversations, reading its residual stream.
+
+    rows: at most that many replies in flight; memory: bytes that their keys and values may take; template: False writes
+    conversations as a plain transcript, whatever template there is (a base model may carry its chat model's).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        id: str = "model",
+        revision: str | None = None,
+        rows: int | None = None,
+        memory: int = 4 << 30,
+        template: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network, self.tokenizer = model, tokenizer
+        self.layers = find_layers(model)
+        check_layers(model, self.layers)
+        self.device: torch.device = next(model.parameters()).device
+        self.chat = Chat(
+            tokenizer, end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer), template=template
+        )
+        cpu = self.device.type == "cpu"
+        self.max_rows, self.memory = rows or (128 if cpu else 256), memory
+        self.prefill_tokens = 1024 if cpu else 16384
+        config = text_config(model)
+        self.hidden: int = config.hidden_size
+        self.model = ModelInfo(
+            id=id,
+            revision=revision or getattr(model.config, "_commit_hash", None),
+            layers=len(self.layers),
+            hidden=self.hidden,
+            dtype=str(model.dtype).removeprefix("torch."),
+            fingerprint=loading.fingerprint(model),
+            template=self.chat.kind,
+            context=getattr(config, "max_position_embeddings", None),
+            notes={"beginning": self.chat.beginning(), "attention": config._attn_implementation},
+        )
+
+    @classmethod
+    def load(
+        cls, name: str, *, device: str | None = None, dtype: str | None = None, **options: Any
+    ) -> TransformersEngine:
+        """Loads `smollm2`, a Hub id, a folder or a GGUF file. Raises `ModelError`."""
+        where = loading.pick_device(device)
+        model, tokenizer, _ = loading.load(name, where, loading.pick_dtype(dtype, where))
+        return cls(model, tokenizer, id=name, **options)
+
+    # -- answering -------------------------------------------------------------------------------------------------
+
+    def respond(
+        self,
+        prompts: Iterable[Prompt],
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+        before: bool = False,
+        along: Tensor | None = None,
+    ) -> Iterator[Response]:
+        """See `Engine.respond`. Raises `ActivationError` where NaN or Inf is read, naming layer and response."""
+        asked = list(prompts)
+        rows = [self._row(k, p, sampling, interventions) for k, p in enumerate(asked)]
+        return self._respond(asked, rows, self._layers(read), before, along)
+
+    def _respond(
+        self,
+        asked: Sequence[Prompt],
+        waiting: list[Row],
+        layers: tuple[int, ...],
+        before: bool,
+        along: Tensor | None,
+    ) -> Iterator[Response]:
+        if not waiting:
+            return
+        # Neighbours in this order share their beginnings; the last is taken first.
+        waiting.sort(key=lambda r: r.ids, reverse=True)
+        loop = self._loop(waiting, layers, before, along)
+        while waiting or loop.rows:
+            # Joining costs a pass of its own, so places are filled some at a time.
+            if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
+                loop.join([waiting.pop() for _ in range(min(loop.free, len(waiting)))])
+            for done in loop.step():
+                yield self._response(asked[done.row.key], done, layers)
+
+    def _loop(
+        self, rows: Sequence[Row], layers: tuple[int, ...], before: bool = False, along: Tensor | None = None
+    ) -> DecodeLoop:
+        columns = max(len(r.ids) + r.sampling.max_new_tokens for r in rows)
+        return self.open_loop(columns, layers, rows=len(rows), before=before, along=along)
+
+    def open_loop(
+        self,
+        columns: int,
+        read: Layers,
+        *,
+        rows: int | None = None,
+        before: bool = False,
+        along: Tensor | None = None,
+    ) -> DecodeLoop:
+        """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves."""
+        fit = self._rows_that_fit(columns)
+        return DecodeLoop(
+            self.network,
+            self.layers,
+            rows=min(rows or fit, fit),
+            columns=columns,
+            hidden=self.hidden,
+            read=self._layers(read),
+            end_ids=self.chat.end_ids,
+            prefill_tokens=self.prefill_tokens,
+            before=before,
+            along=along,
+        )
+
+    def _row(self, key: int, prompt: Prompt, sampling: Sampling, interventions: Sequence[Intervention]) -> Row:
+        own = prompt.sampling or sampling
+        mine = (*self._ambient, *(interventions if prompt.interventions is None else prompt.interventions))
+        check_interventions(mine, len(self.layers), self.hidden)
+        ids = self.chat.prompt_ids(prompt.messages)
+        return Row(key, ids, own, uniforms(prompt.seed or 0, own.max_new_tokens), mine)
+
+    def _response(self, prompt: Prompt, done: Done, layers: Sequence[int]) -> Response:
+        row, mean = done.row, done.mean
+        if mean is not None:
+            check_finite(mean, layers, prompt)
+        if row.finish == NOT_FINITE:
+            raise not_finite("the logits", prompt)
+        text = self.chat.decode(row.out)
+        projections = torch.stack(row.projections) if row.projections else None
+        return Response(
+            prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched, projections
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+    ) -> Iterator[Token]:
+        """See `Engine.stream`."""
+        row = self._row(0, prompt, sampling, interventions)
+        return self._stream(prompt, row, self._layers(read))
+
+    def _stream(self, prompt: Prompt, row: Row, layers: tuple[int, ...]) -> Iterator[Token]:
+        loop = self._loop([row], layers)
+        shown, touched = "", 0
+        loop.join([row])
+        while not row.finish:
+            fed = len(row.out)
+            loop.step()
+            read = loop.means.last[:, 0].cpu().clone() if fed and layers else None
+            text = self.chat.decode(row.out)
+            # The bytes of a character may be spread over tokens: it is shown once it is whole.
+            ready = text if row.finish else text.rstrip("\ufffd")
+            new = row.out[-1] if len(row.out) > fed else None
+            if row.finish == NOT_FINITE or (read is not None and not torch.isfinite(read).all()):
+                raise not_finite("the residual stream or the logits", prompt)
+            yield Token(fed, new, ready[len(shown) :], read, row.touched > touched, row.finish)
+            shown, touched = ready, row.touched
+
+    def _rows_that_fit(self, columns: int) -> int:
+        return max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
+
+    def columns_that_fit(self, rows: int) -> int:
+        """How long so many rows may become within the engine's memory."""
+        return max(1, self.memory // (rows * self._bytes_per_token()))
+
+    def _bytes_per_token(self) -> int:
+        """What a token's keys and values take."""
+        config = text_config(self.network)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * len(self.layers) * heads * size * self.network.dtype.itemsize)
+
+    def score(
+        self, ids: Sequence[int], top: int, interventions: Sequence[Intervention] = ()
+    ) -> list[tuple[float, list[tuple[int, float]]]]:
+        """How probable a text's tokens are, from the second one on: each one's log-probability, and the `top` most probable
+        tokens in its place with theirs."""
+        check_interventions(interventions, len(self.layers), self.hidden)
+        applied = Intervening()
+        applied.groups = [(None, tuple(i for i in interventions if i.where == "all"))]
+        cache, found = DynamicCache(), []
+        with torch.inference_mode(), applied.on(self.layers):
+            # Some tokens at a time: the vocabulary's logits of a long text would not fit.
+            for k in range(0, len(ids) - 1, SCORED_TOKENS):
+                fed = torch.tensor([ids[k : min(k + SCORED_TOKENS, len(ids) - 1)]], device=self.device)
+                logits = self.network(input_ids=fed, past_key_values=cache, use_cache=True).logits
+                found.extend(_logprobs(logits[0], ids[k + 1 :], top))
+        return found
+
+    def _onsets(
+        self, ids: Sequence[list[int]], layers: Layers, interventions: Sequence[Intervention]
+    ) -> Iterator[tuple[int, Tensor]]:
+        applied = (*(i for i in self._ambient if i.where == "all"), *interventions)
+        check_interventions(applied, len(self.layers), self.hidden)
+        return OnsetReader(self.network, self.layers, tuple(layers), self.prefill_tokens, applied).onsets(ids)
+
+    # -- replaying -------------------------------------------------------------------------------------------------
+
+    def replay(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        read: Layers,
+        interventions: Sequence[Intervention] = (),
+        each: bool = False,
+        logprobs: bool = False,
+    ) -> Iterator[list[Turn]]:
+        """See `Engine.replay`. A `Span` is read as it stands; messages are rendered and tokenised once."""
+        mine = (*self._ambient, *interventions)
+        check_interventions(mine, len(self.layers), self.hidden)
+        replayer = Replayer(self.network, self.layers, self._layers(read), self.hidden, mine, each, logprobs)
+        return self._replay(replayer, *self._spans(conversations))
+
+    def _replay(
+        self, replayer: Replayer, spans: Sequence[Span], places: Sequence[Sequence[int]]
+    ) -> Iterator[list[Turn]]:
+        results: dict[int, list[Turn]] = {}
+        for batch, found in replayer.batches(spans, self.prefill_tokens):
+            for k, reads in zip(batch, found, strict=True):
+                results[k] = [Turn(i, **vars(r)) for i, r in zip(places[k], reads, strict=True)]
+        for k in range(len(spans)):
+            yield results[k]
+
+
+def _logprobs(logits: Tensor, ids: Sequence[int], top: int) -> list[tuple[float, list[tuple[int, float]]]]:
+    """Of the token after each place, and of the `top` most probable ones there. logits: `[tokens, vocabulary]`."""
+    every = logits.float().log_softmax(-1)
+    best = every.topk(top)
+    own = every.gather(1, torch.tensor(list(ids[: len(every)]), device=every.device)[:, None])[:, 0].tolist()
+    pairs = [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return list(zip(own, pairs, strict=True))

@@ -1,0 +1,101 @@
+"""Reads text that already exists in one forward pass; it knows nothing of messages, only of token ids and spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from personaspace.engines.chat import Span
+from personaspace.model.interventions import Intervention
+from personaspace.model.residual import Intervening, SpanMeans, reading
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of a span; see `Turn` for the shapes."""
+
+    tokens: int
+    activation: Tensor
+    norms: Tensor
+    each: Tensor | None
+    logprob: float | None
+    touched: int
+
+
+@dataclass(frozen=True)
+class Replayer:
+    """What to read of a model's spans, and under which interventions.
+
+    each: every token's residual stream is kept too; logprobs: how probable the model finds the spans' tokens.
+    """
+
+    network: Any
+    layers: nn.ModuleList
+    read: tuple[int, ...]
+    hidden: int
+    interventions: tuple[Intervention, ...] = ()
+    each: bool = False
+    logprobs: bool = False
+
+    def batches(self, spans: Sequence[Span], tokens: int) -> Iterator[tuple[list[int], list[list[Read]]]]:
+        """Spans of like length together, as many as fit `tokens`, the longest first: their places and what was read."""
+        order = sorted(range(len(spans)), key=lambda k: len(spans[k].token_ids))
+        while order:
+            fit = max(1, tokens // max(1, len(spans[order[-1]].token_ids)))
+            batch, order = order[-fit:], order[:-fit]
+            yield batch, self.batch([spans[k] for k in batch])
+
+    def batch(self, batch: Sequence[Span]) -> list[list[Read]]:
+        """What was read of each conversation's spans, from one forward pass."""
+        device = next(self.network.parameters()).device
+        longest = max(len(s.token_ids) for s in batch)
+        # Padded on the right: no real token sees the padding, so causal attention needs no mask.
+        ids = torch.tensor([[*s.token_ids, *[0] * (longest - len(s.token_ids))] for s in batch], device=device)
+        ranges = [(row, a, b) for row, s in enumerate(batch) for a, b in s.spans]
+        weights = torch.zeros(len(ranges), longest, device=device)
+        generated = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+        for k, (row, a, b) in enumerate(ranges):
+            weights[k, a:b] = 1 / max(1, b - a)
+            generated[row, a:b] = True
+        rows = torch.tensor([row for row, _, _ in ranges], dtype=torch.long, device=device)
+        sink = SpanMeans(weights, rows, len(self.read), self.hidden, ranges if self.each else None)
+        applied = Intervening()
+        if self.interventions:
+            applied.groups, applied.generated = [(None, self.interventions)], generated
+            applied.touched = torch.zeros_like(generated)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(applied.on(self.layers))
+            stack.enter_context(reading(self.layers, self.read, sink))
+            found = self._forward(ids, ranges)
+        turns: list[list[Read]] = [[] for _ in batch]
+        for k, (row, a, b) in enumerate(ranges):
+            each = torch.stack(sink.each[k], 1).cpu() if self.each else None
+            touched = int(applied.touched[row, a:b].sum()) if applied.touched is not None else 0
+            turns[row].append(Read(b - a, sink.means[k].cpu(), sink.norms[k].cpu(), each, found[k], touched))
+        return turns
+
+    def _forward(self, ids: Tensor, ranges: Sequence[tuple[int, int, int]]) -> Sequence[float | None]:
+        """The pass; the mean log-probability of each span's tokens where that is asked for."""
+        if not self.logprobs:
+            self.network.base_model(input_ids=ids, use_cache=False)
+            return [None] * len(ranges)
+        wanted = sorted({t - 1 for _, a, b in ranges for t in range(max(a, 1), b)})
+        place = {t: k for k, t in enumerate(wanted)}
+        logits = self.network(
+            input_ids=ids, use_cache=False, logits_to_keep=torch.tensor(wanted or [0], device=ids.device)
+        ).logits
+        means: list[float | None] = []
+        for row, a, b in ranges:
+            at = range(max(a, 1), b)
+            if not at:
+                means.append(None)
+                continue
+            chosen = logits[row, [place[t - 1] for t in at]].float().log_softmax(-1)
+            means.append(float(chosen.gather(1, ids[row, at.start : at.stop, None]).mean()))
+        return means

@@ -1,0 +1,158 @@
+"""Interventions in the one form that a compiled forward pass can do without knowing which they are; knows nothing of vLLM.
+
+A move is h ← h + u·(clamp(⟨h, u⟩, low, high) + shift − ⟨h, u⟩), u of unit length: a cap has a floor and a ceiling, to ablate
+is to clamp to 0, and to add is to shift. Without bounds and shift it adds exactly 0. What is done to a token is a row: up to
+so many moves a layer, one after another. Row 0 does nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from personaspace.errors import UsageError
+from personaspace.model.interventions import Ablate, Add, Cap, Intervention
+
+OFF = (-math.inf, math.inf, 0.0)
+
+
+@dataclass(frozen=True)
+class Move:
+    """unit: `[hidden]`, fp32. bounds: the least and greatest projection, and what is added to it. name: of the direction."""
+
+    unit: Tensor
+    bounds: tuple[float, float, float]
+    name: str
+
+
+def moves_at(interventions: Sequence[Intervention], layer: int) -> list[Move]:
+    """What the interventions do at a layer, in order."""
+    return [_move(i, layer) for i in interventions if layer in i.layers_touched()]
+
+
+def _move(i: Intervention, layer: int) -> Move:
+    if isinstance(i, Add):
+        vector = i.vector.float()
+        unit = vector / vector.norm()  # the same whatever α is: it has one place
+        return Move(unit, (-math.inf, math.inf, float(i.step @ unit)), _name(unit))
+    if isinstance(i, Ablate):
+        return Move(i.unit, (0.0, 0.0, 0.0), _name(i.unit))
+    if not isinstance(i, Cap):
+        raise UsageError(f"engine vllm: {type(i).__name__} is not known to it")
+    unit, low, high = i.at(layer)
+    return Move(unit, (low, high, 0.0), _name(unit))
+
+
+def _name(unit: Tensor) -> str:
+    return hashlib.blake2b(unit.contiguous().cpu().numpy().tobytes(), digest_size=12).hexdigest()
+
+
+def check_moves(interventions: Sequence[Intervention], most: int) -> None:
+    """Raises `UsageError` where a layer has more moves than the compiled pass has places for."""
+    layers = sorted({layer for i in interventions for layer in i.layers_touched()})
+    for layer in layers:
+        n = sum(layer in i.layers_touched() for i in interventions)
+        if n > most:
+            raise UsageError(
+                f"{n} interventions at layer {layer}: engine vllm was started with places for {most} a layer; "
+                f"set PERSONASPACE_VLLM_MOVES={n}"
+            )
+
+
+class Rows:
+    """The moves of a model's layers as tables on its device, which compiled code reads and this class alone writes.
+
+    units: a layer's directions, `[directions, hidden]`, fp32, the first one zero; which: `[rows, moves]`, a move's direction;
+    bounds: `[rows, moves, 3]`. Lists over layers, each a tensor of its own.
+    """
+
+    def __init__(self, layers: int, hidden: int, rows: int, moves: int, directions: int, device: torch.device) -> None:
+        self.moves, self.directions, self.rows = moves, directions, rows
+        self.units = [torch.zeros(directions, hidden, device=device) for _ in range(layers)]
+        self.which = [torch.zeros(rows, moves, dtype=torch.long, device=device) for _ in range(layers)]
+        off = torch.tensor(OFF, device=device)
+        self.bounds = [off.repeat(rows, moves, 1) for _ in range(layers)]
+        self._rows: dict[tuple[str, ...], int] = {}
+        self._used: dict[int, int] = {}  # row → by how many requests
+        self._free = list(range(rows - 1, 0, -1))
+        self._places: list[dict[str, int]] = [{} for _ in range(layers)]
+
+    def take(self, interventions: Sequence[Intervention]) -> int:
+        """The row that does them, written where there is none yet; it stays until it was given back as often as taken.
+        Raises `UsageError` where too much is asked for at once."""
+        if not interventions:
+            return 0
+        key = tuple(i.key for i in interventions)
+        if key not in self._rows:
+            check_moves(interventions, self.moves)
+            self._rows[key] = self._free_row()
+            self._used[self._rows[key]] = 1  # nothing of it is taken away while it is written
+            try:
+                self._write(self._rows[key], interventions)
+            except UsageError:
+                self._forget(key)
+                raise
+            self._used[self._rows[key]] = 0
+        self._used[self._rows[key]] += 1
+        return self._rows[key]
+
+    def give_back(self, row: int) -> None:
+        """A request is done with it. It is left as it is: the same is often asked for again."""
+        if row:
+            self._used[row] -= 1
+
+    def _write(self, row: int, interventions: Sequence[Intervention]) -> None:
+        for layer, places in enumerate(self._places):
+            moves = moves_at(interventions, layer)
+            self.which[layer][row] = 0
+            self.bounds[layer][row] = self.bounds[layer].new_tensor(OFF)
+            for k, move in enumerate(moves):
+                if move.name not in places:
+                    place = self._free_direction(layer)
+                    self.units[layer][place] = move.unit.to(self.units[layer].device)
+                    places[move.name] = place
+                self.which[layer][row, k] = places[move.name]
+                self.bounds[layer][row, k] = self.bounds[layer].new_tensor(move.bounds)
+
+    def _free_row(self) -> int:
+        if not self._free:
+            idle = next((key for key, row in self._rows.items() if not self._used[row]), None)
+            if idle is None:
+                raise UsageError(f"more than {self.rows - 1} different interventions in flight")
+            self._forget(idle)
+        return self._free.pop()
+
+    def _forget(self, key: tuple[str, ...]) -> None:
+        row = self._rows.pop(key)
+        del self._used[row]
+        self._free.append(row)
+
+    def _free_direction(self, layer: int) -> int:
+        places, which = self._places[layer], self.which[layer].tolist()
+        empty = set(range(1, self.directions)) - set(places.values())
+        if empty:
+            return min(empty)
+        busy = {place for row, n in self._used.items() if n for place in which[row]}
+        name, place = next(((n, p) for n, p in places.items() if p not in busy), ("", 0))
+        if not place:
+            raise UsageError(
+                f"more than {self.directions - 1} different directions in flight at layer {layer}; "
+                f"set PERSONASPACE_VLLM_DIRECTIONS higher"
+            )
+        # Rows that nobody uses may still point here.
+        for key in [key for key, row in self._rows.items() if place in which[row]]:
+            self._forget(key)
+        del places[name]
+        return place
+
+
+def directions_of(interventions: Iterable[Intervention]) -> set[tuple[int, str]]:
+    """Layer and name of every direction that they use."""
+    mine = list(interventions)
+    layers = {layer for i in mine for layer in i.layers_touched()}
+    return {(layer, move.name) for layer in layers for move in moves_at(mine, layer)}

@@ -1,0 +1,71 @@
+"""How much of another model's axis a map of few replies can show: the cosine of the axes with its interval, and how sure its
+roles' places are; it reads the map's run, and knows nothing of who the models are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from personaspace.mapping.estimate import Counted, variance_ratios
+from personaspace.space import PersonaSpace
+from personaspace.stats.intervals import Estimate
+from personaspace.stats.reliability import spearman_brown, split_fits
+from personaspace.stats.vectors import Fit, cosine
+
+DRAWS, SPLITS = 200, 20
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """cosines: of a map's axis with the other's, by layer, None where their shapes differ; ceiling: what they would be at most,
+    by layer, were the axes the same one, given how reliable both are (NaN where that is not known). again: the correlation of
+    the roles' places on the map's own axis with those that a second such map would give."""
+
+    cosines: list[Estimate] | None
+    ceiling: list[float]
+    again: float
+
+
+def likeness(kept: Counted, mapped: PersonaSpace, other: PersonaSpace, seed: int = 0) -> Likeness:
+    """Sets a map's axis beside another's."""
+    same = mapped.tensors["axis"].shape == other.tensors["axis"].shape
+    cosines = _cosines(kept, mapped, other, seed) if same else None
+    return Likeness(cosines, _ceiling(mapped, other) if same else [], _again(kept, mapped, seed))
+
+
+def _cosines(kept: Counted, mapped: PersonaSpace, other: PersonaSpace, seed: int) -> list[Estimate]:
+    """The other's axis is held still; the map's is drawn by question, with random weights as `reliability.bootstrap` does. The
+    interval is ± 1.96 standard deviations of that: noise turns an axis away, so that the draws themselves lie too low."""
+    rng, cells = np.random.default_rng(seed), kept.cells
+    fits = [Fit(cells, rng.exponential(size=cells.blocks)) for _ in range(DRAWS)]
+    found = []
+    for layer in range(mapped.tensors["axis"].shape[0]):
+        one = slice(layer, layer + 1)
+        sums, ratio = kept.source.sums(cells, one), variance_ratios(kept, one)
+        theirs = other.tensors["axis"][layer].double().numpy()
+        at = float(cosine(mapped.tensors["axis"][layer].double().numpy(), theirs))
+        draws = np.stack([fit.axis(sums, ratio)[0].numpy() for fit in fits])
+        reach = 1.96 * float(np.std(cosine(draws, theirs)))
+        found.append(Estimate(at, max(at - reach, -1.0), min(at + reach, 1.0), cells.blocks))
+    return found
+
+
+def _ceiling(mapped: PersonaSpace, other: PersonaSpace) -> list[float]:
+    if "axis_split_half" not in mapped.tensors or "axis_split_half" not in other.tensors:
+        return [math.nan] * len(mapped.tensors["axis"])
+    both = zip(mapped.axis_reliability(), other.axis_reliability(), strict=True)
+    return [math.sqrt(a * b) for a, b in both]
+
+
+def _again(kept: Counted, mapped: PersonaSpace, seed: int) -> float:
+    one = slice(mapped.layer, mapped.layer + 1)
+    sums, ratio = kept.source.sums(kept.cells, one), variance_ratios(kept, one)
+    axis, halves = mapped.axis_at().double(), []
+    for pair in split_fits(kept.cells, SPLITS, seed):
+        a, b = ((fit.effects(sums, ratio)[1:, 0] @ axis).numpy() for fit in pair)
+        both = ~np.isnan(a) & ~np.isnan(b)
+        if both.sum() > 2:
+            halves.append(np.corrcoef(a[both], b[both])[0, 1])
+    return float(spearman_brown(float(np.mean(halves)))) if halves else math.nan

@@ -1,0 +1,236 @@
+"""Whether the axis is there before post-training: taken from a base model by the same texts, and laid on the base model's own
+completions (the paper's section on base models)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from personaspace.catalog import Catalog
+from personaspace.engines import Engine
+from personaspace.engines.prompts import Design, Sampling
+from personaspace.errors import UsageError
+from personaspace.experiments import data
+from personaspace.experiments.base_model.axis import Likeness, likeness
+from personaspace.experiments.base_model.page import Found, page
+from personaspace.experiments.base_model.people import BY_WORDS, PEOPLE, WHOSE, Completed
+from personaspace.experiments.compare.findings import (
+    FEWEST,
+    LEAST_REPEATABLE,
+    Places,
+    compare,
+    repeatability,
+    standardised,
+)
+from personaspace.experiments.kit.experiment import Experiment
+from personaspace.experiments.kit.options import Cost, Numbers, Options
+from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials, steered
+from personaspace.judges import ADHERENCE
+from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.space import PersonaSpace
+from personaspace.space.readings import PROMPT
+from personaspace.stats.intervals import Estimate, shares_of, trend
+
+PROMPT_TOKENS, OPENING_TOKENS = 72, 8
+COLUMNS = ("role", "place", "base_place", "condition", "alpha", "item", "opening", "text", "projection", "kind")
+"""Of the results' table: a row is a role's place on both axes, or a completion."""
+
+
+class BaseModelOptions(Options):
+    """See the fields."""
+
+    base: str = Field(
+        "",
+        description="The base model: a Hub id, a folder or a GGUF file. Without one the space's own model, read as a plain "
+        "transcript, stands in for it.",
+    )
+    roles: str = Field("70", description="all, a number of them spread over the list, or names.")
+    per_role: int = Field(
+        4,
+        ge=1,
+        description="Prompts a role, or replies where the space is of them, in rotation.",
+    )
+    questions: int = Field(60, ge=2, description="Questions of the catalogue.")
+    default_responses: int = Field(140, ge=2, description="The same of the default Assistant.")
+    openings: int = Field(16, ge=1, le=16, description="Beginnings of texts that the steered base model goes on with.")
+    samples: int = Field(2, ge=1, description="Completions of each opening under each strength.")
+    alphas: Numbers = Field(
+        (-0.3, -0.15, 0.0, 0.15, 0.3), description="Steering strengths, in units of the residual norm."
+    )
+    max_new_tokens: int = Field(24, ge=1, description="At most that many tokens a reply, and a completion.")
+
+
+PUBLISHED = BaseModelOptions(
+    roles="all", per_role=1200, questions=240, default_responses=1200, samples=100, max_new_tokens=512
+)
+
+
+def conditions(options: BaseModelOptions) -> list[Condition]:
+    """Steering from the far end to the Assistant's."""
+    return steered(sorted({*options.alphas, 0.0}))
+
+
+def cost(options: BaseModelOptions, catalog: Catalog) -> Cost:
+    """What that asks of the engine."""
+    roles = len(catalog.select(options.roles, options.questions).roles)
+    replies = roles * options.per_role + options.default_responses
+    completions = options.openings * options.samples * len(conditions(options))
+    new = options.max_new_tokens
+    return Cost(replies, replies * (new + PROMPT_TOKENS)) + Cost(completions, completions * (new + OPENING_TOKENS))
+
+
+def asks(options: BaseModelOptions) -> list[Ask]:
+    """Every opening, as often as asked for, under every strength."""
+    texts = [r["text"] for r in data.lines("openings.jsonl")[: options.openings]]
+    return [
+        Ask(condition, f"{k}/{sample}", ({"role": "text", "content": text},))
+        for condition in conditions(options)
+        for k, text in enumerate(texts)
+        for sample in range(options.samples)
+    ]
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What the steered base model wrote, and whose words they seem to be (places in `PEOPLE`, None where not judged)."""
+
+    wanted: Sequence[Ask]
+    given: Sequence[Given]
+    kinds: Sequence[int | None]
+
+
+def run(trials: Trials[BaseModelOptions]) -> Result:
+    """Maps the base model in `base/`, and steers it in `completions/` where its shape is the space's. Raises
+    `PersonaSpaceError`."""
+    options, space = trials.options, trials.space
+    catalog = trials.catalog.select(options.roles, options.questions)
+    shared = {r.role for r in catalog.roles} & set(space.roles)
+    if len(shared) < FEWEST:
+        raise UsageError(f"--roles {options.roles}: the space has {len(shared)} of them; {FEWEST} at least are needed")
+    base = trials.load(options.base or trials.engine.model.id, template=False)
+    layer = same_depth(space.layer, len(space.tensors["axis"]), base.model.layers)
+    design = Design(per_role=options.per_role, default_responses=options.default_responses)
+    mapper = Mapper(
+        base,
+        catalog,
+        trials.folder / "base",
+        MapOptions(
+            read="prompt" if space.reading == PROMPT else "reply",  # like is compared with like
+            design=design,
+            prompts=design,
+            sampling=Sampling(max_new_tokens=options.max_new_tokens),
+            seed=options.seed,
+            layer=layer,
+            min_responses=1,
+        ),
+        trials.watcher,
+    )
+    mapped = mapper.map(trials.judges.make(ADHERENCE))
+    assert mapper.counted is not None
+    like = likeness(mapper.counted, mapped, space, options.seed)
+    written = (
+        _completed(trials, base) if (base.model.layers, base.model.hidden) == space.tensors["axis"].shape else None
+    )
+    return evaluate(space, mapped, like, written, options, trials.judges.name)
+
+
+def same_depth(layer: int, layers: int, others: int) -> int:
+    """The layer that lies as deep among `others` as one does among `layers`: itself where there are as many."""
+    return round(layer * (others - 1) / max(1, layers - 1))
+
+
+def _completed(trials: Trials[BaseModelOptions], base: Engine) -> Completions:
+    options, wanted = trials.options, asks(trials.options)
+    inner = Trials(
+        base,
+        trials.space,
+        trials.folder / "completions",
+        trials.name,
+        options,
+        catalog=trials.catalog,
+        judges=trials.judges,
+        watcher=trials.watcher,
+    )
+    with inner.open(len(wanted)):
+        given = inner.ask(wanted, Sampling(max_new_tokens=options.max_new_tokens))
+        judge = trials.judges.make(WHOSE, BY_WORDS)
+        said = [Completed(a.messages[0]["content"], g.text) for a, g in zip(wanted, given, strict=True)]
+        return Completions(wanted, given, inner.judge(judge, said, "people") if judge else [None] * len(said))
+
+
+def evaluate(
+    space: PersonaSpace,
+    mapped: PersonaSpace,
+    like: Likeness,
+    written: Completions | None,
+    options: BaseModelOptions,
+    judge: str,
+) -> Result:
+    """Sets the two axes, and the completions' kinds of people under each strength, side by side. It asks nothing."""
+    ours = Path(space.meta["model"]["id"]).name
+    names = (ours, Path(options.base).name.removesuffix(".gguf") if options.base else f"{ours} without its template")
+    pair = compare([(names[0], space), (names[1], mapped)], options.seed)[0]
+    here, there = Places.of(space), Places.of(mapped)
+    roles = [r for r in here.roles if r in set(there.roles)]
+    both = zip(standardised(here.at(roles)[0]), standardised(there.at(roles)[0]), strict=True)
+    places = {r: (float(x), float(y)) for r, (x, y) in zip(roles, both, strict=True)}
+    own = repeatability(space, roles)
+    again = like.again if like.again >= LEAST_REPEATABLE else nan
+    ceiling = (again * (1.0 if own is None else own)) ** 0.5
+    rows = _rows(written) if written else []
+    found = Found(
+        names,
+        not options.base,
+        (space.layer, mapped.layer),
+        pair,
+        like,
+        ceiling,
+        places,
+        _shares(rows, conditions(options)) if written else None,
+        {kind: _trend(rows, kind) for kind in PEOPLE} if written else None,
+        judge,
+    )
+    every = [*rows, *({"role": r, "place": x, "base_place": y} for r, (x, y) in places.items())]
+    return page(found, [{**dict.fromkeys(COLUMNS), **r} for r in every])
+
+
+def _rows(written: Completions) -> list[dict[str, Any]]:
+    return [
+        {
+            "condition": g.condition,
+            "alpha": a.condition.alpha,
+            "item": g.item,
+            "opening": a.messages[0]["content"],
+            "text": g.text,
+            "projection": g.projection,
+            "kind": None if kind is None else PEOPLE[kind],
+        }
+        for a, g, kind in zip(written.wanted, written.given, written.kinds, strict=True)
+    ]
+
+
+def _shares(rows: Sequence[Mapping[str, Any]], under: Sequence[Condition]) -> dict[str, dict[str, Estimate]]:
+    return {c.name: shares_of([r["kind"] for r in rows if r["condition"] == c.name], PEOPLE) for c in under}
+
+
+def _trend(rows: Sequence[Mapping[str, Any]], kind: str) -> Estimate:
+    """Drawn by opening, of which there are few: the completions of one are alike."""
+    some = [r for r in rows if r["kind"] is not None]
+    return trend([r["alpha"] for r in some], [r["kind"] == kind for r in some], [r["opening"] for r in some])
+
+
+EXPERIMENT = Experiment(
+    "base-model",
+    "Whether the axis is there in the base model, before post-training.",
+    BaseModelOptions,
+    PUBLISHED,
+    cost,
+    run,
+    "personaspace experiment base-model smollm2 --out runs/base-model",
+)

@@ -1,0 +1,1 @@
+"""What steering and capping cost."""

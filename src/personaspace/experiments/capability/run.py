@@ -1,0 +1,287 @@
+"""What steering and capping cost: the probability of the default's replies, small tasks, and lm-eval's through a server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from personaspace.catalog import DEFAULT, Catalog
+from personaspace.engines.prompts import Sampling, assign
+from personaspace.experiments.capability import lm_eval as harness
+from personaspace.experiments.kit.experiment import Experiment
+from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
+from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.tasks import (
+    ALL,
+    HEAD,
+    PROMPT_TOKENS,
+    Outcome,
+    drawn,
+    outcomes,
+    result_row,
+    side_by_side,
+    solve,
+    table,
+    tasks,
+)
+from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Given, Reading, Trials, beside_plain
+from personaspace.mapping.mapper import named
+from personaspace.report.charts import COLOURS, axis, dots
+from personaspace.report.page import SOFT, Block, Figure
+from personaspace.space import PersonaSpace
+from personaspace.stats.intervals import Estimate, bootstrap
+
+Row = Mapping[str, Any]
+Own = Mapping[str, Mapping[str, Outcome]]
+"""Condition → category → how it does."""
+Put = Mapping[str, Mapping[str, Outcome]]
+"""A task put to the server → condition → how it does."""
+PUBLISHED_TASKS = ("ifeval", "mmlu_pro", "gsm8k", "eq_bench")
+
+
+class CapabilityOptions(Options):
+    """See the fields."""
+
+    caps: Names = Field(("capped",), description="Caps of the space.")
+    alphas: Numbers = Field((0.1,), description="Steering strengths, in units of the residual norm.")
+    replies: int = Field(64, ge=2, description="Replies of the default whose probability is compared.")
+    items: int = Field(40, ge=1, le=200, description="Tasks a kind: instructions (48 at most), facts (40), sums.")
+    max_new_tokens: int = Field(48, ge=1, description="At most that many tokens a reply.")
+    tasks: Names = Field((), description="Tasks of lm-eval, asked through a server as well.")
+    url: str = Field(
+        "",
+        description="The server that --tasks are put to: http://127.0.0.1:8000/v1 of a running `personaspace serve`.",
+        json_schema_extra={"later": True},
+    )
+    include_path: str = Field("", description="A folder with lm-eval tasks of your own.")
+    limit: int = Field(0, ge=0, description="At most that many items of each of --tasks; all unless given.")
+
+
+PUBLISHED = CapabilityOptions(replies=1200, items=48, max_new_tokens=512, tasks=PUBLISHED_TASKS)
+
+
+def cost(options: CapabilityOptions, catalog: Catalog) -> Cost:
+    """What that asks of the engine; what is put to a server counts where its size is known, as if it were asked here."""
+    n = len(beside_plain(options.alphas, options.caps))
+    some = len(tasks(options.items, options.seed)) * n
+    each = options.max_new_tokens + PROMPT_TOKENS
+    read = options.replies * n * each
+    served = sum(min(harness.ITEMS.get(t, 0), options.limit or 10**6) for t in options.tasks) * (1 + len(options.caps))
+    return Cost(options.replies + some, (options.replies + some + served) * each + read)
+
+
+def run(trials: Trials[CapabilityOptions]) -> Result:
+    """Asks the default, reads its replies under every condition, puts the tasks. Raises `PersonaSpaceError`."""
+    options = trials.options
+    conditions = beside_plain(options.alphas, options.caps)
+    served: list[dict[str, Any]] = []
+    if options.tasks:
+        model = trials.engine.model.id
+        asked = harness.ready(options.tasks, options.url, options.include_path, conditions, model)
+        served = asked.measure(trials, options.limit or None)
+    given, read = _default_replies(trials, conditions)
+    some = tasks(options.items, options.seed)
+    solved, rows = solve(trials, conditions, some, options.max_new_tokens)
+    groups = [t.category for t in some]
+    return evaluate(trials.space, conditions, given, read, solved, groups, rows, served)
+
+
+def _default_replies(
+    trials: Trials[CapabilityOptions], conditions: Sequence[Condition]
+) -> tuple[list[Given], dict[str, list[Reading]]]:
+    """Replies of the default, plain, and how each condition reads them, in the same order."""
+    catalog, options = named(trials.catalog, trials.engine.model.id), trials.options
+    (prompts,) = assign(catalog, [{DEFAULT: options.replies}], options.seed)
+    asks = [Ask(PLAIN, f"default {k}", p.messages) for k, p in enumerate(prompts)]
+    given = trials.ask(asks, Sampling(max_new_tokens=options.max_new_tokens), part="default")
+    said = {
+        a.item: [*a.messages, {"role": "assistant", "content": g.text}]
+        for a, g in zip(asks, given, strict=True)
+        if g.text.strip()
+    }
+    read = {
+        c.name: [
+            r for turns in trials.read(said, part=f"read-{c.name}", condition=c, logprobs=True).values() for r in turns
+        ]
+        for c in conditions
+    }
+    return given, read
+
+
+def surprise(plain: Sequence[Reading], other: Sequence[Reading]) -> tuple[Estimate, Estimate]:
+    """Perplexity of the replies as the other condition reads them, and its factor on plain's; both with a bootstrap over
+    replies."""
+    n = np.array([r.tokens for r in other], dtype=float)
+    before, after = (np.array([r.logprob for r in some]) for some in (plain, other))
+    names = [r.conversation for r in other]
+    value = bootstrap(names, lambda at: math.exp(-float(n[at] @ after[at] / n[at].sum())))
+    factor = bootstrap(names, lambda at: math.exp(float(n[at] @ (before[at] - after[at]) / n[at].sum())))
+    return value, factor
+
+
+def evaluate(
+    space: PersonaSpace,
+    conditions: Sequence[Condition],
+    given: Sequence[Given],
+    read: Mapping[str, Sequence[Reading]],
+    solved: Mapping[str, Sequence[bool]],
+    groups: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+    served: Sequence[dict[str, Any]],
+) -> Result:
+    """Perplexities, shares solved and what may be said of their changes. It asks nothing."""
+    names = [c.name for c in conditions]
+    perplexity = {n: surprise(read[PLAIN.name], read[n]) for n in names}
+    own = outcomes({n: [float(x) for x in solved[n]] for n in names}, groups)
+    put = through_server(served)
+    shown = next((c.name for c in conditions if c.cap), names[-1])
+    lead = (
+        f"{space.meta['model']['id']}, plain, steered and capped: how many tasks it solves, the same ones each time, and how "
+        "probable it finds the default's own replies."
+    )
+    figures = {
+        "shown": shown,
+        "perplexity": {n: {"value": v, "factor": f} for n, (v, f) in perplexity.items()},
+        "tasks": own,
+        "lm_eval": put,
+    }
+    factor = perplexity[shown][1]
+    return Result(
+        "What does holding it cost?",
+        lead,
+        _headline(shown, factor, own, put),
+        figures,
+        [*rows, *_read_rows(given, read), *_served_rows(served)],
+        _blocks(perplexity, own, put, rows, shown),
+        _key(shown, factor, own, put),
+    )
+
+
+def through_server(rows: Sequence[Row]) -> Put:
+    """Task and measure → condition → how it does, over the items that were measured under every condition."""
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        name = f"{row['part']} ({row['measure']})"
+        values.setdefault(name, {}).setdefault(row["condition"], {})[row["item"]] = row["value"]
+    found = {}
+    for name, by_condition in values.items():
+        items = [i for i in by_condition[PLAIN.name] if all(i in by for by in by_condition.values())]
+        compared = outcomes({c: [by[i] for i in items] for c, by in by_condition.items()})
+        found[name] = {c: by[ALL] for c, by in compared.items()}
+    return found
+
+
+def _headline(shown: str, factor: Estimate, own: Own, put: Put) -> str:
+    plain, found = own[PLAIN.name][ALL], own[shown][ALL]
+    said = f"Of {plain.value.n} small tasks the plain model solves {plain.told()}. "
+    if found.change:
+        said += (
+            f"Under “{shown}” it solves {found.told()}, {found.moved()}, p = {found.p:.2f}: {found.verdict()}. "
+            f"The perplexity of the default's own replies is × {_factor(factor)}. "
+        )
+    for name, by in _first_measures(put).items():
+        if (o := by.get(shown)) and o.change:
+            said += f"{name}: {by[PLAIN.name].told()} plain, {o.told()} under “{shown}”, p = {o.p:.2f}: {o.verdict()}. "
+    said += "The study: capping loses nothing on IFEval, MMLU-Pro, GSM8k and EQ-Bench."
+    return said if put else said + " Those are not asked here: --tasks puts them, or any of lm-eval's, to a server."
+
+
+def _first_measures(put: Put) -> Put:
+    """Of each task the measure that lm-eval names first."""
+    first = {name.split(" (")[0]: name for name in reversed(list(put))}
+    return {name: by for name, by in put.items() if name in first.values()}
+
+
+def _factor(e: Estimate) -> str:
+    return f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})"
+
+
+def _key(shown: str, factor: Estimate, own: Own, put: Put) -> list[Figure]:
+    plain, found = own[PLAIN.name][ALL], own[shown][ALL]
+    key = [Figure("tasks solved, plain", f"{100 * plain.value.value:.0f}%", f"of {plain.value.n}")]
+    if found.change:
+        value, _, interval = found.change.points().partition(" ")
+        said = f"95%: {interval.strip('()')}; published: no loss"
+        key.append(Figure(f"change under “{shown}”, points", value, said))
+        said = f"of the default's own replies, 95%: {factor.low:.3f} to {factor.high:.3f}"
+        key.append(Figure(f"perplexity under “{shown}”", f"× {factor.value:.3f}", said))
+    for name, by in list(_first_measures(put).items())[:1]:
+        o = by.get(shown, by[PLAIN.name])
+        key.append(Figure(name, o.told().split(" (")[0], f"plain {by[PLAIN.name].told().split(' (')[0]}"))
+    return key
+
+
+def _blocks(
+    perplexity: Mapping[str, tuple[Estimate, Estimate]], own: Own, put: Put, rows: Sequence[Row], shown: str
+) -> list[Block]:
+    figure, height = drawn(own)
+    text = "Greedy replies, checked by program. Shares with 95% intervals (Wilson); changes with Newcombe's, and McNemar's p."
+    blocks = [Block("Tasks solved", text, figure, height, HEAD, table(own))]
+    if put:
+        head = ["task of lm-eval", *HEAD[:1], *HEAD[2:]]
+        cells = [
+            [t, *row[:1], *row[2:]] for t, by in put.items() for row in table({c: {ALL: o} for c, o in by.items()})
+        ]
+        blocks.append(
+            Block("Through the server", "lm-eval's tasks, each item plain and capped.", head=head, rows=cells)
+        )
+    said = [[n, f"{v.value:.1f} ({v.low:.1f} to {v.high:.1f})", _factor(f)] for n, (v, f) in perplexity.items()]
+    said[0][-1] = ""
+    text = (
+        "Replies that the plain model gave as the default, read again under each condition; a bootstrap over replies."
+    )
+    head = ["condition", "perplexity", "factor on plain's"]
+    blocks.append(Block("The default's own replies", text, *_factors(perplexity), head, said))
+    if shown != PLAIN.name and (pairs := side_by_side(rows, shown)):
+        text = "Some of the tasks that only one of the two solves."
+        blocks.append(Block(f"Where plain and “{shown}” differ", text, head=["task", "plain", shown], rows=pairs))
+    return blocks
+
+
+def _factors(perplexity: Mapping[str, tuple[Estimate, Estimate]]) -> tuple[dict[str, Any] | None, int]:
+    """The factors on plain's perplexity as a figure, and its height; none where there is only plain."""
+    found = {name: f for name, (_, f) in perplexity.items() if name != PLAIN.name}
+    if not found:
+        return None, 0
+    drawing = {
+        "data": [dots("× plain's", list(found), list(found.values()), COLOURS[0], sideways=True)],
+        "layout": {
+            "xaxis": axis("factor on plain's perplexity"),
+            "yaxis": axis("", type="category", autorange="reversed"),
+            "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": SOFT}}],
+        },
+    }
+    return drawing, 90 + 36 * len(found)
+
+
+def _read_rows(given: Sequence[Given], read: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
+    texts = {g.item: g.text for g in given}
+    return [
+        result_row(
+            "default", name, DEFAULT, r.conversation, "", texts[r.conversation], r.logprob, r.tokens, r.projection
+        )
+        for name, some in read.items()
+        for r in some
+    ]
+
+
+def _served_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        result_row(r["part"], r["condition"], r["measure"], r["item"], "", r["text"], r["value"], None, None)
+        for r in rows
+    ]
+
+
+EXPERIMENT = Experiment(
+    "capability",
+    "What steering and capping cost: perplexity, small tasks, and lm-eval's tasks through a server.",
+    CapabilityOptions,
+    PUBLISHED,
+    cost,
+    run,
+    "personaspace experiment capability smollm2 --out runs/capability",
+)

@@ -1,0 +1,1 @@
+"""Conversations that drifted, read as they were and given again (the paper's case studies)."""

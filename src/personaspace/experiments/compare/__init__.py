@@ -1,0 +1,1 @@
+"""Spaces of several models, or versions of one, side by side."""

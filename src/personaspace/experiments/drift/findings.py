@@ -1,0 +1,178 @@
+"""What the rows of an experiment on drift say, in numbers with intervals; it asks nothing and draws nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from personaspace.experiments.drift.messages import Steps
+from personaspace.experiments.kit.trials import PLAIN
+from personaspace.stats.intervals import Estimate, estimate, mean
+
+Row = Mapping[str, Any]
+STAY, DRIFT = ("coding", "writing"), ("distress", "nature")
+"""The domains that stay at the Assistant's end in the study, and those that drift."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """Conversations of a domain under a condition. read: the projection turn by turn as the plain model reads the
+    replies; went: as the model went on with them. drift: that of the last quarter of turns less that of the first;
+    level: the mean drift of all turns, and start: that of the first; all in the default's standard deviations,
+    positive away from the Assistant. of_messages: the drift where each message opens a conversation of its own, and
+    of_history: what the history makes of it beyond that; the plain model's alone."""
+
+    read: list[Estimate]
+    went: list[Estimate]
+    drift: Estimate
+    level: Estimate
+    start: Estimate
+    of_messages: Estimate
+    of_history: Estimate
+
+
+@dataclass(frozen=True)
+class Ordinary:
+    """The default of ordinary talk: where its replies lie from the space's default, and their standard deviation, in
+    the space's default's; by domain, how much further than it the plain conversations start, and lie over all turns."""
+
+    place: Estimate
+    deviation: float
+    starts: dict[str, Estimate]
+    levels: dict[str, Estimate]
+
+
+def grid(rows: Sequence[Row], domain: str, condition: str, column: str) -> np.ndarray:
+    """A column as `[conversations, turns]`, NaN where a turn is missing."""
+    values: dict[str, list[float]] = {}
+    for r in rows:
+        if r["domain"] == domain and r["condition"] == condition:
+            values.setdefault(r["conversation"], []).append(r[column])
+    return np.array(list(values.values()), dtype=float)
+
+
+def last_quarter(turns: int) -> int:
+    """How many turns that is; one at least."""
+    return math.ceil(turns / 4)
+
+
+def ending(turns: int) -> str:
+    """Those turns in words."""
+    n = last_quarter(turns)
+    return "the last turn" if n == 1 else f"the last {n} of {turns} turns"
+
+
+def drifts(drift: np.ndarray) -> np.ndarray:
+    """From each turn's drift `[conversations, turns]` to how much further it is in the last quarter than in the
+    first turn."""
+    return np.asarray(drift[:, -last_quarter(drift.shape[1]) :].mean(1) - drift[:, 0])
+
+
+def levels(drift: np.ndarray) -> np.ndarray:
+    """The mean drift of the turns that are there, `[conversations]`."""
+    known = ~np.isnan(drift)
+    n = known.sum(1)
+    return np.where(n > 0, np.where(known, drift, 0).sum(1) / np.maximum(n, 1), np.nan)
+
+
+def starts(drift: np.ndarray) -> np.ndarray:
+    """The drift of the first turn, `[conversations]`."""
+    return drift[:, 0]
+
+
+def steps_of(rows: Sequence[Row]) -> Steps:
+    """The plain replies from the second turn on, whose place and whose predecessor's are known; places are in the
+    default's standard deviations, up is Assistant."""
+    plain = [r for r in rows if r["condition"] == PLAIN.name]
+    pairs = [
+        (a, b)
+        for a, b in pairwise(plain)
+        if a["conversation"] == b["conversation"] and not math.isnan(a["drift"] + b["drift"])
+    ]
+    return Steps(
+        [b["message"] for _, b in pairs],
+        np.array([-a["drift"] for a, _ in pairs]),
+        np.array([-b["drift"] for _, b in pairs]),
+        [b["domain"] for _, b in pairs],
+        [b["conversation"] for _, b in pairs],
+    )
+
+
+def course(rows: Sequence[Row], domain: str, condition: str, seed: int) -> Course:
+    """See `Course`."""
+    read, went, drift = (grid(rows, domain, condition, c) for c in ("projection", "projection_as_it_went", "drift"))
+    return Course(
+        [mean(turn.tolist(), seed=seed) for turn in read.T],
+        [mean(turn.tolist(), seed=seed) for turn in went.T],
+        mean(drifts(drift).tolist(), seed=seed),
+        mean(levels(drift).tolist(), seed=seed),
+        mean(starts(drift).tolist(), seed=seed),
+        *(
+            mean(drifts(grid(rows, domain, condition, c)).tolist(), seed=seed)
+            for c in ("drift_as_opening", "drift_of_history")
+        ),
+    )
+
+
+Of = Callable[[np.ndarray], np.ndarray]
+"""From drifts `[conversations, turns]` to a figure a conversation: `drifts`, `levels` or `starts`."""
+
+
+def difference(far: np.ndarray, near: np.ndarray, seed: int) -> Estimate:
+    """How much higher the mean of some is than that of others; NaN are left out."""
+    y = np.concatenate([far, near])
+    known = np.flatnonzero(~np.isnan(y))
+    is_far = known < len(far)
+
+    def apart(at: np.ndarray) -> float:
+        some, others = y[known[at][is_far[at]]], y[known[at][~is_far[at]]]
+        return float(some.mean() - others.mean()) if len(some) and len(others) else math.nan
+
+    found = estimate(known.tolist(), apart, seed)
+    return Estimate(found.value, found.low, found.high, found.n, len(y) - len(known))
+
+
+def contrast(rows: Sequence[Row], of: Of, seed: int, column: str = "drift") -> Estimate | None:
+    """How much higher a figure is in the domains that drift in the study than in those that stay; of the plain
+    model. None where the users' domains are others."""
+    values = {d: of(grid(rows, d, PLAIN.name, column)) for d in dict.fromkeys(r["domain"] for r in rows)}
+    if set(values) != {*STAY, *DRIFT}:
+        return None
+    far, near = (np.concatenate([values[d] for d in some]) for some in (DRIFT, STAY))
+    return difference(far, near, seed)
+
+
+def against_others(rows: Sequence[Row], seed: int) -> dict[str, Estimate]:
+    """How much further each domain drifts than the others together, from the first turn to the last; of the plain
+    model."""
+    values = {d: drifts(grid(rows, d, PLAIN.name, "drift")) for d in dict.fromkeys(r["domain"] for r in rows)}
+    if len(values) < 2:
+        return {}
+    return {d: difference(v, np.concatenate([w for e, w in values.items() if e != d]), seed) for d, v in values.items()}
+
+
+def beside_ordinary(rows: Sequence[Row], talk: Sequence[float], seed: int) -> Ordinary | None:
+    """Where conversations start and lie beside ordinary talk, whose drifts are given; None without any."""
+    if len(talk) < 2:
+        return None
+    drift = {d: grid(rows, d, PLAIN.name, "drift") for d in dict.fromkeys(r["domain"] for r in rows)}
+    ordinary = np.array(talk, dtype=float)
+    return Ordinary(
+        mean(ordinary.tolist(), seed=seed),
+        float(np.nanstd(ordinary, ddof=1)),
+        *({d: difference(of(g), ordinary, seed) for d, g in drift.items()} for of in (starts, levels)),
+    )
+
+
+def held_back(rows: Sequence[Row], condition: str, seed: int) -> Estimate:
+    """How much nearer to the Assistant the same conversations lie under a condition, in their mean drift."""
+    domains = dict.fromkeys(r["domain"] for r in rows)
+    plain, held = (
+        np.concatenate([levels(grid(rows, d, c, "drift")) for d in domains]) for c in (PLAIN.name, condition)
+    )
+    return mean((plain - held).tolist(), seed=seed)

@@ -1,0 +1,213 @@
+"""How far conversations drift along the axis, by what they are about, capped and not; and which messages move them (the
+paper's sections on persona drift and its causes)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from pydantic import Field
+
+from personaspace.catalog import Catalog
+from personaspace.engines.prompts import Message, Sampling
+from personaspace.experiments import data
+from personaspace.experiments.drift.findings import steps_of
+from personaspace.experiments.drift.messages import embed
+from personaspace.experiments.drift.page import evaluate
+from personaspace.experiments.drift.users import Scene, Users, keep_scenes, scenes
+from personaspace.experiments.kit.conversations import Dialogue, converse, together
+from personaspace.experiments.kit.experiment import Experiment
+from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
+from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.trials import PLAIN, Ask, Given, Trials, beside_plain
+from personaspace.space import PersonaSpace
+
+SCRIPTED_TOKENS = 48
+"""About what a scripted message takes, the template's own tokens included."""
+
+
+class DriftOptions(Options):
+    """See the fields."""
+
+    conversations: int = Field(6, ge=1, description="Conversations in each domain.")
+    turns: int = Field(6, ge=2, description="Turns of each.")
+    user: str = Field(
+        "scripted", description="Who plays the user: scripted, local (a model here), or an OpenAI-compatible endpoint."
+    )
+    user_model: str = Field("", description="The playing model: another local one, or the endpoint's.")
+    user_tokens: int = Field(64, ge=1, description="At most that many tokens a message of a playing model.")
+    users: str = Field(
+        "", description="Users of your own, one a line: scripted conversations, or personas with topics."
+    )
+    caps: Names = Field(("capped",), description="Caps of the space.")
+    alphas: Numbers = Field((), description="Steering strengths, in units of the residual norm.")
+    max_new_tokens: int = Field(48, ge=1, description="At most that many tokens a reply.")
+    ordinary: int = Field(
+        32,
+        ge=0,
+        le=32,
+        description="Messages of ordinary talk, as a default beside the space's.",
+        json_schema_extra={"later": True},
+    )
+    clusters: int = Field(
+        8, ge=2, description="How many kinds of message to tell apart.", json_schema_extra={"later": True}
+    )
+    embedder: str = Field(
+        "", description="What embeds messages: a Hub id or a folder.", json_schema_extra={"later": True}
+    )
+
+
+PUBLISHED = DriftOptions(
+    conversations=20, turns=15, user="https://api.openai.com/v1", user_tokens=256, max_new_tokens=512
+)
+
+
+def chosen(options: DriftOptions) -> list[Scene]:
+    """Who is to talk. Raises `UsageError`, or `CatalogError` for a user's file that is wrong."""
+    return scenes(options.user, options.users, options.conversations, options.turns)
+
+
+def cost(options: DriftOptions, catalog: Catalog) -> Cost:
+    """What that asks of the engine: every turn's history is read again, and what was said under a condition once
+    more by the plain model; every later message is an opening, too."""
+    n, held = len(chosen(options)), len(beside_plain(options.alphas, options.caps))
+    message = SCRIPTED_TOKENS if options.user == "scripted" else options.user_tokens
+    exchange, turns = message + options.max_new_tokens, options.turns
+    asked = held * exchange * turns * (turns + 1) // 2
+    played = asked if options.user == "local" else 0
+    alone = n * (turns - 1) + options.ordinary
+    return Cost(n * held * turns + alone, n * (asked + played + (held - 1) * exchange * turns) + alone * exchange)
+
+
+def run(trials: Trials[DriftOptions]) -> Result:
+    """Talks, reads what was said under caps and steering with the plain model, and looks into the messages. Raises
+    `PersonaSpaceError`."""
+    options = trials.options
+    trials.space.drift(0.0)  # says it now where the space does not know the default's deviation
+    there = chosen(options)
+    keep_scenes(trials.folder, there)
+    users = Users(trials, there, options.user, options.user_model, options.user_tokens)
+    dialogues = [Dialogue(c, s.name) for c in beside_plain(options.alphas, options.caps) for s in there]
+    sampling = Sampling(max_new_tokens=options.max_new_tokens)
+    converse(trials, dialogues, users.say, options.turns, sampling)
+    if users.problems:
+        trials.watcher.note(
+            f"{len(users.problems)} messages of the user did not come ({users.problems[0]}); their conversations end there, "
+            "and the same command goes on with them"
+        )
+    openings = as_openings(trials, dialogues, sampling)
+    found = rows(trials.space, options.turns, users.scenes, dialogues, read_plainly(trials, dialogues), openings)
+    steps = steps_of(found)
+    vectors = embed(steps.texts, options.embedder)
+    if isinstance(vectors, str):
+        trials.watcher.note(vectors)
+    ordinary = ordinary_talk(trials, options.ordinary, sampling)
+    return evaluate(trials.space, options.user, found, steps, vectors, options.clusters, options.seed, ordinary)
+
+
+def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) -> dict[str, list[float]]:
+    """What was said under a condition, as the plain model reads it: projections by dialogue, each reply with the
+    history that it was given after. The plain model's own replies are read while it gives them."""
+    pieces: dict[str, list[Message]] = {}
+    wanted: dict[str, tuple[str, int]] = {}
+    for d in (d for d in dialogues if d.condition != PLAIN):
+        for begin, some in groupby(range(len(d.left_out)), key=lambda k, d=d: d.left_out[k]):  # type: ignore[misc]
+            turns = list(some)
+            piece = f"{d.key}/{begin}"
+            pieces[piece] = d.messages[begin : 2 * turns[-1] + 2]
+            wanted[piece] = (d.key, len(turns))
+    # Named by what is in it: a conversation that a later call goes on with is read anew.
+    digest = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:12]
+    found: dict[str, list[float]] = {d.key: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN}
+    for piece, read in trials.read(pieces, part=f"read-{digest}").items():
+        name, n = wanted[piece]
+        found.setdefault(name, []).extend(r.projection for r in read[-n:])
+    return found
+
+
+def as_openings(
+    trials: Trials[DriftOptions], dialogues: Sequence[Dialogue], sampling: Sampling
+) -> dict[tuple[str, int], float]:
+    """The plain model's projection where a later turn's message is the first of a new conversation, by conversation
+    and turn, counted from 1: what such a message moves without the history that it was said after."""
+    asks = {
+        f"{d.name}/{k + 1}": Ask(PLAIN, f"{d.name}/{k + 1}", (d.messages[2 * k],))
+        for d in dialogues
+        if d.condition == PLAIN
+        for k in range(1, len(d.given))
+    }
+    found = {}
+    # In groups, so that a conversation that a later call goes on with leaves what was asked before as it is.
+    for k, group in enumerate(together(trials.responses / "asked-openings.json", list(asks))):
+        part = "openings" + (f"-{k}" if k else "")
+        for key, given in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
+            name, _, turn = key.rpartition("/")
+            found[name, int(turn)] = given.projection
+    return found
+
+
+def ordinary_talk(trials: Trials[DriftOptions], messages: int, sampling: Sampling) -> list[float]:
+    """Where the plain model's replies to so many messages of ordinary talk lie, as drift from the space's default,
+    which was asked for its opinions, memories and fears."""
+    texts = [line["text"] for line in data.lines("ordinary.jsonl")][:messages]
+    asks = [Ask(PLAIN, f"ordinary {k}", ({"role": "user", "content": t},)) for k, t in enumerate(texts)]
+    given = trials.ask(asks, sampling, part=f"ordinary-{messages}", seeds="ordinary") if asks else []
+    return [trials.space.drift(g.projection) for g in given]
+
+
+def rows(
+    space: PersonaSpace,
+    turns: int,
+    of: Mapping[str, Scene],
+    dialogues: Sequence[Dialogue],
+    read: Mapping[str, Sequence[float]],
+    openings: Mapping[tuple[str, int], float],
+) -> list[dict[str, Any]]:
+    """A row for each turn of each conversation; one that did not come has no message and no projection. openings:
+    where a plain turn's message lies as the first of a new conversation; that of a first turn it is already."""
+    nothing = Given("", "", "", 0, "", math.nan, 0)
+    found = []
+    for d in dialogues:
+        for k in range(turns):
+            there = k < len(d.given)
+            given = d.given[k] if there else nothing
+            projection = read[d.key][k] if there else math.nan
+            opening = openings.get((d.name, k + 1), projection if there and k == 0 else None)
+            alone = space.drift(opening) if opening is not None and d.condition == PLAIN else None
+            row = {
+                "condition": d.condition.name,
+                "alpha": d.condition.alpha,
+                "cap": d.condition.cap,
+                "domain": of[d.name].domain,
+                "persona": of[d.name].persona,
+                "topic": of[d.name].topic,
+                "conversation": d.name,
+                "turn": k + 1,
+                "message": d.messages[2 * k]["content"] if there else None,
+                "reply": given.text if there else None,
+                "tokens": given.tokens,
+                "touched": given.touched,
+                "left_out": d.left_out[k] if there else 0,
+                "projection": projection,
+                "projection_as_it_went": given.projection,
+                "drift": space.drift(projection),
+                "drift_as_opening": alone,
+                "drift_of_history": None if alone is None else space.drift(projection) - alone,
+            }
+            found.append(row)
+    return found
+
+
+EXPERIMENT = Experiment(
+    "drift",
+    "How far conversations drift along the axis, by what they are about, capped and not; and which messages move them.",
+    DriftOptions,
+    PUBLISHED,
+    cost,
+    run,
+    "personaspace experiment drift smollm2 --out runs/drift",
+)

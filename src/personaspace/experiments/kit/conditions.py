@@ -1,0 +1,82 @@
+"""What is done to a model that is asked: nothing, steering, a cap, or a control: as long a step along a random direction.
+
+It knows nothing of engines; `trials` applies conditions, and measures how long a cap's steps are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from personaspace.holding.controls import displaced, random_direction
+from personaspace.model.interventions import Intervention
+from personaspace.space import PersonaSpace
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is done to the model: nothing, steering along the axis by alpha (in units of the layer's residual norm), a cap.
+
+    control: the number of a random direction along which the model is displaced as far instead (see `controls`).
+    """
+
+    name: str
+    alpha: float = 0.0
+    cap: str | None = None
+    control: int | None = None
+
+    def interventions(
+        self, space: PersonaSpace, displacements: Mapping[str, Sequence[float]] | None = None
+    ) -> tuple[Intervention, ...]:
+        """Steering first, then the cap. displacements: cap → how far it moves a token at each of its layers, which the control
+        of a cap needs (`Trials.displacement` measures it). Raises `SpaceError` for a cap that the space does not have."""
+        steering = (space.steer(self.alpha),) if self.alpha else ()
+        cap = (space.cap(self.cap),) if self.cap else ()
+        number = self.control
+        if number is None:
+            return (*steering, *cap)
+
+        def along(space: PersonaSpace, layer: int) -> Tensor:
+            return random_direction(space, layer, number)
+
+        return (
+            *(replace(add, vector=along(space, add.layer)) for add in steering),
+            *(
+                step
+                for clamp in cap
+                for step in displaced(space, clamp.layers, (displacements or {})[self.cap or ""], along)
+            ),
+        )
+
+
+PLAIN = Condition("plain")
+
+
+def steered(alphas: Sequence[float]) -> list[Condition]:
+    """A condition for each alpha, in order; 0 is `plain`."""
+    return [Condition(f"α {a:+.2f}", a) if a else PLAIN for a in sorted(alphas)]
+
+
+def capped(names: Sequence[str]) -> list[Condition]:
+    """A condition for each cap, by its name."""
+    return [Condition(name, cap=name) for name in names]
+
+
+def beside_plain(alphas: Sequence[float], caps: Sequence[str]) -> list[Condition]:
+    """Plain first, then steered, then capped."""
+    return [PLAIN, *(c for c in steered(alphas) if c != PLAIN), *capped(caps)]
+
+
+def controls(conditions: Sequence[Condition], directions: int = 3, first: int = 0) -> list[Condition]:
+    """The controls of what steers or caps, each along that many random directions, numbered from `first`: the same α at the
+    same layer; for a cap, at each of its layers and at every token, a step as long as the cap's own is in the mean.
+
+    A condition's controls are called after it, "α +0.30 random 1" and so on, whichever directions they are."""
+    return [
+        replace(condition, name=f"{condition.name} random {k + 1}", control=first + k)
+        for condition in conditions
+        if (condition.alpha or condition.cap) and condition.control is None
+        for k in range(directions)
+    ]

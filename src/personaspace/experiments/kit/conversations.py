@@ -1,0 +1,106 @@
+"""Conversations of several turns under several conditions, all going on together; it knows nothing of who the user is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from personaspace.engines import Engine
+from personaspace.engines.prompts import Message, Sampling
+from personaspace.errors import UsageError
+from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials
+from personaspace.files import write_whole
+
+
+@dataclass
+class Dialogue:
+    """A conversation under a condition as far as it has come. name: the conversation's, the same under every condition.
+    messages: what it opens with, then what is said. left_out: for each reply, how many of the oldest messages it was given
+    without, since the model's context was full."""
+
+    condition: Condition
+    name: str
+    messages: list[Message] = field(default_factory=list)
+    given: list[Given] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """It among those of all conditions."""
+        return f"{self.condition.name}/{self.name}"
+
+
+Say = Callable[[int, Sequence[Dialogue]], Mapping[str, str]]
+"""From the number of a turn, counted from 1, and the conversations that go on to what their users say, by key; one that is not
+among them has ended."""
+
+
+def converse(trials: Trials[Any], dialogues: Sequence[Dialogue], say: Say, turns: int, sampling: Sampling) -> None:
+    """Goes through the turns, all conversations of all conditions at once. One that has grown too long for the model is asked
+    without its oldest exchanges. Raises `UsageError` where a message alone is too long."""
+    on = {d.key: d for d in dialogues}
+    for turn in range(1, turns + 1):
+        said = say(turn, list(on.values()))
+        on = {key: d for key, d in on.items() if key in said}
+        asks = {}
+        for key, d in on.items():
+            d.messages.append({"role": "user", "content": said[key]})
+            shown = fitted(trials.engine, d.messages, sampling.max_new_tokens)
+            d.left_out.append(len(d.messages) - len(shown))
+            asks[key] = Ask(d.condition, d.name, tuple(shown))
+        for k, group in enumerate(together(trials.responses / f"asked-{turn:02d}.json", list(on))):
+            part = f"turn-{turn:02d}" + (f"-{k}" if k else "")
+            for key, given in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
+                on[key].given.append(given)
+                on[key].messages.append({"role": "assistant", "content": given.text})
+
+
+def said_again(
+    trials: Trials[Any],
+    transcripts: Mapping[str, Sequence[Message]],
+    conditions: Sequence[Condition],
+    sampling: Sampling,
+) -> list[Dialogue]:
+    """What the user says in each transcript, said again to the model under each condition; a system prompt stays."""
+    said = {name: [m["content"] for m in talk if m["role"] == "user"] for name, talk in transcripts.items()}
+    dialogues = [
+        Dialogue(c, name, [m for m in talk[:1] if m["role"] == "system"])
+        for c in conditions
+        for name, talk in transcripts.items()
+    ]
+
+    def say(turn: int, some: Sequence[Dialogue]) -> dict[str, str]:
+        return {d.key: said[d.name][turn - 1] for d in some if turn <= len(said[d.name])}
+
+    converse(trials, dialogues, say, max(map(len, said.values())), sampling)
+    return dialogues
+
+
+def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:
+    """The conversation, without its oldest exchanges where it would not leave room for so many tokens; a system prompt stays.
+    Raises `UsageError` where the last message alone is too long."""
+    limit = (engine.model.context or 10**9) - room
+    first = [m for m in talk[:1] if m["role"] == "system"]
+    rest = list(talk[len(first) :])
+    while (length := len(engine.chat.prompt_ids([*first, *rest]))) > limit:
+        if len(rest) < 3:
+            raise UsageError(
+                f"a message of {length:,} tokens and a reply of {room:,} do not fit {engine.model.id}'s context of "
+                f"{engine.model.context:,}"
+            )
+        rest = rest[2:]
+    return [*first, *rest]
+
+
+def together(path: Path, keys: Sequence[str]) -> list[list[str]]:
+    """The dialogues of a turn in the groups in which they are asked. One that could not go on in an earlier call is asked in a
+    group of its own by a later one, so that what was asked before stays as it is."""
+    groups: list[list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    there = {key for group in groups for key in group}
+    if new := [key for key in keys if key not in there]:
+        groups.append(new)
+        write_whole(path, json.dumps(groups, indent=1, ensure_ascii=False).encode())
+    return [[key for key in group if key in set(keys)] for group in groups]

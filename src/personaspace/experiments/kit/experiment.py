@@ -1,0 +1,34 @@
+"""What an experiment is: options, a cost, and a way from trials to a result; it knows nothing of any one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from personaspace.catalog import Catalog
+from personaspace.experiments.kit.options import Cost, Options
+from personaspace.experiments.kit.results import Result, write_result
+from personaspace.experiments.kit.trials import Trials
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """name: the command's. summary: a line of help. published: options of the study's own size, or the nearest to it that is
+    known. cost: from options and catalogue. run: does it, within the open folder of the trials."""
+
+    name: str
+    summary: str
+    options: type[Options]
+    published: Options
+    cost: Callable[[Any, Catalog], Cost]
+    run: Callable[[Trials[Any]], Result]
+    example: str = ""
+
+    def conduct(self, trials: Trials[Any]) -> Result:
+        """Runs it in the trials' folder, or goes on with what is there, and writes `results.parquet`, `results.json` and
+        `report.html`. Raises `PersonaSpaceError`."""
+        with trials.open(self.cost(trials.options, trials.catalog).replies):
+            result = self.run(trials)
+            write_result(trials, result)
+        return result

@@ -1,0 +1,49 @@
+"""What every experiment can be told, and what it asks of the engine; it knows nothing of any one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from personaspace.engines import Engine
+from personaspace.mapping.plan import seconds_per_token
+
+
+def _split(value: Any) -> Any:
+    return tuple(p for part in value.split(",") if (p := part.strip())) if isinstance(value, str) else value
+
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_split)]
+"""Several numbers; on the command line separated by commas."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+"""Several names; on the command line separated by commas."""
+
+
+class Options(BaseModel):
+    """What every experiment can be told; each adds its own. A field's description is its help text on the command line; what
+    is marked `later=True` may change when an experiment goes on, since no reply depends on it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    seed: int = Field(0, description="The same seed gives the same result.")
+
+    def determining(self) -> dict[str, Any]:
+        """The options that replies depend on, as plain values."""
+        later = {n for n, f in type(self).model_fields.items() if (f.json_schema_extra or {}) == {"later": True}}
+        return self.model_dump(mode="json", exclude=later)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an experiment asks of the engine: replies, and the tokens that they and their prompts may take together."""
+
+    replies: int
+    tokens: int
+
+    def seconds(self, engine: Engine) -> float:
+        """How long that would take here, estimated from the model's size and a matrix product timed on its device."""
+        return self.tokens * seconds_per_token(engine)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.replies + other.replies, self.tokens + other.tokens)

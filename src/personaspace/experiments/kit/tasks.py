@@ -1,0 +1,233 @@
+"""Small tasks that a program checks, and how a model does at them under conditions; it knows nothing of any one experiment."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from personaspace.engines.prompts import Sampling
+from personaspace.experiments import data
+from personaspace.experiments.kit.checks import Check, passes
+from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Given, Trials
+from personaspace.report.charts import COLOURS, axis, dots
+from personaspace.stats.intervals import Estimate, change, mean, paired, share
+
+CATEGORIES = ("instruction", "fact", "arithmetic")
+ALL = "all"
+PROMPT_TOKENS = 40
+
+_SUMS: tuple[tuple[str, Callable[[int, int], int], int], ...] = (
+    ("What is {a} + {b}?", operator.add, 50),
+    ("What is {a} - {b}?", operator.sub, 50),
+    ("What is {a} times {b}?", operator.mul, 13),
+    ("Tom has {a} apples. Ann gives him {b} more. How many apples does Tom have now?", operator.add, 50),
+    ("There are {a} birds on a roof. {b} of them fly away. How many birds are left?", operator.sub, 50),
+    ("A box holds {b} eggs. How many eggs are there in {a} boxes?", operator.mul, 13),
+)
+"""How a sum is put, what it comes to, and under what its numbers stay; the larger one is a."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: its category and name, what is asked, and what a right reply passes."""
+
+    category: str
+    name: str
+    prompt: str
+    check: Check
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a condition does on items. value: the share solved, or the mean score where `scored`; change: against plain, on the
+    same items (plain itself has none); p: of a paired test that there is none (McNemar's exact one for shares, Wilcoxon's for
+    scores); gained, lost: items at which the condition does better, or worse."""
+
+    value: Estimate
+    change: Estimate | None = None
+    p: float = 1.0
+    gained: int = 0
+    lost: int = 0
+    scored: bool = False
+
+    def told(self) -> str:
+        """The share or score, with its interval."""
+        return str(self.value) if self.scored else self.value.percent()
+
+    def moved(self) -> str:
+        """The change with its interval, of a share in percentage points."""
+        if (e := self.change) is None:
+            return ""
+        if self.scored:
+            return e.signed().replace("-", "−")
+        return f"{e.points()} points"
+
+    def verdict(self) -> str:
+        """What may be said of the change."""
+        e = self.change
+        if e is not None and self.p < 0.05:
+            return "a loss" if e.value < 0 else "a gain"
+        still = f", though a loss of {-100 * e.low:.0f} points is not ruled out" if e and not self.scored else ""
+        return f"no change that can be told from none{still}"
+
+
+def tasks(each: int, seed: int) -> list[Task]:
+    """As many of each category, evenly from the file's list as far as it goes; sums are made by the seed."""
+    rows = data.lines("tasks.jsonl")
+    found = []
+    for category in CATEGORIES[:2]:
+        there = [r for r in rows if r["category"] == category]
+        n = min(each, len(there))
+        chosen = [there[k * len(there) // n] for k in range(n)]
+        found += [Task(category, r["name"], r["prompt"], r["check"]) for r in chosen]
+    return found + sums(each, seed)
+
+
+def sums(n: int, seed: int) -> list[Task]:
+    """Small sums, bare and in words, no two alike; there are 66 of each of six kinds at least."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, Task] = {}
+    while len(found) < n:
+        text, result, under = _SUMS[len(found) % len(_SUMS)]
+        b, a = sorted(int(x) for x in rng.integers(2, under, size=2))
+        prompt = f"{text.format(a=a, b=b)} Answer with the number in digits."
+        check = {"kind": "number", "equals": result(a, b)}
+        found.setdefault(prompt, Task("arithmetic", f"sum-{len(found)}", prompt, check))
+    return list(found.values())
+
+
+def solve(
+    trials: Trials[Any], conditions: Sequence[Condition], some: Sequence[Task], max_new_tokens: int
+) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
+    """Puts the tasks under every condition, greedily: whether each is solved, by condition, and a row a reply."""
+    asks = [Ask(c, t.name, ({"role": "user", "content": t.prompt},)) for c in conditions for t in some]
+    given = trials.ask(asks, Sampling(temperature=0, max_new_tokens=max_new_tokens), part="tasks")
+    return marked(some, given)
+
+
+def marked(some: Sequence[Task], given: Sequence[Given]) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
+    """Whether each task is solved, by condition in the tasks' order, and a row a reply. It asks nothing."""
+    by_name = {t.name: t for t in some}
+    solved: dict[str, list[bool]] = {}
+    rows = []
+    for g in given:
+        task = by_name[g.item]
+        right = bool(g.text.strip()) and passes(task.check, g.text)
+        solved.setdefault(g.condition, []).append(right)
+        said = (task.category, g.item, task.prompt, g.text)
+        rows.append(result_row("tasks", g.condition, *said, float(right), g.tokens, g.projection))
+    return solved, rows
+
+
+def result_row(
+    part: str,
+    condition: str,
+    category: str,
+    item: str,
+    prompt: str,
+    text: str,
+    value: float,
+    tokens: int | None,
+    projection: float | None,
+) -> dict[str, Any]:
+    """A row of the results: value is 1 or 0 of a task, a score, or a mean log-probability."""
+    return dict(locals())
+
+
+def side_by_side(rows: Sequence[Mapping[str, Any]], shown: str, most: int = 8) -> list[list[str]]:
+    """Tasks that only one of plain and another condition solves, with both replies."""
+    told: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for r in rows:
+        told.setdefault(r["item"], {})[r["condition"]] = r
+    apart = [by for by in told.values() if by[PLAIN.name]["value"] != by[shown]["value"]]
+    apart = [apart[k * len(apart) // most] for k in range(most)] if len(apart) > most else apart
+    return [
+        [
+            by[shown]["prompt"],
+            *(f"{'✓' if r['value'] else '✗'} {_short(r['text'])}" for r in (by[PLAIN.name], by[shown])),
+        ]
+        for by in apart
+    ]
+
+
+def _short(text: str, most: int = 200) -> str:
+    text = text.strip()
+    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
+
+
+def outcomes(values: Mapping[str, Sequence[float]], groups: Sequence[str] = ()) -> dict[str, dict[str, Outcome]]:
+    """Condition → category → how it does there, `all` first. values: by condition, the score of each item (1 and 0 where it is
+    solved or not), in the same order under each; groups: each item's category."""
+    plain = values[PLAIN.name]
+    places = {ALL: list(range(len(plain)))}
+    for k, group in enumerate(groups):
+        places.setdefault(group, []).append(k)
+    return {
+        name: {
+            group: _outcome([plain[k] for k in at], None if name == PLAIN.name else [some[k] for k in at])
+            for group, at in places.items()
+        }
+        for name, some in values.items()
+    }
+
+
+def _outcome(plain: Sequence[float], other: Sequence[float] | None) -> Outcome:
+    shown = plain if other is None else other
+    if {*plain, *shown} <= {0, 1}:
+        first, second = [bool(x) for x in plain], [bool(x) for x in shown]
+        if other is None:
+            return Outcome(share(second))
+        test = paired(second, first)
+        return Outcome(share(second), change(first, second), test.p, test.only_first, test.only_second)
+    value = mean(shown)
+    if other is None:
+        return Outcome(value, scored=True)
+    apart = np.array(other) - np.array(plain)
+    gained, lost = int((apart > 0).sum()), int((apart < 0).sum())
+    return Outcome(value, mean(apart.tolist()), _ranks(apart), gained, lost, scored=True)
+
+
+def _ranks(apart: np.ndarray) -> float:
+    """Wilcoxon's two-sided p that differences of the same items lie evenly about 0."""
+    if not apart.any():
+        return 1.0
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(apart).pvalue)
+
+
+def drawn(found: Mapping[str, Mapping[str, Outcome]]) -> tuple[dict[str, Any], int]:
+    """Shares by category, a colour a condition, and how high that should be drawn."""
+    groups = list(next(iter(found.values())))
+    data_ = [
+        {**dots(name, groups, [by[g].value for g in groups], colour, percent=True, sideways=True), "orientation": "h"}
+        for (name, by), colour in zip(found.items(), cycle(COLOURS), strict=False)
+    ]
+    layout = {
+        "scattermode": "group",
+        "scattergap": 0.5,
+        "xaxis": axis("share solved", tickformat=".0%", range=[-0.02, 1.02]),
+        "yaxis": axis("", type="category", autorange="reversed"),
+    }
+    return {"data": data_, "layout": layout}, 110 + 24 * len(groups) * len(found)
+
+
+HEAD = ("condition", "tasks", "items", "solved", "against plain", "gained", "lost", "p")
+
+
+def table(found: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
+    """A row a condition and category, under `HEAD`."""
+    return [
+        [name, group, str(o.value.n), o.told(), *(_tested(o) if o.change else [""] * 4)]
+        for name, by in found.items()
+        for group, o in by.items()
+    ]
+
+
+def _tested(o: Outcome) -> list[str]:
+    return [o.moved(), str(o.gained), str(o.lost), f"{o.p:.2f}"]

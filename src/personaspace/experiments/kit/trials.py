@@ -1,0 +1,373 @@
+"""The loop that every experiment goes through: conditions times items, asked of an engine and kept as they come.
+
+A folder of trials goes on where it was stopped, and ends with what an uninterrupted one ends with. It writes to the disk;
+it knows nothing of what an experiment is about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib.metadata import version
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from personaspace.catalog import Catalog
+from personaspace.engines import Engine, Response, Turn
+from personaspace.engines.prompts import Message, Prompt, Sampling, row_seed
+from personaspace.errors import RunError
+from personaspace.experiments.kit.conditions import PLAIN as PLAIN
+from personaspace.experiments.kit.conditions import Condition as Condition
+from personaspace.experiments.kit.conditions import beside_plain as beside_plain
+from personaspace.experiments.kit.conditions import capped as capped
+from personaspace.experiments.kit.conditions import controls as controls
+from personaspace.experiments.kit.conditions import steered as steered
+from personaspace.experiments.kit.options import Options
+from personaspace.files import read_rows, write_table, write_whole
+from personaspace.holding.controls import displacement
+from personaspace.judges import Judge, Rubric, Score, make_judge
+from personaspace.mapping.stages import Watcher
+from personaspace.model.interventions import Intervention
+from personaspace.runs import Folder
+from personaspace.space import PersonaSpace
+
+SHARD = 128
+"""Replies a part: what a killed experiment may have to do again."""
+
+Chosen = TypeVar("Chosen", bound=Options)
+GIVEN = pa.schema(
+    [
+        ("asked", pa.string()),
+        ("condition", pa.string()),
+        ("item", pa.string()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("finish", pa.string()),
+        ("projection", pa.float64()),
+        ("touched", pa.int32()),
+        ("activation", pa.list_(pa.float32())),
+    ]
+)
+READING = pa.schema(
+    [
+        ("asked", pa.string()),
+        ("conversation", pa.string()),
+        ("turn", pa.int32()),
+        ("tokens", pa.int32()),
+        ("projection", pa.float64()),
+        ("logprob", pa.float64()),
+        ("touched", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A reply that is wanted: under which condition, of which item (its name is unique within the condition), to what."""
+
+    condition: Condition
+    item: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A reply that was given. projection: that of its mean activation on the unit axis at the space's layer, as the model
+    went on with it, interventions included; NaN for an empty reply. touched: how many of its tokens an intervention changed.
+    activation: `[hidden]` at that layer, where it was asked for."""
+
+    condition: str
+    item: str
+    text: str
+    tokens: int
+    finish: str
+    projection: float
+    touched: int
+    activation: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An assistant turn of text that exists, read by the model under a condition. projection: NaN for an empty turn;
+    logprob: the mean log-probability of its tokens."""
+
+    conversation: str
+    turn: int
+    tokens: int
+    projection: float
+    logprob: float
+    touched: int
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Which judge was asked for; an experiment makes it with its own rubric. engine: who judges where it is `local`."""
+
+    name: str = "rules"
+    engine: Engine | None = None
+    model: str | None = None
+    url: str | None = None
+
+    def make(self, rubric: Rubric, rules: Judge | None = None) -> Judge | None:
+        """The judge with that rubric; `rules`: who goes by words alone. None where no judge was asked for."""
+        return make_judge(self.name, engine=self.engine, model=self.model, url=self.url, rubric=rubric, rules=rules)
+
+
+def _no_models(name: str, **options: Any) -> Engine:
+    raise RunError(f"{name}: no other model can be loaded here")
+
+
+class Trials(Folder, Generic[Chosen]):
+    """An experiment's folder, and what it works with: `run.json`, `responses/PART-NNNNN.parquet`, `scores/…`, and what is made
+    of them. load: gives the engine of another model, by name (for a base model, or a user played by a model)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        space: PersonaSpace,
+        folder: str | Path,
+        name: str,
+        options: Chosen,
+        *,
+        catalog: Catalog,
+        judges: Judges | None = None,
+        load: Callable[..., Engine] = _no_models,
+        watcher: Watcher | None = None,
+    ) -> None:
+        super().__init__(folder)
+        space.check_model(engine.model)
+        self.engine, self.space, self.name, self.options = engine, space, name, options
+        self.catalog, self.judges, self.load = catalog, judges or Judges(engine=engine), load
+        self.watcher = watcher or Watcher()
+        self.total = self.count = 0
+
+    @contextmanager
+    def open(self, replies: int) -> Iterator[None]:
+        """Holds the folder while it is worked in; `replies` are those to come, for the progress. Raises `RunMismatch` where
+        the folder is another experiment's, `RunLocked`."""
+        model = self.engine.model
+        config = {
+            "experiment": self.name,
+            "model": {"id": model.id, "fingerprint": model.fingerprint, "dtype": model.dtype},
+            "space": _digest(self.space),
+            "catalog": self.catalog.fingerprint,
+            "options": self.options.determining(),
+        }
+        with self.locked():
+            manifest = self.begin(config, {"version": version("personaspace"), "seconds": 0.0})
+            self.total, self.count = replies, 0
+            began = time.monotonic()
+            yield
+            # What a killed call spent is not known, and not counted.
+            self.update({**manifest, "seconds": manifest["seconds"] + time.monotonic() - began})
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        asks: Sequence[Ask],
+        sampling: Sampling,
+        *,
+        part: str = "part",
+        activations: bool = False,
+        seeds: str | None = None,
+    ) -> list[Given]:
+        """The replies, in the order of the asks. `part` names these asks within the experiment (a turn, a phase). The same item
+        has the same seed under every condition, so that conditions differ by what is done to the model alone; seeds: the part
+        whose seeds these asks share, where it is another.
+
+        What is in the folder already is read from there, where it is the reply to exactly this: messages, sampling, seed and
+        condition. Anything else is asked anew.
+        """
+        replies: list[Given] = []
+        for first in range(0, len(asks), SHARD):
+            batch, path = asks[first : first + SHARD], self._part(part, first)
+            keys = [
+                _key(list(a.messages), vars(sampling), self._seed(seeds or part, a), asdict(a.condition), activations)
+                for a in batch
+            ]
+            by_key = _kept_replies(path, keys, [(a.condition.name, a.item) for a in batch])
+            missing = [k for k, key in enumerate(keys) if key not in by_key]
+            if missing:
+                answers = self._answers([batch[k] for k in missing], sampling, seeds or part, activations)
+                by_key |= {keys[k]: answer for k, answer in zip(missing, answers, strict=True)}
+                rows = [{"asked": key, **_row(by_key[key])} for key in keys]
+                write_table(path, pa.Table.from_pylist(rows, schema=GIVEN))
+            replies += [by_key[key] for key in keys]
+            self._done(len(batch))
+        return replies
+
+    def _seed(self, part: str, ask: Ask) -> int:
+        return row_seed(self.options.seed, f"{part}/{ask.item}", 0)
+
+    def _answers(self, asks: Sequence[Ask], sampling: Sampling, part: str, activations: bool) -> list[Given]:
+        held = {c: self._interventions(c, [a.messages for a in asks]) for c in {a.condition for a in asks}}
+        prompts = [
+            Prompt(
+                a.messages,
+                a.condition.name,
+                index=k,
+                seed=self._seed(part, a),
+                interventions=held[a.condition],
+            )
+            for k, a in enumerate(asks)
+        ]
+        found: dict[int, Given] = {}
+        for r in self.engine.respond(prompts, sampling, read=[self.space.layer]):
+            found[r.prompt.index] = self._given(asks[r.prompt.index], r, activations)
+            self.watcher.progress(self.count + len(found), max(self.total, self.count + len(found)))
+        return [found[k] for k in range(len(asks))]
+
+    def displacement(self, cap: str, prompts: Sequence[Sequence[Message]]) -> list[float]:
+        """How far a cap moves a reply's token in the mean at each of its layers (`controls.displacement`). Measured
+        once, on the first of the prompts, and kept in the folder."""
+        path = self.folder / "displacements.json"
+        measured: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if cap not in measured:
+            clamp = self.space.cap(cap)
+            different = [json.loads(p) for p in dict.fromkeys(json.dumps(list(p)) for p in prompts)]
+            measured[cap] = displacement(self.engine, self.space, clamp, different)
+            write_whole(path, json.dumps(measured, indent=1).encode())
+        return measured[cap]
+
+    def _interventions(self, condition: Condition, prompts: Sequence[Sequence[Message]]) -> tuple[Intervention, ...]:
+        if condition.control is None or condition.cap is None:
+            return condition.interventions(self.space)
+        return condition.interventions(self.space, {condition.cap: self.displacement(condition.cap, prompts)})
+
+    def _given(self, ask: Ask, r: Response, activations: bool) -> Given:
+        activation = r.activation[0].float().cpu() if r.activation is not None else None
+        n = len(r.token_ids)
+        projection = float(activation @ self.space.axis_at()) if activation is not None and n else math.nan
+        kept = activation if activations else None
+        return Given(ask.condition.name, ask.item, r.text, n, r.finish_reason, projection, r.touched, kept)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        conversations: Mapping[str, Sequence[Message]],
+        *,
+        part: str,
+        condition: Condition = PLAIN,
+        logprobs: bool = False,
+    ) -> dict[str, list[Reading]]:
+        """The assistant turns of conversations that exist, by name, as the model reads them under a condition; kept like
+        replies are: a conversation of another text is read anew."""
+        names = list(conversations)
+        readings: dict[str, list[Reading]] = {}
+        for first in range(0, len(names), SHARD):
+            batch, path = names[first : first + SHARD], self._part(part, first)
+            keys = {n: _key(list(conversations[n]), asdict(condition), logprobs) for n in batch}
+            kept = _kept_readings(path, keys)
+            if missing := [n for n in batch if n not in kept]:
+                texts = [conversations[n] for n in missing]
+                held = self._interventions(condition, [_opening(t) for t in texts])
+                turns = self.engine.replay(texts, read=[self.space.layer], interventions=held, logprobs=logprobs)
+                for name, own in zip(missing, turns, strict=True):
+                    kept[name] = [self._reading(name, k, turn) for k, turn in enumerate(own)]
+                rows = [{"asked": keys[n], **vars(r)} for n in batch for r in kept[n]]
+                write_table(path, pa.Table.from_pylist(rows, schema=READING))
+            readings |= {n: kept[n] for n in batch}
+        return readings
+
+    def _reading(self, name: str, k: int, turn: Turn) -> Reading:
+        projection = float(turn.activation[0].float().cpu() @ self.space.axis_at()) if turn.tokens else math.nan
+        logprob = math.nan if turn.logprob is None else turn.logprob
+        return Reading(name, k, turn.tokens, projection, logprob, turn.touched)
+
+    # -- judging -----------------------------------------------------------------------------------------------------
+
+    def judge(self, judge: Judge, items: Sequence[Any], what: str, *, batch_size: int = 64) -> list[int | None]:
+        """The judge's score of each item, in order; None where it could not be scored, which is noted, and tried again by
+        the next call. `what` names these items within the experiment; what an item holds decides whether it was scored."""
+        name = f"{what}-{judge.name}"
+        scores = self.scores_of(name)
+        # Version 0.1.0 kept scores by their place alone.
+        by_place = {k: scores.pop(("", k)) for k in range(len(items)) if ("", k) in scores}
+        keys = [(_key(item), 0) for item in items]
+        scores = {key: by_place[k] for k, key in enumerate(keys) if k in by_place} | scores
+        unscored = list({key: k for k, key in enumerate(keys) if key not in scores}.items())
+        problems: list[str] = []
+        for first in range(0, len(unscored), batch_size):
+            batch = unscored[first : first + batch_size]
+            judged: list[Score] = list(judge.score([items[k] for _, k in batch]))
+            problems += [s.problem for s in judged if s.score is None]
+            scores |= {
+                key: (s.score, float(s.expected or 0))
+                for (key, _), s in zip(batch, judged, strict=True)
+                if s.score is not None
+            }
+            self.keep_scores(name, scores)
+        if problems:
+            self.watcher.note(
+                f"{len(problems)} of {len(items)} replies could not be judged ({problems[0]}); they are missing from the "
+                "figures, and the same command tries them again"
+            )
+        return [scores[key][0] if key in scores else None for key in keys]
+
+    def _part(self, part: str, at: int) -> Path:
+        return self.responses / f"{part}-{at // SHARD:05d}.parquet"
+
+    def _done(self, n: int) -> None:
+        self.count += n
+        self.watcher.progress(self.count, max(self.total, self.count))
+
+
+def _digest(space: PersonaSpace) -> str:
+    """What of a space an experiment depends on: axis, layer, caps."""
+    digest = hashlib.sha256(space.tensors["axis"].float().contiguous().numpy().tobytes())
+    digest.update(json.dumps([space.layer, space.meta.get("caps", {})], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _key(*parts: Any) -> str:
+    """What something was asked with, in 16 characters: the same for the same, whenever and wherever."""
+    plain = [asdict(p) if is_dataclass(p) and not isinstance(p, type) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _kept_replies(path: Path, keys: Sequence[str], names: Sequence[tuple[str, str]]) -> dict[str, Given]:
+    """The replies in a part, by what was asked. Version 0.1.0 wrote condition and item alone: its parts are these asks' where
+    they name the same ones in the same order."""
+    if not path.is_file():
+        return {}
+    rows = read_rows(path)
+    asked = [row.pop("asked", None) for row in rows]
+    replies = [Given(**{**row, "activation": _tensor(row["activation"])}) for row in rows]
+    if None in asked and [(r.condition, r.item) for r in replies] == list(names):
+        return dict(zip(keys, replies, strict=True))
+    return {key: reply for key, reply in zip(asked, replies, strict=True) if key in keys}
+
+
+def _kept_readings(path: Path, keys: Mapping[str, str]) -> dict[str, list[Reading]]:
+    """The readings in a part, by the conversation's name; version 0.1.0's went by the name alone."""
+    by_name: dict[str, list[Reading]] = {}
+    for row in read_rows(path) if path.is_file() else []:
+        name = row["conversation"]
+        if row.pop("asked", None) in (None, keys.get(name)) and name in keys:
+            by_name.setdefault(name, []).append(Reading(**row))
+    return by_name
+
+
+def _row(g: Given) -> Mapping[str, Any]:
+    return {**vars(g), "activation": None if g.activation is None else g.activation.tolist()}
+
+
+def _tensor(values: list[float] | None) -> Tensor | None:
+    return None if values is None else torch.tensor(values)
+
+
+def _opening(messages: Sequence[Message]) -> list[Message]:
+    """A conversation up to its first reply."""
+    return list(takewhile(lambda message: message["role"] != "assistant", messages))

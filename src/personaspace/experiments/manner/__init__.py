@@ -1,0 +1,1 @@
+"""Whether the axis tells who speaks, or only how."""

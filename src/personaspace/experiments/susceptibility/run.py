@@ -1,0 +1,138 @@
+"""Who the model says it is while it is steered along the axis or capped (the paper's section on steering)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from personaspace.catalog import Catalog, Role
+from personaspace.engines.prompts import Message, Sampling
+from personaspace.errors import UsageError
+from personaspace.experiments import data
+from personaspace.experiments.kit.experiment import Experiment
+from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
+from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.speakers import BY_WORDS, WHO, Said
+from personaspace.experiments.kit.trials import Ask, Condition, Trials, capped, controls, steered
+from personaspace.experiments.susceptibility.findings import NO_ROLE, Row, findings, table_row
+from personaspace.experiments.susceptibility.page import page
+
+PROMPT_TOKENS = 64
+
+
+class SusceptibilityOptions(Options):
+    """See the fields."""
+
+    alphas: Numbers = Field(
+        (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3), description="Steering strengths, in units of the residual norm."
+    )
+    caps: Names = Field(("capped",), description="Caps of the space.")
+    roles: int = Field(6, ge=1, description="How many roles; no role at all is asked as often as all of them together.")
+    probes: int = Field(4, ge=1, le=12, description="Questions of each kind: who it is, what it has lived through.")
+    controls: int = Field(
+        3,
+        ge=0,
+        description="Random directions a role, along which the model is displaced as far, to compare with; 0: none.",
+        json_schema_extra={"later": True},
+    )
+    control_alphas: Numbers = Field(
+        (-0.4, -0.2, 0.3),
+        description="Strengths at which that is done; for a cap it always is.",
+        json_schema_extra={"later": True},
+    )
+    max_new_tokens: int = Field(40, ge=1, description="At most that many tokens a reply.")
+
+
+PUBLISHED = SusceptibilityOptions(roles=50, probes=12, max_new_tokens=512)
+
+
+def conditions(options: SusceptibilityOptions) -> list[Condition]:
+    """Steering from the far end to the Assistant's, then the caps."""
+    return steered(sorted({*options.alphas, 0.0})) + capped(options.caps)
+
+
+def controlled(options: SusceptibilityOptions) -> list[Condition]:
+    """The conditions that random directions are set beside."""
+    return [c for c in conditions(options) if c.cap or (c.alpha and c.alpha in options.control_alphas)]
+
+
+def cost(options: SusceptibilityOptions, catalog: Catalog) -> Cost:
+    """What that asks of the engine."""
+    compared = len(controls(controlled(options), options.controls))
+    n = (len(conditions(options)) * 2 + compared) * options.roles * 2 * options.probes
+    return Cost(n, n * (options.max_new_tokens + PROMPT_TOKENS))
+
+
+def probes(n: int) -> list[tuple[str, str]]:
+    """The first n questions of each kind, as (kind, text): who it is, and what it has lived through."""
+    rows = data.lines("probes.jsonl")
+    return [(r["kind"], r["text"]) for kind in ("who", "past") for r in [r for r in rows if r["kind"] == kind][:n]]
+
+
+def asks(options: SusceptibilityOptions, catalog: Catalog) -> list[Ask]:
+    """Every condition with every role and question, and as often with no role."""
+    chosen: list[tuple[str, Role | None]] = [(r.role, r) for r in spread(catalog, options.roles)]
+    chosen += [(f"{NO_ROLE} {k}", None) for k in range(options.roles)]
+    return [
+        ask
+        for condition in conditions(options)
+        for name, role in chosen
+        for ask in _of_one(condition, name, role, options)
+    ]
+
+
+def control_asks(options: SusceptibilityOptions, catalog: Catalog) -> list[Ask]:
+    """The same questions of the roles, along random directions. Each role has directions of its own, so that an interval over
+    roles is one over directions as well."""
+    return [
+        ask
+        for k, role in enumerate(spread(catalog, options.roles))
+        for condition in controls(controlled(options), options.controls, first=k * options.controls)
+        for ask in _of_one(condition, role.role, role, options)
+    ]
+
+
+def _of_one(condition: Condition, name: str, role: Role | None, options: SusceptibilityOptions) -> list[Ask]:
+    questions = []
+    for k, (kind, text) in enumerate(probes(options.probes)):
+        system: tuple[Message, ...] = ()
+        if role:
+            system = ({"role": "system", "content": role.instructions[k % len(role.instructions)]},)
+        questions.append(Ask(condition, f"{name}/{kind} {k}", (*system, {"role": "user", "content": text})))
+    return questions
+
+
+def spread(catalog: Catalog, n: int) -> list[Role]:
+    """Roles that are not machines themselves, evenly from the catalogue's list. Raises `UsageError` where there are fewer."""
+    roles = [r for r in catalog.roles if not r.ai]
+    if n > len(roles):
+        raise UsageError(f"--roles {n}: the catalogue {catalog.name} has {len(roles)} that are not machines themselves")
+    return [roles[k * len(roles) // n] for k in range(n)]
+
+
+def run(trials: Trials[SusceptibilityOptions]) -> Result:
+    """Asks, and sorts the replies. Raises `PersonaSpaceError`."""
+    options, catalog = trials.options, trials.catalog
+    sampling = Sampling(max_new_tokens=options.max_new_tokens)
+    judge = trials.judges.make(WHO, BY_WORDS)
+    parts = [
+        ("speakers", "part", asks(options, catalog)),
+        ("speakers-control", "control", control_asks(options, catalog)),
+    ]
+    rows: list[Row] = []
+    for scores, part, wanted in parts:
+        given = trials.ask(wanted, sampling, part=part, seeds="part")
+        said = [Said(a.messages[-1]["content"], g.text) for a, g in zip(wanted, given, strict=True)]
+        kinds = trials.judge(judge, said, scores) if judge else [None] * len(said)
+        rows += [table_row(a, g, k) for a, g, k in zip(wanted, given, kinds, strict=True)]
+    return page(trials.space, findings(conditions(options), rows), rows, trials.judges.name)
+
+
+EXPERIMENT = Experiment(
+    "susceptibility",
+    "Who the model says it is while it is steered along the axis, and capped.",
+    SusceptibilityOptions,
+    PUBLISHED,
+    cost,
+    run,
+    "personaspace experiment susceptibility smollm2 --out runs/susceptibility",
+)

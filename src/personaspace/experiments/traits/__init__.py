@@ -1,0 +1,1 @@
+"""Which personality traits the axis carries (the paper's section on traits)."""

@@ -1,0 +1,190 @@
+"""Which personality traits the axis carries: each is brought out and suppressed, and the difference is set against the axis
+(the paper's section on traits)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import save
+
+from personaspace.catalog import Catalog, Trait, choose, load_traits
+from personaspace.engines.prompts import Sampling
+from personaspace.errors import RunError, UsageError
+from personaspace.experiments.kit.experiment import Experiment
+from personaspace.experiments.kit.options import Cost, Options
+from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.trials import PLAIN, Ask, Given, Trials
+from personaspace.experiments.traits.findings import Measured, Ranking, measure
+from personaspace.experiments.traits.page import SIDES, page
+from personaspace.files import write_whole
+from personaspace.judges import Rubric
+from personaspace.space import PersonaSpace
+
+PROMPT_TOKENS = 72
+ENOUGH, STILL = 5, 4
+"""A reply is kept from that score on where the trait is brought out, up to that one where it is suppressed, of 0 to 9."""
+
+
+class TraitsOptions(Options):
+    """See the fields."""
+
+    traits: str = Field("all", description="all, a number of them spread over the list, or names.")
+    questions: int = Field(
+        2, ge=2, description="Questions a trait: the same ones where it is brought out and where it is suppressed."
+    )
+    max_new_tokens: int = Field(24, ge=1, description="At most that many tokens a reply.")
+
+
+PUBLISHED = TraitsOptions(questions=240, max_new_tokens=512)
+
+_TEXT = """You judge how much of a personality trait a reply shows.
+Trait: {trait}. {definition}
+Question: {question}
+Reply: {reply}
+
+Scores: 0 is nothing of it, or its opposite; 3 is a little; 5 is clearly there; 9 is as much as a reply can show.
+Answer with one digit from 0 to 9 alone."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A reply to score: how much of the trait does it show?"""
+
+    trait: Trait
+    question: str
+    reply: str
+
+
+def _rubric(item: Shown) -> str:
+    name = item.trait.trait.replace("_", " ")
+    return _TEXT.format(trait=name, definition=item.trait.definition, question=item.question, reply=item.reply)
+
+
+MUCH = Rubric(_rubric, 9)
+
+
+def chosen(options: TraitsOptions, catalog: Catalog) -> tuple[Trait, ...]:
+    """The traits asked for. Raises `UsageError`, `CatalogError`."""
+    if options.questions > len(catalog.questions):
+        there = len(catalog.questions)
+        raise UsageError(f"--questions {options.questions}: the catalogue {catalog.name} has {there} questions")
+    return choose({t.trait: t for t in load_traits(catalog.folder)}, options.traits, "trait", catalog.name)
+
+
+def cost(options: TraitsOptions, catalog: Catalog) -> Cost:
+    """What that asks of the engine."""
+    n = len(chosen(options, catalog)) * options.questions * len(SIDES)
+    return Cost(n, n * (options.max_new_tokens + PROMPT_TOKENS))
+
+
+def asks(options: TraitsOptions, catalog: Catalog, traits: Sequence[Trait]) -> list[Ask]:
+    """Each trait brought out and suppressed with the same questions, so that a question's own effect cancels; the next trait
+    has the next questions, and instructions take turns."""
+    found = []
+    for i, trait in enumerate(traits):
+        for k in range(options.questions):
+            question = catalog.questions[(i * options.questions + k) % len(catalog.questions)].question
+            for side, texts in zip(SIDES, (trait.bring_out, trait.suppress), strict=True):
+                system = {"role": "system", "content": texts[k % len(texts)]}
+                found.append(Ask(PLAIN, f"{trait.trait}/{side} {k}", (system, {"role": "user", "content": question})))
+    return found
+
+
+def run(trials: Trials[TraitsOptions]) -> Result:
+    """Asks, judges, and keeps the vectors as `traits.safetensors`. Raises `PersonaSpaceError`."""
+    options, catalog = trials.options, trials.catalog
+    traits = chosen(options, catalog)
+    wanted = asks(options, catalog, traits)
+    # Other texts of the same names are other replies.
+    texts = hashlib.sha256(json.dumps([t.model_dump() for t in traits]).encode()).hexdigest()[:8]
+    sampling = Sampling(max_new_tokens=options.max_new_tokens)
+    given = trials.ask(wanted, sampling, part=f"traits-{texts}", activations=True)
+    of = [t for t in traits for _ in range(options.questions * len(SIDES))]
+    # Words do not say how much of a trait a reply shows: `rules` keeps them all.
+    judge = None if trials.judges.name == "rules" else trials.judges.make(MUCH)
+    scores: Sequence[int | None] | None = None
+    if judge:
+        shown = [Shown(t, a.messages[-1]["content"], g.text) for t, a, g in zip(of, wanted, given, strict=True)]
+        scores = trials.judge(judge, shown, f"shown-{texts}")
+    result, vectors = evaluate(trials.space, options, traits, wanted, given, scores, trials.judges.name)
+    about = {"traits": list(vectors), "layer": trials.space.layer, "model": trials.space.meta["model"]["id"]}
+    stacked = {"vectors": torch.stack([torch.from_numpy(v).float() for v in vectors.values()])}
+    write_whole(trials.folder / "traits.safetensors", save(stacked, {"personaspace": json.dumps(about)}))
+    return result
+
+
+def evaluate(
+    space: PersonaSpace,
+    options: TraitsOptions,
+    traits: Sequence[Trait],
+    wanted: Sequence[Ask],
+    given: Sequence[Given],
+    scores: Sequence[int | None] | None,
+    judge: str,
+) -> tuple[Result, dict[str, np.ndarray]]:
+    """The traits by their cosine with the axis, and their vectors `[hidden]`. scores: None where nobody judged. It asks
+    nothing. Raises `RunError` where fewer than two traits have a kept reply on both sides."""
+    rows = list(_rows(traits, options.questions, wanted, given, scores))
+    unit = space.axis_at().double().numpy()
+    measured: dict[str, Measured] = {}
+    each = options.questions * len(SIDES)
+    for k, trait in enumerate(traits):
+        some = slice(k * each, (k + 1) * each)
+        kept = np.array([r["kept"] for r in rows[some]]).reshape(-1, len(SIDES))
+        activations = np.stack([_activation(g, len(unit)) for g in given[some]])
+        found = measure(activations.reshape(*kept.shape, -1), kept, unit, [options.seed, k])
+        if found:
+            measured[trait.trait] = found
+    if len(measured) < 2:
+        raise RunError(
+            f"{len(measured)} of {len(traits)} traits have a reply that the judge {judge} keeps on both sides; two at least "
+            "are needed (--judge rules keeps all of them)"
+        )
+    ranking = Ranking.of(measured, options.seed)
+    result = page(space, traits, ranking, rows, judge)
+    return result, {name: m.vector for name, m in measured.items()}
+
+
+def _rows(
+    traits: Sequence[Trait],
+    questions: int,
+    wanted: Sequence[Ask],
+    given: Sequence[Given],
+    scores: Sequence[int | None] | None,
+) -> Iterator[dict[str, Any]]:
+    each = questions * len(SIDES)
+    for k, (a, g) in enumerate(zip(wanted, given, strict=True)):
+        side, score = SIDES[k % len(SIDES)], scores[k] if scores else None
+        good = scores is None or (score is not None and (score >= ENOUGH if side == SIDES[0] else score <= STILL))
+        yield {
+            "trait": traits[k // each].trait,
+            "side": side,
+            "pair": k % each // len(SIDES),
+            "question": a.messages[-1]["content"],
+            "text": g.text,
+            "projection": g.projection,
+            "score": score,
+            "kept": good and g.tokens > 0,
+        }
+
+
+def _activation(g: Given, hidden: int) -> np.ndarray:
+    return np.zeros(hidden) if g.activation is None else g.activation.double().numpy()
+
+
+EXPERIMENT = Experiment(
+    "traits",
+    "Which of 240 personality traits the axis carries.",
+    TraitsOptions,
+    PUBLISHED,
+    cost,
+    run,
+    "personaspace experiment traits smollm2 --out runs/traits",
+)

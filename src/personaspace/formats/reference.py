@@ -1,0 +1,319 @@
+"""The study's published files: reads a folder of them, and writes one; nothing that a pickle asks for is ever run.
+
+A folder holds `assistant_axis.pt`, `default_vector.pt`, `role_vectors/ROLE.pt` and `trait_vectors/TRAIT.pt`, each a tensor
+`[layers, hidden]` or a dict with one under `vector`, and `capping_config.pt`: vectors `[hidden]` with their layers, and
+experiments that cap projections on them. The published axis is default − roles, as ours is. The published capping vectors
+point away from the Assistant, so that their caps are ceilings: a ceiling τ is a floor of −τ along the negated vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
+from torch import Tensor
+
+from personaspace.errors import SpaceError, UsageError
+from personaspace.files import write_whole
+from personaspace.model.interventions import Cap
+from personaspace.space import PersonaSpace
+from personaspace.space.layout import FORMAT
+from personaspace.stats.components import principal_components
+
+AXIS, DEFAULT, CAPPING = "assistant_axis", "default_vector", "capping_config"
+ROLES, TRAITS = "role_vectors", "trait_vectors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPPOSITE = -0.999
+"""At that cosine with the axis, or under it, a capping vector is the negated axis."""
+
+# What torch.load has been seen to raise on files that are cut or changed.
+_BROKEN = (EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error)
+
+
+class _Vector(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    vector: Tensor
+    layer: NonNegativeInt
+
+
+class _Step(BaseModel):
+    vector: str
+    cap: FiniteFloat | None = None
+
+
+class _Experiment(BaseModel):
+    id: str
+    interventions: list[_Step]
+
+
+class _Config(BaseModel):
+    vectors: dict[str, _Vector]
+    experiments: list[_Experiment]
+
+
+def read_reference(folder: str | Path, model: str = "unknown", layer: int | None = None) -> PersonaSpace:
+    """The space of a folder of published files; layer None is the middle one.
+
+    Of axis and default vector one may be missing: it follows from the other and the mean role vector. Traits are kept as
+    `trait_vectors [traits, layers, hidden]`. An experiment whose vectors are the negated axis also becomes a named cap.
+    fp64 is rounded to fp32. Raises `SpaceError` where something is missing, broken, of another shape or asks to be run.
+    """
+    root = Path(folder)
+    vectors, forms = _read_vectors(root)
+    roles, traits = _under(ROLES, vectors), _under(TRAITS, vectors)
+    lacking = [f"{ROLES}/*.pt"] * (not roles) + [f"{AXIS}.pt or {DEFAULT}.pt"] * (not {AXIS, DEFAULT} & vectors.keys())
+    if lacking:
+        raise SpaceError(f"{folder}: no {' and no '.join(lacking)}; expected a folder of the study's published files")
+    stacked = torch.stack(list(roles.values()))
+    mean = stacked.mean(0)
+    axis = vectors[AXIS] if AXIS in vectors else vectors[DEFAULT] - mean
+    layers, hidden = axis.shape
+    if layer is not None and not 0 <= layer < layers:
+        raise SpaceError(f"layer {layer}: the vectors in {folder} have layers 0 to {layers - 1}")
+    tensors = {ROLES: stacked, "axis": axis, DEFAULT: vectors.get(DEFAULT, axis + mean)}
+    if traits:
+        tensors[TRAITS] = torch.stack(list(traits.values()))
+    if len(roles) > 1:
+        tensors["components"], tensors["variance"] = principal_components(stacked, axis)
+    meta = {
+        "format": FORMAT,
+        "model": {"id": model, "layers": layers, "hidden": hidden, "fingerprint": None},
+        "layer": layers // 2 if layer is None else layer,
+        "roles": list(roles),
+        "traits": list(traits),
+        "caps": {},
+        "provenance": {"format": "reference", "folder": root.resolve().name},
+        "reference": forms,
+    }
+    space = PersonaSpace(meta, tensors)
+    if (root / f"{CAPPING}.pt").exists():
+        _add_capping(space, root / f"{CAPPING}.pt")
+    return space
+
+
+def write_reference(space: PersonaSpace, folder: str | Path) -> None:
+    """Writes a space as a new folder of published files, whole or not at all: vectors, traits, and caps as ceilings.
+
+    Plain tensors in fp32, but what was read from such files is written in their form and dtype, with all they held.
+    Raises `SpaceError` for a compact space, a role that cannot be a file's name, or a folder that has something in it.
+    """
+    root = Path(folder)
+    try:
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise SpaceError(f"{folder}: is there already, and not empty; expected a new folder")
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as temporary:
+            new = Path(temporary, "new")
+            for name, content in _contents(space):
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                _save(new / f"{name}.pt", content)
+            os.replace(new, root)
+    except OSError as e:
+        raise SpaceError(f"{folder}: cannot be written: {e.strerror}") from None
+
+
+def read_capping(path: str | Path) -> dict[str, tuple[Cap, ...]]:
+    """The experiments of a published `capping_config.pt`, by id: a `Cap` with a ceiling for each of its vectors, in their
+    order. An experiment without caps is left out. Raises `SpaceError`."""
+    config, _ = _read_config(Path(path))
+    try:
+        caps = {e.id: tuple(_cap(config, s) for s in e.interventions if s.cap is not None) for e in config.experiments}
+    except UsageError as e:
+        raise SpaceError(f"{path}: {e}") from None
+    return {name: each for name, each in caps.items() if each}
+
+
+def write_capping(path: str | Path, experiments: Mapping[str, Sequence[Cap]]) -> None:
+    """Writes caps as a published `capping_config.pt`, whole or not at all; a floor as a ceiling along the negated vector.
+    Raises `SpaceError` for a cap on generated tokens only, which such a file cannot say."""
+    config: dict[str, Any] = {"vectors": {}, "experiments": []}
+    _add_experiments(config, experiments)
+    _save(Path(path), config)
+
+
+def _load(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(e))
+        what = f"asks to run {asked[1]}" if asked else "is broken, or asks for something else"
+        raise SpaceError(f"{path}: refused, its pickle {what}; expected tensors and plain values only") from None
+    except OSError as e:
+        raise SpaceError(f"{path}: cannot be read: {e.strerror or e}") from None
+    except _BROKEN:
+        raise SpaceError(f"{path}: not a whole .pt file of tensors; fetch it again") from None
+
+
+def _read_vectors(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Vectors `[layers, hidden]` in fp32 by their files' names, and each file's form: what it holds, but in a tensor's place
+    the name of its dtype."""
+    paths = [root / f"{AXIS}.pt", root / f"{DEFAULT}.pt"]
+    paths = [p for p in paths if p.exists()] + [p for g in (ROLES, TRAITS) for p in sorted((root / g).glob("*.pt"))]
+    vectors: dict[str, Tensor] = {}
+    forms: dict[str, Any] = {}
+    for path in paths:
+        loaded = _load(path)
+        keyed = isinstance(loaded, dict)
+        vector = _checked(path, loaded.get("vector", loaded) if keyed else loaded, 2)
+        name = path.relative_to(root).as_posix().removesuffix(".pt")
+        for first, other in list(vectors.items())[:1]:
+            if vector.shape != other.shape:
+                raise SpaceError(
+                    f"{path}: found shape {list(vector.shape)}, expected {list(other.shape)} as in {first}.pt"
+                )
+        vectors[name] = vector.float()
+        forms[name] = _plain(path, {**loaded, "vector": _name(vector)}) if keyed else _name(vector)
+    return vectors, forms
+
+
+def _under(group: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{group}/"): v for name, v in vectors.items() if name.startswith(f"{group}/")}
+
+
+def _checked(path: Path, found: Any, dims: int) -> Tensor:
+    said = f"a dict with {list(found)[:6]}" if isinstance(found, dict) else type(found).__name__
+    if isinstance(found, Tensor):
+        said = f"a {_name(found)} tensor of shape {list(found.shape)}"
+        if found.dim() == dims and found.numel() and found.is_floating_point() and found.layout == torch.strided:
+            if torch.isfinite(found).all():
+                return found.detach()
+            said = "NaN or Inf"
+    expected = "a tensor [layers, hidden] or a dict with one under 'vector'" if dims == 2 else "vectors [hidden]"
+    raise SpaceError(f"{path}: found {said}; expected {expected}, of finite floating point numbers")
+
+
+def _plain(path: Path, form: dict[str, Any]) -> dict[str, Any]:
+    """The same form, where a space's metadata can hold it."""
+    try:
+        same = json.loads(json.dumps(form)) == form
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same:
+        raise SpaceError(f"{path}: holds more than vectors, numbers and text, among {list(form)[:6]}")
+    return form
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
+    """The configuration checked, and as it stands in the file."""
+    raw = _load(path)
+    try:
+        config = _Config.model_validate(raw)
+    except ValidationError as e:
+        error = e.errors()[0]
+        where = ".".join(map(repr, error["loc"])) or "the file"
+        raise SpaceError(f"{path}: not a capping configuration: {where}: {error['msg']}") from None
+    for held in config.vectors.values():
+        held.vector = _checked(path, held.vector, 1)
+    named = {s.vector for e in config.experiments for s in e.interventions}
+    for name in sorted(named - config.vectors.keys()):
+        raise SpaceError(f"{path}: an experiment names the vector {name!r}, which the file does not hold")
+    return config, raw
+
+
+def _cap(config: _Config, step: _Step) -> Cap:
+    held = config.vectors[step.vector]
+    return Cap(held.vector.float(), (held.layer,), ceiling=step.cap)
+
+
+def _add_capping(space: PersonaSpace, path: Path) -> None:
+    """Keeps a configuration in a space: all of it, and experiments along the negated axis as caps with floors."""
+    config, raw = _read_config(path)
+    layers, hidden = space.tensors["axis"].shape
+    for name, held in config.vectors.items():
+        if held.layer >= layers or len(held.vector) != hidden:
+            raise SpaceError(
+                f"{path}: {name!r} is {len(held.vector)} numbers at layer {held.layer}; "
+                f"expected {hidden} at a layer from 0 to {layers - 1}"
+            )
+    form = {
+        **raw,
+        "vectors": {name: {**held, "vector": _name(held["vector"])} for name, held in raw["vectors"].items()},
+    }
+    space.meta["reference"][CAPPING] = _plain(path, form)
+    if config.vectors:
+        space.tensors["capping_vectors"] = torch.stack([held.vector.float() for held in config.vectors.values()])
+    for name, caps in read_capping(path).items():
+        at = [c.layers[0] for c in caps]
+        cosines = [float(space.axis_at(k) @ (c.vector / c.vector.norm())) for k, c in zip(at, caps, strict=True)]
+        if max(cosines) < OPPOSITE and len(set(at)) == len(at):
+            floors = [-tau for c in caps for _, _, tau in _ceilings(c)]
+            space.meta["caps"][name] = {"layers": at, "floors": floors, "of": "published", "percentile": None}
+
+
+def _ceilings(cap: Cap) -> Iterator[tuple[int, Tensor, float]]:
+    """What a cap does as the published files say it: layer, vector `[hidden]` and ceiling."""
+    vectors = cap.vector.float().expand(len(cap.layers), -1)
+    for sign, side in ((1.0, cap.ceiling), (-1.0, cap.floor)):
+        each = side if isinstance(side, tuple) else ()
+        for layer, vector, value in zip(cap.layers, vectors, each, strict=False):
+            yield layer, sign * vector, sign * value
+
+
+def _add_experiments(config: dict[str, Any], experiments: Mapping[str, Sequence[Cap]]) -> None:
+    for name, caps in experiments.items():
+        steps = []
+        for cap in caps:
+            if cap.where != "all":
+                raise SpaceError(f"cap {name!r} acts on generated tokens only; a published file holds caps on all")
+            for layer, vector, ceiling in _ceilings(cap):
+                key = f"layer_{layer}/{hashlib.sha256(vector.numpy().tobytes()).hexdigest()[:12]}"
+                config["vectors"][key] = {"vector": vector, "layer": layer}
+                steps.append({"vector": key, "cap": ceiling})
+        config["experiments"].append({"id": name, "interventions": steps})
+
+
+def _save(path: Path, content: Any) -> None:
+    data = io.BytesIO()
+    torch.save(content, data)
+    write_whole(path, data.getvalue())
+
+
+def _contents(space: PersonaSpace) -> Iterator[tuple[str, Any]]:
+    """A space's files by name, as they are written."""
+    if space.meta.get("role_layers") is not None:
+        raise SpaceError("a compact space holds role vectors at one layer only; export the whole one")
+    forms = space.meta.get("reference", {})
+    vectors = {AXIS: space.tensors["axis"], DEFAULT: space.tensors[DEFAULT]}
+    for group, names in ((ROLES, space.roles), (TRAITS, space.meta.get("traits", []))):
+        for name, vector in zip(names, space.tensors.get(group, ()), strict=True):
+            if set(name) & set("/\\\0"):
+                raise SpaceError(f"{name!r} cannot be a file's name; rename it in the space")
+            vectors[f"{group}/{name}"] = vector
+    for name, vector in vectors.items():
+        form = forms.get(name, "float32")
+        yield name, {**form, "vector": _copy(vector, form["vector"])} if isinstance(form, dict) else _copy(vector, form)
+    config = _capping(space, forms.get(CAPPING, {"vectors": {}, "experiments": []}))
+    if CAPPING in forms or config["experiments"]:
+        yield CAPPING, config
+
+
+def _copy(vector: Tensor, dtype: str) -> Tensor:
+    # A copy, since torch.save writes the whole storage that a view looks at.
+    return vector.to(DTYPES.get(dtype, torch.float32), copy=True)
+
+
+def _capping(space: PersonaSpace, form: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that was read with the space, and the caps that the space has got since."""
+    held = zip(form["vectors"].items(), space.tensors.get("capping_vectors", ()), strict=True)
+    vectors = {name: {**plain, "vector": _copy(vector, plain["vector"])} for (name, plain), vector in held}
+    config = {**form, "vectors": vectors, "experiments": list(form["experiments"])}
+    known = {experiment["id"] for experiment in config["experiments"]}
+    _add_experiments(config, {n: (space.cap(n),) for n in space.meta.get("caps", {}) if n not in known})
+    return config

@@ -1,0 +1,240 @@
+"""From a run's replies to caps: how tokens' projections spread, and floors that are named by what they are.
+
+It asks nothing new of the model: replies that were given are replayed (the paper's section on activation capping).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from personaspace.catalog import DEFAULT
+from personaspace.engines import Engine, Span, Turn
+from personaspace.engines.prompts import Message
+from personaspace.errors import DesignError, UsageError
+from personaspace.runs import Run
+from personaspace.space import PersonaSpace
+
+PERCENTILES = (1, 25, 50, 75)
+KINDS = ("default", "all")
+LENGTHS = (4, 8, 16, 32, 64, 128, 256, 512)
+"""Beginnings of replies, in tokens, of which the mean projection is kept: what an alert rule is set from."""
+
+LEAST = 16
+"""Replies of the default, and of roles, without which percentiles would say nothing."""
+
+A_ROLE = 4
+"""Replies of a role that are replayed, at most."""
+
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply of a run: who gave it to which messages, as token ids with its span."""
+
+    role: str
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...]
+    text: str
+
+    def span(self, prompt_ids: Sequence[int]) -> Span:
+        """The whole conversation as token ids, the reply marked."""
+        start = len(prompt_ids)
+        return Span((*prompt_ids, *self.token_ids), ((start, start + len(self.token_ids)),))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Replies drawn from a run: some of the default's, and a few of each of many roles; others of the default are held out."""
+
+    default: tuple[Reply, ...]
+    roles: tuple[Reply, ...]
+    held_out: tuple[Reply, ...]
+
+
+def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int = 96, seed: int = 0) -> Sample:
+    """Draws replies from a run: `roles` of roles', at most `A_ROLE` of each, so that many roles speak. Raises `DesignError`
+    where it holds too few, saying how many it takes."""
+    rng = np.random.default_rng(seed)
+    by_role: dict[str, list[Reply]] = {}
+    for reply in _replies(run):
+        by_role.setdefault(reply.role, []).append(reply)
+    of_default = by_role.pop(DEFAULT, [])
+    of_roles: list[Reply] = []
+    for name in rng.permutation(sorted(by_role)).tolist():
+        own = by_role[name]
+        of_roles += [own[k] for k in sorted(rng.permutation(len(own))[:A_ROLE].tolist())]
+        if len(of_roles) >= roles:
+            break
+    if len(of_default) < 2 * LEAST or len(of_roles) < LEAST:
+        raise DesignError(
+            f"{run.folder} holds {len(of_default)} replies of the default and {len(of_roles)} of roles; calibration needs "
+            f"{2 * LEAST} and {LEAST}: map with a higher --default-responses or --per-role"
+        )
+    order = [of_default[k] for k in rng.permutation(len(of_default))]
+    kept_back = min(held_out, len(order) // 2)
+    return Sample(tuple(order[kept_back:][:default]), tuple(of_roles), tuple(order[:kept_back]))
+
+
+def _replies(run: Run) -> Iterator[Reply]:
+    for shard in run.done():
+        for row in run.read(shard, ["role", "system", "user", "token_ids", "text"]).to_pylist():
+            if row["token_ids"]:
+                system = [{"role": "system", "content": row["system"]}] if row["system"] else []
+                messages = (*system, {"role": "user", "content": row["user"]})
+                yield Reply(row["role"], messages, tuple(row["token_ids"]), row["text"])
+
+
+def replayed(engine: Engine, replies: Sequence[Reply], **how: Any) -> Iterator[Turn]:
+    """Each reply as `Engine.replay` reads it, in order, so many at a time that every token's own may be asked for."""
+    chat = engine.chat
+    for k in range(0, len(replies), CHUNK):
+        spans = [r.span(chat.prompt_ids(r.messages)) for r in replies[k : k + CHUNK]]
+        for turns in engine.replay(spans, **how):
+            yield turns[0]
+
+
+def token_projections(engine: Engine, space: PersonaSpace, replies: Sequence[Reply]) -> list[Tensor]:
+    """Every token's projection on the axis at every layer, one `[tokens, layers]` a reply."""
+    axis = space.tensors["axis"]
+    unit = axis / axis.norm(dim=-1, keepdim=True)
+    every = range(len(axis))
+    return [
+        torch.einsum("tld,ld->tl", turn.each, unit)
+        for turn in replayed(engine, replies, read=every, each=True)
+        if turn.each is not None
+    ]
+
+
+def calibrate(engine: Engine, space: PersonaSpace, sample: Sample, layers: range) -> PersonaSpace:
+    """The space with caps at `layers`, from a replayed sample; see `with_caps`."""
+    check_range(layers, len(space.tensors["axis"]))
+    default = token_projections(engine, space, sample.default)
+    roles = token_projections(engine, space, sample.roles)
+    return with_caps(space, default, roles, layers, [r.role for r in sample.roles])
+
+
+def taken(run: Run, axis: Tensor) -> tuple[list[Tensor], list[Tensor], list[str]]:
+    """Every token's projection on the axis `[layers, hidden]`, of the default's replies and of roles', one `[tokens, layers]` a
+    reply, as they were taken while they were given; and whose the latter are. Empty where none were, or on another axis."""
+    default: list[Tensor] = []
+    roles: list[Tensor] = []
+    names: list[str] = []
+    for shard in run.done():
+        projections = run.projections(shard, axis)
+        if projections is None:
+            return [], [], []
+        for role, tokens in zip(run.read(shard, ["role"])["role"].to_pylist(), projections, strict=True):
+            if not len(tokens):
+                continue
+            if role == DEFAULT:
+                default.append(tokens)
+            else:
+                roles.append(tokens)
+                names.append(role)
+    return default, roles, names
+
+
+def with_caps(
+    space: PersonaSpace, default: list[Tensor], roles: list[Tensor], layers: range, names: Sequence[str]
+) -> PersonaSpace:
+    """The space with tokens' quantiles at every layer, the means of replies' beginnings, and a cap for each percentile of the
+    default's tokens and of all, at `layers`. default, roles: tokens' projections, one `[tokens, layers]` a reply; names: whose
+    the roles' are. Raises `UsageError` for layers that do not exist."""
+    check_range(layers, len(space.tensors["axis"]))
+    all_tokens = [torch.cat(default), torch.cat(roles)]
+    sets = {"default": all_tokens[0], "roles": all_tokens[1], "all": torch.cat(all_tokens)}
+    steps = torch.linspace(0, 1, 101)
+    tensors = dict(space.tensors)
+    for name, projections in sets.items():
+        tensors[f"quantiles_{name}_tokens"] = torch.quantile(projections, steps, dim=0)
+    tensors["beginnings_default"] = beginnings(default, space.layer)
+    tensors["beginnings_roles"] = beginnings(roles, space.layer)
+    lengths = [n for n in LENGTHS if n <= max(len(p) for p in (*default, *roles))] or [LENGTHS[0]]
+    meta = {
+        **space.meta,
+        "caps": {},
+        "calibration": {
+            "default_replies": len(default),
+            "role_replies": len(roles),
+            "tokens": {k: len(v) for k, v in sets.items()},
+            "lengths": lengths,
+            "roles": list(names),
+        },
+    }
+    made = PersonaSpace(meta, tensors)
+    for kind in KINDS:
+        for percentile in PERCENTILES:
+            name, cap = named_cap(made, kind, percentile, layers)
+            meta["caps"][name] = cap
+    return made
+
+
+WITHOUT_SWEEP = "it is the floor that the default's own tokens set (their 25th percentile); no sweep was made"
+
+
+def named_cap(space: PersonaSpace, of: str, percentile: int, layers: range) -> tuple[str, dict[str, Any]]:
+    """A cap and its name, which says whose tokens' projections, which percentile, and which layers."""
+    check_kind(of, percentile)
+    check_range(layers, len(space.tensors["axis"]))
+    floors = space.tensors[f"quantiles_{of}_tokens"][percentile]
+    cap = {
+        "of": of,
+        "percentile": percentile,
+        "layers": list(layers),
+        "floors": [float(floors[layer]) for layer in layers],
+    }
+    return f"{of}-p{percentile}@{layers.start}:{layers.stop}", cap
+
+
+def recommended(space: PersonaSpace, name: str, why: Mapping[str, Any]) -> PersonaSpace:
+    """The space with the cap of that name also under `capped`, and why it is the one."""
+    caps = {k: v for k, v in space.meta["caps"].items() if k != "capped"}
+    return PersonaSpace(
+        {**space.meta, "caps": {"capped": {**caps[name], "is": name, "why": why}, **caps}}, space.tensors
+    )
+
+
+def beginnings(projections: Sequence[Tensor], layer: int) -> Tensor:
+    """The mean projection at a layer of each reply's first 4, 8, 16 … tokens, `[lengths, replies]`; NaN where it is
+    shorter than that."""
+    found = torch.full((len(LENGTHS), len(projections)), float("nan"))
+    for k, tokens in enumerate(projections):
+        for row, n in enumerate(LENGTHS):
+            if len(tokens) >= n:
+                found[row, k] = tokens[:n, layer].mean()
+    return found
+
+
+def default_range(layers: int) -> range:
+    """Late layers, where the study capped: from 60% of the depth to 87%."""
+    start = round(0.6 * layers)
+    return range(start, max(start + 1, round(0.87 * layers)))
+
+
+def parse_range(text: str) -> range:
+    """`A:B`, half-open as in Python. Raises `UsageError`."""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise UsageError(f"--layers {text}: expected A:B with A < B, as in 18:26")
+    return range(int(first), int(last))
+
+
+def check_kind(of: str, percentile: int) -> None:
+    """Raises `UsageError` for a set of tokens or a percentile that does not exist."""
+    if of not in KINDS:
+        raise UsageError(f"--of {of}: expected one of {', '.join(KINDS)}")
+    if not 0 <= percentile <= 100:
+        raise UsageError(f"--percentile {percentile}: expected 0 to 100")
+
+
+def check_range(layers: range, n: int) -> None:
+    """Raises `UsageError` for layers that do not exist."""
+    if not layers or layers.start < 0 or layers.stop > n:
+        raise UsageError(f"--layers {layers.start}:{layers.stop}: the model has layers 0 to {n - 1} (0:{n})")

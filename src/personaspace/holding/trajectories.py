@@ -1,0 +1,104 @@
+"""Draws what was read of conversations: trajectories side by side, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from personaspace.holding.monitor import AlertRule, TurnReading
+from personaspace.report.page import FAR, NEAR, SOFT, Block, write_figures
+from personaspace.space import PersonaSpace
+
+COLOURS = (NEAR, FAR, "#4f9d69", "#9a6fc0", "#c79a2b", "#5aa7a7")
+
+
+def write_trajectories(
+    path: str | Path,
+    space: PersonaSpace,
+    conversations: Sequence[tuple[str, Sequence[TurnReading]]],
+    rule: AlertRule | None = None,
+) -> Path:
+    """Several conversations in one page: projections by turn with the default's band and the alert's line, each turn's figures,
+    and every token's projection."""
+    names = [name for name, _ in conversations]
+    layout = {
+        "xaxis": {"title": {"text": "assistant turn"}, "dtick": 1},
+        "yaxis": {"title": {"text": "projection on the axis (up is Assistant)"}},
+        "shapes": default_band(space, rule),
+    }
+    turns = [_line(k, name, readings) for k, (name, readings) in enumerate(conversations)]
+    blocks = [
+        Block(
+            "Turn by turn",
+            "The band is the default's mean and one standard deviation; the dotted line is where the alert stands.",
+            {"data": turns, "layout": layout},
+            460,
+        )
+    ]
+    tokens = [_tokens(k, name, readings) for k, (name, readings) in enumerate(conversations)]
+    blocks.append(
+        Block(
+            "Token by token",
+            "Replies one after another; tokens spread wider than turns do.",
+            {
+                "data": tokens,
+                "layout": {"xaxis": {"title": {"text": "token"}}, "yaxis": {"title": {"text": "projection"}}},
+            },
+        )
+    )
+    head = ["turn", "tokens", "projection", "drift", "nearest roles", "where it fell", "alert"]
+    blocks += [Block(name, head=head, rows=[_row(r) for r in readings]) for name, readings in conversations]
+    model = space.meta["model"]["id"]
+    lead = f"Assistant turns of {model} at layer {space.layer}. Drift is in the default's standard deviations."
+    return write_figures(path, " and ".join(names) if len(names) < 4 else f"{len(names)} conversations", lead, blocks)
+
+
+def default_band(space: PersonaSpace, rule: AlertRule | None = None) -> list[dict[str, Any]]:
+    """The default's mean and one standard deviation, and where the alert stands, as shapes across a plot."""
+    if "default_moments" not in space.tensors:
+        return []
+    mean, std = space.tensors["default_moments"][:, space.layer].tolist()
+    across = {"xref": "paper", "x0": 0, "x1": 1}
+    band = {"type": "rect", **across, "y0": mean - std, "y1": mean + std, "fillcolor": NEAR, "opacity": 0.12}
+    shapes: list[dict[str, Any]] = [{**band, "line": {"width": 0}, "layer": "below"}]
+    if rule:
+        at = mean - rule.threshold * std
+        shapes.append({"type": "line", **across, "y0": at, "y1": at, "line": {"color": SOFT, "dash": "dot"}})
+    return shapes
+
+
+def _line(k: int, name: str, readings: Sequence[TurnReading]) -> dict[str, Any]:
+    said = [
+        f"{name}, turn {i}: {r.projection:.1f}<br>near {', '.join(n for n, _ in r.nearest[:3])}"
+        for i, r in enumerate(readings, 1)
+    ]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": list(range(1, len(readings) + 1)),
+        "y": [r.projection for r in readings],
+        "text": said,
+        "hoverinfo": "text",
+        "line": {"color": COLOURS[k % len(COLOURS)], "width": 3},
+        "marker": {"size": 9, "symbol": ["x" if r.alert else "circle" for r in readings]},
+    }
+
+
+def _tokens(k: int, name: str, readings: Sequence[TurnReading]) -> dict[str, Any]:
+    values = [p for r in readings for p in r.each]
+    line = {"color": COLOURS[k % len(COLOURS)], "width": 1.2}
+    return {"type": "scatter", "mode": "lines", "name": name, "y": values, "line": line}
+
+
+def _row(r: TurnReading) -> list[str]:
+    return [
+        str(r.index),
+        str(r.tokens),
+        f"{r.projection:.1f}",
+        "" if r.drift is None else f"{r.drift:+.2f}",
+        ", ".join(f"{name} {cosine:.2f}" for name, cosine in r.nearest[:3]),
+        "" if r.fell is None else f"{r.fell[0]}–{r.fell[1]}: {r.fell_text}",
+        "alert" if r.alert else "",
+    ]

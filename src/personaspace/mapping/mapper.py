@@ -1,0 +1,358 @@
+"""Maps a model: reads its prompts, then its replies, estimates, and goes on from wherever an earlier call was stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from personaspace.catalog import Catalog
+from personaspace.engines import Engine
+from personaspace.engines.prompts import Design, Sampling, assign
+from personaspace.errors import SpaceError, UsageError
+from personaspace.holding import calibrate
+from personaspace.judges import Judge
+from personaspace.mapping import agreement, estimate
+from personaspace.mapping.plan import Plan
+from personaspace.mapping.stages import Aim, Stage, Watcher
+from personaspace.mapping.sums import BLOCKS
+from personaspace.report.map import write_report
+from personaspace.runs import Run
+from personaspace.space import PersonaSpace
+from personaspace.space.readings import OF_REPLIES, PROMPT, REPLY, joined
+from personaspace.stats.reliability import NAMES
+from personaspace.stats.vectors import blocks_of
+
+PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 16, 250
+REPLIES_A_ROLE, REPLIES_BESIDE_PROMPTS = 4, 2
+"""How much is read unless told otherwise; beside prompts, which make the map, replies show what it means, and are fewer
+(docs/decisions/0011-reading-before-the-first-word.md)."""
+
+
+class MapOptions(BaseModel):
+    """How to map. Only design, sampling and seed determine responses; the rest may change when a run goes on.
+
+    read: prompts before the first word, replies as in the study, or both. design: of replies, prompts: of prompts; what is
+    not given of either is the run's, or a default. min_responses: a role needs that many kept ones; None is half of what it
+    was asked. until: go on in rounds until the reliabilities are those (`axis:0.95,order:0.9,map:0.8`, or a number, the
+    axis'), of prompts where they are read, or `budget` replies or `prompt_budget` prompts are spent (None: four times the
+    design). keep: `all` activations, `sums` in their place, or `layers:A:B`, sums and the activations of those layers; other
+    than `all`, it is the run's, and so is the judge. blocks: of questions, for sums and what is made of them; None is 20 for
+    sums, else each question is one. shards: the address that they lie at, where not in the run's folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    read: Literal["prompt", "reply", "both"] = "both"
+    design: Design = Design()
+    prompts: Design = Design()
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    layer: int | None = Field(None, ge=0)
+    min_responses: int | None = Field(None, ge=1)
+    until: dict[str, float] | None = None
+    budget: int | None = Field(None, ge=1)
+    prompt_budget: int | None = Field(None, ge=1)
+    keep: str = Field("all", pattern=r"^(all|sums|layers:\d+:\d+)$")
+    blocks: int | None = Field(None, ge=2)
+    shards: str | None = None
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def _parse_until(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return {"axis": value} if isinstance(value, int | float) else value
+        named = {}
+        for part in value.split(","):
+            name, colon, number = part.strip().rpartition(":")
+            try:
+                named[name if colon else "axis"] = float(number)
+            except ValueError:
+                raise ValueError("expected axis:0.95,order:0.9,map:0.8, some of them, or a number") from None
+        return named
+
+    @field_validator("until")
+    @classmethod
+    def _check_until(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is not None and (
+            not value or not set(value) <= set(NAMES) or not all(0 < v < 1 for v in value.values())
+        ):
+            raise ValueError(
+                "expected reliabilities between 0 and 1, of axis, order or map: axis:0.95,order:0.9,map:0.8"
+            )
+        return value
+
+    def resolved(self, config: Mapping[str, Any] | None, catalog: Catalog) -> MapOptions:
+        """With what was not given filled in: from an earlier call's configuration of replies, or by default."""
+        beside = REPLIES_A_ROLE if self.read == "reply" else REPLIES_BESIDE_PROMPTS
+        of_replies, sampling = {"per_role": beside}, {}
+        if config:
+            of_replies, sampling = config["design"], config["sampling"]
+        design = Design(**{**of_replies, **self.design.model_dump(exclude_unset=True)})
+        prompts = {"per_role": PROMPTS_A_ROLE, **self.prompts.model_dump(exclude_unset=True)}
+        if not prompts.get("default_responses"):
+            prompts["default_responses"] = min(
+                MOST_DEFAULT_PROMPTS, max(2, -(-prompts["per_role"] * len(catalog.roles) // 2))
+            )
+        sampling = {**sampling, **self.sampling.model_dump(exclude_unset=True)}
+        return self.model_copy(
+            update={"design": design, "prompts": Design(**prompts), "sampling": Sampling(**sampling)}
+        )
+
+
+def configuration(engine: Engine, catalog: Catalog, options: MapOptions) -> dict[str, Any]:
+    """What determines a run's responses."""
+    model = engine.model
+    return {
+        "model": {"id": model.id, "fingerprint": model.fingerprint, "dtype": model.dtype, "template": model.template},
+        "catalog": {
+            "fingerprint": catalog.fingerprint,
+            "roles": [r.role for r in catalog.roles],
+            "questions": len(catalog.questions),
+        },
+        "design": options.design.model_dump(),
+        "sampling": options.sampling.model_dump(),
+        "seed": options.seed,
+    }
+
+
+class Mapper:
+    """One map of one model into one folder."""
+
+    def __init__(
+        self, engine: Engine, catalog: Catalog, out: str | Path, options: MapOptions, watcher: Watcher | None = None
+    ) -> None:
+        if options.layer is not None and options.layer >= engine.model.layers:
+            raise UsageError(f"--layer {options.layer}: {engine.model.id} has layers 0 to {engine.model.layers - 1}")
+        self.engine, self.catalog = engine, named(catalog, engine.model.id)
+        self.run, self.watcher = Run(out), watcher or Watcher()
+        manifest = self.run.manifest() if self.run.exists else {}
+        # What a run has no replies of yet may still be decided.
+        self.options = options.resolved(manifest["config"] if manifest.get("rounds") else None, self.catalog)
+        self.kept_layers = _kept_layers(options.keep, engine.model.layers)
+        blocks = options.blocks or (None if self.kept_layers is None else BLOCKS)
+        self.block_of = None if blocks is None else blocks_of(len(catalog.questions), blocks, options.seed)
+        self.counted: estimate.Counted | None = (
+            None  # what the space's own reading was estimated from, once there is one
+        )
+        read = options.read
+        self.stages = {r: self._stage(r) for r in (PROMPT, REPLY) if read in (r, "both")}
+
+    def _stage(self, reading: str) -> Stage:
+        options, prompt = self.options, reading == PROMPT
+        return Stage(
+            reading,
+            self.run,
+            self.engine,
+            self.catalog,
+            options.prompts if prompt else options.design,
+            None if prompt else options.sampling,
+            options.seed,
+            self.kept_layers,
+            self.block_of,
+            None if prompt else options.min_responses,
+            self.watcher,
+        )
+
+    def plan(self) -> dict[str, Plan]:
+        """What the first round of each reading will take, without doing any of it; nothing is written."""
+        plans = {}
+        for reading, stage in self.stages.items():
+            groups = assign(self.catalog, [stage.design.first_round(self.catalog)], stage.seed, stage.design.complete)
+            plans[reading] = stage.plan(stage.cut(groups), set(stage.shards.done() if self.run.exists else ()))
+        return plans
+
+    def map(self, judge: Judge | None) -> PersonaSpace:
+        """Maps until the design, or `until`, is fulfilled; writes space and report, and returns the space."""
+        with self.run.locked():
+            manifest = self._begin(judge)
+            # A reading that an earlier call finished stays in the space, as it is.
+            for reading in (PROMPT, REPLY):
+                stage = self.stages.get(reading) or self._stage(reading)
+                if reading not in self.stages and stage.is_whole(manifest):
+                    self.stages[reading] = stage
+            stages = {r: self.stages[r] for r in (PROMPT, REPLY) if r in self.stages}
+            counted: dict[str, estimate.Counted] = {}
+            for reading, stage in stages.items():
+                if (sparse := stage.design.sparseness(self.catalog)) and len(stages) == 1:
+                    self.watcher.note(sparse)
+                if reading == REPLY and PROMPT in counted and self.engine.projects_tokens:
+                    stage.along = estimate.unit_axis(counted[PROMPT], self.engine.model.hidden)
+                counted[reading] = stage.read(manifest, judge, self._aim(reading, list(stages)))
+            self.counted = counted[next(iter(counted))]
+            return self._finish(counted, manifest, judge)
+
+    def _begin(self, judge: Judge | None) -> dict[str, Any]:
+        """The run's manifest, begun or gone on with. Raises `RunMismatch`."""
+        config = configuration(self.engine, self.catalog, self.options)
+        if self.block_of is not None and self.kept_layers is not None:
+            what = {"activations": self.options.keep, "blocks": int(self.block_of.max()) + 1}
+            config["keep"] = {**what, "judge": judge.name if judge else "none"}
+        if self.run.exists and not (manifest := self.run.manifest()).get("rounds"):
+            # No reply was asked for yet: how they are to be asked for is still open.
+            manifest["config"] |= {name: config[name] for name in ("design", "sampling")}
+            self.run.update(manifest)
+        model = asdict(self.engine.model)
+        about = {"model": model, "version": version("personaspace"), "engine": _threads(self.engine)}
+        manifest = self.run.begin(config, about)
+        if self.options.shards:
+            self.run.lies(manifest, self.options.shards)
+        return manifest
+
+    def _aim(self, reading: str, readings: list[str]) -> Aim | None:
+        """What `until` asks of a reading: it speaks of prompts where they are read."""
+        options = self.options
+        if options.until is None or reading != readings[0]:
+            return None
+        layer = estimate.deep_enough(self.engine.model.layers) if options.layer is None else options.layer
+        budget = options.prompt_budget if reading == PROMPT else options.budget
+        return Aim(options.until, budget, layer)
+
+    # -- the space ---------------------------------------------------------------------------------------------------
+
+    def _finish(
+        self, counted: Mapping[str, estimate.Counted], manifest: Mapping[str, Any], judge: Judge | None
+    ) -> PersonaSpace:
+        metas = {reading: self._meta(reading, manifest, judge) for reading in counted}
+        made_from = {
+            "config": manifest["config_hash"],
+            **{
+                reading: {"kept": kept.counts, "left_out": kept.left_out, "history": metas[reading]["history"]}
+                for reading, kept in counted.items()
+            },
+            "layer": self.options.layer,
+            "judge": metas[REPLY]["judge"] if REPLY in metas else None,
+            "version": version("personaspace"),
+            **({"blocks": self.options.blocks} if self.options.blocks else {}),
+        }
+        if there := self._there(made_from):
+            return there
+        began = time.monotonic()
+        layer, seed = self.options.layer, self.options.seed
+        if layer is None and len(counted) > 1:
+            # Replies are what is watched and held, along the prompts' axis.
+            axis = estimate.unit_axis(counted[PROMPT], self.engine.model.hidden)
+            layer = estimate.layer_of_replies(counted[REPLY], axis, seed)
+        spaces = {reading: estimate.estimate(kept, layer, seed, metas[reading]) for reading, kept in counted.items()}
+        space = spaces[PROMPT] if PROMPT in spaces else spaces[REPLY]
+        if PROMPT in spaces:
+            space = self._with_replies(space, spaces.get(REPLY), counted)
+        space.meta["layer_chosen"] = "auto" if self.options.layer is None else "given"
+        space.meta["made_from"] = made_from
+        space.meta["samples"] = self._samples()
+        space.meta["seconds"]["estimates"] = time.monotonic() - began
+        if REPLY in spaces:
+            space = self._with_caps(space)
+        space.save(self.run.space_file)
+        write_report(space, self.run.report_file)
+        return space
+
+    def _with_replies(
+        self, space: PersonaSpace, replies: PersonaSpace | None, counted: Mapping[str, estimate.Counted]
+    ) -> PersonaSpace:
+        """The space of prompts with what is known of replies: how they lie on its axis, and their own reading beside it."""
+        tensors = {name: t for name, t in space.tensors.items() if name not in OF_REPLIES}
+        meta = {k: v for k, v in space.meta.items() if k != "histogram"}
+        if replies is None:
+            return PersonaSpace(meta, tensors)
+        held, meta["histogram"] = estimate.on_replies(counted[REPLY], space.tensors["axis"], space.layer)
+        meta["judge"] = replies.meta["judge"]
+        seed = self.options.seed
+        if agree := agreement.of_orders(counted[PROMPT], counted[REPLY], space.layer, seed):
+            meta["readings_agree"] = agree
+        both = PersonaSpace(*joined((meta, {**tensors, **held}), (replies.meta, replies.tensors)))
+        both.meta["nearest"] = estimate.own_role_near(counted[REPLY], both)
+        return both
+
+    def _with_caps(self, space: PersonaSpace) -> PersonaSpace:
+        """The space with caps, where tokens were projected on its axis while the replies were given."""
+        axis = space.tensors["axis"]
+        default, roles, names = calibrate.taken(self.run, axis / axis.norm(dim=-1, keepdim=True))
+        layers = calibrate.default_range(len(axis))
+        if len(default) < calibrate.LEAST or len(roles) < calibrate.LEAST:
+            why = f"{len(default)} replies of the default and {len(roles)} of roles have their tokens projected on the axis"
+            self.watcher.note(
+                f"no caps yet: {why}, {calibrate.LEAST} of each are needed; `personaspace calibrate` makes them"
+            )
+            return space
+        made = calibrate.with_caps(space, default, roles, layers, names)
+        name, _ = calibrate.named_cap(made, "default", 25, layers)
+        return calibrate.recommended(made, name, {"because": calibrate.WITHOUT_SWEEP})
+
+    def _meta(self, reading: str, manifest: Mapping[str, Any], judge: Judge | None) -> dict[str, Any]:
+        """What a space's metadata say of how a reading was made."""
+        stage, config = self.stages[reading], manifest["config"]
+        rounds = stage.counted_rounds
+        scores = [s for s, _ in self.run.scores_of(judge.name).values()] if judge and reading == REPLY else []
+        catalog = {k: v for k, v in config["catalog"].items() if k != "roles"}
+        asked = {name: sum(r.get(name, 0) for r in rounds) for name in {n: None for r in rounds for n in r}}
+        return {
+            "reading": reading,
+            "model": manifest["model"],
+            "catalog": {"name": self.catalog.name, **catalog},
+            "descriptions": {r.role: r.description for r in self.catalog.roles},
+            "design": config["design"] if reading == REPLY else stage.design.model_dump(),
+            "sampling": config["sampling"],
+            "seed": self.options.seed,
+            "version": manifest["version"],
+            "judge": {
+                "name": judge.name if judge else "none",
+                "scores": {str(s): scores.count(s) for s in range(4)} if judge else None,
+            }
+            if reading == REPLY
+            else None,
+            "n_responses": sum(asked.values()),
+            "asked": asked,
+            "history": manifest.get(stage.key("history"), []),
+            "seconds": {"responses": manifest[stage.key("seconds")]},
+        }
+
+    def _there(self, made_from: Mapping[str, Any]) -> PersonaSpace | None:
+        """The space that an earlier call made from the same responses, with what calibration has added to it."""
+        if not (self.run.space_file.is_file() and self.run.report_file.is_file()):
+            return None
+        try:
+            space = PersonaSpace.load(self.run.space_file)
+        except SpaceError:
+            return None  # another version's, or broken: it is made again from the responses
+        return space if space.meta.get("made_from") == json.loads(json.dumps(made_from)) else None
+
+    def _samples(self) -> dict[str, list[list[str]]]:
+        """Two exchanges of each role, as question and reply, for the report."""
+        samples: dict[str, list[list[str]]] = {}
+        for shard in self.run.done():
+            for row in self.run.read(shard, ["role", "user", "text"]).to_pylist():
+                if len(samples.setdefault(row["role"], [])) < 2 and row["text"].strip():
+                    samples[row["role"]].append([row["user"], row["text"].strip()[:400]])
+        return samples
+
+
+def named(catalog: Catalog, model: str) -> Catalog:
+    """The catalogue with the model's own name in the default prompts."""
+    name = "SmolLM2" if model == "smollm2" else Path(model).name.removesuffix(".gguf")
+    defaults = tuple(t.replace("{model}", name) if t else t for t in catalog.defaults)
+    return replace(catalog, defaults=defaults)
+
+
+def _kept_layers(keep: str, layers: int) -> range | None:
+    """The layers whose activations stay beside the sums; None where there are no sums. Raises `UsageError`."""
+    if keep == "all":
+        return None
+    first, last = (int(x) for x in keep.split(":")[1:]) if keep != "sums" else (0, 0)
+    if keep != "sums" and not first < last <= layers:
+        raise UsageError(f"--keep {keep}: the model has layers 0 to {layers - 1} (layers:0:{layers})")
+    return range(first, last)
+
+
+def _threads(engine: Engine) -> dict[str, Any]:
+    return {
+        "name": type(engine).__name__,
+        "device": str(getattr(engine, "device", "")),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,293 @@
+"""One reading of a run, from who is asked to what counts: prompts that are read before the first word, or replies.
+
+Each has its own rounds in `run.json`, its own shards and its own sums, so that either may be added to a run that has the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from personaspace.catalog import DEFAULT, Catalog
+from personaspace.engines import Engine
+from personaspace.engines.prefix import common
+from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_round, shards
+from personaspace.judges import Judge
+from personaspace.mapping import estimate
+from personaspace.mapping.ask import Task, answer, judged
+from personaspace.mapping.plan import ONSET_SHARD, SHARD, Plan, bytes_per_response, seconds_per_token
+from personaspace.mapping.sums import Kept, Responses, Source, Summed, Sums
+from personaspace.runs import Run, Shards
+from personaspace.space.readings import PROMPT
+from personaspace.stats.vectors import Ints
+
+FOLD = 1 << 30
+"""Bytes of activations that may wait to be summed; where the sums are larger than that, as many as they are."""
+
+POSSESSIVE = {"axis": "the axis'", "order": "the order's", "map": "the map's"}
+
+FIRST_LOOK = 64
+"""Roles, and prompts of the default, of a first look at the axis."""
+
+GROWTH = 4
+"""How many first rounds `until` may spend where no budget is given."""
+
+Rounds = Sequence[Mapping[str, int]]
+
+
+class Watcher:
+    """Is told what goes on; the command line shows it. Does nothing by itself."""
+
+    def planned(self, plan: Plan) -> None:
+        """Before the first response is asked for."""
+
+    def progress(self, done: int, total: int) -> None:
+        """After each response; done counts those of earlier calls."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """When a reading is enough: reliabilities by name (`axis`, `order`, `map`) that it should reach at a layer, and how many
+    readings that may cost."""
+
+    until: Mapping[str, float]
+    budget: int | None
+    layer: int
+
+
+class Stage:
+    """A reading of a run. sampling None: prompts, which nobody judges. kept_layers, block_of: where sums stand in place of
+    activations, the layers that stay beside them, and each question's block. min_responses: what a role needs; half of what it
+    was asked unless given."""
+
+    def __init__(
+        self,
+        reading: str,
+        run: Run,
+        engine: Engine,
+        catalog: Catalog,
+        design: Design,
+        sampling: Sampling | None,
+        seed: int,
+        kept_layers: range | None,
+        block_of: Ints | None,
+        min_responses: int | None,
+        watcher: Watcher,
+    ) -> None:
+        self.reading, self.run, self.engine, self.catalog = reading, run, engine, catalog
+        self.design, self.sampling, self.seed, self.watcher = design, sampling, seed, watcher
+        self.kept_layers, self.block_of, self.min_responses = kept_layers, block_of, min_responses
+        self.counted_rounds: Rounds = []
+        self.along: Tensor | None = None  # directions `[layers, hidden]` that replies' tokens are projected on
+
+    @property
+    def shards(self) -> Shards:
+        return self.run.onsets if self.reading == PROMPT else self.run
+
+    @property
+    def sums(self) -> Sums | None:
+        if self.kept_layers is None or self.block_of is None:
+            return None
+        folder = self.run.folder / ("onset-sums" if self.reading == PROMPT else "sums")
+        return Sums(self.shards, folder, 1 + len(self.catalog.roles), self.block_of, self.kept_layers)
+
+    def key(self, name: str) -> str:
+        """Under which name `run.json` keeps this reading's rounds, history or seconds."""
+        return f"onset_{name}" if self.reading == PROMPT else name
+
+    def read(self, manifest: dict[str, Any], judge: Judge | None, aim: Aim | None) -> estimate.Counted:
+        """Asks what is not there yet, round by round until the aim is reached, and returns what counts. Each round stands in
+        the manifest before it is asked."""
+        rounds: list[dict[str, int]] = manifest.setdefault(self.key("rounds"), [])
+        wanted = self.design.first_round(self.catalog)
+        if not rounds:
+            rounds.append(self._first_look(wanted) if aim and self._axis_alone(aim) else wanted)
+        elif not aim:
+            # What an aim was content with may be less than the design asks for, and so may an earlier call's design.
+            asked = _total(rounds)
+            missing = {name: n - asked[name] for name, n in wanted.items() if n > asked[name]}
+            if self.reading == PROMPT and missing:
+                rounds.append(missing)
+        self.run.update(manifest)
+        # Without an aim, everything that was asked counts; with one, it is looked at round by round. Sums hold all rounds.
+        first = 0 if aim and not self.sums else len(rounds) - 1
+        history: list[dict[str, float]] = manifest.get(self.key("history"), [])[:first]
+        if sums := self.sums:
+            sums.settle()
+        spent = 0.0
+        for k in itertools.count(first):
+            groups = self._prompts(rounds[: k + 1])
+            spent += self._ask(groups, judge)
+            kept = self._kept(groups, judge)
+            more = self._next(kept, rounds[: k + 1], history, aim) if aim else None
+            if more is None:
+                break
+            if len(rounds) == k + 1:
+                rounds.append(more)
+            manifest[self.key("history")] = history
+            self.run.update(manifest)
+        self.counted_rounds = rounds[: k + 1]
+        manifest[self.key("seconds")] = manifest.get(self.key("seconds"), 0.0) + spent
+        manifest[self.key("history")] = history
+        self.run.update(manifest)
+        return kept
+
+    def is_whole(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether an earlier call asked for this reading, and all of it is there."""
+        rounds: Rounds = manifest.get(self.key("rounds"), [])
+        return bool(rounds) and set(self.shards.done()) >= set(range(len(self.cut(self._prompts(rounds)))))
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def _prompts(self, rounds: Rounds) -> list[list[Prompt]]:
+        return assign(self.catalog, rounds, self.seed, self.design.complete)
+
+    def cut(self, groups: Sequence[Sequence[Prompt]]) -> list[list[Prompt]]:
+        """The shards of each round's prompts."""
+        size = ONSET_SHARD if self.reading == PROMPT else SHARD
+        return [s for k, g in enumerate(groups) for s in shards(g, size, self.seed + k)]
+
+    def _ask(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None) -> float:
+        """Asks what is not there yet, and sums what is too big to keep; returns the seconds that asking took."""
+        work = self.cut(groups)
+        done = set(self.shards.done())
+        total, there = sum(map(len, work)), sum(len(s) for k, s in enumerate(work) if k in done)
+        todo = [k for k in range(len(work)) if k not in done]
+        spent = 0.0
+        if todo:
+            self.watcher.planned(self.plan(work, done))
+            place = self.shards.place
+            where = place.root if place.local is None else str(place.local.absolute())
+            tasks = [Task(k, work[k], self.sampling, where, self.along) for k in todo]
+            began = time.monotonic()
+            for size in self._answered(tasks, there, total):
+                there += size
+                self.watcher.progress(there, total)
+                spent += time.monotonic() - began
+                self._fold(judge, least=FOLD)
+                began = time.monotonic()
+            self.shards.clean_shards()
+        self._fold(judge)
+        return spent
+
+    def _answered(self, tasks: Sequence[Task], there: int, total: int) -> Iterator[int]:
+        """Each shard's size, once it is written: here one after the other, or by an engine that spreads work."""
+        if spread := getattr(self.engine, "spread", None):
+            yield from (size for _, size in spread(answer, tasks))
+            return
+        count = itertools.count(there + 1)
+        for task in tasks:
+            yield answer(self.engine, task, lambda: self.watcher.progress(next(count), total))[1]
+
+    def _fold(self, judge: Judge | None, least: int = 0) -> None:
+        """Judges and sums the shards that wait for it, once their activations are as large as `least` and the sums."""
+        if not (sums := self.sums):
+            return
+        waiting = sorted(set(self.shards.done()) - set(sums.state().shards))
+        model, size = self.engine.model, ONSET_SHARD if self.reading == PROMPT else SHARD
+        if not waiting or (least and len(waiting) * size * 4 * model.layers * model.hidden < max(least, sums.bytes())):
+            return
+        sums.fold(self._responses(waiting, judge), waiting)
+
+    def plan(self, work: Sequence[Sequence[Prompt]], done: set[int]) -> Plan:
+        """What is left to do of these shards."""
+        left = [p for k, s in enumerate(work) if k not in done for p in s]
+        some = [s for k, s in enumerate(work) if k not in done]
+        some = some[:: max(1, len(some) // 3)]
+        chat = getattr(self.engine, "chat", None)
+        length = 64.0
+        if chat and some:
+            # Beginnings that neighbours share are computed once.
+            each = [sorted(chat.prompt_ids(p.messages) for p in shard) for shard in some]
+            own = sum(len(b) - common(a, b) for ids in each for a, b in zip([[], *ids[:-1]], ids, strict=True))
+            length = own / sum(map(len, each))
+        longest = self.sampling.max_new_tokens if self.sampling else 0
+        model, new = self.engine.model, longest * len(left)
+        asked = sum(map(len, work))
+        return Plan(
+            what="prompts" if self.reading == PROMPT else "responses",
+            responses=asked,
+            done=asked - len(left),
+            prompt_tokens=int(length * len(left)),
+            new_tokens=new,
+            seconds=(length * len(left) + new) * seconds_per_token(self.engine),
+            bytes=len(left) * bytes_per_response(model.layers, model.hidden, longest),
+        )
+
+    # -- what counts -------------------------------------------------------------------------------------------------
+
+    def _responses(self, numbers: Sequence[int], judge: Judge | None) -> Responses:
+        scores = None
+        if judge and self.reading != PROMPT:
+            scores = judged(self.run, self.catalog, judge, numbers)
+        return Responses.read(self.shards, numbers, [r.role for r in self.catalog.roles], scores, self.seed)
+
+    def _kept(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None) -> estimate.Counted:
+        roles = [r.role for r in self.catalog.roles]
+        asked = dict.fromkeys((DEFAULT, *roles), 0)
+        for prompt in itertools.chain.from_iterable(groups):
+            asked[prompt.role] += 1
+        source: Source
+        if self.sums:
+            source = Summed(self.sums)
+        else:
+            responses = self._responses(range(len(self.cut(groups))), judge)
+            source = Kept(self.shards, responses, 1 + len(roles), len(self.catalog.questions), self.block_of)
+        return estimate.counted(source, roles, asked, self.min_responses)
+
+    # -- going on ----------------------------------------------------------------------------------------------------
+
+    def _axis_alone(self, aim: Aim) -> bool:
+        return self.reading == PROMPT and list(aim.until) == ["axis"]
+
+    def _first_look(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """For the axis alone a sample of roles is enough to see how far there is to go."""
+        roles = [name for name in wanted if name != DEFAULT]
+        some = roles[:: -(-len(roles) // FIRST_LOOK)]
+        return {DEFAULT: min(len(some), wanted[DEFAULT]), **dict.fromkeys(some, 1)}
+
+    def _next(
+        self, kept: estimate.Counted, rounds: Rounds, history: list[dict[str, float]], aim: Aim
+    ) -> dict[str, int] | None:
+        """The next round where the aim is not reached; notes reliabilities against what was spent."""
+        spent, first = sum(_total(rounds).values()), sum(self.design.first_round(self.catalog).values())
+        values = estimate.reliabilities(kept, aim.layer, self.seed, list(aim.until))
+        others = {name: value for name, value in values.items() if name != "axis"}
+        history.append({"responses": spent, "reliability": values["axis"], **others})
+        what = "prompts" if self.reading == PROMPT else "responses"
+        figures = "; ".join(
+            f"{POSSESSIVE[name]} reliability at layer {aim.layer} is {values[name]:.3f} (wanted {wanted})"
+            for name, wanted in aim.until.items()
+        )
+        self.watcher.note(f"{spent} {what}: {figures}")
+        left = (aim.budget or GROWTH * first) - spent
+        if all(values[name] >= wanted for name, wanted in aim.until.items()) or left <= 0:
+            return None
+        if list(aim.until) == ["axis"]:
+            fresh = [r.role for r in self.catalog.roles if not kept.counts[r.role]]
+            if self.reading == PROMPT and fresh:
+                size = min(left, spent)
+                return {DEFAULT: max(1, size // 2), **dict.fromkeys(fresh[: max(1, size - size // 2)], 1)}
+            return next_round(kept.counts, min(left, max(1, first // 4)))
+        # Order and map are the roles': all are asked equally often, the default as much more as the first round gave it.
+        names = [r.role for r in self.catalog.roles]
+        each = max(1, min(left, first // 4) // len(names))
+        default = round(each * rounds[0][DEFAULT] / max(1, rounds[0].get(names[0], 1)))
+        more = {DEFAULT: max(1, min(default, left - each * len(names))), **dict.fromkeys(names, each)}
+        return more if sum(more.values()) <= left else None
+
+
+def _total(rounds: Rounds) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for counts in rounds:
+        total.update(counts)
+    return total

@@ -1,0 +1,146 @@
+"""Writes a space as one HTML page that works with the network off; it computes nothing that the space does not hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from personaspace.catalog import DEFAULT
+from personaspace.files import write_whole
+from personaspace.report import words
+from personaspace.space import PersonaSpace, certainty
+
+_FOLDER = Path(__file__).parent
+
+SIMILAR = 6
+"""How many of a role's nearest are looked at."""
+
+
+def write_report(space: PersonaSpace, path: str | Path) -> Path:
+    """Writes the page, whole or not at all, and returns its path."""
+    path = Path(path)
+    write_whole(path, render(space).encode())
+    return path
+
+
+def render(space: PersonaSpace) -> str:
+    """The page as HTML text, the plotting library inside it."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True)
+    environment.filters["number"] = words.number
+    summary = space.summary()
+    # "</" inside a script would end it.
+    data = json.dumps(page_data(space, summary)).replace("</", "<\\/")
+    return environment.get_template("map.html").render(
+        s=summary,
+        meta=space.meta,
+        words=words,
+        three=list(zip(*(words.reliabilities(worth) for worth in summary["readings"].values()), strict=True)),
+        rows=words.beside(summary),
+        ends=ends(summary),
+        data=data,
+        plotly=get_plotlyjs(),
+        style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
+        minutes=round(space.meta.get("seconds", {}).get("responses", 0) / 60, 1),
+    )
+
+
+def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
+    """What the page's figures and search are drawn from; None for a figure that the space does not hold."""
+    layer = space.layer
+    centred, mean = space.centred()
+    directions = space.components_at()[0][:3]
+    places = (centred @ directions.T).tolist()
+    axis_mean = float(mean @ space.axis_at())
+    by_name = {r["name"]: r for r in summary["roles"]}
+    descriptions, samples = space.meta.get("descriptions", {}), space.meta.get("samples", {})
+    roles = [
+        {
+            **by_name[name],
+            "place": places[i] + [0.0] * (3 - len(places[i])),
+            "description": descriptions.get(name, ""),
+            "samples": samples.get(name, []),
+            **_similar(space, summary, name),
+        }
+        for i, name in enumerate(space.roles)
+    ]
+    default = (space.tensors["default_vector"][layer] - mean) @ directions.T
+    known = summary["order_known"] is not False and summary["neighbours_known"] is not False
+    nearest = space.nearest(space.tensors["default_vector"], SIMILAR, reading=space.reading) if known else []
+    return {
+        "roles": roles,
+        "default": {
+            "name": DEFAULT,
+            "place": default.tolist() + [0.0] * (3 - len(default)),
+            "projection": float(space.project(space.tensors["default_vector"])),
+            "samples": samples.get(DEFAULT, []),
+            "similar": [{"name": name, "cosine": cosine} for name, cosine in nearest],
+            "unclear": None,
+        },
+        "meanProjection": axis_mean,
+        "variance": summary["variance_explained"][:30],
+        "spectrum": summary["spectrum_corrected"],
+        "orderKnown": summary["order_known"],
+        "neighboursKnown": summary["neighbours_known"],
+        "likeness": words.likeness(summary),
+        "pc1": {
+            "corrected": summary["axis_pc1_cosine_corrected"],
+            "interval": (summary["corrected_interval"] or {}).get("axis_pc1_cosine_corrected"),
+            "null": (summary["null"] or {}).get("axis_pc1_cosine"),
+        },
+        "layers": [_by_layer(space.of(reading)) for reading in space.readings],
+        "histogram": space.meta.get("histogram"),
+    }
+
+
+def _similar(space: PersonaSpace, summary: dict[str, Any], role: str) -> dict[str, Any]:
+    """A role's most similar ones that stand out from noise, and how many of the nearest do not; none where the map is not
+    known, and as they are, with None for how many, where the space does not say how sure they are."""
+    if summary["neighbours_known"] is False:
+        return {"similar": [], "unclear": None}
+    if summary["neighbours_known"] is None or "cosine_error" not in space.tensors:
+        return {"similar": [{"name": n, "cosine": c} for n, c in space.similar(role, SIMILAR)], "unclear": None}
+    clear, unclear = space.neighbours(role, SIMILAR)
+    return {"similar": [{"name": n, "cosine": c, "interval": i} for n, c, i in clear], "unclear": unclear}
+
+
+def _by_layer(space: PersonaSpace) -> dict[str, Any]:
+    """Figures of one reading at every layer, `[layers]` each; None for those that the space lacks."""
+    tensors = space.tensors
+    return {
+        "reading": space.reading,
+        "chosen": space.layer,
+        **certainty.by_layer(tensors),
+        "cosine": space.axis_pc1() if "components" in tensors or space.meta.get("axis_pc1") else None,
+        "separation": _numbers(tensors["separation"].tolist()) if "separation" in tensors else None,
+    }
+
+
+def _numbers(values: list[float]) -> list[float | None]:
+    return [None if x != x else x for x in values]
+
+
+def ends(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Which roles lie at either end here and in the study, and where the study's lie here. Not told
+    where the order is not known."""
+    published, names = summary["published"], [r["name"] for r in summary["roles"]]
+    if summary["order_known"] is False:
+        unknown = f"not known: the order's reliability is {words.number(summary['reliability']['order'])}"
+        return [
+            ("Assistant end", unknown, ", ".join(published["assistant_end"])),
+            ("Far end", unknown, ", ".join(published["far_end"])),
+        ]
+
+    def ranks(wanted: list[str]) -> str:
+        return ", ".join(f"{w} ({names.index(w) + 1})" for w in wanted if w in names) or "not among the roles"
+
+    return [
+        ("Assistant end", ", ".join(names[:5]), ", ".join(published["assistant_end"])),
+        (f"… where the study's lie here (rank of {len(names)})", ranks(published["assistant_end"]), ""),
+        ("Far end", ", ".join(names[:-6:-1]), ", ".join(published["far_end"])),
+        (f"… where the study's lie here (rank of {len(names)})", ranks(published["far_end"]), ""),
+    ]

@@ -1,0 +1,393 @@
+"""A model's persona space: role vectors, axis, PCA and what they are worth, as one safetensors file on the disk."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from personaspace.catalog import DEFAULT
+from personaspace.errors import SpaceError
+from personaspace.files import space_file, write_whole
+from personaspace.model.interventions import Add, Cap, Where
+from personaspace.space import certainty, layout
+from personaspace.space.layout import BUNDLED
+from personaspace.space.layout import FORMAT as FORMAT
+from personaspace.space.readings import REPLY, part
+from personaspace.stats.components import principal_components
+
+if TYPE_CHECKING:
+    import pandas
+
+PUBLISHED: dict[str, Any] = {
+    "axis_pc1_cosine": "above 0.71 (three models)",
+    "components_for_70pct": {"Gemma 2 27B": 4, "Qwen 3 32B": 8, "Llama 3.3 70B": 19},
+    "default_on_pc1": "within 0.03 of the end",
+    "assistant_end": ["evaluator", "consultant", "analyst", "generalist", "reviewer"],
+    "far_end": ["ghost", "hermit", "bohemian", "leviathan", "bard"],
+}
+"""The study's figures, to set beside one's own (arXiv 2601.10387)."""
+
+
+class ModelLike(Protocol):
+    """What a space asks of a model's description (`ModelInfo` has it)."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class PersonaSpace:
+    """Everything about one model's characters (the paper's sections on persona space and the Assistant Axis).
+
+    tensors: `role_vectors [roles, layers, hidden]`, `default_vector` and `axis` `[layers, hidden]`, and where known `counts
+    [roles]`, `role_reliability [roles]`, `role_interval [roles, 2]`, `axis_split_half` and `separation` `[layers]`,
+    `components [layers, k, hidden]` and `variance [layers, components]` (PC1's sign is the axis'), `residual_norm [layers]`,
+    `quantiles_default` and `quantiles_roles` `[101, layers]` (of responses' projections; `…_tokens` of tokens', after
+    calibration), `default_moments [2, layers]` (mean and standard deviation of the default responses' projections).
+    meta: what stands in the file's metadata: `format`, `model`, `layer`, `roles`, `caps`, provenance. A compact space has role
+    vectors at one layer only, and says which: `role_layers`.
+    """
+
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor] = field(repr=False)
+    _towards: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _alikes: list[certainty.Alike] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def roles(self) -> list[str]:
+        """Role names, in the order of `role_vectors`."""
+        return list(self.meta["roles"])
+
+    @property
+    def reading(self) -> str:
+        """Which reading its axis, layer and role vectors are of: `prompt` or `reply`."""
+        return str(self.meta.get("reading", REPLY))
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """All that it holds, its own first."""
+        return (self.reading, *self.meta.get("other", {}))
+
+    def of(self, reading: str) -> PersonaSpace:
+        """The space of one of its readings; a compact space's other one has its axis and reliabilities, and no roles. Raises
+        `SpaceError` where it does not hold it."""
+        if reading not in self.readings:
+            raise SpaceError(
+                f"this space of {self.meta['model']['id']} was read from {' and '.join(self.readings)}, not {reading}; "
+                f"`map --read {reading}` adds it"
+            )
+        return self if reading == self.reading else PersonaSpace(*part(self.meta, self.tensors, reading))
+
+    @property
+    def layer(self) -> int:
+        """The layer at which the space is read unless another is asked for."""
+        return int(self.meta["layer"])
+
+    def axis_at(self, layer: int | None = None) -> Tensor:
+        """The axis `[hidden]` as a unit vector; up is Assistant."""
+        axis = self.tensors["axis"][self._layer(layer)]
+        unit: Tensor = axis / axis.norm()
+        return unit
+
+    def project(self, activations: Tensor, layer: int | None = None) -> Tensor:
+        """⟨activation, unit axis⟩ of `[…, layers, hidden]`, or of `[…, hidden]` at the layer: `[…]`. Nothing subtracted.
+
+        Raises `SpaceError` for another shape.
+        """
+        at = self._layer(layer)
+        layers, hidden = self.tensors["axis"].shape
+        if activations.shape[-1] != hidden:
+            raise SpaceError(f"activations of {activations.shape[-1]} numbers; this space's model has {hidden}")
+        if activations.dim() > 1 and activations.shape[-2] == layers:
+            activations = activations[..., at, :]
+        return activations.float() @ self.axis_at(layer)
+
+    def nearest(
+        self, activation: Tensor, k: int = 5, layer: int | None = None, reading: str = REPLY
+    ) -> list[tuple[str, float]]:
+        """The k roles of highest cosine to an activation `[hidden]` or `[layers, hidden]`, the mean of roles taken off: of
+        roles' replies, or, for an activation of the other reading, of roles' prompts."""
+        at = self._layer(layer)
+        if activation.dim() == 2:
+            activation = activation[at]
+        if (at, reading) not in self._towards:  # asked of every token that is served
+            units = torch.nn.functional.normalize(self.centred(at)[0], dim=-1)
+            self._towards[at, reading] = units, self.centre(at, reading)
+        units, centre = self._towards[at, reading]
+        off = activation.float() - centre
+        cosines = units @ off / off.norm().clamp(min=1e-8)
+        best = cosines.topk(min(k, len(cosines)))
+        return [(self.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
+
+    def role_vectors_at(self, layer: int | None = None) -> Tensor:
+        """Role vectors `[roles, hidden]` at a layer. Raises `SpaceError` where the space does not hold them."""
+        at, held = self._layer(layer), self.meta.get("role_layers")
+        if held is None:
+            return self.tensors["role_vectors"][:, at]
+        if at not in held:
+            raise SpaceError(
+                f"layer {at}: this compact space holds role vectors at layer {held[0]} only; map the model"
+            )
+        return self.tensors["role_vectors"][:, held.index(at)]
+
+    def centred(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """Role vectors `[roles, hidden]` at a layer less their mean, and the mean `[hidden]`."""
+        vectors = self.role_vectors_at(layer)
+        mean = vectors.mean(0)
+        return vectors - mean, mean
+
+    def centre(self, layer: int | None = None, reading: str = REPLY) -> Tensor:
+        """What activations of a reading lie about, `[hidden]`: the mean of that reading's role vectors, or of the space's own
+        where it does not hold it."""
+        if reading == self.reading or reading not in self.readings:
+            return self.centred(layer)[1]
+        at, other = self._layer(layer), self.of(reading).tensors
+        mean: Tensor = other["default_vector"][at] - other["axis"][at]
+        return mean
+
+    def direction(self, name: str, layer: int | None = None) -> Tensor:
+        """The axis (`axis`) or a role less the mean role, `[hidden]`, of unit length. Raises `SpaceError`."""
+        if name == "axis":
+            return self.axis_at(layer)
+        vector = self.centred(layer)[0][self._role(name)]
+        unit: Tensor = vector / vector.norm()
+        return unit
+
+    def steer(self, alpha: float, direction: str = "axis", layer: int | None = None, where: Where = "all") -> Add:
+        """Steering along the axis (positive is towards the Assistant) or towards a role, α in units of the layer's mean
+        residual norm (the paper's section on steering). Raises `SpaceError`."""
+        norm = float(self._tensor("residual_norm")[self._layer(layer)])
+        return Add(self.direction(direction, layer), self._layer(layer), alpha, norm=norm, where=where)
+
+    def cap(self, name: str = "capped", where: Where = "all") -> Cap:
+        """The named cap that calibration stored. Raises `SpaceError` with the names there are."""
+        caps = self.meta.get("caps", {})
+        if name not in caps:
+            there = ", ".join(caps) or "none; `personaspace calibrate` makes them"
+            raise SpaceError(f"no cap {name!r} in this space: it has {there}")
+        layers = caps[name]["layers"]
+        axis = torch.stack([self.axis_at(layer) for layer in layers])
+        return Cap(axis, tuple(layers), floor=tuple(caps[name]["floors"]), where=where)
+
+    def drift(self, projection: float, layer: int | None = None) -> float:
+        """How far a projection has fallen from the default's mean, in its standard deviations; positive is away from
+        the Assistant. Raises `SpaceError` where the space does not know them."""
+        mean, std = self._tensor("default_moments")[:, self._layer(layer)].tolist()
+        fallen: float = (mean - projection) / std
+        return fallen
+
+    def check_model(self, model: ModelLike) -> str | None:
+        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ."""
+        layers, hidden = self.tensors["axis"].shape
+        if (layers, hidden) != (model.layers, model.hidden):
+            raise SpaceError(
+                f"the space of {self.meta['model']['id']} is for {layers} layers of {hidden} numbers; "
+                f"{model.id} has {model.layers} of {model.hidden}"
+            )
+        known = self.meta["model"].get("fingerprint")
+        if known == model.fingerprint:
+            return None
+        return (
+            f"the space was made from other weights than {model.id}'s "
+            f"(fingerprint {known or 'unknown'}, found {model.fingerprint}); a variant's figures may differ"
+        )
+
+    def compact(self) -> PersonaSpace:
+        """The same space, small: role vectors at its layer only, no components, no sample replies. Enough to project,
+        monitor, steer and cap, and for a report of that layer."""
+        tensors = {name: t for name, t in self.tensors.items() if name in layout.compact(self.tensors)}
+        tensors["role_vectors"] = self.role_vectors_at()[:, None].clone()
+        meta = {k: v for k, v in self.meta.items() if k not in ("samples", "made_from")}
+        for reading, own in meta.get("other", {}).items():
+            other = {k: v for k, v in own.items() if k not in ("samples", "made_from", "histogram")}
+            meta["other"] = {reading: {**other, "axis_pc1": self.of(reading).axis_pc1()}}
+        return PersonaSpace({**meta, "role_layers": [self.layer], "axis_pc1": self.axis_pc1()}, tensors)
+
+    def similar(self, role: str, k: int = 5) -> list[tuple[str, float]]:
+        """The roles most like one, by cosine; shrunk by its noise where the space knows that. Raises `SpaceError` for a role
+        that is not in the space."""
+        row = self._alike().cosine[self._role(role)]
+        return [(self.roles[i], float(row[i])) for i in np.argsort(-row)[: min(k, len(row) - 1)]]
+
+    def neighbours(self, role: str, k: int = 5) -> tuple[list[tuple[str, float, tuple[float, float]]], int]:
+        """Of a role's nearest k those that stand out from noise, with their cosine and its 95% interval, and how many of the k
+        do not. To stand out, a cosine must be beyond what chance would give the nearest of all other roles. Raises
+        `SpaceError` for an unknown role, or where the space does not know the cosines' errors."""
+        self._tensor("cosine_error")
+        alike, at = self._alike(), self._role(role)
+        row, half = alike.cosine[at], alike.half[at]
+        nearest = np.argsort(-row)[: min(k, len(row) - 1)]
+        clear = [
+            (self.roles[i], float(row[i]), (float(row[i] - half[i]), float(row[i] + half[i])))
+            for i in nearest
+            if alike.clear[at, i]
+        ]
+        return clear, len(nearest) - len(clear)
+
+    def _alike(self) -> certainty.Alike:
+        if not self._alikes:
+            self._alikes.append(certainty.Alike.of(self.centred()[0], self.tensors.get("cosine_error")))
+        return self._alikes[0]
+
+    def axis_pc1(self) -> list[float]:
+        """The cosine of axis and first component, at every layer. Raises `SpaceError` where the space does not know it."""
+        if known := self.meta.get("axis_pc1"):
+            return list(known)
+        return torch.cosine_similarity(self.tensors["axis"], self._tensor("components")[:, 0], dim=-1).tolist()
+
+    def components_at(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """Components `[k, hidden]` at a layer, and their shares of the variance; a compact space's are computed anew."""
+        at = self._layer(layer)
+        if "components" in self.tensors:
+            return self.tensors["components"][at], self.tensors["variance"][at]
+        components, shares = principal_components(self.role_vectors_at(at)[:, None], self.tensors["axis"][at][None])
+        return components[0], shares[0]
+
+    def axis_reliability(self) -> list[float]:
+        """The axis' reliability at every layer: cosine between halves of the questions, Spearman–Brown for the whole."""
+        half = self._tensor("axis_split_half").clamp(min=0)
+        return (2 * half / (1 + half)).tolist()
+
+    def place_on_pc(self, component: int) -> float:
+        """Where the default lies on a component, from the nearer end (PC1: the Assistant's), of a range of 1."""
+        vectors, mean = self.centred()
+        direction = self.components_at()[0][component]
+        on = vectors @ direction
+        default = (self.tensors["default_vector"][self.layer] - mean) @ direction
+        low, high = min(on.min(), default), max(on.max(), default)
+        place = float((high - default) / (high - low).clamp(min=1e-12))
+        return place if component == 0 else min(place, 1 - place)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that `personaspace show` prints; see the design for each one. None for one that the space lacks."""
+        layer, t = self.layer, self.tensors
+        components, variance = self.components_at()
+        return {
+            "model": self.meta["model"]["id"],
+            "layers": t["axis"].shape[0],
+            "hidden_size": t["axis"].shape[1],
+            "layer": layer,
+            "n_roles": len(self.roles),
+            "n_responses": self.meta.get("n_responses"),
+            "axis_pc1_cosine": float(torch.cosine_similarity(t["axis"][layer], components[0], dim=-1)),
+            "axis_pc1_interval": self.meta.get("axis_pc1_interval"),
+            "variance_explained": variance.tolist(),
+            "components_for_70pct": int((variance.cumsum(0) < 0.7).sum()) + 1,
+            "roles": self._ranking(),
+            "left_out": self.meta.get("left_out", {}),
+            "default_projection": self._default_projection(),
+            "default_on_pc1": self.place_on_pc(0),
+            "axis_split_half": self._figure("axis_split_half"),
+            "axis_reliability": _number(self.axis_reliability()[layer]) if "axis_split_half" in t else None,
+            "separation": self._figure("separation"),
+            **certainty.figures(self.meta, t, layer),
+            "readings": {reading: self.of(reading).worth() for reading in self.readings},
+            "readings_agree": self.meta.get("readings_agree"),
+            "nearest": self.meta.get("nearest"),
+            "published": PUBLISHED,
+            "caps": self.meta.get("caps", {}),
+            "judge": self.meta.get("judge"),
+        }
+
+    def worth(self) -> dict[str, Any]:
+        """What `summary` says of one reading: how much was read, and how sure its figures are."""
+        asked = self.meta.get("asked", {})
+        return {
+            "layer": self.layer,
+            "n_responses": self.meta.get("n_responses"),
+            "n_default": self.meta.get("n_default"),
+            "per_role": min((n for role, n in asked.items() if role != DEFAULT), default=None),
+            "axis_pc1_cosine": self.axis_pc1()[self.layer] if self._knows_pc1() else None,
+            "axis_pc1_interval": self.meta.get("axis_pc1_interval"),
+            "separation": self._figure("separation"),
+            **certainty.figures(self.meta, self.tensors, self.layer),
+        }
+
+    def _knows_pc1(self) -> bool:
+        return "axis_pc1" in self.meta or "components" in self.tensors
+
+    def _ranking(self) -> list[dict[str, Any]]:
+        t = self.tensors
+        projections = self.role_vectors_at() @ self.axis_at()
+        cosines = torch.cosine_similarity(self.centred()[0], self.axis_at()[None], dim=-1)
+        return [
+            {
+                "name": self.roles[i],
+                "projection": float(projections[i]),
+                "cosine": float(cosines[i]),
+                "n": int(t["counts"][i]) if "counts" in t else None,
+                "reliability": _number(float(t["role_reliability"][i])) if "role_reliability" in t else None,
+                "interval": _ends(t["role_interval"][i]) if "role_interval" in t else None,
+                "cosine_corrected": _number(float(t["cosine_corrected"][i])) if "cosine_corrected" in t else None,
+            }
+            for i in projections.argsort(descending=True).tolist()
+        ]
+
+    def _default_projection(self) -> dict[str, float] | None:
+        if "default_moments" not in self.tensors or "quantiles_default" not in self.tensors:
+            return None
+        q = self.tensors["quantiles_default"][:, self.layer].tolist()
+        mean, std = self.tensors["default_moments"][:, self.layer].tolist()
+        return {"mean": mean, "std": std, "p01": q[1], "p25": q[25], "p50": q[50], "p75": q[75]}
+
+    def _figure(self, name: str) -> float | None:
+        return _number(float(self.tensors[name][self.layer])) if name in self.tensors else None
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise SpaceError(f"this space of {self.meta['model']['id']} lacks {name}; a map of the model has it")
+        return self.tensors[name]
+
+    def _role(self, name: str) -> int:
+        if name not in self.roles:
+            close = difflib.get_close_matches(name, self.roles, 3)
+            hint = f"; nearest: {', '.join(close)}" if close else ""
+            raise SpaceError(f"no role {name!r} in this space of {len(self.roles)}{hint}")
+        return self.roles.index(name)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The roles as a pandas table, most Assistant-like first."""
+        import pandas
+
+        return pandas.DataFrame(self.summary()["roles"])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file, whole or not at all."""
+        write_whole(Path(path), layout.written(self.meta, self.tensors))
+
+    @classmethod
+    def load(cls, source: str | Path) -> PersonaSpace:
+        """A space from its file, a run's folder, `hf://owner/name`, or `smollm2`, the one that comes with the package.
+        Raises `SpaceError` for anything else."""
+        meta, tensors = layout.read(space_file(str(source), BUNDLED))
+        return cls(meta, tensors)
+
+    def _layer(self, layer: int | None) -> int:
+        layers = self.tensors["axis"].shape[0]
+        at = self.layer if layer is None else layer
+        if not 0 <= at < layers:
+            raise SpaceError(f"layer {at}: this space has layers 0 to {layers - 1}")
+        return at
+
+
+def _ends(interval: Tensor) -> list[float] | None:
+    """None where nobody was asked twice: then nothing is known of how places spread."""
+    return None if interval.isnan().any() else interval.tolist()
+
+
+def _number(x: float) -> float | None:
+    return None if np.isnan(x) else x

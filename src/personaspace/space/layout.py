@@ -1,0 +1,111 @@
+"""A space's file: what it holds, and how it is read and written; it knows nothing of what the tensors mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from personaspace.errors import SpaceError
+from personaspace.space.readings import READINGS
+
+FORMAT, IN_HALVES = 1, 2
+"""A file's format; the second is a compact space's, whose role vectors are in half precision."""
+
+BUNDLED = Path(__file__).parent.parent / "data" / "smollm2.safetensors"
+
+REQUIRED = {"role_vectors": 3, "default_vector": 2, "axis": 2}
+OPTIONAL = {
+    "counts": 1,
+    "role_reliability": 1,
+    "role_interval": 2,
+    "axis_split_half": 1,
+    "order_split_half": 1,
+    "map_split_half": 1,
+    "axis_split_half_by_instruction": 1,
+    "order_split_half_by_instruction": 1,
+    "map_split_half_by_instruction": 1,
+    "split_half_factor": 1,
+    "split_half_by_instruction_factor": 1,
+    "variance_ratio": 1,
+    "cosine_error": 1,
+    "cosine_corrected": 1,
+    "separation": 1,
+    "components": 3,
+    "variance": 2,
+    "residual_norm": 1,
+    "quantiles_default": 2,
+    "quantiles_roles": 2,
+    "quantiles_default_tokens": 2,
+    "quantiles_roles_tokens": 2,
+    "quantiles_all_tokens": 2,
+    "default_moments": 2,
+    "beginnings_default": 2,
+    "beginnings_roles": 2,
+}
+"""The tensors of a space's file, and how many dimensions each has. Imported and compact spaces lack some."""
+
+ONE_LAYER = ("role_vectors", "components", "variance")
+"""What a compact space leaves out, or has at its own layer alone."""
+
+OF_ROLES = ("counts", "role_reliability", "role_interval", "cosine_error", "cosine_corrected")
+SPREAD = ("quantiles_default", "quantiles_roles", "default_moments")
+"""What a compact space leaves out of its other reading: what has roles in it, and how responses lie on that one's axis."""
+
+HALVES = 30_000.0
+"""In half precision role vectors are stored so that their largest number is that: models' own numbers may not fit."""
+
+
+def compact(names: Mapping[str, Tensor]) -> list[str]:
+    """Which of a space's tensors a compact one keeps as they are."""
+    kept = []
+    for name in names:
+        reading, dot, plain = name.rpartition(".")
+        if plain not in ONE_LAYER and not (dot and reading in READINGS and plain in (*OF_ROLES, *SPREAD)):
+            kept.append(name)
+    return kept
+
+
+def written(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """The file's bytes. A compact space's role vectors are in half precision, in units of `role_unit`."""
+    stored, meta = {name: t.contiguous() for name, t in tensors.items()}, dict(meta)
+    if "role_layers" in meta:
+        meta["format"] = IN_HALVES
+        meta["role_unit"] = max(float(stored["role_vectors"].abs().max()), 1e-30) / HALVES
+        stored["role_vectors"] = (stored["role_vectors"] / meta["role_unit"]).half()
+    data: bytes = save(stored, {"personaspace": json.dumps(meta)})
+    return data
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors of a file. Raises `SpaceError` for anything that is not a space's."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            meta = json.loads((f.metadata() or {}).get("personaspace", "null"))
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, ValueError) as e:
+        raise SpaceError(
+            f"{path}: not a whole safetensors file ({e}); map the model again, or fetch the file again"
+        ) from None
+    if not isinstance(meta, dict) or "format" not in meta:
+        raise SpaceError(f"{path}: a safetensors file, but not a persona space: no 'personaspace' in its metadata")
+    if meta["format"] not in (FORMAT, IN_HALVES):
+        raise SpaceError(
+            f"{path}: found format {meta['format']}, expected {FORMAT} or {IN_HALVES}; written by another version?"
+        )
+    dimensions = REQUIRED | OPTIONAL
+    wrong = [name for name in REQUIRED if name not in tensors]
+    for name, tensor in tensors.items():
+        expected = dimensions.get(name.rpartition(".")[2])
+        if expected is not None and tensor.dim() != expected:
+            wrong.append(name)
+    if wrong:
+        raise SpaceError(f"{path}: the space lacks {', '.join(wrong)} or has another shape")
+    if meta["format"] == IN_HALVES:
+        tensors["role_vectors"] = tensors["role_vectors"].float() * meta.pop("role_unit")
+    return meta, tensors

@@ -1,0 +1,335 @@
+"""What vectors are worth: reliabilities from halves of the data, and the spread over questions; it computes no vectors itself.
+
+Three reliabilities (the method's "Three reliabilities"), each a figure of halves that share no question, averaged over splits
+and taken to the whole by Spearman–Brown. Axis: the cosine of the halves' axes. Order: the correlation over roles of their
+projections, each half on its own axis, so that the halves share no noise. Map: Σ⟨a_r, b_r⟩ / √(Σ‖a_r‖² Σ‖b_r‖²) over the
+halves' role vectors, their mean taken off, which is the signal's share of squared distances. Roles that were asked little
+have uneven halves: what the whole is worth more goes by the noise that the design leaves in either (`SplitHalf.factor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from torch import Tensor
+
+from personaspace.errors import DesignError
+from personaspace.stats.vectors import Cells, Fit, Floats, Ints, cosine, first_component
+
+TARGET, KNOWN = 0.9, 0.7
+"""The reliability that forecasts are made for, and the one below which order and neighbours do not count as known."""
+
+NAMES = ("axis", "order", "map")
+
+Pair = tuple[Fit, Fit]
+
+
+def halves(cells: Cells, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A split of the blocks, `[blocks]`, in which every role asked in two or more has responses on both sides."""
+    asks = np.zeros((len(cells.n), cells.blocks))
+    asks[cells.role, cells.block] = 1
+    asks = asks[cells.shown]
+    asks = asks[asks.sum(1) > 1]
+    total = asks.sum(1)
+    side = rng.permutation(np.arange(cells.blocks) % 2 == 0)
+    for _ in range(50 * len(asks) + 50):
+        answered = asks @ side
+        bad = np.flatnonzero((answered == 0) | (answered == total))
+        if not len(bad):
+            return side
+        # Turn over the block of a broken role that leaves the fewest roles broken.
+        candidates = np.flatnonzero(asks[rng.choice(bad)])
+        turned = answered[:, None] + asks[:, candidates] * np.where(side[candidates], -1, 1)
+        costs = ((turned == 0) | (turned == total[:, None])).sum(0)
+        best = candidates[rng.choice(np.flatnonzero(costs == costs.min()))]
+        side[best] = ~side[best]
+    raise DesignError("no split of the blocks of questions gives every role responses in both halves")
+
+
+def split_fits(cells: Cells, splits: int, seed: int) -> list[Pair]:
+    """The model of both halves of each split of the questions. Where few questions leave no split that every role has responses
+    on both sides of, roles that lie on one side alone are left out of what is compared."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(splits):
+        try:
+            side = halves(cells, rng)
+        except DesignError:
+            side = rng.permutation(np.arange(cells.blocks) % 2 == 0)
+        pairs.append((Fit(cells, side.astype(float)), Fit(cells, (~side).astype(float))))
+    return [pair for pair in pairs if all(_has_axis(fit) for fit in pair)]
+
+
+def _has_axis(fit: Fit) -> bool:
+    responses = fit.counts[fit.cells.shown].sum(1)
+    return bool(responses[0] and responses[1:].any())
+
+
+class PartialFit(Fit):
+    """The model of some of the cells by role, instruction and question: `cells` are those of the roles, `fine` those by
+    (role, instruction), `role · instructions + instruction`, and question; chosen: `[fine cells]`. Sums are those of `fine`.
+    most: how many times the instructions of this half a role has; its vector is not more certain than its texts by more."""
+
+    def __init__(self, cells: Cells, fine: Cells, question: Ints, chosen: NDArray[np.bool_]) -> None:
+        super().__init__(cells)
+        role = fine.role // (len(fine.n) // len(cells.n))
+        self.counts = np.zeros(cells.n.shape)
+        np.add.at(self.counts, (role[chosen], question[chosen]), fine.count[chosen])
+        self.asked, column = np.unique(question[chosen], return_inverse=True)
+        rows, at = np.concatenate([role[chosen], len(cells.n) + column]), np.tile(np.flatnonzero(chosen), 2)
+        shape = (len(cells.n) + len(self.asked), len(fine.count) + len(fine.block_of))
+        self.adding = coo_array((np.ones(len(rows)), (rows, at)), shape=shape).tocsr()
+        used = [np.zeros(len(fine.n), dtype=bool) for _ in range(2)]
+        used[0][fine.role], used[1][fine.role[chosen]] = True, True
+        whole, half = (u.reshape(len(cells.n), -1).sum(1)[cells.shown][1:] for u in used)
+        self.most = float(np.mean(1 / half[half > 0]) / np.mean(1 / whole[half > 0])) if half.any() else np.inf
+
+
+def instruction_fits(cells: Cells, fine: Cells, splits: int, seed: int) -> list[Pair]:
+    """As `split_fits`, but a role's halves share no instruction either: each of its instructions goes to the half in which
+    it was asked more, and what it was asked in the other is left out. A role of one instruction is in neither half."""
+    rng = np.random.default_rng(seed)
+    instructions = len(fine.n) // len(cells.n)
+    question = np.flatnonzero(fine.n.sum(0))[fine.block]
+    pairs: list[Pair] = []
+    for _ in range(splits):
+        try:
+            first = halves(cells, rng)[cells.block_of][question]
+        except DesignError:
+            continue
+        by_text = np.zeros((2, len(fine.n)))
+        np.add.at(by_text, (np.where(first, 0, 1), fine.role), fine.count)
+        asked = by_text.reshape(2, -1, instructions)
+        gain = asked[0] - asked[1] + rng.uniform(-0.1, 0.1, size=asked[0].shape)
+        in_first, used = gain > 0, asked.sum(0) > 0
+        for own, other in ((in_first, 1), (~in_first, 0)):
+            # Roles whose instructions would all be on one side: the one that costs least goes over.
+            able = asked[other] > 0
+            for role in np.flatnonzero((own | ~used).all(1) & able.any(1) & (used.sum(1) > 1)):
+                least = np.argmin(np.where(able[role], np.abs(gain[role]), np.inf))
+                in_first[role, least] = not in_first[role, least]
+        chosen = in_first.ravel()[fine.role]
+        a, b = (PartialFit(cells, fine, question, side) for side in (chosen & first, ~chosen & ~first))
+        pairs.append((a, b))
+    return [pair for pair in pairs if all(_has_axis(fit) for fit in pair)]
+
+
+def spearman_brown(half: Floats | float, factor: Floats | float = 2.0) -> Floats:
+    """The whole's reliability from that of halves, averaged over splits; a negative one counts as 0. factor: how many times
+    the noise of the whole a half has."""
+    r = np.maximum(half, 0.0)
+    result: Floats = np.asarray(factor * r / (1 + (factor - 1) * r))
+    return result
+
+
+@dataclass(frozen=True)
+class SplitHalf:
+    """What halves agree on, averaged over splits, `[layers]`; see above. factor: how many times the noise of the whole's role
+    vectors is in a half's, by the design, `[layers]`. NaN where no split can be made."""
+
+    axis: Floats
+    order: Floats
+    map: Floats
+    factor: Floats
+
+
+def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf:
+    """sums: `[cells + questions, layers, hidden]`, in any precision; ratios: `[layers]`."""
+    figures = np.full((4, 1, sums.shape[1]), np.nan)
+    values: list[list[Tensor]] = []
+    for pair in pairs:
+        there: list[NDArray[np.bool_]] = [fit.counts[fit.cells.shown][1:].sum(1) > 0 for fit in pair]
+        shared = np.logical_and(*there)
+        if not all(present.any() for present in there):
+            continue
+        if shared.sum() < 2:
+            # Roles that were asked once are in one of the two: the axes are known, and nothing of roles.
+            axis = _cosine(pair[0].axis(sums, ratios), pair[1].axis(sums, ratios), (1,))
+            unknown = torch.full_like(axis, torch.nan)
+            values.append([axis, unknown, unknown, unknown])
+            continue
+        a, b = (fit.effects(sums, ratios) for fit in pair)
+        axes = [e[0] - e[1:][torch.from_numpy(present)].mean(0) for e, present in zip((a, b), there, strict=True)]
+        axis = _cosine(axes[0], axes[1], (1,))
+        projections, roles, axes = [], [], []
+        for effects in (a, b):
+            vectors = effects[1:] if shared.all() else effects[1:][torch.from_numpy(shared)]
+            mean = vectors.mean(0)
+            axes.append(effects[0] - mean)
+            roles.append(vectors - mean)
+            on = torch.einsum("rld,ld->rl", roles[-1], axes[-1])
+            projections.append(on)
+        values.append(
+            [
+                axis,
+                _cosine(projections[0], projections[1], (0,)),
+                _cosine(roles[0], roles[1], (0, 2)),
+                torch.from_numpy(_factor(pair, shared, ratios)),
+            ]
+        )
+    if values:
+        figures = np.array([[figure.double().numpy() for figure in split] for split in values]).swapaxes(0, 1)
+    return SplitHalf(*figures.mean(1))
+
+
+def _cosine(a: Tensor, b: Tensor, over: tuple[int, ...]) -> Tensor:
+    return (a * b).sum(over) / (a.square().sum(over) * b.square().sum(over)).sqrt().clamp(min=1e-30)
+
+
+def _factor(pair: Pair, shared: NDArray[np.bool_], ratios: Floats) -> Floats:
+    whole = Fit(pair[0].cells)
+    by_ratio = {}
+    for ratio in set(ratios.tolist()):
+        noise = [np.mean(fit.error(ratio)[1:][shared]) for fit in (whole, *pair)]
+        by_ratio[ratio] = min(
+            (noise[1] + noise[2]) / 2 / noise[0], *(f.most for f in pair if isinstance(f, PartialFit)), np.inf
+        )
+    return np.array([by_ratio[ratio] for ratio in ratios.tolist()])
+
+
+@dataclass(frozen=True)
+class Products:
+    """Inner products of the halves' role vectors (their mean taken off) and, last, axes, by split: `[splits, 2, 2, roles + 1,
+    roles + 1]`, the halves of rows and of columns first. shared: `[splits, roles]`, which roles are in both halves; the rest
+    are zero. Everything that is known of roles from halves follows from these, whatever the hidden size."""
+
+    values: Floats
+    shared: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], sums: Tensor, ratio: float, roles: int = 0) -> Products:
+        """At one layer; sums: `[cells + questions, 1, hidden]`; roles: how many there are, where no split could be made."""
+        values, shares = [], []
+        for pair in pairs:
+            halves_ = [fit.effects(sums, np.array([ratio]))[:, 0].double().numpy() for fit in pair]
+            shared = ~np.isnan(halves_[0][1:, 0]) & ~np.isnan(halves_[1][1:, 0])
+            if shared.sum() < 2:
+                continue
+            rows = []
+            for effects in halves_:
+                mean = effects[1:][shared].mean(0)
+                rows.append(np.vstack([np.where(shared[:, None], effects[1:] - mean, 0.0), effects[0] - mean]))
+            both = np.stack(rows)
+            values.append(np.einsum("hrd,ksd->hkrs", both, both, optimize=True))
+            shares.append(shared)
+        if not values:
+            size = len(pairs[0][0].cells.shown) if pairs else roles + 1
+            return cls(np.zeros((0, 2, 2, size, size)), np.zeros((0, size - 1), dtype=bool))
+        return cls(np.stack(values), np.stack(shares))
+
+    def role_split_half(self) -> Floats:
+        """Cosine of each role's vector between halves, averaged over the splits that have it in both, `[roles]`."""
+        own = np.diagonal(self.values, axis1=3, axis2=4)[..., :-1]
+        cosines = own[:, 0, 1] / np.sqrt(np.maximum(own[:, 0, 0] * own[:, 1, 1], 1e-60))
+        n = self.shared.sum(0)
+        result: Floats = np.where(n > 0, (cosines * self.shared).sum(0) / np.maximum(n, 1), np.nan)
+        return result
+
+    def intervals(self, factor: float, rounds: int, seed: int) -> dict[str, list[float]]:
+        """95% intervals of the whole's order and map reliability: how they vary with the roles that are drawn, by random
+        weights (mean 1) on roles in place of resampling."""
+        if not len(self.values):
+            return {}
+        rng = np.random.default_rng(seed)
+        weights = rng.exponential(size=(rounds, self.shared.shape[1]))
+        own = np.diagonal(self.values, axis1=3, axis2=4)[..., :-1]
+        order, map_ = [], []
+        for split, shared in enumerate(self.shared):
+            w = weights * shared
+            w /= w.sum(1, keepdims=True)
+            a, b = (self.values[split, h, h, :-1, -1] for h in (0, 1))
+            mean_a, mean_b = w @ a, w @ b
+            covariance = w @ (a * b) - mean_a * mean_b
+            order.append(covariance / np.sqrt((w @ a**2 - mean_a**2) * (w @ b**2 - mean_b**2)))
+            map_.append(w @ own[split, 0, 1] / np.sqrt((w @ own[split, 0, 0]) * (w @ own[split, 1, 1])))
+        ends = [2.5, 97.5]
+        draws = {"order": order, "map": map_}
+        return {k: spearman_brown(np.percentile(np.mean(v, axis=0), ends), factor).tolist() for k, v in draws.items()}
+
+    def cosine_error(self) -> Floats:
+        """Standard error of a role's cosines with other roles, pooled over those, `[roles]`; NaN without splits.
+
+        Half the difference of the halves' inner products has what the whole's errs by, and a second time the part that is
+        noise times noise; the differences of the halves' vectors have that part alone, so it is taken off again.
+        """
+        if not len(self.values):
+            return np.full(self.shared.shape[1], np.nan)
+        p = self.values[..., :-1, :-1]
+        whole = (p[:, 0, 0] + p[:, 1, 1] + p[:, 0, 1] + p[:, 1, 0]) / 4
+        norms = np.sqrt(np.maximum(np.diagonal(whole, axis1=1, axis2=2), 1e-30))
+        scale = norms[:, :, None] * norms[:, None, :]
+        difference = (p[:, 0, 0] - p[:, 1, 1]) / 2 / scale
+        noise = (p[:, 0, 0] + p[:, 1, 1] - p[:, 0, 1] - p[:, 1, 0]) / 4 / scale
+        both = self.shared[:, :, None] & self.shared[:, None, :] & ~np.eye(p.shape[-1], dtype=bool)
+        variance = ((difference**2 - noise**2) * both).sum((0, 2)) / np.maximum(both.sum((0, 2)), 1)
+        floor = ((noise**2) * both).sum((0, 2)) / np.maximum(both.sum((0, 2)), 1)
+        result: Floats = np.sqrt(np.maximum(variance, floor))
+        return result
+
+
+def forecast(reliability: float, target: float = TARGET) -> float | None:
+    """How many times the data would give the target reliability (Spearman–Brown); None where nothing is reliable yet."""
+    if not reliability > 0:
+        return None
+    return target / (1 - target) * (1 - reliability) / reliability
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """95% intervals about the estimates, from the spread of a bootstrap over blocks of questions (random weights, mean 1, in
+    place of resampling, so that a role asked four questions stays in). axis_pc1: `[2]`; the draws themselves lie lower, since
+    each adds noise to the estimate's own. projection: `[roles, 2]`, of places on the whole's axis relative to the mean
+    role's; a role's few questions say little of their spread, so that it is pooled over roles. NaN where no role was asked in
+    two blocks."""
+
+    axis_pc1: Floats
+    projection: Floats
+
+
+def bootstrap(cells: Cells, sums: Tensor, axis: Floats, rounds: int, seed: int, ratio: float = 0.0) -> Intervals:
+    """sums: `[cells + questions, hidden]`, axis: `[hidden]`, both of one layer."""
+    rng = np.random.default_rng(seed)
+    unit = axis / np.linalg.norm(axis)
+    cosines, projections = [], []
+    for k in range(rounds + 1):
+        fit = Fit(cells, rng.exponential(size=cells.blocks) if k else None)
+        vectors = fit.effects(sums[:, None], np.array([ratio]))[:, 0].numpy()
+        roles = vectors[1:]
+        cosines.append(abs(cosine(vectors[0] - roles.mean(0), first_component(roles))))
+        projections.append(roles @ unit)
+    both = np.array([-1.96, 1.96])
+    pc1 = np.clip(cosines[0] + both * np.std(cosines[1:], ddof=1), 0, 1)
+    relative = np.array(projections[1:]) - np.mean(projections[1:], axis=1, keepdims=True)
+    variance = np.var(relative, axis=0, ddof=1) * _lost_freedom(cells, ratio)
+    half = _pooled_error(variance, _blocks_asked(cells)[1:])
+    return Intervals(pc1, projections[0][:, None] + both * half[:, None])
+
+
+def _lost_freedom(cells: Cells, ratio: float) -> float:
+    """By how much questions' effects, fitted to the same responses, make the residuals of roles too small: their variance
+    without them over that with them (the leverage)."""
+    fit = Fit(cells)
+    n = fit.counts[cells.shown][1:][:, fit.asked]
+    return float((n.sum(1) - 1).sum() / max((n * (1 - fit.leverage(ratio)[1:])).sum(), 1e-9))
+
+
+def _blocks_asked(cells: Cells) -> Ints:
+    """In how many blocks each wanted role was asked, `[roles]`."""
+    found: Ints = np.bincount(cells.role, minlength=len(cells.n))[cells.shown]
+    return found
+
+
+def _pooled_error(variance: Floats, n: Ints) -> Floats:
+    """Standard errors `[roles]` of means over n blocks, from what random weights made of each. Those have (n − 1)/(n + 1) of
+    the variance of a mean; what a single block varies by is taken to be the same for all roles."""
+    some = n > 1
+    if not some.any():
+        return np.full(len(n), np.nan)
+    single = variance[some] * (n[some] + 1) / (n[some] - 1) * n[some]
+    error: Floats = np.sqrt(np.average(single, weights=n[some] - 1) / n)
+    return error
