@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from personaspace.catalog import load_catalog
 from personaspace.cli import app
 from personaspace.engines.prompts import Design
+from personaspace.experiments.registry import EXPERIMENTS
 from personaspace.mapping import plan
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,8 +39,8 @@ def commands() -> str:
         parts += [f"## {name}", f"```\n{help_of(name)}\n```"]
     for group in app.registered_groups:
         parts += [f"## {group.name}", f"```\n{help_of(str(group.name))}\n```"]
-        for c in group.typer_instance.registered_commands if group.typer_instance else []:
-            parts += [f"### {group.name} {c.name}", f"```\n{help_of(str(group.name), str(c.name))}\n```"]
+    for name in EXPERIMENTS:
+        parts += [f"### experiment {name}", f"```\n{help_of('experiment', name)}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

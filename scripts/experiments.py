@@ -16,7 +16,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from personaspace.experiments.registry import MODULES
+from personaspace.experiments.registry import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -26,7 +26,7 @@ WIDTH = 1080
 
 def conducted(space: str, runs: Path, base: str | None) -> dict[str, Path]:
     """Name → folder of every experiment, run or gone on with. base: another base model, beside the stand-in."""
-    wanted: list[tuple[str, str, list[str]]] = [(name, name, []) for name in MODULES]
+    wanted: list[tuple[str, str, list[str]]] = [(name, name, []) for name in EXPERIMENTS]
     if base:
         wanted.append(("base-model-other", "base-model", ["--base", base]))
     folders = {}

@@ -23,7 +23,7 @@ from personaspace.cli.experiments import read_options
 from personaspace.errors import RunMismatch, SpaceError, UsageError
 from personaspace.experiments.kit.options import Options
 from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Judges, Trials, capped, controls, steered
-from personaspace.experiments.registry import MODULES, find
+from personaspace.experiments.registry import EXPERIMENTS, find
 from personaspace.judges import Score
 from personaspace.stats.intervals import bootstrap, estimate, mean, paired, share, trend
 from planted import PlantedEngine, planted_space
@@ -332,7 +332,7 @@ def test_bounds_stay_where_the_figure_can_be_and_a_figure_that_one_group_makes_h
 RUNNER = CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1"})
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_option_of_an_experiment_is_on_the_command_line_with_its_help(name):
     told = RUNNER.invoke(app, ["experiment", name, "--help"]).output
     experiment = find(name)
@@ -342,7 +342,7 @@ def test_every_option_of_an_experiment_is_on_the_command_line_with_its_help(name
     assert experiment.example.split(" --")[0] in " ".join(told.split())
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_published_setting_costs_more_than_the_small_one(name):
     experiment, catalog = find(name), load_catalog()
     small, published = (experiment.cost(o, catalog) for o in (experiment.options(), experiment.published))

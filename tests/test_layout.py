@@ -7,7 +7,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "personaspace"
 ORDER = [
-    ["errors"],
+    ["_lazy", "errors"],
     ["files"],
     ["stats", "catalog"],
     ["model"],

@@ -8,6 +8,7 @@ import torch
 
 from personaspace.space.certainty import Alike
 from personaspace.stats import mixed, reliability, vectors
+from personaspace.stats.forecast import forecast, spearman_brown
 from personaspace.stats.vectors import Cells, Fit
 
 ROLES, EACH, QUESTIONS, DEFAULT, HIDDEN = 120, 6, 60, 240, 80
@@ -58,9 +59,9 @@ def test_reliabilities_are_what_a_second_run_agrees_to(signal):
             )
             told.append(
                 [
-                    reliability.spearman_brown(half.axis)[0],
-                    reliability.spearman_brown(half.order, half.factor)[0],
-                    reliability.spearman_brown(half.map, half.factor)[0],
+                    spearman_brown(half.axis)[0],
+                    spearman_brown(half.order, half.factor)[0],
+                    spearman_brown(half.map, half.factor)[0],
                 ]
             )
         (axis, roles), (axis2, roles2) = runs
@@ -93,7 +94,7 @@ def test_texts_that_differ_lower_what_is_known_by_instruction_alone():
         by_question = reliability.split_half(
             reliability.split_fits(cells, 10, 0), vectors.cell_sums(cells, [y]), np.array([2.0])
         )
-        figures[of_text] = [float(reliability.spearman_brown(f.map, f.factor)[0]) for f in (by_question, by_text)]
+        figures[of_text] = [float(spearman_brown(f.map, f.factor)[0]) for f in (by_question, by_text)]
     assert figures[0.0][1] == pytest.approx(figures[0.0][0], abs=0.08)
     assert figures[1.5][1] < figures[1.5][0] - 0.1
 
@@ -150,9 +151,9 @@ def test_a_roles_interval_holds_at_its_rate_under_random_questions(each):
 
 
 def test_the_forecast_is_spearman_browns():
-    assert reliability.forecast(0.9) == pytest.approx(1)
-    assert reliability.forecast(0.5) == pytest.approx(9)
-    assert reliability.forecast(0.0) is None
+    assert forecast(0.9) == pytest.approx(1)
+    assert forecast(0.5) == pytest.approx(9)
+    assert forecast(0.0) is None
 
 
 def test_neighbours_that_stand_out_are_truly_alike_and_noise_has_none():

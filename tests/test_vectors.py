@@ -12,6 +12,7 @@ from personaspace.catalog import DEFAULT, Catalog, Question, Role
 from personaspace.engines.prompts import Design, assign, next_round, rotation, shards
 from personaspace.errors import DesignError
 from personaspace.stats import mixed, reliability, vectors
+from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.vectors import Cells
 
 ROLES, QUESTIONS, HIDDEN = 6, 8, 5
@@ -160,7 +161,7 @@ def test_reliability_is_near_one_without_noise_and_low_for_noise_alone():
     for cells, values, low, high in ((good, y, 0.99, 1.0), (bad, z, 0.0, 0.5)):
         sums = vectors.cell_sums(cells, [torch.from_numpy(values[:, None])])
         half = reliability.split_half(reliability.split_fits(cells, 10, 0), sums, np.zeros(1)).axis
-        assert low <= reliability.spearman_brown(half)[0] <= high
+        assert low <= spearman_brown(half)[0] <= high
 
 
 def test_intervals_hold_the_estimate_and_shrink_with_more_questions():

@@ -5,34 +5,53 @@
 >>> space.summary()["axis_pc1_cosine"]
 """
 
-from personaspace.api import map
-from personaspace.catalog import Catalog, load_catalog
-from personaspace.engines import Engine, Response, Span, Token, Turn, load_engine
-from personaspace.engines.prompts import Design, Prompt, Sampling
-from personaspace.errors import PersonaSpaceError
-from personaspace.model.interventions import Ablate, Add, Cap
-from personaspace.model.residual import attach
-from personaspace.report.map import write_report
-from personaspace.space import PersonaSpace
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Ablate",
-    "Add",
-    "Cap",
-    "Catalog",
-    "Design",
-    "Engine",
-    "PersonaSpace",
-    "PersonaSpaceError",
-    "Prompt",
-    "Response",
-    "Sampling",
-    "Span",
-    "Token",
-    "Turn",
-    "attach",
-    "load_catalog",
-    "load_engine",
-    "map",
-    "write_report",
-]
+from personaspace._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from personaspace.api import map as map
+    from personaspace.catalog import Catalog as Catalog
+    from personaspace.catalog import load_catalog as load_catalog
+    from personaspace.engines.chat import Span as Span
+    from personaspace.engines.prompts import Design as Design
+    from personaspace.engines.prompts import Prompt as Prompt
+    from personaspace.engines.prompts import Sampling as Sampling
+    from personaspace.engines.protocol import Engine as Engine
+    from personaspace.engines.protocol import Response as Response
+    from personaspace.engines.protocol import Token as Token
+    from personaspace.engines.protocol import Turn as Turn
+    from personaspace.engines.registry import load_engine as load_engine
+    from personaspace.errors import PersonaSpaceError as PersonaSpaceError
+    from personaspace.model.interventions import Ablate as Ablate
+    from personaspace.model.interventions import Add as Add
+    from personaspace.model.interventions import Cap as Cap
+    from personaspace.model.residual import attach as attach
+    from personaspace.report.map import write_report as write_report
+    from personaspace.space import PersonaSpace as PersonaSpace
+
+PUBLIC = {
+    "Ablate": "personaspace.model.interventions",
+    "Add": "personaspace.model.interventions",
+    "Cap": "personaspace.model.interventions",
+    "Catalog": "personaspace.catalog",
+    "Design": "personaspace.engines.prompts",
+    "Engine": "personaspace.engines.protocol",
+    "PersonaSpace": "personaspace.space",
+    "PersonaSpaceError": "personaspace.errors",
+    "Prompt": "personaspace.engines.prompts",
+    "Response": "personaspace.engines.protocol",
+    "Sampling": "personaspace.engines.prompts",
+    "Span": "personaspace.engines.chat",
+    "Token": "personaspace.engines.protocol",
+    "Turn": "personaspace.engines.protocol",
+    "attach": "personaspace.model.residual",
+    "load_catalog": "personaspace.catalog",
+    "load_engine": "personaspace.engines.registry",
+    "map": "personaspace.api",
+    "write_report": "personaspace.report.map",
+}
+"""What a user needs, and where it is."""
+
+__all__ = list(PUBLIC)
+__getattr__, __dir__ = lazy_names(__name__, PUBLIC)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.fs
-import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from personaspace.errors import RunError, SpaceError
+
+# What looks at a space needs no Arrow: it is imported where a table or an address is used.
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -55,6 +58,9 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 def table_bytes(table: pa.Table) -> bytes:
     """A parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     found: bytes = sink.getvalue().to_pybytes()
@@ -63,6 +69,9 @@ def table_bytes(table: pa.Table) -> bytes:
 
 def read_rows(path: Path, then: str = "run the same command") -> list[dict[str, Any]]:
     """A parquet file's rows. Raises `RunError` for a file that is not one; then: what follows once it is deleted."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as e:
@@ -77,6 +86,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as e:
         raise RunError(f"{path}: cannot be read: {e}") from None
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and NaN as JSON has them (NaN is null)."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 class Place:
@@ -113,6 +135,8 @@ class Place:
 
     def names(self, folder: str) -> list[str]:
         """The files in a folder."""
+        import pyarrow.fs
+
         with self._told(folder) as (files, path):
             found = files.get_file_info(pyarrow.fs.FileSelector(str(path), allow_not_found=True))
             return sorted(f.base_name for f in found if f.is_file)
@@ -124,6 +148,8 @@ class Place:
 
     @contextmanager
     def _told(self, name: str) -> Iterator[tuple[Any, PurePosixPath]]:
+        import pyarrow as pa
+
         try:
             files, base = _filesystem(self.root if self.local is None else str(self.local.absolute()))
             yield files, PurePosixPath(base) / name
@@ -135,6 +161,9 @@ class Place:
 @cache
 def _filesystem(root: str) -> tuple[Any, str]:
     """Arrow's own where it knows the address, otherwise fsspec's."""
+    import pyarrow as pa
+    import pyarrow.fs
+
     try:
         return pyarrow.fs.FileSystem.from_uri(root)  # type: ignore[no-any-return]
     except pa.ArrowInvalid:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from personaspace.bench import startup
+from personaspace.bench.measure import in_turn, summary
 from personaspace.catalog import DEFAULT, load_catalog
 from personaspace.engines import Engine, Span
 from personaspace.engines.prompts import Prompt, Sampling, assign, shards
@@ -22,7 +24,7 @@ from personaspace.engines.transformers.onset import shared_prefixes
 from personaspace.mapping.plan import ONSET_SHARD
 from personaspace.model.interventions import Cap, Intervention
 
-BENCHES = ("generate", "extract", "prefill", "overhead", "scale")
+BENCHES = ("generate", "extract", "prefill", "overhead", "scale", "startup")
 PREFILL_A_ROLE = 12
 """As a map asks them, so that as many share a beginning."""
 BATCHES = (16, 32, 48, 64, 128)
@@ -32,6 +34,8 @@ def run_bench(
     what: str, model: str, *, prompts: int, tokens: int | None, repeats: int, engine: str = "transformers"
 ) -> dict[str, Any]:
     """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit."""
+    if what == "startup":
+        return {"bench": what, **startup.measure(repeats)}
     catalog = load_catalog()
     each = PREFILL_A_ROLE if what == "prefill" else 1
     asked = assign(catalog, [{DEFAULT: 1, **{r.role: each for r in catalog.roles}}], 0)[0]
@@ -52,19 +56,6 @@ def run_bench(
         "scale": _scale,
     }[what]
     return {"bench": what, "prompts": len(chosen), **measure(loaded, chosen, tokens, repeats)}
-
-
-def _row(values: Sequence[float], unit: str) -> dict[str, Any]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "unit": unit}
-
-
-def _in_turn(repeats: int, *calls: Callable[[], float]) -> list[list[float]]:
-    """Each call's figures, the calls made in turn, so that a machine that slows down slows them all."""
-    found: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for figures, call in zip(found, calls, strict=True):
-            figures.append(call())
-    return found
 
 
 def idle_cap(engine: Engine) -> Cap:
@@ -122,7 +113,7 @@ def _generate(
     ids = [engine.chat.prompt_ids(p.messages) for p in prompts]
     trial = {b: _hf_generate(engine, ids[: max(BATCHES)], sampling, b) for b in BATCHES}
     best = max(trial, key=lambda b: trial[b])
-    ours, theirs = _in_turn(
+    ours, theirs = in_turn(
         repeats,
         lambda: tokens_per_second(engine, prompts, sampling, True),
         lambda: _hf_generate(engine, ids, sampling, best),
@@ -130,8 +121,8 @@ def _generate(
     name = f"transformers generate, {best} rows"
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     return {
-        "ours": _row(ours, "tokens/s"),
-        "peers": {name: _row(theirs, "tokens/s")},
+        "ours": summary(ours, "tokens/s"),
+        "peers": {name: summary(theirs, "tokens/s")},
         "ratio": {name: ratio},
         "limit": {name: 2.0},
     }
@@ -143,7 +134,7 @@ def _overhead(
     """Speed with reading, and with eight layers capped, over speed with neither."""
     sampling, some = Sampling(max_new_tokens=tokens or 128), prompts[:64]
     cap = idle_cap(engine)
-    plain, reading, capping = _in_turn(
+    plain, reading, capping = in_turn(
         repeats,
         lambda: tokens_per_second(engine, some, sampling, False),
         lambda: tokens_per_second(engine, some, sampling, True),
@@ -151,8 +142,8 @@ def _overhead(
     )
     peers = {"reading every layer": reading, f"capping {len(cap.layers)} layers": capping}
     return {
-        "ours": _row(plain, "tokens/s"),
-        "peers": {name: _row(figures, "tokens/s") for name, figures in peers.items()},
+        "ours": summary(plain, "tokens/s"),
+        "peers": {name: summary(figures, "tokens/s") for name, figures in peers.items()},
         "ratio": {
             name: statistics.median(a / b for a, b in zip(figures, plain, strict=True))
             for name, figures in peers.items()
@@ -192,7 +183,7 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
 
     for engine in (plain, ours):
         tokens_per_second(engine, prompts, sampling, False)  # memory is touched for the first time
-    as_it_is, *found = _in_turn(
+    as_it_is, *found = in_turn(
         repeats,
         functools.partial(measured, "plain", plain, False, ()),
         *(functools.partial(measured, name, ours, *way) for name, way in zip(names, ways, strict=True)),
@@ -208,8 +199,8 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
     return {
         "prompts": len(prompts),
         "tokens": sampling.max_new_tokens,
-        "ours": _row(as_it_is, "tokens/s"),
-        "peers": {name: _row(figures, "tokens/s") for name, figures in zip(names, found, strict=True)},
+        "ours": summary(as_it_is, "tokens/s"),
+        "peers": {name: summary(figures, "tokens/s") for name, figures in zip(names, found, strict=True)},
         "ratio": ratios(found, as_it_is),
         # By the processor's time, which others on the machine disturb less: the same tokens are made each way.
         "processor_ratio": {k: 1 / v for k, v in ratios([spent[name] for name in names], spent["plain"]).items()},
@@ -256,13 +247,13 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
                 torch.stack([h[row, a:b].mean(0) for h in states[1:]])
         return real / (time.monotonic() - began)
 
-    mine, theirs = _in_turn(repeats, ours, peer)
+    mine, theirs = in_turn(repeats, ours, peer)
     share = statistics.median(mine) * _flops_per_token(engine) / _gemm_peak(engine)
     used = [_memory_of(engine, call) for call in (ours, peer)]
     name = "forward pass with all hidden states"
     return {
-        "ours": _row(mine, "tokens/s"),
-        "peers": {name: _row(theirs, "tokens/s")},
+        "ours": summary(mine, "tokens/s"),
+        "peers": {name: summary(theirs, "tokens/s")},
         "ratio": {
             name: statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
             "share of the GEMM peak": share,
@@ -308,7 +299,7 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
             torch.stack([h[:, -1] for h in states[1:]])
         return len(ids) / (time.monotonic() - began)
 
-    mine, theirs = _in_turn(repeats, ours, peer)
+    mine, theirs = in_turn(repeats, ours, peer)
     real = 0
     for k in range(0, len(prompts), ONSET_SHARD):
         rows = [engine.chat.prompt_ids(p.messages) for p in prompts[k : k + ONSET_SHARD]]
@@ -316,8 +307,8 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
     per_prompt = real / len(prompts)
     name = "output_hidden_states"
     return {
-        "ours": _row(mine, "prompts/s"),
-        "peers": {name: _row(theirs, "prompts/s")},
+        "ours": summary(mine, "prompts/s"),
+        "peers": {name: summary(theirs, "prompts/s")},
         "ratio": {
             name: statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
             "share of the GEMM peak": statistics.median(mine)
@@ -369,7 +360,7 @@ def _scale(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | 
     asked = [[dict(m) for m in p.messages] for p in prompts[:clients]]
     with served(engine, clients) as port:
         throughput(port, engine.model.id, asked, 4, clients)  # memory is touched for the first time
-        many, one = _in_turn(
+        many, one = in_turn(
             repeats,
             lambda: throughput(port, engine.model.id, asked, most, clients),
             lambda: throughput(port, engine.model.id, asked[:2], most, 1),
@@ -377,8 +368,8 @@ def _scale(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | 
         waits = [first_token(port, engine.model.id) for _ in range(5)]
     name = "one client"
     return {
-        "ours": _row(many, "tokens/s"),
-        "peers": {name: _row(one, "tokens/s"), "first token": _row(waits, "s")},
+        "ours": summary(many, "tokens/s"),
+        "peers": {name: summary(one, "tokens/s"), "first token": summary(waits, "s")},
         "ratio": {name: statistics.median(a / b for a, b in zip(many, one, strict=True))},
         "limit": {name: 4.0, "first token": 0.5},
     }

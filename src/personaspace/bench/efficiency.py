@@ -19,7 +19,7 @@ from personaspace.runs import Run, Shards
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import PROMPT, REPLY
 from personaspace.stats import reliability
-from personaspace.stats.reliability import NAMES
+from personaspace.stats.forecast import NAMES, spearman_brown
 
 EACH = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20)
 """Readings a role at which the curves are looked at."""
@@ -104,8 +104,8 @@ class _Part:
         sums = source.sums(kept.cells, layers)
         ratios = np.array([np.inf]) if way == "study" else estimate.variance_ratios(kept, layers)
         half = reliability.split_half(reliability.split_fits(kept.cells, SPLITS, self.seed), sums, ratios)
-        wholes = [reliability.spearman_brown(half.axis)]
-        wholes += [reliability.spearman_brown(getattr(half, name), half.factor) for name in NAMES[1:]]
+        wholes = [spearman_brown(half.axis)]
+        wholes += [spearman_brown(getattr(half, name), half.factor) for name in NAMES[1:]]
         axis, order, map_ = (None if np.isnan(w[0]) else float(w[0]) for w in wholes)
         ids = sorted(self.ids[k] for k in np.flatnonzero(some))
         computed = sum(len(b) - common(a, b) for a, b in zip([[], *ids[:-1]], ids, strict=True))

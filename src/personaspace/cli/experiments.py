@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 
 from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out, space_and_engine
 from personaspace.errors import CatalogError, UsageError
-from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Options
-from personaspace.experiments.registry import MODULES, find
+from personaspace.experiments.registry import EXPERIMENTS, find
 
-group = typer.Typer(help="Run one of the study's experiments, and set its figure beside the published one.")
+if TYPE_CHECKING:
+    from personaspace.experiments.kit.experiment import Experiment
+    from personaspace.experiments.kit.options import Options
+
+
+class ExperimentGroup(TyperGroup):
+    """Commands that are made when they are asked for: what an experiment needs is read for its own command alone."""
+
+    def list_commands(self, _: Any) -> list[str]:
+        """Their names, in the order of the paper."""
+        return list(EXPERIMENTS)
+
+    def get_command(self, _: Any, name: str) -> Any:
+        """A command, made from its options; None for a name that is none."""
+        return command_of(name) if name in EXPERIMENTS else None
+
+    def format_commands(self, _: Any, formatter: Any) -> None:
+        """The list of help, from the registry alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in EXPERIMENTS.items()])
+
+
+group = typer.Typer(
+    cls=ExperimentGroup, help="Run one of the study's experiments, and set its figure beside the published one."
+)
+group.callback()(lambda: None)
 app.add_typer(group, name="experiment")
 
 COMMON: dict[str, Any] = {
@@ -57,8 +80,8 @@ def _option(name: str, field: FieldInfo) -> Any:
     return Annotated[kind | None, typer.Option(flag, help=f"{field.description}{told}", show_default=False)]
 
 
-def _command(name: str) -> Callable[..., None]:
-    """A function whose signature is the common options and the experiment's own."""
+def command_of(name: str) -> Any:
+    """An experiment's command: the common options, and one for each field of its own."""
     experiment = find(name)
     own = {k: _option(k, f) for k, f in experiment.options.model_fields.items()}
 
@@ -76,9 +99,10 @@ def _command(name: str) -> Callable[..., None]:
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = experiment.summary
-    group.command(name, epilog=f"Example: {experiment.example}" if experiment.example else None)(command)
-    return command
+    command.__doc__ = EXPERIMENTS[name].summary
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, epilog=f"Example: {experiment.example}" if experiment.example else None)(command)
+    return typer.main.get_command(alone)
 
 
 def read_options(experiment: Experiment, given: dict[str, Any], published: bool) -> Options:
@@ -165,7 +189,3 @@ def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as
             f"{name + ' setting:':<19} {c.replies:,} replies, at most {c.tokens:,} tokens, about {duration(seconds[name])} "
             f"with {engine.model.id} on this machine"
         )
-
-
-for _name in MODULES:
-    _command(_name)

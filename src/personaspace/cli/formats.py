@@ -79,7 +79,7 @@ def compare_command(
     """Set spaces of several models, or versions of one, side by side."""
     from personaspace.experiments.compare.findings import compare
     from personaspace.experiments.compare.page import headline, write_comparison
-    from personaspace.experiments.kit.results import plain
+    from personaspace.files import plain
     from personaspace.report import words
     from personaspace.space import PersonaSpace
 

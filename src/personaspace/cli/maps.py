@@ -219,7 +219,7 @@ def report(
 
 @app.command(epilog="Example: personaspace bench generate --json")
 def bench(
-    what: Annotated[str, typer.Argument(help="generate, extract, prefill, overhead, scale or efficiency.")],
+    what: Annotated[str, typer.Argument(help="generate, extract, prefill, overhead, scale, startup or efficiency.")],
     run: Annotated[
         Path | None, typer.Argument(help="Of efficiency: a map's folder, whose readings are looked at.")
     ] = None,

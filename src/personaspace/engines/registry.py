@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from personaspace.engines.protocol import Engine
 from personaspace.errors import UsageError
+
+if TYPE_CHECKING:
+    from personaspace.engines.protocol import Engine
 
 
 @dataclass(frozen=True)

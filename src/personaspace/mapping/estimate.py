@@ -19,6 +19,7 @@ from personaspace.space.layout import FORMAT
 from personaspace.space.readings import PROMPT
 from personaspace.stats import corrected, mixed, reliability, vectors
 from personaspace.stats.components import principal_components
+from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.noise import Sample
 
 SPLITS, BY_LAYER, FOLDS, BOOTSTRAPS = 20, 10, 10, 100
@@ -76,8 +77,8 @@ def reliabilities(kept: Counted, layer: int, seed: int, names: Sequence[str] = (
     layers = slice(layer, layer + 1)
     sums, ratios = kept.source.sums(kept.cells, layers), variance_ratios(kept, layers)
     half = reliability.split_half(reliability.split_fits(kept.cells, SPLITS, seed), sums, ratios)
-    wholes = {"axis": reliability.spearman_brown(half.axis)}
-    wholes |= {name: reliability.spearman_brown(getattr(half, name), half.factor) for name in names if name != "axis"}
+    wholes = {"axis": spearman_brown(half.axis)}
+    wholes |= {name: spearman_brown(getattr(half, name), half.factor) for name in names if name != "axis"}
     return {name: float(np.nan_to_num(value[0])) for name, value in wholes.items()}
 
 
@@ -207,10 +208,7 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
     by_fold = _separation(kept, np.concatenate(held_out, 1), fold)
     figures = {name: np.concatenate(values) for name, values in by_layer.items()}
     if layer is None and meta.get("reading") == PROMPT:
-        wholes = (
-            reliability.spearman_brown(figures[f"{n}_split_half"], figures["split_half_factor"])
-            for n in ("order", "map")
-        )
+        wholes = (spearman_brown(figures[f"{n}_split_half"], figures["split_half_factor"]) for n in ("order", "map"))
         layer = layer_of_prompts(*wholes)
     chosen = vectors.pick_layer(by_fold) if layer is None else layer
     at_layer = source.sums(cells, slice(chosen, chosen + 1))
@@ -226,7 +224,7 @@ def estimate(kept: Counted, layer: int | None, seed: int, meta: dict[str, Any]) 
         "default_vector": default,
         "axis": axis,
         "counts": torch.from_numpy(cells.per_role()[1:]),
-        "role_reliability": _tensor(reliability.spearman_brown(products.role_split_half(), factor)),
+        "role_reliability": _tensor(spearman_brown(products.role_split_half(), factor)),
         "role_interval": _tensor(intervals.projection),
         "cosine_error": _tensor(products.cosine_error()),
         **({} if cosines is None else {"cosine_corrected": _tensor(cosines)}),

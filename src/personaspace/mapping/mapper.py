@@ -27,7 +27,7 @@ from personaspace.report.map import write_report
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import OF_REPLIES, PROMPT, REPLY, joined
-from personaspace.stats.reliability import NAMES
+from personaspace.stats.forecast import NAMES
 from personaspace.stats.vectors import blocks_of
 
 PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 16, 250

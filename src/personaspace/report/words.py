@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from personaspace.space.readings import PROMPT
-from personaspace.stats.reliability import KNOWN, TARGET
+from personaspace.stats.forecast import KNOWN, TARGET
 
 Summary = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from personaspace.stats.reliability import KNOWN, NAMES, TARGET, forecast, spearman_brown
+from personaspace.stats.forecast import KNOWN, NAMES, TARGET, forecast, spearman_brown
 
 CORRECTED = (
     "axis_pc1_cosine_corrected",

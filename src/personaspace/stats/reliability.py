@@ -19,12 +19,8 @@ from scipy.sparse import coo_array
 from torch import Tensor
 
 from personaspace.errors import DesignError
+from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.vectors import Cells, Fit, Floats, Ints, cosine, first_component
-
-TARGET, KNOWN = 0.9, 0.7
-"""The reliability that forecasts are made for, and the one below which order and neighbours do not count as known."""
-
-NAMES = ("axis", "order", "map")
 
 Pair = tuple[Fit, Fit]
 
@@ -117,14 +113,6 @@ def instruction_fits(cells: Cells, fine: Cells, splits: int, seed: int) -> list[
         a, b = (PartialFit(cells, fine, question, side) for side in (chosen & first, ~chosen & ~first))
         pairs.append((a, b))
     return [pair for pair in pairs if all(_has_axis(fit) for fit in pair)]
-
-
-def spearman_brown(half: Floats | float, factor: Floats | float = 2.0) -> Floats:
-    """The whole's reliability from that of halves, averaged over splits; a negative one counts as 0. factor: how many times
-    the noise of the whole a half has."""
-    r = np.maximum(half, 0.0)
-    result: Floats = np.asarray(factor * r / (1 + (factor - 1) * r))
-    return result
 
 
 @dataclass(frozen=True)
@@ -270,13 +258,6 @@ class Products:
         floor = ((noise**2) * both).sum((0, 2)) / np.maximum(both.sum((0, 2)), 1)
         result: Floats = np.sqrt(np.maximum(variance, floor))
         return result
-
-
-def forecast(reliability: float, target: float = TARGET) -> float | None:
-    """How many times the data would give the target reliability (Spearman–Brown); None where nothing is reliable yet."""
-    if not reliability > 0:
-        return None
-    return target / (1 - target) * (1 - reliability) / reliability
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy as np
 
 from personaspace.mapping.estimate import Counted, variance_ratios
 from personaspace.space import PersonaSpace
+from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.intervals import Estimate
-from personaspace.stats.reliability import spearman_brown, split_fits
+from personaspace.stats.reliability import split_fits
 from personaspace.stats.vectors import Fit, cosine
 
 DRAWS, SPLITS = 200, 20

@@ -227,7 +227,6 @@ def _trend(rows: Sequence[Mapping[str, Any]], kind: str) -> Estimate:
 
 EXPERIMENT = Experiment(
     "base-model",
-    "Whether the axis is there in the base model, before post-training.",
     BaseModelOptions,
     PUBLISHED,
     cost,

@@ -278,7 +278,6 @@ def _served_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 EXPERIMENT = Experiment(
     "capability",
-    "What steering and capping cost: perplexity, small tasks, and lm-eval's tasks through a server.",
     CapabilityOptions,
     PUBLISHED,
     cost,

@@ -247,7 +247,6 @@ def _table(arms: Sequence[str], ends: Mapping[str, Estimate], rise: Mapping[str,
 
 EXPERIMENT = Experiment(
     "case-study",
-    "Conversations that drifted, as they were, and again with the model plain and capped.",
     CaseStudyOptions,
     PUBLISHED,
     cost,

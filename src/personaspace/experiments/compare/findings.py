@@ -11,8 +11,8 @@ import torch
 
 from personaspace.errors import UsageError
 from personaspace.space import PersonaSpace
+from personaspace.stats.forecast import KNOWN
 from personaspace.stats.intervals import Estimate, bootstrap
-from personaspace.stats.reliability import KNOWN
 
 FEWEST = 5
 """Roles that two spaces must share: fewer say nothing of agreement."""

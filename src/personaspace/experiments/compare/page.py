@@ -13,8 +13,8 @@ from personaspace.report import words
 from personaspace.report.charts import COLOURS, axis
 from personaspace.report.page import SOFT, Block, Figure, write_figures
 from personaspace.space import PersonaSpace
+from personaspace.stats.forecast import KNOWN
 from personaspace.stats.intervals import Estimate
-from personaspace.stats.reliability import KNOWN
 
 
 def headline(pairs: Sequence[Pair]) -> str:

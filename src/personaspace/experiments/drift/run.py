@@ -204,7 +204,6 @@ def rows(
 
 EXPERIMENT = Experiment(
     "drift",
-    "How far conversations drift along the axis, by what they are about, capped and not; and which messages move them.",
     DriftOptions,
     PUBLISHED,
     cost,

@@ -218,7 +218,6 @@ def evaluate(
 
 EXPERIMENT = Experiment(
     "jailbreak",
-    "Whether steering and capping hold the model against persona-based jailbreaks.",
     JailbreakOptions,
     PUBLISHED,
     cost,

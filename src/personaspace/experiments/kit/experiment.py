@@ -18,7 +18,6 @@ class Experiment:
     known. cost: from options and catalogue. run: does it, within the open folder of the trials."""
 
     name: str
-    summary: str
     options: type[Options]
     published: Options
     cost: Callable[[Any, Catalog], Cost]

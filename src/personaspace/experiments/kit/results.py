@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from personaspace.experiments.kit.trials import Trials
-from personaspace.files import write_table, write_whole
+from personaspace.files import plain, write_table, write_whole
 from personaspace.report.page import Block, Figure, write_figures
 
 
@@ -45,16 +44,3 @@ def write_result(trials: Trials[Any], result: Result) -> None:
     }
     write_whole(trials.folder / "results.json", json.dumps(values, indent=1, ensure_ascii=False).encode())
     write_figures(trials.report_file, result.title, result.lead, result.blocks, said=result.headline, key=result.key)
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, tuples and NaN as JSON has them (NaN is null)."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

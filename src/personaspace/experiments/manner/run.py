@@ -229,7 +229,6 @@ def table_of(rows: Sequence[Row], reading: str) -> Table:
 
 EXPERIMENT = Experiment(
     "manner",
-    "Whether the axis tells who speaks, or only how: roles crossed with manners of writing.",
     MannerOptions,
     PUBLISHED,
     cost,

@@ -129,7 +129,6 @@ def run(trials: Trials[SusceptibilityOptions]) -> Result:
 
 EXPERIMENT = Experiment(
     "susceptibility",
-    "Who the model says it is while it is steered along the axis, and capped.",
     SusceptibilityOptions,
     PUBLISHED,
     cost,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.intervals import LEVEL, Estimate, bootstrap
-from personaspace.stats.reliability import spearman_brown
 from personaspace.stats.vectors import cosine
 
 FLIPS, DRAWS, SPLITS = 64, 1000, 20

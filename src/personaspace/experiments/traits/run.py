@@ -181,7 +181,6 @@ def _activation(g: Given, hidden: int) -> np.ndarray:
 
 EXPERIMENT = Experiment(
     "traits",
-    "Which of 240 personality traits the axis carries.",
     TraitsOptions,
     PUBLISHED,
     cost,
