@@ -1,28 +1,55 @@
-"""The command line as a user meets it: in a process of its own, right and wrong."""
+"""The command line as a user meets it, right and wrong: its entry point, and that a process does as it does."""
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from characters import characters, two_readings
 from endpoint import Endpoint
+from personaspace.cli import main
 
 MAP = ["--roles", "ghost,hermit,clerk,auditor", "--per-role", "4", "--max-new-tokens", "6", "--rows", "16"]
 
 
-def run(*arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, expect: int = 0) -> SimpleNamespace:
+    """What the program's entry point prints for these arguments, with its exit code."""
+    printed, wrong = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(wrong):
+        patch.setattr(sys, "argv", ["personaspace", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    done = SimpleNamespace(returncode=ended.value.code or 0, stdout=printed.getvalue(), stderr=wrong.getvalue())
+    return checked(done, expect)
+
+
+def run_alone(*arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own."""
     command = [sys.executable, "-c", "from personaspace.cli import main; main()", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return checked(subprocess.run(command, capture_output=True, text=True, check=False), expect)
+
+
+def checked(done: Any, expect: int) -> Any:
+    """The exit code is the one expected, and a mistake gets one line."""
     assert done.returncode == expect, done.stderr
     assert "Traceback" not in done.stderr
     if expect:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     return done
+
+
+def test_a_process_prints_and_ends_as_its_entry_point_does(tmp_path):
+    for arguments, code in ((("show", "smollm2", "--json"), 0), (("show", tmp_path / "nowhere"), 1), (("map",), 2)):
+        alone, here = run_alone(*arguments, expect=code), run(*arguments, expect=code)
+        assert (alone.stdout, alone.stderr) == (here.stdout, here.stderr)
 
 
 @pytest.fixture(scope="module")
