@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from personaspace.engines.registry import DEFAULT_ENGINE
+from personaspace.judges.registry import JUDGES, JUDGES_HELP
+
 if TYPE_CHECKING:
     from personaspace.engines import Engine
     from personaspace.space import PersonaSpace
@@ -32,6 +35,9 @@ SpaceArg = Annotated[
 
 ModelArg = Annotated[str | None, typer.Option("--model", help="The model to run; the space's own unless given.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU where there is one.")]
+JudgeArg = Annotated[str, typer.Option(help=JUDGES_HELP)]
+JudgeModel = Annotated[str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")]
+JudgeUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; fp32 on a CPU, bf16 on a GPU.")]
 
 
@@ -47,3 +53,16 @@ def space_and_engine(
     if warning := space.check_model(engine.model):
         err.print(f"warning: {warning}", markup=False)
     return space, engine
+
+
+def judging_engine(
+    judge: str, judge_model: str | None, engine: Engine, device: str | None, dtype: str | None
+) -> Engine:
+    """Who judges where a model here does: the engine at hand, or another that is loaded for it."""
+    # A judge reads probabilities, which only this engine gives: beside any other, the model is loaded here for it.
+    apart = judge in JUDGES and JUDGES[judge].by_model and (judge_model or not hasattr(engine, "network"))
+    if not apart:
+        return engine
+    from personaspace.engines.registry import load_engine
+
+    return load_engine(DEFAULT_ENGINE, judge_model or engine.model.id, device=device, dtype=dtype)

@@ -12,9 +12,24 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
-from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out, space_and_engine
+from personaspace.cli.common import (
+    Device,
+    Dtype,
+    Json,
+    JudgeArg,
+    JudgeModel,
+    JudgeUrl,
+    ModelArg,
+    SpaceArg,
+    app,
+    err,
+    judging_engine,
+    out,
+    space_and_engine,
+)
 from personaspace.errors import CatalogError, UsageError
 from personaspace.experiments.registry import EXPERIMENTS, find
+from personaspace.judges.registry import DEFAULT_JUDGE, check_judge
 
 if TYPE_CHECKING:
     from personaspace.experiments.kit.experiment import Experiment
@@ -52,9 +67,9 @@ COMMON: dict[str, Any] = {
     "published": Annotated[
         bool, typer.Option("--published", help="Start from the published setting, not the small one.")
     ],
-    "judge": Annotated[str, typer.Option(help="rules, local, openai or none.")],
-    "judge_model": Annotated[str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")],
-    "judge_url": Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")],
+    "judge": JudgeArg,
+    "judge_model": JudgeModel,
+    "judge_url": JudgeUrl,
     "catalog": Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")],
     "model": ModelArg,
     "device": Device,
@@ -64,7 +79,7 @@ COMMON: dict[str, Any] = {
     ],
     "as_json": Json,
 }
-DEFAULTS: dict[str, Any] = {"published": False, "judge": "rules", "dry_run": False, "as_json": False}
+DEFAULTS: dict[str, Any] = {"published": False, "judge": DEFAULT_JUDGE, "dry_run": False, "as_json": False}
 NEEDED = ("space", "out_folder")
 
 
@@ -137,10 +152,8 @@ def _run(
     from personaspace.cli.progress import Bar
     from personaspace.engines import load_engine
     from personaspace.experiments.kit.trials import Judges, Trials
-    from personaspace.judges import JUDGES
 
-    if judge not in JUDGES:
-        raise UsageError(f"--judge {judge}: expected one of {', '.join(JUDGES)}")
+    check_judge(judge)
     options = read_options(experiment, given, published)
     texts = load_catalog(catalog)
     loaded, engine = space_and_engine(space, model, device, dtype)
@@ -151,7 +164,7 @@ def _run(
     if dry_run:
         _costs(experiment, options, texts, engine, as_json)
         return
-    other = load(judge_model) if judge == "local" and judge_model else engine
+    other = judging_engine(judge, judge_model, engine, device, dtype)
     judges = Judges(judge, other, judge_model, judge_url)
     bar = Bar(err)
     trials = Trials(

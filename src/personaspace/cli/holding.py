@@ -12,8 +12,23 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out, space_and_engine
+from personaspace.cli.common import (
+    Device,
+    Dtype,
+    Json,
+    JudgeArg,
+    JudgeModel,
+    JudgeUrl,
+    ModelArg,
+    SpaceArg,
+    app,
+    err,
+    judging_engine,
+    out,
+    space_and_engine,
+)
 from personaspace.errors import UsageError
+from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge
 
 if TYPE_CHECKING:
     from personaspace.holding.monitor import AlertRule
@@ -35,13 +50,9 @@ def calibrate(
         int, typer.Option(help="Role prompts of the sweep; three times as many try the best again.")
     ] = 24,
     capability: Annotated[Path | None, typer.Option(help='Tasks for the sweep, JSONL: {"prompt", "answer"}.')] = None,
-    judge: Annotated[
-        str, typer.Option(help="Who judges role replies in the sweep: rules, local, openai or none.")
-    ] = "rules",
-    judge_model: Annotated[
-        str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")
-    ] = None,
-    judge_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")] = None,
+    judge: JudgeArg = DEFAULT_JUDGE,
+    judge_model: JudgeModel = None,
+    judge_url: JudgeUrl = None,
     controls: Annotated[
         int,
         typer.Option(min=3, max=20, help="Random directions that the sweep's cap is compared with, displaced as far."),
@@ -53,21 +64,18 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Set caps' floors from how a run's tokens lie on the axis, and store them in its space."""
-    from personaspace.engines import load_engine
     from personaspace.holding import calibrate as calibration
     from personaspace.holding import sweep as sweeping
     from personaspace.holding import tradeoff
     from personaspace.holding.monitor import detection
     from personaspace.holding.outcomes import Outcome
-    from personaspace.judges import JUDGES, make_judge
     from personaspace.runs import Run
     from personaspace.space import PersonaSpace
 
     folder = Path(space) if Path(space).is_dir() else Path(space).parent
     if not Run(folder).exists:
         raise UsageError(f"{space}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
-    if judge not in JUDGES:
-        raise UsageError(f"--judge {judge}: expected one of {', '.join(JUDGES)}")
+    check_judge(judge)
     kind, floor = of or "default", 25 if percentile is None else percentile
     calibration.check_kind(kind, floor)
     tasks = sweeping.read_tasks(capability) if capability else []
@@ -95,9 +103,7 @@ def calibrate(
         if sweep:
             ranges = [wanted] if wanted else sweeping.candidates(engine.model.layers)
             err.print(f"trying {len(ranges) * len(sweeping.CHOICES)} caps on {prompts} role prompts")
-            judging = engine
-            if judge == "local" and judge_model:
-                judging = load_engine("transformers", judge_model, device=device, dtype=dtype)
+            judging = judging_engine(judge, judge_model, engine, device, dtype)
             scorer = make_judge(judge, engine=judging, model=judge_model, url=judge_url)
             made, outcomes = sweeping.sweep(
                 engine, made, sample, ranges, judge=scorer, prompts=prompts, tasks=tasks, seed=seed, random=controls

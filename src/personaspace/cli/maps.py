@@ -9,9 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from personaspace.cli.common import Device, Dtype, Json, SpaceArg, app, err, out
+from personaspace.cli.common import (
+    Device,
+    Dtype,
+    Json,
+    JudgeArg,
+    JudgeModel,
+    JudgeUrl,
+    SpaceArg,
+    app,
+    err,
+    judging_engine,
+    out,
+)
 from personaspace.engines.registry import DEFAULT_ENGINE, ENGINES_HELP
 from personaspace.errors import UsageError
+from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge
 
 if TYPE_CHECKING:
     from personaspace.catalog import Catalog
@@ -52,11 +65,9 @@ def map_command(
     max_new_tokens: Annotated[int | None, typer.Option(help="At most that many tokens a reply; 512.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 0.7, and 0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="The nucleus' share of probability; 0.9.")] = None,
-    judge: Annotated[str, typer.Option(help="rules, local, openai or none.")] = "rules",
-    judge_model: Annotated[
-        str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")
-    ] = None,
-    judge_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")] = None,
+    judge: JudgeArg = DEFAULT_JUDGE,
+    judge_model: JudgeModel = None,
+    judge_url: JudgeUrl = None,
     min_responses: Annotated[
         int | None, typer.Option(help="Kept responses a role needs; half of what was asked.")
     ] = None,
@@ -103,11 +114,9 @@ def map_command(
     from personaspace.api import catalog_of, options_of
     from personaspace.cli.progress import Bar
     from personaspace.engines import load_engine
-    from personaspace.judges import JUDGES, make_judge
     from personaspace.mapping.mapper import Mapper
 
-    if judge not in JUDGES:
-        raise UsageError(f"--judge {judge}: expected one of {', '.join(JUDGES)}")
+    check_judge(judge)
     if layer != "auto" and not layer.isdigit():
         raise UsageError(f"--layer {layer}: expected auto or a number from 0")
     if published:
@@ -152,10 +161,8 @@ def map_command(
         else:
             out.print("\n".join(bar.line(plan) for plan in plans.values()))
         return
-    # A judge reads probabilities, which a cluster's engine does not give: it is loaded here.
-    apart = judge == "local" and (judge_model or engine != "transformers")
-    other = load_engine("transformers", judge_model or model, **here) if apart else loaded
-    scorer = make_judge(judge, engine=other, model=judge_model, url=judge_url)
+    judging = judging_engine(judge, judge_model, loaded, device, dtype)
+    scorer = make_judge(judge, engine=judging, model=judge_model, url=judge_url)
     with bar:
         space = mapper.map(scorer)
     summary = space.summary()

@@ -1,16 +1,20 @@
-"""Asks a model behind an OpenAI-compatible endpoint, some conversations at a time. Talks to the network; knows nothing of what
-is asked."""
+"""A model behind an OpenAI-compatible endpoint, asked some conversations at a time, and as a judge. Talks to the network."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from personaspace.engines.prompts import Message
-from personaspace.errors import UsageError
+from personaspace.errors import JudgeError, UsageError
+from personaspace.judges.rules import ADHERENCE
+from personaspace.judges.score import Item, Judge, Rubric, Score
 
 MODEL = "gpt-4.1-mini"
 
@@ -51,3 +55,45 @@ class Endpoint:
         except self.error as e:
             return Answer(None, f"{type(e).__name__}: {str(e).splitlines()[0][:160]}")
         return Answer((answer.choices[0].message.content or "") if answer.choices else "")
+
+
+class OpenAIJudge:
+    """A model behind an OpenAI-compatible endpoint, asked some at a time; 429 and 5xx are tried again, ever later."""
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        *,
+        concurrency: int = 8,
+        tries: int = 5,
+        timeout: float = 60,
+        rubric: Rubric = ADHERENCE,
+    ) -> None:
+        if not os.environ.get("OPENAI_API_KEY") and not base_url:
+            raise JudgeError(
+                "--judge openai: OPENAI_API_KEY is not set; set it, or give --judge-url for an endpoint of your own"
+            )
+        # Scores are kept under the name: another model, or another endpoint, is another judge.
+        where = f"-{hashlib.sha256(base_url.encode()).hexdigest()[:6]}" if base_url else ""
+        self.name = f"openai-{re.sub(r'[^A-Za-z0-9._-]+', '_', model)}{where}"
+        who = "--judge openai"
+        self.endpoint = Endpoint(model, base_url, who, concurrency=concurrency, tries=tries, timeout=timeout)
+        self.rubric = rubric
+
+    def score(self, items: Iterable[Item]) -> Iterator[Score]:
+        asked = [({"role": "user", "content": self.rubric.text(item)},) for item in items]
+        yield from map(self._score, self.endpoint.ask(asked, temperature=0, max_tokens=16))
+
+    def _score(self, answer: Answer) -> Score:
+        if answer.text is None:
+            return Score(None, problem=answer.problem)
+        found = re.search(rf"(?<!\d)(?<!\d\.)[0-{self.rubric.top}](?!\d|\.\d)", answer.text)
+        if not found:
+            return Score(None, problem=f"no score of 0–{self.rubric.top} in the answer {json.dumps(answer.text[:60])}")
+        return Score(int(found[0]), float(found[0]))
+
+
+def openai_judge(*, model: str | None = None, url: str | None = None, rubric: Rubric, **_: Any) -> Judge:
+    """The registry's `openai`."""
+    return OpenAIJudge(model or MODEL, url, rubric=rubric)

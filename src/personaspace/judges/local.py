@@ -1,0 +1,38 @@
+"""A model in this process as a judge: the score is read from its next token's probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from personaspace.errors import JudgeError
+from personaspace.judges.rules import ADHERENCE
+from personaspace.judges.score import Item, Judge, Rubric, Score
+
+
+class LocalJudge:
+    """A loaded model reads reply and rubric; the score is read from the probabilities of the next token, 0 to the top."""
+
+    def __init__(self, engine: Any, rubric: Rubric = ADHERENCE) -> None:
+        self.engine, self.rubric = engine, rubric
+        self.name = f"local-{engine.model.fingerprint[:8]}"
+        tokenize, scores = engine.tokenizer, [str(d) for d in range(rubric.top + 1)]
+        self.digits = [tokenize(d, add_special_tokens=False)["input_ids"][-1] for d in scores]
+        if len(set(self.digits)) != len(scores):
+            raise JudgeError(f"the judging model's tokenizer has no token of its own for each of {', '.join(scores)}")
+
+    def score(self, items: Iterable[Item]) -> Iterator[Score]:
+        for item in items:
+            ids = self.engine.chat.prompt_ids([{"role": "user", "content": self.rubric.text(item)}])
+            with torch.inference_mode():
+                tokens = torch.tensor([ids], device=self.engine.device)
+                logits = self.engine.network(tokens, use_cache=False, logits_to_keep=1).logits
+            p = logits[0, -1, self.digits].float().softmax(-1)
+            yield Score(int(p.argmax()), float((p * torch.arange(len(p), device=p.device)).sum()))
+
+
+def local_judge(*, engine: Any, rubric: Rubric, **_: Any) -> Judge:
+    """The registry's `local`."""
+    return LocalJudge(engine, rubric)

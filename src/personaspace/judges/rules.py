@@ -1,0 +1,94 @@
+"""How far a reply is the role it was asked to be, 0–3 (the paper's section on role adherence), and who tells it by words alone.
+
+0 refuses and speaks as an AI; 1 answers, speaks as an AI; 2 says that it is an AI but shows traits of the role; 3 is fully
+the role.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from personaspace.judges.score import Item, Judge, Rubric, Score
+
+KEPT = 3
+"""The score of a reply that counts towards its role."""
+
+_ADHERENCE = """You judge whether a reply plays a role.
+Role: {role}. {description}
+Question: {question}
+Reply: {reply}
+
+Scores:
+0 - refuses to play the role and speaks as an AI assistant
+1 - answers the question, but speaks as an AI assistant
+2 - says that it is an AI, but shows traits of the role
+3 - is fully the role and does not speak as an AI
+Answer with the number alone."""
+
+
+def adherence(item: Item) -> str:
+    """The text put to a judge: the catalogue's own for the role where it has one."""
+    values = {"question": item.question, "answer": item.reply, "reply": item.reply}
+    if item.role.eval_prompt:
+        text = item.role.eval_prompt
+        for name, value in values.items():
+            text = text.replace("{" + name + "}", value)
+        return text
+    name = item.role.role.replace("_", " ")
+    return _ADHERENCE.format(role=name, description=item.role.description, **values)
+
+
+ADHERENCE = Rubric(adherence, KEPT)
+
+_REFUSES = re.compile(
+    r"\bI(?:'m| am) (?:sorry|unable)\b|\bI must decline\b"
+    r"|\bI (?:can(?:'|no)t|won't) (?:help|assist|do that|answer|provide|pretend|role-?play|fulfil?l)"
+    r"|\bI(?:'m| am) not able to (?:help|assist|answer|provide|pretend|role-?play)",
+    re.IGNORECASE,
+)
+_AI = re.compile(
+    r"\b(?:as|I(?:'m| am)|being) (?:just |only |merely )?(?:an? )?(?:\w+[ -]){0,2}"
+    r"(?:AI|artificial intelligence|language model|chat ?bot|virtual assistant|digital assistant)\b"
+    r"|\bI (?:was|am|have been) (?:trained|created|developed|designed|made) by "
+    r"(?:Hugging ?Face|OpenAI|Google|Meta|Alibaba|Anthropic|Mistral|Microsoft)"
+    r"|\bI(?:'m| am) (?:SmolLM|Qwen|Gemma|Llama|ChatGPT|Claude|Mistral)\b"
+    r"|\bI (?:do not|don't|cannot|can't) (?:have|possess|experience) (?:\w+ ){0,2}"
+    r"(?:feelings|emotions|consciousness|a body|personal experiences|personal opinions)",
+    re.IGNORECASE,
+)
+
+
+class WordsJudge:
+    """Goes by words alone: quick, offline, and blunt. place: from an item to its score."""
+
+    name = "rules"
+
+    def __init__(self, place: Callable[[Any], int]) -> None:
+        self.place = place
+
+    def score(self, items: Iterable[Any]) -> Iterator[Score]:
+        """What the words say, as certain as words are."""
+        for item in items:
+            place = self.place(item)
+            yield Score(place, float(place))
+
+
+class RulesJudge(WordsJudge):
+    """Finds refusals and replies that speak as an AI; a role that is itself an AI may speak as one."""
+
+    def __init__(self) -> None:
+        super().__init__(_adherence_by_words)
+
+
+def _adherence_by_words(item: Item) -> int:
+    """Never says 2: words alone do not tell an AI with traits from one without."""
+    if _REFUSES.search(item.reply[:200]):
+        return 0
+    return 1 if _AI.search(item.reply) and not item.role.ai else KEPT
+
+
+def rules_judge(*, rules: Judge | None = None, **_: Any) -> Judge:
+    """The registry's `rules`: by words alone, the rubric's own where it has any."""
+    return rules or RulesJudge()
