@@ -13,7 +13,7 @@ from personaspace.engines import Engine
 from personaspace.engines.prefix import common
 from personaspace.errors import DesignError, UsageError
 from personaspace.mapping import estimate
-from personaspace.mapping.sums import Kept, Responses
+from personaspace.mapping.sums import FromActivations, Responses
 from personaspace.report.page import FAR, NEAR, SOFT, Block, write_figures
 from personaspace.runs import Run, Shards
 from personaspace.space import PersonaSpace
@@ -60,13 +60,13 @@ def curves(run: Run, engine: Engine, layer: int | None = None, seed: int = 0) ->
             continue
         if not shards.whole():
             raise UsageError(f"{run.folder}: its activations were let go; a run of --keep all has them")
-        part = _Part(shards, manifest["config"]["catalog"]["roles"], engine, seed)
+        part = _FirstReadings(shards, manifest["config"]["catalog"]["roles"], engine, seed)
         seconds = manifest.get("onset_seconds" if reading == PROMPT else "seconds", 0.0)
         points += [p for each in EACH if (p := part.point(way, each, at, seconds)) is not None]
     return points
 
 
-class _Part:
+class _FirstReadings:
     """One reading's responses, of which the first so many of each role are looked at."""
 
     def __init__(self, shards: Shards, roles: Sequence[str], engine: Engine, seed: int) -> None:
@@ -94,7 +94,9 @@ class _Part:
         default = each if way == "study" else max(2, round(int(is_default.sum()) * each / most))
         some = np.where(is_default, self.index < default, self.index < each)
         responses = self.responses.where(some)
-        source = Kept(self.shards, responses, 1 + len(self.roles), int(self.responses.question.max()) + 1, None)
+        source = FromActivations(
+            self.shards, responses, 1 + len(self.roles), int(self.responses.question.max()) + 1, None
+        )
         counts = dict.fromkeys((DEFAULT, *self.roles), 1)
         try:
             kept = estimate.counted(source, self.roles, counts, 1)

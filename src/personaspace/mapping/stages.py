@@ -20,9 +20,9 @@ from personaspace.engines.prefix import common
 from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_round, shards
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
-from personaspace.mapping.ask import Task, answer, judged
+from personaspace.mapping.ask import ShardTask, answer, judged
 from personaspace.mapping.plan import ONSET_SHARD, SHARD, Plan, bytes_per_response, seconds_per_token
-from personaspace.mapping.sums import Kept, Responses, Source, Summed, Sums
+from personaspace.mapping.sums import FromActivations, Responses, Source, FromSums, Sums
 from personaspace.runs import Run, Shards
 from personaspace.space.readings import PROMPT
 from personaspace.stats.vectors import Ints
@@ -167,7 +167,7 @@ class Stage:
             self.watcher.planned(self.plan(work, done))
             place = self.shards.place
             where = place.root if place.local is None else str(place.local.absolute())
-            tasks = [Task(k, work[k], self.sampling, where, self.along) for k in todo]
+            tasks = [ShardTask(k, work[k], self.sampling, where, self.along) for k in todo]
             began = time.monotonic()
             for size in self._answered(tasks, there, total):
                 there += size
@@ -179,7 +179,7 @@ class Stage:
         self._fold(judge)
         return spent
 
-    def _answered(self, tasks: Sequence[Task], there: int, total: int) -> Iterator[int]:
+    def _answered(self, tasks: Sequence[ShardTask], there: int, total: int) -> Iterator[int]:
         """Each shard's size, once it is written: here one after the other, or by an engine that spreads work."""
         if spread := getattr(self.engine, "spread", None):
             yield from (size for _, size in spread(answer, tasks))
@@ -238,10 +238,10 @@ class Stage:
             asked[prompt.role] += 1
         source: Source
         if self.sums:
-            source = Summed(self.sums)
+            source = FromSums(self.sums)
         else:
             responses = self._responses(range(len(self.cut(groups))), judge)
-            source = Kept(self.shards, responses, 1 + len(roles), len(self.catalog.questions), self.block_of)
+            source = FromActivations(self.shards, responses, 1 + len(roles), len(self.catalog.questions), self.block_of)
         return estimate.counted(source, roles, asked, self.min_responses)
 
     # -- going on ----------------------------------------------------------------------------------------------------
