@@ -17,7 +17,7 @@ from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import RunMismatch, UsageError
 from personaspace.judges import Item, Score
 from personaspace.mapping.mapper import Mapper
-from personaspace.mapping.sums import Responses, FromSums, Sums
+from personaspace.mapping.sums import FromSums, Responses, Sums
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
 from personaspace.stats.vectors import blocks_of

@@ -51,8 +51,8 @@ def answer(engine: Engine, task: ShardTask, tell: Callable[[], None] = lambda: N
     else:
         stream = engine.respond(task.prompts, task.sampling, read=layers, along=task.along)
     for response in stream:
-        projected = PROJECTED_DEFAULT if response.prompt.role == DEFAULT else PROJECTED_ROLE
-        responses.append(response if response.prompt.index < projected else replace(response, projections=None))
+        projected_replies = PROJECTED_DEFAULT if response.prompt.role == DEFAULT else PROJECTED_ROLE
+        responses.append(response if response.prompt.index < projected_replies else replace(response, projections=None))
         tell()
     order = {(p.role, p.index): i for i, p in enumerate(task.prompts)}
     responses.sort(key=lambda r: order[r.prompt.role, r.prompt.index])

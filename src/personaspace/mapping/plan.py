@@ -319,8 +319,8 @@ def lines(name: str, hardware: Hardware, workload: Workload, shape: ModelShape, 
         memory = prediction["memory_gb"]
         time_line = (
             f"about {duration(3600 * prediction['hours'])}, {prediction['share_of_prompts']:.0%} of it prompts; "
-            f"{prediction['copies']} copies on {prediction['devices_each']} devices each, {prediction['rows']} replies at once\n"
-            f"memory of a copy: {memory['weights']:.3g} GB of weights, {memory['keys_and_values']:.3g} GB of keys and values"
+            f"{prediction['copies']} copies on {prediction['devices_each']} devices each, {prediction['rows']} replies at once"
+            f"\nmemory of a copy: {memory['weights']:.3g} GB of weights, {memory['keys_and_values']:.3g} GB of keys and values"
         )
     disk_line = "disk: {all:,.3g} GB; with --keep sums {sums:,.3g} GB, at most {most:,.3g} GB on the way".format(
         **disk_gb

@@ -65,7 +65,7 @@ class Responses:
     ) -> Responses:
         """Those of a run; scores None: nobody judged. A response without a score is of class 0."""
         role_index = {DEFAULT: 0, **{name: k + 1 for k, name in enumerate(roles)}}
-        columns = []
+        rows = []
         for shard in shards:
             table = run.read(shard, ["role", "index", "question", "tokens", "instruction"]).to_pydict()
             for row, (role, index, question, tokens, text) in enumerate(zip(*table.values(), strict=True)):
@@ -73,8 +73,8 @@ class Responses:
                 score = (scores or {}).get((role, index), (0, 0.0))[0] if judged else ALL
                 if tokens:
                     lot = row_seed(seed, f"sample/{role}", index) >> 1
-                    columns.append((shard, row, role_index[role], question, tokens, score, lot, text))
-        return cls(*np.array(columns, dtype=np.int64).reshape(-1, 8).T)
+                    rows.append((shard, row, role_index[role], question, tokens, score, lot, text))
+        return cls(*np.array(rows, dtype=np.int64).reshape(-1, 8).T)
 
     def where(self, mask: NDArray[np.bool_] | Ints) -> Responses:
         """Some of them."""
