@@ -182,12 +182,12 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
     cap = idle_cap(ours)
     names = ("nothing asked", "reading every layer", f"capping {len(cap.layers)} layers", "both")
     settings: list[tuple[bool, Sequence[Intervention]]] = [(False, ()), (True, ()), (False, [cap]), (True, [cap])]
-    processor_seconds: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
 
     def measured(name: str, engine: Engine, read: bool, interventions: Sequence[Intervention]) -> float:
         before = _processor_seconds()
         rate = tokens_per_second(engine, prompts, sampling, read, interventions)
-        processor_seconds[name].append(_processor_seconds() - before)
+        cpu_seconds[name].append(_processor_seconds() - before)
         return rate
 
     for engine in (plain, ours):
@@ -212,9 +212,7 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
         "peers": {name: _row(figures, "tokens/s") for name, figures in zip(names, with_plugin, strict=True)},
         "ratio": ratios(with_plugin, without_plugin),
         # By the processor's time, which others on the machine disturb less: the same tokens are made each way.
-        "processor_ratio": {
-            k: 1 / v for k, v in ratios([processor_seconds[name] for name in names], processor_seconds["plain"]).items()
-        },
+        "processor_ratio": {k: 1 / v for k, v in ratios([cpu_seconds[n] for n in names], cpu_seconds["plain"]).items()},
         "limit": dict.fromkeys(names, 0.95),
     }
 

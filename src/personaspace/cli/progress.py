@@ -37,13 +37,13 @@ class Bar(Watcher):
         # An engine elsewhere is not timed beforehand: no time is better than 0 s.
         took = f"about {duration(plan.seconds)}" if plan.seconds else "for a time that shows once it runs"
         return (
-            f"{plan.responses} {plan.units}{there}: {plan.prompt_tokens:,} prompt tokens{new}, "
+            f"{plan.responses} {plan.what}{there}: {plan.prompt_tokens:,} prompt tokens{new}, "
             f"{took if plan.done < plan.responses else 'nothing left to do'}, {plan.bytes / 1e6:,.0f} MB on the disk"
         )
 
     def planned(self, plan: Plan) -> None:
         self.console.print(self.line(plan))
-        self.began, self.first, self.what = time.monotonic(), plan.done, plan.units
+        self.began, self.first, self.what = time.monotonic(), plan.done, plan.what
         if not self.console.is_terminal:
             return
         if self.bar is None:
@@ -51,7 +51,7 @@ class Bar(Watcher):
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
             self.bar = Progress(*columns, console=self.console)
             self.bar.start()
-        self.task = self.bar.add_task(plan.units, total=plan.responses, completed=plan.done, rate="")
+        self.task = self.bar.add_task(plan.what, total=plan.responses, completed=plan.done, rate="")
 
     def progress(self, done: int, total: int) -> None:
         now = time.monotonic()

@@ -49,9 +49,9 @@ CHARACTERS, MESSAGE = 4.5, 8
 @dataclass(frozen=True)
 class Plan:
     """What reading a map's prompts or its replies will take. seconds and bytes are estimates; done counts what is there
-    already. units: `prompts` or `responses`."""
+    already. what: `prompts` or `responses`."""
 
-    units: str
+    what: str
     responses: int
     done: int
     prompt_tokens: int

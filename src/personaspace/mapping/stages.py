@@ -218,7 +218,7 @@ class Stage:
         model, new_tokens = self.engine.model, longest * len(missing)
         requested = sum(map(len, work))
         return Plan(
-            units="prompts" if self.reading == PROMPT else "responses",
+            what="prompts" if self.reading == PROMPT else "responses",
             responses=requested,
             done=requested - len(missing),
             prompt_tokens=int(length * len(missing)),
