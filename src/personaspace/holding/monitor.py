@@ -164,7 +164,7 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
         ranks = torch.special.ndtr(torch.from_numpy(drifts)).numpy()
         for row, tokens in enumerate(lengths):
             default, by_role = (
-                (space.drift(0.0) - space.tensors[name][row].double() / _std(space)).numpy()
+                (space.drift(0.0) - space.tensors[name][row].double() / _default_deviation(space)).numpy()
                 for name in ("beginnings_default", "beginnings_roles")
             )
             default = np.sort(default[~np.isnan(default)])
@@ -239,7 +239,7 @@ def alert_rule(
     return min(rules, key=lambda r: abs((r.tokens or 0) - (tokens or 10**6)), default=None)
 
 
-def _std(space: PersonaSpace) -> float:
+def _default_deviation(space: PersonaSpace) -> float:
     return float(space.tensors["default_moments"][1, space.layer])
 
 

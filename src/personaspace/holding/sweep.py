@@ -200,7 +200,13 @@ class Trial:
             return {name: (activations[c], None) for c, name in enumerate(interventions)}
         descriptions = self.space.meta.get("descriptions", {})
         items = [
-            Item(_role(r.role, descriptions.get(r.role, "")), str(r.messages[-1]["content"]), r.text) for r in replies
+            Item(
+                # A judge reads a role's name and description alone, but a role has an instruction at least.
+                Role(role=r.role, description=descriptions.get(r.role, ""), instructions=("-",)),
+                str(r.messages[-1]["content"]),
+                r.text,
+            )
+            for r in replies
         ]
         in_role = np.array([s.score == KEPT for s in self.judge.score(items)]).reshape(shape).mean(1)
         return {name: (activations[c], float(in_role[c])) for c, name in enumerate(interventions)}
@@ -241,7 +247,3 @@ class Trial:
         for r in self.engine.respond(prompts, Sampling(temperature=0, max_new_tokens=LONGEST)):
             solved[r.prompt.question, r.prompt.index] = bool(re.search(self.tasks[r.prompt.index].answer, r.text))
         return {name: float(solved[c].mean()) for c, name in enumerate(interventions)}
-
-
-def _role(name: str, description: str) -> Role:
-    return Role(role=name, description=description, instructions=("-",))

@@ -199,8 +199,8 @@ class Mapper:
             manifest["config"] |= {name: config[name] for name in ("design", "sampling")}
             self.run.update(manifest)
         model = asdict(self.engine.model)
-        about = {"model": model, "version": version("personaspace"), "engine": _threads(self.engine)}
-        manifest = self.run.begin(config, about)
+        metadata = {"model": model, "version": version("personaspace"), "engine": _threads(self.engine)}
+        manifest = self.run.begin(config, metadata)
         if self.options.shards:
             self.run.lies(manifest, self.options.shards)
         return manifest

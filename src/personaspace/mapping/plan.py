@@ -19,7 +19,7 @@ from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.chat import Chat
 from personaspace.engines.prefix import common
-from personaspace.engines.prompts import Design, Prompt, assign, shards
+from personaspace.engines.prompts import Design, assign, shards
 from personaspace.errors import ModelError, UsageError
 from personaspace.mapping.sums import ALL, BLOCKS, SAMPLE
 from personaspace.model import loading
@@ -210,7 +210,9 @@ def workload_of(catalog: Catalog, design: Design, new_tokens: int, seed: int, ch
     sampled_shards = all_shards[:: max(1, len(all_shards) // 16)]
     longest, unshared, prompt_count = 0, 0, 0
     for shard in sampled_shards:
-        in_order = sorted(_tokens(p, chat) for p in shard)
+        # Token ids, or characters where there is no chat template.
+        texts = ("".join(m["content"] for m in p.messages) for p in shard)
+        in_order: list[Any] = sorted((chat.prompt_ids(p.messages) for p in shard) if chat else texts)
         longest = max(longest, *map(len, in_order))
         unshared += sum(
             len(tokens) - common(before, tokens) for before, tokens in zip(["", *in_order[:-1]], in_order, strict=True)
@@ -367,8 +369,3 @@ def _timed(call: Any, seconds: float = 0.3) -> float:
         call()
         best = min(best, time.monotonic() - began)
     return best
-
-
-def _tokens(prompt: Prompt, chat: Chat | None) -> Any:
-    """A prompt's token ids, or its characters."""
-    return chat.prompt_ids(prompt.messages) if chat else "".join(m["content"] for m in prompt.messages)

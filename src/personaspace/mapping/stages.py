@@ -110,7 +110,9 @@ class Stage:
         rounds: list[dict[str, int]] = manifest.setdefault(self.key("rounds"), [])
         first_round = self.design.first_round(self.catalog)
         if not rounds:
-            rounds.append(self._first_look(first_round) if aim and self._axis_alone(aim) else first_round)
+            # An axis alone needs a sample of roles; order and map need all of them.
+            axis_alone = aim is not None and self.reading == PROMPT and list(aim.until) == ["axis"]
+            rounds.append(self._first_look(first_round) if axis_alone else first_round)
         elif not aim:
             # What an aim was content with may be less than the design asks for, and so may an earlier call's design.
             requested = _total(rounds)
@@ -250,9 +252,6 @@ class Stage:
 
     # -- going on ----------------------------------------------------------------------------------------------------
 
-    def _axis_alone(self, aim: Aim) -> bool:
-        return self.reading == PROMPT and list(aim.until) == ["axis"]
-
     def _first_look(self, first_round: Mapping[str, int]) -> dict[str, int]:
         """For the axis alone a sample of roles is enough to see how far there is to go."""
         roles = [name for name in first_round if name != DEFAULT]
@@ -263,17 +262,17 @@ class Stage:
         self, included: estimate.IncludedResponses, rounds: Rounds, history: list[dict[str, float]], aim: Aim
     ) -> dict[str, int] | None:
         """The next round where the aim is not reached; notes reliabilities against what was spent."""
-        spent, first = sum(_total(rounds).values()), sum(self.design.first_round(self.catalog).values())
+        spent, first_round_size = sum(_total(rounds).values()), sum(self.design.first_round(self.catalog).values())
         values = estimate.reliabilities(included, aim.layer, self.seed, list(aim.until))
-        others = {name: value for name, value in values.items() if name != "axis"}
-        history.append({"responses": spent, "reliability": values["axis"], **others})
+        order_and_map = {name: value for name, value in values.items() if name != "axis"}
+        history.append({"responses": spent, "reliability": values["axis"], **order_and_map})
         units = "prompts" if self.reading == PROMPT else "responses"
         figures = "; ".join(
             f"{POSSESSIVE[name]} reliability at layer {aim.layer} is {values[name]:.3f} (wanted {target})"
             for name, target in aim.until.items()
         )
         self.watcher.note(f"{spent} {units}: {figures}")
-        budget_left = (aim.budget or GROWTH * first) - spent
+        budget_left = (aim.budget or GROWTH * first_round_size) - spent
         if all(values[name] >= target for name, target in aim.until.items()) or budget_left <= 0:
             return None
         if list(aim.until) == ["axis"]:
@@ -281,12 +280,15 @@ class Stage:
             if self.reading == PROMPT and unread:
                 size = min(budget_left, spent)
                 return {DEFAULT: max(1, size // 2), **dict.fromkeys(unread[: max(1, size - size // 2)], 1)}
-            return next_round(included.counts, min(budget_left, max(1, first // 4)))
+            return next_round(included.counts, min(budget_left, max(1, first_round_size // 4)))
         # Order and map are the roles': all are asked equally often, the default as much more as the first round gave it.
         names = [r.role for r in self.catalog.roles]
-        each = max(1, min(budget_left, first // 4) // len(names))
-        default = round(each * rounds[0][DEFAULT] / max(1, rounds[0].get(names[0], 1)))
-        next_counts = {DEFAULT: max(1, min(default, budget_left - each * len(names))), **dict.fromkeys(names, each)}
+        per_role = max(1, min(budget_left, first_round_size // 4) // len(names))
+        default = round(per_role * rounds[0][DEFAULT] / max(1, rounds[0].get(names[0], 1)))
+        next_counts = {
+            DEFAULT: max(1, min(default, budget_left - per_role * len(names))),
+            **dict.fromkeys(names, per_role),
+        }
         return next_counts if sum(next_counts.values()) <= budget_left else None
 
 

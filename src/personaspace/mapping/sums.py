@@ -191,9 +191,9 @@ class Sums:
             return SumsState(
                 0, (), n, n[:, :, 0].copy(), np.zeros((ALL + 1, self.roles, 0)), np.zeros((0, 3), np.int64)
             )
-        tensors, about = load_tensors(path)
+        tensors, metadata = load_tensors(path)
         values = {name: t.numpy() for name, t in tensors.items()}
-        return SumsState(int(about["generation"]), tuple(json.loads(about["shards"])), **values)
+        return SumsState(int(metadata["generation"]), tuple(json.loads(metadata["shards"])), **values)
 
     def bytes(self) -> int:
         """What they take."""
@@ -222,8 +222,8 @@ class Sums:
                 tensors["sample"] = self._gathered(layer, old, sources, rows)
                 write_whole(self._file(new.generation, layer), save(tensors))
         values = {k: torch.from_numpy(v) for k, v in vars(new).items() if isinstance(v, np.ndarray)}
-        about = {"generation": str(new.generation), "shards": json.dumps(new.shards)}
-        write_whole(self.folder / "counts.safetensors", save(values, about))
+        metadata = {"generation": str(new.generation), "shards": json.dumps(new.shards)}
+        write_whole(self.folder / "counts.safetensors", save(values, metadata))
         self.settle()
 
     def settle(self) -> None:
@@ -244,8 +244,8 @@ class Sums:
 
     def _added(self, layer: int, old: SumsState, new: SumsState, responses: Responses) -> dict[str, Tensor]:
         """A layer's sums by class, `[cells + questions, hidden]`, with the new responses'."""
-        before = self._layer(old, layer)
-        after = {
+        stored_by_class = self._layer(old, layer)
+        cells_by_class = {
             score: Cells.counted((), new.n[score], self.block_of) for score in range(ALL + 1) if new.n[score].any()
         }
         totals: dict[str, Tensor] = {}
@@ -253,11 +253,11 @@ class Sums:
             block = self.run.tensors(shard, "activations", slice(layer, layer + 1))[:, 0]
             for score in set(in_shard.score.tolist()):
                 of_class = in_shard.where(in_shard.score == score)
-                total = totals.setdefault(str(score), _zeros(after[score], block.shape[-1]))
-                placed = after[score].placing(of_class.role, of_class.question)
+                total = totals.setdefault(str(score), _zeros(cells_by_class[score], block.shape[-1]))
+                placed = cells_by_class[score].placing(of_class.role, of_class.question)
                 vectors.add_to(total, placed, block[torch.from_numpy(of_class.row)])
-        for score, cells in after.items():
-            if (stored := before.get(str(score))) is not None:
+        for score, cells in cells_by_class.items():
+            if (stored := stored_by_class.get(str(score))) is not None:
                 total = totals.setdefault(str(score), _zeros(cells, stored.shape[-1]))
                 vectors.merge_into(total, cells, stored, Cells.counted((), old.n[score], self.block_of))
         return totals
