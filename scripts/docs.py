@@ -51,7 +51,7 @@ def table() -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for what, (design, tokens) in DESIGNS.items():
-        asked = plan.asked_of(load_catalog(), design, tokens, 0)
+        asked = plan.workload_of(load_catalog(), design, tokens, 0)
         for model in MODELS:
             for on in ("8xH100", "4xL40S", "1xA100"):
                 shape = plan.model_of(model)[0]

@@ -19,7 +19,7 @@ from personaspace.catalog import load_catalog
 from personaspace.engines import load_engine
 from personaspace.engines.prompts import Design, Sampling, assign, shards
 from personaspace.mapping import plan
-from personaspace.mapping.ask import Task, answer
+from personaspace.mapping.ask import ShardTask, answer
 
 SHARD = 40
 
@@ -33,7 +33,7 @@ def main() -> None:
     catalog = load_catalog().select(str(given.roles))
     design = Design(per_role=given.per_role, default_responses=given.default_responses)
     shape, chat = plan.model_of(given.model)
-    asked = plan.asked_of(catalog, design, given.max_new_tokens, 0, chat)
+    asked = plan.workload_of(catalog, design, given.max_new_tokens, 0, chat)
     engine = load_engine("transformers", given.model, device="cpu")
     prompts = assign(catalog, [design.first_round(catalog)], 0)[0]
     sampling = Sampling(max_new_tokens=given.max_new_tokens)
@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for k, shard in enumerate(shards(prompts, SHARD, 0)):
             began = time.monotonic()
-            answer(engine, Task(k, shard, sampling, folder))
+            answer(engine, ShardTask(k, shard, sampling, folder))
             took += time.monotonic() - began
             peaks.append(plan.products(SHARD))
         wrote = sum(p.stat().st_size for p in Path(folder).rglob("part-*"))

@@ -18,7 +18,7 @@ import psutil
 from personaspace.catalog import DEFAULT, load_catalog
 from personaspace.engines import load_engine
 from personaspace.engines.prompts import Sampling, assign, shards
-from personaspace.mapping.ask import Task, answer
+from personaspace.mapping.ask import ShardTask, answer
 
 PICTURE = Path(__file__).parent.parent / "docs" / "workers.svg"
 SHARD, TOKENS = 16, 16
@@ -32,7 +32,7 @@ def throughput(engine, responses: int) -> tuple[float, float]:
     prompts = assign(catalog, [{DEFAULT: responses - len(each), **each}], 0)[0]
     with tempfile.TemporaryDirectory() as folder:
         sampling = Sampling(max_new_tokens=TOKENS)
-        tasks = [Task(k, s, sampling, folder) for k, s in enumerate(shards(prompts, SHARD, 0))]
+        tasks = [ShardTask(k, s, sampling, folder) for k, s in enumerate(shards(prompts, SHARD, 0))]
         began, used = time.monotonic(), processor_time(engine)
         done = sum(n for _, n in engine.spread(answer, tasks))
         assert done == responses

@@ -126,9 +126,11 @@ def test_a_range_beyond_the_model_is_refused(space):
 # -- the sweep -------------------------------------------------------------------------------------------------------
 
 
-def outcome(name: str, way: float, cost: float, dearest: float | None = None, touched: float = 0.0) -> outcomes.Outcome:
+def outcome(
+    name: str, way: float, cost: float, dearest: float | None = None, touched: float = 0.0
+) -> outcomes.CapOutcome:
     interval = None if dearest is None else (2 * cost - dearest, dearest)
-    return outcomes.Outcome(name, way, 0.0, None, cost, touched, cost_interval=interval)
+    return outcomes.CapOutcome(name, way, 0.0, None, cost, touched, cost_interval=interval)
 
 
 def test_the_front_holds_what_no_other_beats_and_the_choice_goes_furthest_within_the_cost():
@@ -217,7 +219,7 @@ def test_a_space_calibrated_from_too_few_has_no_alert_rule(space):
 
 
 def test_a_sweep_measures_each_cap_names_the_best_and_draws_the_front(engine, space, sample, tmp_path):
-    tasks = [sweep.Task("say something", "."), sweep.Task("say nothing", "^$")]
+    tasks = [sweep.CapabilityTask("say something", "."), sweep.CapabilityTask("say nothing", "^$")]
     made, tried = sweep.sweep(engine, space, sample, [range(1, 3), range(2, 3)], judge=None, prompts=8, tasks=tasks)
     assert tried[0].name == "none"
     assert (tried[0].way, tried[0].cost, tried[0].touched) == (0, 1, 0)

@@ -20,8 +20,8 @@ import personaspace as ps
 from conftest import make_model, make_tokenizer
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import DesignError, RunError, RunLocked, RunMismatch, SpaceError
-from personaspace.mapping.estimate import counted
-from personaspace.mapping.sums import Kept, Responses
+from personaspace.mapping.estimate import included_responses
+from personaspace.mapping.sums import FromActivations, Responses
 from personaspace.runs import Run
 
 OPTIONS = {"read": "reply", "per_role": 20, "max_new_tokens": 8, "default_responses": 40}
@@ -231,7 +231,7 @@ def test_a_role_whose_every_response_is_rejected_is_left_out_and_listed(mapped):
 
     def kept_of(scores):
         responses = Responses.read(run, run.done(), roles, scores, 0)
-        return counted(Kept(run, responses, 7, 12, None), roles, dict.fromkeys(roles, 20), None)
+        return included_responses(FromActivations(run, responses, 7, 12, None), roles, dict.fromkeys(roles, 20), None)
 
     kept = kept_of(scores)
     assert list(kept.left_out) == ["ghost"]

@@ -18,7 +18,7 @@ from personaspace.mapping import plan
 from test_cli import run
 
 ROOT = Path(__file__).parent.parent
-ASKED = plan.Asked(roles=11, questions=40, responses=1000, prompt_tokens=60_000, longest=100, new_tokens=200_000)
+ASKED = plan.Workload(roles=11, questions=40, responses=1000, prompt_tokens=60_000, longest=100, new_tokens=200_000)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_tables_shapes_have_the_models_parameters(name, billions):
 
 
 def test_hours_are_operations_over_peak_and_bytes_over_bandwidth():
-    shape = plan.Shape(100, 10, 300, 4, 2, 25, 1000)
+    shape = plan.ModelShape(100, 10, 300, 4, 2, 25, 1000)
     layers = 10 * (2 * 100 * 25 * 6 + 3 * 100 * 300)
     assert (shape.in_layers, shape.parameters) == (layers, layers + 2 * 100 * 1000)
     on = plan.Hardware("x", 2, memory=1e9, bandwidth=1e15, flops=1e9, compute=0.5, rows=10)
@@ -55,7 +55,7 @@ def test_a_model_is_spread_over_as_few_devices_as_hold_it_and_said_not_to_fit_wh
 
 def test_disk_is_that_of_the_published_run():
     llama = plan.model_of("meta-llama/Llama-3.3-70B-Instruct")[0]
-    published = plan.Asked(276, 240, 331_200, 0, 0, 331_200 * 512)
+    published = plan.Workload(276, 240, 331_200, 0, 0, 331_200 * 512)
     found = plan.disk(llama, published)
     assert (found["all"] - found["replies"]) / 2 == pytest.approx(434, rel=0.01)  # in fp32 twice what it is in bf16
     assert found["sums"] < found["most"] < found["all"]
@@ -63,7 +63,7 @@ def test_disk_is_that_of_the_published_run():
 
 def test_beginnings_that_neighbours_share_count_once(small_catalog):
     catalog = load_catalog(small_catalog)
-    asked = plan.asked_of(catalog, Design(complete=True), 8, 0)
+    asked = plan.workload_of(catalog, Design(complete=True), 8, 0)
     assert (asked.roles, asked.questions, asked.responses) == (7, 12, 6 * 5 * 12 + 10 * 12)
     longest = len("You are a auditor, number 4.What is thing 11 to you?")
     assert asked.longest >= int(longest / plan.CHARACTERS) + 2 * plan.MESSAGE
@@ -89,7 +89,7 @@ def test_the_program_plans_for_hardware_that_is_not_there(tmp_path, tiny_folder)
 
 def test_wrong_shapes_and_hardware_are_refused():
     with pytest.raises(ModelError, match="no intermediate_size"):
-        plan.Shape.of({"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1})
+        plan.ModelShape.of({"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1})
     with pytest.raises(UsageError, match="--on 0xH100"):
         plan.hardware_of("0xH100")
 

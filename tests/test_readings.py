@@ -18,7 +18,7 @@ from personaspace.catalog import DEFAULT, EARLIER, load_catalog
 from personaspace.errors import RunMismatch, SpaceError, UsageError
 from personaspace.holding import calibrate
 from personaspace.mapping import agreement
-from personaspace.mapping.estimate import Counted
+from personaspace.mapping.estimate import IncludedResponses
 from personaspace.report import words
 from personaspace.runs import Run
 from personaspace.serve.persona import Reader
@@ -90,7 +90,7 @@ def test_a_map_ends_with_caps_that_replaying_its_replies_gives_too(mapped):
     assert space.meta["caps"]["capped"]["is"].startswith("default-p25@")
     replies = list(calibrate._replies(Run(folder)))
     axis = space.tensors["axis"]
-    default, roles, names = calibrate.taken(Run(folder), axis / axis.norm(dim=-1, keepdim=True))
+    default, roles, names = calibrate.projections_while_mapping(Run(folder), axis / axis.norm(dim=-1, keepdim=True))
     assert (len(default), len(roles)) == (
         sum(r.role == DEFAULT for r in replies),
         sum(r.role != DEFAULT for r in replies),
@@ -104,7 +104,7 @@ def test_a_map_ends_with_caps_that_replaying_its_replies_gives_too(mapped):
 def test_projections_on_another_axis_are_not_taken_for_these(mapped):
     folder, space = mapped
     other = torch.nn.functional.normalize(space.tensors["axis"] + 0.1 * space.tensors["axis"].roll(1, -1), dim=-1)
-    assert calibrate.taken(Run(folder), other) == ([], [], [])
+    assert calibrate.projections_while_mapping(Run(folder), other) == ([], [], [])
 
 
 def test_killed_at_ten_random_moments_both_readings_end_as_ones_left_alone(tmp_path, small_catalog):
@@ -270,7 +270,7 @@ class Planted:
         return None
 
 
-def planted(rng, vectors, each: int, noise: float) -> Counted:
+def planted(rng, vectors, each: int, noise: float) -> IncludedResponses:
     roles, hidden = vectors.shape
     role = np.repeat(np.arange(roles), each)
     role = np.concatenate([role, np.zeros(40, dtype=np.int64)])
@@ -280,7 +280,7 @@ def planted(rng, vectors, each: int, noise: float) -> Counted:
     source = Planted(role, question, torch.from_numpy(x)[:, None])
     names = [DEFAULT, *(f"r{k}" for k in range(1, roles))]
     cells = Cells.counted(names, source.n)
-    return Counted(source, cells, np.ones(len(role), dtype=bool), {}, {})
+    return IncludedResponses(source, cells, np.ones(len(role), dtype=bool), {}, {})
 
 
 @pytest.mark.parametrize("same", [True, False])

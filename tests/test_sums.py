@@ -17,7 +17,7 @@ from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import RunMismatch, UsageError
 from personaspace.judges import Item, Score
 from personaspace.mapping.mapper import Mapper
-from personaspace.mapping.sums import Responses, Summed, Sums
+from personaspace.mapping.sums import FromSums, Responses, Sums
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
 from personaspace.stats.vectors import blocks_of
@@ -115,7 +115,7 @@ def test_shards_are_added_in_any_order_and_by_many_hands(tmp_path, mapped):
         copy.mkdir()
         os.symlink(run_folder / "responses", copy / "responses")
         os.symlink(run_folder / "activations", copy / "activations")
-        sums = Sums(Run(copy), copy / "sums", 7, blocks_of(12, 5, 0), kept=range(3))
+        sums = Sums(Run(copy), copy / "sums", 7, blocks_of(12, 5, 0), kept_layers=range(3))
         for shards in order:
             sums.fold(Responses.read(run, shards, ROLES, scores, 0), shards)
         found.append(sums)
@@ -141,7 +141,7 @@ def test_sums_are_those_of_a_plain_loop(tmp_path, mapped):
         h = run.tensors(int(responses.shard[k]), "activations")[int(responses.row[k])].double()
         for key in ((int(responses.role[k]), int(block_of[responses.question[k]])), (-1, int(responses.question[k]))):
             plain[key] = plain.get(key, torch.zeros_like(h)) + h
-    source = Summed(Sums(Run(tmp_path / "sums"), tmp_path / "sums" / "sums", 7, block_of))
+    source = FromSums(Sums(Run(tmp_path / "sums"), tmp_path / "sums" / "sums", 7, block_of))
     from personaspace.stats.vectors import Cells
 
     cells = Cells.counted((), source.n, block_of)

@@ -31,22 +31,22 @@ BATCHES = (16, 32, 48, 64, 128)
 
 
 def run_bench(
-    what: str, model: str, *, prompts: int, tokens: int | None, repeats: int, engine: str = "transformers"
+    bench: str, model: str, *, prompts: int, tokens: int | None, repeats: int, engine: str = "transformers"
 ) -> dict[str, Any]:
     """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit."""
-    if what == "startup":
-        return {"bench": what, **startup.measure(repeats)}
+    if bench == "startup":
+        return {"bench": bench, **startup.measure(repeats)}
     catalog = load_catalog()
-    each = PREFILL_A_ROLE if what == "prefill" else 1
-    asked = assign(catalog, [{DEFAULT: 1, **{r.role: each for r in catalog.roles}}], 0)[0]
-    chosen = [p for p in asked if p.role != DEFAULT]
+    per_role = PREFILL_A_ROLE if bench == "prefill" else 1
+    assigned = assign(catalog, [{DEFAULT: 1, **{r.role: per_role for r in catalog.roles}}], 0)[0]
+    chosen = [p for p in assigned if p.role != DEFAULT]
     chosen = (
         [p for shard in shards(chosen, ONSET_SHARD, 0) for p in shard][:prompts]
-        if what == "prefill"
+        if bench == "prefill"
         else chosen[:prompts]
     )
     if engine == "vllm":
-        return {"bench": what, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats)}
+        return {"bench": bench, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats)}
     loaded = TransformersEngine.load(model)
     measure = {
         "generate": _generate,
@@ -54,8 +54,8 @@ def run_bench(
         "prefill": _prefill,
         "overhead": _overhead,
         "scale": _scale,
-    }[what]
-    return {"bench": what, "prompts": len(chosen), **measure(loaded, chosen, tokens, repeats)}
+    }[bench]
+    return {"bench": bench, "prompts": len(chosen), **measure(loaded, chosen, tokens, repeats)}
 
 
 def idle_cap(engine: Engine) -> Cap:
@@ -75,13 +75,13 @@ def tokens_per_second(
     """Of `respond`, with every layer read or none."""
     began = time.monotonic()
     layers = range(engine.model.layers) if read else None
-    found = engine.respond(prompts, sampling, read=layers, interventions=interventions)
-    tokens = sum(len(r.token_ids) for r in found)
+    responses = engine.respond(prompts, sampling, read=layers, interventions=interventions)
+    tokens = sum(len(r.token_ids) for r in responses)
     return tokens / (time.monotonic() - began)
 
 
 def _hf_generate(engine: TransformersEngine, ids: Sequence[list[int]], sampling: Sampling, batch: int) -> float:
-    tokenizer, done = engine.tokenizer, 0
+    tokenizer, token_count = engine.tokenizer, 0
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     began = time.monotonic()
     for k in range(0, len(ids), batch):
@@ -89,7 +89,7 @@ def _hf_generate(engine: TransformersEngine, ids: Sequence[list[int]], sampling:
         longest = max(map(len, rows))
         tokens = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=engine.device)
         mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=engine.device)
-        made = engine.network.generate(
+        generated = engine.network.generate(
             input_ids=tokens,
             attention_mask=mask,
             do_sample=True,
@@ -100,9 +100,9 @@ def _hf_generate(engine: TransformersEngine, ids: Sequence[list[int]], sampling:
             pad_token_id=pad,
             eos_token_id=sorted(engine.chat.end_ids),
         )[:, longest:]
-        for row in made.tolist():
-            done += next((k for k, t in enumerate(row) if t in engine.chat.end_ids), len(row))
-    return done / (time.monotonic() - began)
+        for row in generated.tolist():
+            token_count += next((k for k, t in enumerate(row) if t in engine.chat.end_ids), len(row))
+    return token_count / (time.monotonic() - began)
 
 
 def _generate(
@@ -111,14 +111,14 @@ def _generate(
     """`respond` with reading on against `generate` with nothing read, at its best batch size."""
     sampling = Sampling(max_new_tokens=tokens or 32)
     ids = [engine.chat.prompt_ids(p.messages) for p in prompts]
-    trial = {b: _hf_generate(engine, ids[: max(BATCHES)], sampling, b) for b in BATCHES}
-    best = max(trial, key=lambda b: trial[b])
+    speeds = {b: _hf_generate(engine, ids[: max(BATCHES)], sampling, b) for b in BATCHES}
+    best_batch = max(speeds, key=lambda b: speeds[b])
     ours, theirs = in_turn(
         repeats,
         lambda: tokens_per_second(engine, prompts, sampling, True),
-        lambda: _hf_generate(engine, ids, sampling, best),
+        lambda: _hf_generate(engine, ids, sampling, best_batch),
     )
-    name = f"transformers generate, {best} rows"
+    name = f"transformers generate, {best_batch} rows"
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     return {
         "ours": summary(ours, "tokens/s"),
@@ -132,13 +132,13 @@ def _overhead(
     engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int
 ) -> dict[str, Any]:
     """Speed with reading, and with eight layers capped, over speed with neither."""
-    sampling, some = Sampling(max_new_tokens=tokens or 128), prompts[:64]
+    sampling, first_prompts = Sampling(max_new_tokens=tokens or 128), prompts[:64]
     cap = idle_cap(engine)
     plain, reading, capping = in_turn(
         repeats,
-        lambda: tokens_per_second(engine, some, sampling, False),
-        lambda: tokens_per_second(engine, some, sampling, True),
-        lambda: tokens_per_second(engine, some, sampling, False, [cap]),
+        lambda: tokens_per_second(engine, first_prompts, sampling, False),
+        lambda: tokens_per_second(engine, first_prompts, sampling, True),
+        lambda: tokens_per_second(engine, first_prompts, sampling, False, [cap]),
     )
     peers = {"reading every layer": reading, f"capping {len(cap.layers)} layers": capping}
     return {
@@ -164,29 +164,29 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
     os.environ.setdefault("VLLM_SLEEP_WHEN_IDLE", "1")  # the one that is not measured leaves the processor alone
     options: dict[str, Any] = {"max_model_len": 1024, "rows": len(prompts), "kv_cache_memory_bytes": 2 << 30}
     ours = VllmEngine.load(model, **options)
-    allowed = os.environ.get("VLLM_PLUGINS")
+    allowed_plugins = os.environ.get("VLLM_PLUGINS")
     os.environ["VLLM_PLUGINS"] = ""
     plain = VllmEngine.load(model, **options)
     os.environ.pop("VLLM_PLUGINS")
-    if allowed is not None:
-        os.environ["VLLM_PLUGINS"] = allowed
+    if allowed_plugins is not None:
+        os.environ["VLLM_PLUGINS"] = allowed_plugins
     cap = idle_cap(ours)
     names = ("nothing asked", "reading every layer", f"capping {len(cap.layers)} layers", "both")
-    ways: list[tuple[bool, Sequence[Intervention]]] = [(False, ()), (True, ()), (False, [cap]), (True, [cap])]
-    spent: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
+    settings: list[tuple[bool, Sequence[Intervention]]] = [(False, ()), (True, ()), (False, [cap]), (True, [cap])]
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
 
-    def measured(name: str, engine: Engine, read: bool, given: Sequence[Intervention]) -> float:
+    def measured(name: str, engine: Engine, read: bool, interventions: Sequence[Intervention]) -> float:
         before = _processor_seconds()
-        rate = tokens_per_second(engine, prompts, sampling, read, given)
-        spent[name].append(_processor_seconds() - before)
+        rate = tokens_per_second(engine, prompts, sampling, read, interventions)
+        cpu_seconds[name].append(_processor_seconds() - before)
         return rate
 
     for engine in (plain, ours):
         tokens_per_second(engine, prompts, sampling, False)  # memory is touched for the first time
-    as_it_is, *found = in_turn(
+    without_plugin, *with_plugin = in_turn(
         repeats,
         functools.partial(measured, "plain", plain, False, ()),
-        *(functools.partial(measured, name, ours, *way) for name, way in zip(names, ways, strict=True)),
+        *(functools.partial(measured, name, ours, *setting) for name, setting in zip(names, settings, strict=True)),
     )
 
     plain.close()
@@ -199,11 +199,11 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
     return {
         "prompts": len(prompts),
         "tokens": sampling.max_new_tokens,
-        "ours": summary(as_it_is, "tokens/s"),
-        "peers": {name: summary(figures, "tokens/s") for name, figures in zip(names, found, strict=True)},
-        "ratio": ratios(found, as_it_is),
+        "ours": summary(without_plugin, "tokens/s"),
+        "peers": {name: summary(figures, "tokens/s") for name, figures in zip(names, with_plugin, strict=True)},
+        "ratio": ratios(with_plugin, without_plugin),
         # By the processor's time, which others on the machine disturb less: the same tokens are made each way.
-        "processor_ratio": {k: 1 / v for k, v in ratios([spent[name] for name in names], spent["plain"]).items()},
+        "processor_ratio": {k: 1 / v for k, v in ratios([cpu_seconds[n] for n in names], cpu_seconds["plain"]).items()},
         "limit": dict.fromkeys(names, 0.95),
     }
 
@@ -220,15 +220,15 @@ def _processor_seconds() -> float:
 def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
     """`replay` against a forward pass that keeps all hidden states and slices them: speed, and share of the GEMM peak."""
     spans = _ragged(engine, prompts[:64], tokens or 256)
-    real = sum(len(s.token_ids) for s in spans)
+    token_count = sum(len(s.token_ids) for s in spans)
 
-    def ours() -> float:
+    def replay_speed() -> float:
         began = time.monotonic()
         for _ in engine.replay(spans, read=range(engine.model.layers)):
             pass
-        return real / (time.monotonic() - began)
+        return token_count / (time.monotonic() - began)
 
-    def peer() -> float:
+    def peer_speed() -> float:
         began = time.monotonic()
         for k in range(0, len(spans), 16):
             batch = spans[k : k + 16]
@@ -243,24 +243,24 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
                     use_cache=False,
                 ).hidden_states
             for row, s in enumerate(batch):
-                a, b = s.spans[0]
-                torch.stack([h[row, a:b].mean(0) for h in states[1:]])
-        return real / (time.monotonic() - began)
+                start, end = s.spans[0]
+                torch.stack([h[row, start:end].mean(0) for h in states[1:]])
+        return token_count / (time.monotonic() - began)
 
-    mine, theirs = in_turn(repeats, ours, peer)
-    share = statistics.median(mine) * _flops_per_token(engine) / _gemm_peak(engine)
-    used = [_memory_of(engine, call) for call in (ours, peer)]
+    our_speeds, peer_speeds = in_turn(repeats, replay_speed, peer_speed)
+    share = statistics.median(our_speeds) * _flops_per_token(engine) / _gemm_peak(engine)
+    memory = [_memory_of(engine, call) for call in (replay_speed, peer_speed)]
     name = "forward pass with all hidden states"
     return {
-        "ours": summary(mine, "tokens/s"),
-        "peers": {name: summary(theirs, "tokens/s")},
+        "ours": summary(our_speeds, "tokens/s"),
+        "peers": {name: summary(peer_speeds, "tokens/s")},
         "ratio": {
-            name: statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
+            name: statistics.median(a / b for a, b in zip(our_speeds, peer_speeds, strict=True)),
             "share of the GEMM peak": share,
-            "memory": used[1] / max(used[0], 1),
+            "memory": memory[1] / max(memory[0], 1),
         },
         "limit": {name: 2.2, "share of the GEMM peak": 0.7, "memory": 3.0},
-        "memory_mb": {"ours": used[0] / 2**20, name: used[1] / 2**20},
+        "memory_mb": {"ours": memory[0] / 2**20, name: memory[1] / 2**20},
     }
 
 
@@ -270,7 +270,7 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
     ids = sorted((engine.chat.prompt_ids(p.messages) for p in prompts), key=len)
     computed: list[int] = []
 
-    def ours() -> float:
+    def onset_speed() -> float:
         computed.clear()
         base = engine.network.base_model
         hook = base.register_forward_pre_hook(
@@ -285,7 +285,7 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
             hook.remove()
         return len(ids) / (time.monotonic() - began)
 
-    def peer() -> float:
+    def peer_speed() -> float:
         began = time.monotonic()
         for k in range(0, len(ids), 16):
             batch = ids[k : k + 16]
@@ -299,24 +299,24 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
             torch.stack([h[:, -1] for h in states[1:]])
         return len(ids) / (time.monotonic() - began)
 
-    mine, theirs = in_turn(repeats, ours, peer)
-    real = 0
+    our_speeds, peer_speeds = in_turn(repeats, onset_speed, peer_speed)
+    needed_tokens = 0
     for k in range(0, len(prompts), ONSET_SHARD):
         rows = [engine.chat.prompt_ids(p.messages) for p in prompts[k : k + ONSET_SHARD]]
-        real += sum(p.length + sum(len(rows[m]) - p.length for m in p.members) for p in shared_prefixes(rows))
-    per_prompt = real / len(prompts)
+        needed_tokens += sum(p.length + sum(len(rows[m]) - p.length for m in p.members) for p in shared_prefixes(rows))
+    per_prompt = needed_tokens / len(prompts)
     name = "output_hidden_states"
     return {
-        "ours": summary(mine, "prompts/s"),
-        "peers": {name: summary(theirs, "prompts/s")},
+        "ours": summary(our_speeds, "prompts/s"),
+        "peers": {name: summary(peer_speeds, "prompts/s")},
         "ratio": {
-            name: statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
-            "share of the GEMM peak": statistics.median(mine)
+            name: statistics.median(a / b for a, b in zip(our_speeds, peer_speeds, strict=True)),
+            "share of the GEMM peak": statistics.median(our_speeds)
             * per_prompt
             * _flops_per_token(engine)
             / _gemm_peak(engine),
-            "computed tokens that are real": real / sum(computed),
-            "tokens of the prompts that are computed": real / sum(map(len, ids)),
+            "computed tokens that are real": needed_tokens / sum(computed),
+            "tokens of the prompts that are computed": needed_tokens / sum(map(len, ids)),
         },
         "limit": {name: 2.0, "share of the GEMM peak": 0.7, "computed tokens that are real": 0.9},
     }
@@ -324,10 +324,10 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
 
 def _ragged(engine: TransformersEngine, prompts: Sequence[Prompt], longest: int) -> list[Span]:
     """Replies from 8 to `longest` tokens, as real transcripts are: their lengths' logarithms are evenly spread."""
-    steps = [int(8 * (longest / 8) ** (k / max(1, len(prompts) - 1))) for k in range(len(prompts))]
-    asked = [replace(p, sampling=Sampling(max_new_tokens=n)) for p, n in zip(prompts, steps, strict=True)]
+    lengths = [int(8 * (longest / 8) ** (k / max(1, len(prompts) - 1))) for k in range(len(prompts))]
+    with_lengths = [replace(p, sampling=Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
     spans = []
-    for r in engine.respond(asked, Sampling()):
+    for r in engine.respond(with_lengths, Sampling()):
         start = len(ids := engine.chat.prompt_ids(r.prompt.messages))
         spans.append(Span((*ids, *r.token_ids), ((start, start + len(r.token_ids)),)))
     return [spans[k] for k in torch.randperm(len(spans), generator=torch.Generator().manual_seed(0)).tolist()]
@@ -356,21 +356,21 @@ def _scale(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | 
     """The server's tokens a second with 16 clients at once against one, and the time to an idle server's first token."""
     from personaspace.bench.clients import first_token, served, throughput
 
-    most, clients = tokens or 48, 16
-    asked = [[dict(m) for m in p.messages] for p in prompts[:clients]]
+    max_tokens, clients = tokens or 48, 16
+    conversations = [[dict(m) for m in p.messages] for p in prompts[:clients]]
     with served(engine, clients) as port:
-        throughput(port, engine.model.id, asked, 4, clients)  # memory is touched for the first time
-        many, one = in_turn(
+        throughput(port, engine.model.id, conversations, 4, clients)  # memory is touched for the first time
+        all_clients, single_client = in_turn(
             repeats,
-            lambda: throughput(port, engine.model.id, asked, most, clients),
-            lambda: throughput(port, engine.model.id, asked[:2], most, 1),
+            lambda: throughput(port, engine.model.id, conversations, max_tokens, clients),
+            lambda: throughput(port, engine.model.id, conversations[:2], max_tokens, 1),
         )
         waits = [first_token(port, engine.model.id) for _ in range(5)]
     name = "one client"
     return {
-        "ours": summary(many, "tokens/s"),
-        "peers": {name: summary(one, "tokens/s"), "first token": summary(waits, "s")},
-        "ratio": {name: statistics.median(a / b for a, b in zip(many, one, strict=True))},
+        "ours": summary(all_clients, "tokens/s"),
+        "peers": {name: summary(single_client, "tokens/s"), "first token": summary(waits, "s")},
+        "ratio": {name: statistics.median(a / b for a, b in zip(all_clients, single_client, strict=True))},
         "limit": {name: 4.0, "first token": 0.5},
     }
 

@@ -52,20 +52,22 @@ def served(engine: TransformersEngine, rows: int) -> Iterator[int]:
         listening.close()
 
 
-def throughput(port: int, model: str, asked: Sequence[list[dict[str, str]]], tokens: int, clients: int) -> float:
+def throughput(
+    port: int, model: str, conversations: Sequence[list[dict[str, str]]], tokens: int, clients: int
+) -> float:
     """Tokens a second that so many clients get together, each asking for one of the conversations at a time."""
 
     def ask(messages: list[dict[str, str]]) -> int:
         answer = _post(
             port, {"model": model, "messages": messages, "max_tokens": tokens, "temperature": 0.7, "seed": 1}
         )
-        made: int = json.loads(answer.read())["usage"]["completion_tokens"]
-        return made
+        token_count: int = json.loads(answer.read())["usage"]["completion_tokens"]
+        return token_count
 
     began = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
-        made = sum(pool.map(ask, asked))
-    return made / (time.monotonic() - began)
+        token_count = sum(pool.map(ask, conversations))
+    return token_count / (time.monotonic() - began)
 
 
 def first_token(port: int, model: str) -> float:

@@ -13,7 +13,7 @@ from personaspace.engines import Engine
 from personaspace.engines.prefix import common
 from personaspace.errors import DesignError, UsageError
 from personaspace.mapping import estimate
-from personaspace.mapping.sums import Kept, Responses
+from personaspace.mapping.sums import FromActivations, Responses
 from personaspace.report.page import FAR, NEAR, SOFT, Block, write_figures
 from personaspace.runs import Run, Shards
 from personaspace.space import PersonaSpace
@@ -35,8 +35,8 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Point:
-    """What so many readings a role are worth: axis, order and map reliability. tokens: that the model computed, beginnings that
-    neighbours share once; seconds: of the run's own, as a share of its readings."""
+    """What so many readings a role are worth: axis, order and map reliability. tokens: that the model computed, shared
+    prefixes once; seconds: of the run's own, as a share of its readings."""
 
     way: str
     per_role: int
@@ -51,7 +51,7 @@ class Point:
 def curves(run: Run, engine: Engine, layer: int | None = None, seed: int = 0) -> list[Point]:
     """Points of each way to read, from a run that kept its activations. Raises `UsageError` where it did not."""
     space, manifest = PersonaSpace.load(run.space_file), run.manifest()
-    at = space.layer if layer is None else layer
+    layer_index = space.layer if layer is None else layer
     points = []
     for way in WAYS:
         reading = PROMPT if way == "prompt" else REPLY
@@ -60,57 +60,64 @@ def curves(run: Run, engine: Engine, layer: int | None = None, seed: int = 0) ->
             continue
         if not shards.whole():
             raise UsageError(f"{run.folder}: its activations were let go; a run of --keep all has them")
-        part = _Part(shards, manifest["config"]["catalog"]["roles"], engine, seed)
+        subsampled = _SubsampledReading(shards, manifest["config"]["catalog"]["roles"], engine, seed)
         seconds = manifest.get("onset_seconds" if reading == PROMPT else "seconds", 0.0)
-        points += [p for each in EACH if (p := part.point(way, each, at, seconds)) is not None]
+        points += [p for each in EACH if (p := subsampled.point(way, each, layer_index, seconds)) is not None]
     return points
 
 
-class _Part:
-    """One reading's responses, of which the first so many of each role are looked at."""
+class _SubsampledReading:
+    """One reading's responses, of which the first so many of each role are estimated from."""
 
     def __init__(self, shards: Shards, roles: Sequence[str], engine: Engine, seed: int) -> None:
         self.shards, self.roles, self.seed = shards, list(roles), seed
-        numbers = shards.done()
-        self.responses = Responses.read(shards, numbers, self.roles, None, seed)
+        shard_numbers = shards.done()
+        self.responses = Responses.read(shards, shard_numbers, self.roles, None, seed)
         columns = ["role", "index", "system", "user", "tokens", "finish_reason"]
-        rows = {k: shards.read(k, columns).to_pylist() for k in numbers}
-        mine = [rows[s][r] for s, r in zip(self.responses.shard.tolist(), self.responses.row.tolist(), strict=True)]
-        self.index = np.array([row["index"] for row in mine])
+        rows = {k: shards.read(k, columns).to_pylist() for k in shard_numbers}
+        reading_rows = [
+            rows[s][r] for s, r in zip(self.responses.shard.tolist(), self.responses.row.tolist(), strict=True)
+        ]
+        self.index = np.array([row["index"] for row in reading_rows])
         self.ids = [
             engine.chat.prompt_ids(
                 ([{"role": "system", "content": row["system"]}] if row["system"] else [])
                 + [{"role": "user", "content": row["user"]}]
             )
-            for row in mine
+            for row in reading_rows
         ]
-        self.generated = np.array([0 if row["finish_reason"] == "onset" else row["tokens"] for row in mine])
+        self.generated = np.array([0 if row["finish_reason"] == "onset" else row["tokens"] for row in reading_rows])
 
-    def point(self, way: str, each: int, layer: int, seconds: float) -> Point | None:
+    def point(self, way: str, per_role: int, layer: int, seconds: float) -> Point | None:
         is_default = self.responses.role == 0
-        most = int(self.index[~is_default].max()) + 1
-        if each > most:
+        most_per_role = int(self.index[~is_default].max()) + 1
+        if per_role > most_per_role:
             return None
-        default = each if way == "study" else max(2, round(int(is_default.sum()) * each / most))
-        some = np.where(is_default, self.index < default, self.index < each)
-        responses = self.responses.where(some)
-        source = Kept(self.shards, responses, 1 + len(self.roles), int(self.responses.question.max()) + 1, None)
+        default = per_role if way == "study" else max(2, round(int(is_default.sum()) * per_role / most_per_role))
+        chosen = np.where(is_default, self.index < default, self.index < per_role)
+        responses = self.responses.where(chosen)
+        source = FromActivations(
+            self.shards, responses, 1 + len(self.roles), int(self.responses.question.max()) + 1, None
+        )
         counts = dict.fromkeys((DEFAULT, *self.roles), 1)
         try:
-            kept = estimate.counted(source, self.roles, counts, 1)
+            included = estimate.included_responses(source, self.roles, counts, 1)
         except DesignError:
             return None
         layers = slice(layer, layer + 1)
-        sums = source.sums(kept.cells, layers)
-        ratios = np.array([np.inf]) if way == "study" else estimate.variance_ratios(kept, layers)
-        half = reliability.split_half(reliability.split_fits(kept.cells, SPLITS, self.seed), sums, ratios)
-        wholes = [spearman_brown(half.axis)]
-        wholes += [spearman_brown(getattr(half, name), half.factor) for name in NAMES[1:]]
-        axis, order, map_ = (None if np.isnan(w[0]) else float(w[0]) for w in wholes)
-        ids = sorted(self.ids[k] for k in np.flatnonzero(some))
-        computed = sum(len(b) - common(a, b) for a, b in zip([[], *ids[:-1]], ids, strict=True))
-        tokens = computed + int(self.generated[some].sum())
-        return Point(way, each, default, tokens, seconds * float(some.mean()), axis, order, map_)
+        sums = source.sums(included.cells, layers)
+        ratios = np.array([np.inf]) if way == "study" else estimate.variance_ratios(included, layers)
+        halves = reliability.split_half(reliability.split_fits(included.cells, SPLITS, self.seed), sums, ratios)
+        whole_reliabilities = [spearman_brown(halves.axis)]
+        whole_reliabilities += [spearman_brown(getattr(halves, name), halves.factor) for name in NAMES[1:]]
+        axis, order, map_ = (None if np.isnan(values[0]) else float(values[0]) for values in whole_reliabilities)
+        prompts = sorted(self.ids[k] for k in np.flatnonzero(chosen))
+        computed = sum(
+            len(tokens_of_prompt) - common(before, tokens_of_prompt)
+            for before, tokens_of_prompt in zip([[], *prompts[:-1]], prompts, strict=True)
+        )
+        tokens = computed + int(self.generated[chosen].sum())
+        return Point(way, per_role, default, tokens, seconds * float(chosen.mean()), axis, order, map_)
 
 
 COLOUR = {"study": SOFT, "reply": FAR, "prompt": NEAR}
@@ -122,15 +129,17 @@ def write_page(path: str | Path, model: str, layer: int, points: Sequence[Point]
     for name in NAMES:
         data = []
         for way, words in WAYS.items():
-            mine = [p for p in points if p.way == way and getattr(p, name) is not None]
+            points_of_way = [p for p in points if p.way == way and getattr(p, name) is not None]
             data.append(
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
                     "name": words.split(",")[0],
-                    "x": [p.tokens for p in mine],
-                    "y": [getattr(p, name) for p in mine],
-                    "text": [f"{p.per_role} a role, {p.default} of the default, {p.seconds:.0f} s" for p in mine],
+                    "x": [p.tokens for p in points_of_way],
+                    "y": [getattr(p, name) for p in points_of_way],
+                    "text": [
+                        f"{p.per_role} a role, {p.default} of the default, {p.seconds:.0f} s" for p in points_of_way
+                    ],
                     "hovertemplate": "%{text}<br>%{x:,} tokens: %{y:.2f}<extra></extra>",
                     "line": {"color": COLOUR[way], "width": 3},
                 }

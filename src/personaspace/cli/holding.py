@@ -68,7 +68,7 @@ def calibrate(
     from personaspace.holding import sweep as sweeping
     from personaspace.holding import tradeoff
     from personaspace.holding.monitor import detection
-    from personaspace.holding.outcomes import Outcome
+    from personaspace.holding.outcomes import CapOutcome
     from personaspace.runs import Run
     from personaspace.space import PersonaSpace
 
@@ -85,7 +85,7 @@ def calibrate(
     chosen = wanted or calibration.default_range(len(axis))
     calibration.check_range(chosen, len(axis))
     run = Run(folder)
-    taken = calibration.taken(run, axis / axis.norm(dim=-1, keepdim=True))
+    taken = calibration.projections_while_mapping(run, axis / axis.norm(dim=-1, keepdim=True))
     replay = sweep or min(len(taken[0]), len(taken[1])) < calibration.LEAST
     if replay:
         loaded, engine = space_and_engine(space, model, device, dtype)
@@ -99,7 +99,7 @@ def calibrate(
             made = calibration.with_caps(loaded, taken[0], taken[1], chosen, taken[2])
         name, cap = calibration.named_cap(made, kind, floor, chosen)
         made.meta["caps"][name] = cap
-        outcomes: list[Outcome] = []
+        outcomes: list[CapOutcome] = []
         if sweep:
             ranges = [wanted] if wanted else sweeping.candidates(engine.model.layers)
             err.print(f"trying {len(ranges) * len(sweeping.CHOICES)} caps on {prompts} role prompts")

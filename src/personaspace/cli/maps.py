@@ -183,9 +183,9 @@ def _plan_on(model: str, on: str, catalog: Catalog, options: MapOptions, as_json
     options = options.resolved(None, catalog)
     asked = {}
     if options.read != "reply":
-        asked["prompt"] = plan.asked_of(catalog, options.prompts, 0, options.seed, chat)
+        asked["prompt"] = plan.workload_of(catalog, options.prompts, 0, options.seed, chat)
     if options.read != "prompt":
-        asked["reply"] = plan.asked_of(catalog, options.design, options.sampling.max_new_tokens, options.seed, chat)
+        asked["reply"] = plan.workload_of(catalog, options.design, options.sampling.max_new_tokens, options.seed, chat)
     if as_json:
         by_reading = {reading: plan.as_json(model, hardware, of, shape) for reading, of in asked.items()}
         out.print_json(json.dumps({**by_reading[list(asked)[-1]], "readings": by_reading}))

@@ -35,8 +35,8 @@ CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A reply of a run: who gave it to which messages, as token ids with its span."""
+class RunReply:
+    """A reply of a run: the role that gave it, the messages it answers, and its token ids."""
 
     role: str
     messages: tuple[Message, ...]
@@ -50,69 +50,71 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ReplySample:
     """Replies drawn from a run: some of the default's, and a few of each of many roles; others of the default are held out."""
 
-    default: tuple[Reply, ...]
-    roles: tuple[Reply, ...]
-    held_out: tuple[Reply, ...]
+    default: tuple[RunReply, ...]
+    roles: tuple[RunReply, ...]
+    held_out: tuple[RunReply, ...]
 
 
-def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int = 96, seed: int = 0) -> Sample:
+def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int = 96, seed: int = 0) -> ReplySample:
     """Draws replies from a run: `roles` of roles', at most `A_ROLE` of each, so that many roles speak. Raises `DesignError`
     where it holds too few, saying how many it takes."""
     rng = np.random.default_rng(seed)
-    by_role: dict[str, list[Reply]] = {}
+    by_role: dict[str, list[RunReply]] = {}
     for reply in _replies(run):
         by_role.setdefault(reply.role, []).append(reply)
-    of_default = by_role.pop(DEFAULT, [])
-    of_roles: list[Reply] = []
+    default_replies = by_role.pop(DEFAULT, [])
+    role_replies: list[RunReply] = []
     for name in rng.permutation(sorted(by_role)).tolist():
-        own = by_role[name]
-        of_roles += [own[k] for k in sorted(rng.permutation(len(own))[:A_ROLE].tolist())]
-        if len(of_roles) >= roles:
+        of_this_role = by_role[name]
+        role_replies += [of_this_role[k] for k in sorted(rng.permutation(len(of_this_role))[:A_ROLE].tolist())]
+        if len(role_replies) >= roles:
             break
-    if len(of_default) < 2 * LEAST or len(of_roles) < LEAST:
+    if len(default_replies) < 2 * LEAST or len(role_replies) < LEAST:
         raise DesignError(
-            f"{run.folder} holds {len(of_default)} replies of the default and {len(of_roles)} of roles; calibration needs "
-            f"{2 * LEAST} and {LEAST}: map with a higher --default-responses or --per-role"
+            f"{run.folder} holds {len(default_replies)} replies of the default and {len(role_replies)} of roles; "
+            f"calibration needs {2 * LEAST} and {LEAST}: map with a higher --default-responses or --per-role"
         )
-    order = [of_default[k] for k in rng.permutation(len(of_default))]
-    kept_back = min(held_out, len(order) // 2)
-    return Sample(tuple(order[kept_back:][:default]), tuple(of_roles), tuple(order[:kept_back]))
+    shuffled = [default_replies[k] for k in rng.permutation(len(default_replies))]
+    held_out_count = min(held_out, len(shuffled) // 2)
+    return ReplySample(
+        tuple(shuffled[held_out_count:][:default]), tuple(role_replies), tuple(shuffled[:held_out_count])
+    )
 
 
-def _replies(run: Run) -> Iterator[Reply]:
+def _replies(run: Run) -> Iterator[RunReply]:
     for shard in run.done():
         for row in run.read(shard, ["role", "system", "user", "token_ids", "text"]).to_pylist():
             if row["token_ids"]:
                 system = [{"role": "system", "content": row["system"]}] if row["system"] else []
                 messages = (*system, {"role": "user", "content": row["user"]})
-                yield Reply(row["role"], messages, tuple(row["token_ids"]), row["text"])
+                yield RunReply(row["role"], messages, tuple(row["token_ids"]), row["text"])
 
 
-def replayed(engine: Engine, replies: Sequence[Reply], **how: Any) -> Iterator[Turn]:
+def replayed(engine: Engine, replies: Sequence[RunReply], **options: Any) -> Iterator[Turn]:
     """Each reply as `Engine.replay` reads it, in order, so many at a time that every token's own may be asked for."""
     chat = engine.chat
     for k in range(0, len(replies), CHUNK):
         spans = [r.span(chat.prompt_ids(r.messages)) for r in replies[k : k + CHUNK]]
-        for turns in engine.replay(spans, **how):
+        for turns in engine.replay(spans, **options):
             yield turns[0]
 
 
-def token_projections(engine: Engine, space: PersonaSpace, replies: Sequence[Reply]) -> list[Tensor]:
+def token_projections(engine: Engine, space: PersonaSpace, replies: Sequence[RunReply]) -> list[Tensor]:
     """Every token's projection on the axis at every layer, one `[tokens, layers]` a reply."""
     axis = space.tensors["axis"]
     unit = axis / axis.norm(dim=-1, keepdim=True)
-    every = range(len(axis))
+    all_layers = range(len(axis))
     return [
         torch.einsum("tld,ld->tl", turn.each, unit)
-        for turn in replayed(engine, replies, read=every, each=True)
+        for turn in replayed(engine, replies, read=all_layers, each=True)
         if turn.each is not None
     ]
 
 
-def calibrate(engine: Engine, space: PersonaSpace, sample: Sample, layers: range) -> PersonaSpace:
+def calibrate(engine: Engine, space: PersonaSpace, sample: ReplySample, layers: range) -> PersonaSpace:
     """The space with caps at `layers`, from a replayed sample; see `with_caps`."""
     check_range(layers, len(space.tensors["axis"]))
     default = token_projections(engine, space, sample.default)
@@ -120,12 +122,12 @@ def calibrate(engine: Engine, space: PersonaSpace, sample: Sample, layers: range
     return with_caps(space, default, roles, layers, [r.role for r in sample.roles])
 
 
-def taken(run: Run, axis: Tensor) -> tuple[list[Tensor], list[Tensor], list[str]]:
+def projections_while_mapping(run: Run, axis: Tensor) -> tuple[list[Tensor], list[Tensor], list[str]]:
     """Every token's projection on the axis `[layers, hidden]`, of the default's replies and of roles', one `[tokens, layers]` a
     reply, as they were taken while they were given; and whose the latter are. Empty where none were, or on another axis."""
     default: list[Tensor] = []
     roles: list[Tensor] = []
-    names: list[str] = []
+    role_names: list[str] = []
     for shard in run.done():
         projections = run.projections(shard, axis)
         if projections is None:
@@ -137,8 +139,8 @@ def taken(run: Run, axis: Tensor) -> tuple[list[Tensor], list[Tensor], list[str]
                 default.append(tokens)
             else:
                 roles.append(tokens)
-                names.append(role)
-    return default, roles, names
+                role_names.append(role)
+    return default, roles, role_names
 
 
 def with_caps(
@@ -149,11 +151,11 @@ def with_caps(
     the roles' are. Raises `UsageError` for layers that do not exist."""
     check_range(layers, len(space.tensors["axis"]))
     all_tokens = [torch.cat(default), torch.cat(roles)]
-    sets = {"default": all_tokens[0], "roles": all_tokens[1], "all": torch.cat(all_tokens)}
-    steps = torch.linspace(0, 1, 101)
+    token_sets = {"default": all_tokens[0], "roles": all_tokens[1], "all": torch.cat(all_tokens)}
+    quantile_steps = torch.linspace(0, 1, 101)
     tensors = dict(space.tensors)
-    for name, projections in sets.items():
-        tensors[f"quantiles_{name}_tokens"] = torch.quantile(projections, steps, dim=0)
+    for name, projections in token_sets.items():
+        tensors[f"quantiles_{name}_tokens"] = torch.quantile(projections, quantile_steps, dim=0)
     tensors["beginnings_default"] = beginnings(default, space.layer)
     tensors["beginnings_roles"] = beginnings(roles, space.layer)
     lengths = [n for n in LENGTHS if n <= max(len(p) for p in (*default, *roles))] or [LENGTHS[0]]
@@ -163,17 +165,17 @@ def with_caps(
         "calibration": {
             "default_replies": len(default),
             "role_replies": len(roles),
-            "tokens": {k: len(v) for k, v in sets.items()},
+            "tokens": {k: len(v) for k, v in token_sets.items()},
             "lengths": lengths,
             "roles": list(names),
         },
     }
-    made = PersonaSpace(meta, tensors)
+    capped_space = PersonaSpace(meta, tensors)
     for kind in KINDS:
         for percentile in PERCENTILES:
-            name, cap = named_cap(made, kind, percentile, layers)
+            name, cap = named_cap(capped_space, kind, percentile, layers)
             meta["caps"][name] = cap
-    return made
+    return capped_space
 
 
 WITHOUT_SWEEP = "it is the floor that the default's own tokens set (their 25th percentile); no sweep was made"
@@ -204,12 +206,12 @@ def recommended(space: PersonaSpace, name: str, why: Mapping[str, Any]) -> Perso
 def beginnings(projections: Sequence[Tensor], layer: int) -> Tensor:
     """The mean projection at a layer of each reply's first 4, 8, 16 … tokens, `[lengths, replies]`; NaN where it is
     shorter than that."""
-    found = torch.full((len(LENGTHS), len(projections)), float("nan"))
+    means = torch.full((len(LENGTHS), len(projections)), float("nan"))
     for k, tokens in enumerate(projections):
         for row, n in enumerate(LENGTHS):
             if len(tokens) >= n:
-                found[row, k] = tokens[:n, layer].mean()
-    return found
+                means[row, k] = tokens[:n, layer].mean()
+    return means
 
 
 def default_range(layers: int) -> range:

@@ -66,12 +66,12 @@ def directions(space: PersonaSpace, random: int, first: int = 0) -> dict[str, Di
     def numbered(number: int) -> Direction:
         return lambda space, layer: random_direction(space, layer, number)
 
-    named = {f"{RANDOM} {k + 1}": numbered(first + k) for k in range(random)}
+    by_name = {f"{RANDOM} {k + 1}": numbered(first + k) for k in range(random)}
     if "components" in space.tensors and space.tensors["components"].shape[1] > SECOND:
-        named[PC2] = second_component
+        by_name[PC2] = second_component
     if "role_layers" not in space.meta:
-        named[SHUFFLED] = between_halves
-    return {**named, CONSTANT: lambda space, layer: space.axis_at(layer)}
+        by_name[SHUFFLED] = between_halves
+    return {**by_name, CONSTANT: lambda space, layer: space.axis_at(layer)}
 
 
 def displaced(space: PersonaSpace, layers: Sequence[int], steps: Sequence[float], along: Direction) -> tuple[Add, ...]:
@@ -85,11 +85,11 @@ def displacement(engine: Engine, space: PersonaSpace, cap: Cap, prompts: Sequenc
     """How far a cap moves a reply's token in the mean at each of its layers, ‖h after − h before‖, given what it did
     at the layers below; on the first of the prompts. Raises `RunError` for an engine that does not read what a cap
     changes."""
-    asked = [Prompt(tuple(p), index=k, seed=k) for k, p in enumerate(prompts[:MEASURED_ON])]
+    measured_prompts = [Prompt(tuple(p), index=k, seed=k) for k, p in enumerate(prompts[:MEASURED_ON])]
     axis = torch.stack([space.axis_at(layer) for layer in cap.layers])
     steps, tokens = torch.zeros(len(cap.layers)), 0
     sampling = Sampling(max_new_tokens=MEASURED_ON)
-    for r in engine.respond(asked, sampling, read=cap.layers, interventions=(cap,), before=True):
+    for r in engine.respond(measured_prompts, sampling, read=cap.layers, interventions=(cap,), before=True):
         if r.activation is not None and r.before is not None and r.token_ids:
             # Every step of a floor points the same way, up the axis: the means' difference is the mean of the lengths.
             steps += len(r.token_ids) * ((r.activation - r.before).float().cpu() * axis).sum(-1)

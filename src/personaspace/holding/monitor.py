@@ -68,12 +68,12 @@ class AlertRule:
         """The rule in words: which rate it keeps, and what it finds."""
         parts = [f"mean drift over {self.turns} turn{'s' * (self.turns > 1)} above {self.threshold:+.2f}"]
         if self.rate is not None:
-            of = self.rate_of or "conversations"
+            conversations = self.rate_of or "conversations"
             inside = ""
             if self.rate_interval:
                 low, high = (f"{100 * x:.2g}" for x in self.rate_interval)
                 inside = f" ({low} to {high}%)"
-            parts.append(f", which {100 * self.rate:.3g}%{inside} of the default's {of} raise")
+            parts.append(f", which {100 * self.rate:.3g}%{inside} of the default's {conversations} raise")
         if self.window_rate is not None:
             window = "turns" if self.turns == 1 else f"runs of {self.turns} turns"
             parts.append(f", and {100 * self.window_rate:.2g}% of its single {window}")
@@ -84,12 +84,14 @@ class AlertRule:
                 else f"; turns of a conversation are taken to correlate by {self.correlation:.2f}"
             )
         if self.detects is not None:
-            such = (
+            conversation_share = (
                 f" and {100 * self.detects_conversations:.0f}% of such conversations"
                 if self.detects_conversations
                 else ""
             )
-            parts.append(f"; so do {100 * self.detects:.0f}% of roles' runs{such} at {self.tokens} tokens a reply")
+            parts.append(
+                f"; so do {100 * self.detects:.0f}% of roles' runs{conversation_share} at {self.tokens} tokens a reply"
+            )
         return "".join(parts)
 
 
@@ -109,9 +111,9 @@ def simulated(correlation: float, turns: int, conversations: int, seed: int = 0)
     rng = np.random.default_rng(seed)
     fewest, most = (max(n, turns) for n in CONVERSATION)
     lengths = rng.integers(fewest, most + 1, conversations)
-    common, own = rng.normal(size=(conversations, 1)), rng.normal(size=(conversations, most))
-    each = correlation**0.5 * common + (1 - correlation) ** 0.5 * own
-    return each, np.arange(most - turns + 1) <= (lengths - turns)[:, None]
+    shared_part, turn_part = rng.normal(size=(conversations, 1)), rng.normal(size=(conversations, most))
+    drifts = correlation**0.5 * shared_part + (1 - correlation) ** 0.5 * turn_part
+    return drifts, np.arange(most - turns + 1) <= (lengths - turns)[:, None]
 
 
 def _lengths(turns: int) -> str:
@@ -120,12 +122,12 @@ def _lengths(turns: int) -> str:
     return f"conversations of {fewest} to {most} turns" if fewest < most else f"conversations of {most} turns"
 
 
-def highest(each: np.ndarray, within: np.ndarray) -> np.ndarray:
+def highest(drifts: np.ndarray, within: np.ndarray) -> np.ndarray:
     """The highest mean over turns in a row of each conversation, `[conversations]`; see `simulated`."""
-    turns = each.shape[1] - within.shape[1] + 1
-    sums = np.pad(each.cumsum(1), ((0, 0), (1, 0)))
-    found: np.ndarray = np.where(within, (sums[:, turns:] - sums[:, :-turns]) / turns, -np.inf).max(1)
-    return found
+    turns = drifts.shape[1] - within.shape[1] + 1
+    sums = np.pad(drifts.cumsum(1), ((0, 0), (1, 0)))
+    highest_means: np.ndarray = np.where(within, (sums[:, turns:] - sums[:, :-turns]) / turns, -np.inf).max(1)
+    return highest_means
 
 
 def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Sequence[int] = TURNS) -> list[AlertRule]:
@@ -150,19 +152,19 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
     for count in turns:
         # Where it is not known how alike turns are, the highest threshold of all is taken: a mean over alike turns
         # spreads further, but differing ones give more chances, so that neither end is the careful one by itself.
-        tried = []
+        thresholds = []
         for rho in CORRELATIONS if correlation is None else (correlation,):
-            each, within = simulated(rho, count, conversations, seed)
-            tried.append((float(np.quantile(highest(each, within), 1 - rate)), rho))
-        reach, rho = max(tried)
-        each, within = simulated(rho, count, conversations, seed)
-        tops = np.sort(highest(each, within))
+            drifts, within = simulated(rho, count, conversations, seed)
+            thresholds.append((float(np.quantile(highest(drifts, within), 1 - rate)), rho))
+        reach, rho = max(thresholds)
+        drifts, within = simulated(rho, count, conversations, seed)
+        tops = np.sort(highest(drifts, within))
         spread = 1.0 if correlation is None else ((1 + (count - 1) * correlation) / count) ** 0.5
         window_rate = 1 - NormalDist().cdf(reach / spread)
-        ranks = torch.special.ndtr(torch.from_numpy(each)).numpy()
+        ranks = torch.special.ndtr(torch.from_numpy(drifts)).numpy()
         for row, tokens in enumerate(lengths):
             default, by_role = (
-                (space.drift(0.0) - space.tensors[name][row].double() / _std(space)).numpy()
+                (space.drift(0.0) - space.tensors[name][row].double() / _default_deviation(space)).numpy()
                 for name in ("beginnings_default", "beginnings_roles")
             )
             default = np.sort(default[~np.isnan(default)])
@@ -171,8 +173,8 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
             if len(default) < LEAST_REPLIES or len(groups) < LEAST_ROLES:
                 continue
             threshold = float(default.mean() + reach * default.std(ddof=1))
-            enough = [g for g in groups if len(g) >= count]
-            seen = [rng.permuted(np.tile(g, (64, 1)), axis=1)[:, :count].mean(1) > threshold for g in enough]
+            long_enough = [g for g in groups if len(g) >= count]
+            alerts = [rng.permuted(np.tile(g, (64, 1)), axis=1)[:, :count].mean(1) > threshold for g in long_enough]
             as_sampled = np.interp(ranks, np.linspace(0, 1, len(default)), default)
             rule = AlertRule(
                 threshold,
@@ -180,7 +182,7 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
                 0.5,
                 rate,
                 observed=float((highest(as_sampled, within) > threshold).mean()),
-                detects=float(np.mean(seen)) if len(enough) >= LEAST_ROLES else None,
+                detects=float(np.mean(alerts)) if len(long_enough) >= LEAST_ROLES else None,
                 # How often a whole conversation is found hangs on how alike its turns are, which no bound stands in for.
                 detects_conversations=None if correlation is None else _raised_by_roles(groups, tops, threshold, rng),
                 tokens=tokens,
@@ -237,7 +239,7 @@ def alert_rule(
     return min(rules, key=lambda r: abs((r.tokens or 0) - (tokens or 10**6)), default=None)
 
 
-def _std(space: PersonaSpace) -> float:
+def _default_deviation(space: PersonaSpace) -> float:
     return float(space.tensors["default_moments"][1, space.layer])
 
 
@@ -299,9 +301,9 @@ class Monitor:
         drift = self.space.drift(projection) if self.knows_default else None
         if drift is not None:
             self.look(drift)
-        at = len(self.readings) if index is None else index
+        turn_index = len(self.readings) if index is None else index
         fell = self._fall(each) if self.knows_default else None
-        reading = TurnReading(at, n, projection, drift, self.space.nearest(mean, 5), self.alert, fell, each)
+        reading = TurnReading(turn_index, n, projection, drift, self.space.nearest(mean, 5), self.alert, fell, each)
         self.readings.append(reading)
         return reading
 
@@ -316,17 +318,17 @@ class Monitor:
         elif mean < self.rule.threshold - self.rule.hysteresis:
             self.alert = False
 
-    def _fall(self, each: Sequence[float]) -> tuple[int, int] | None:
+    def _fall(self, projections: Sequence[float]) -> tuple[int, int] | None:
         """Where the sum of what lies more than a standard deviation under the default's mean is greatest."""
         mean, std = self.space.tensors["default_moments"][:, self.space.layer].tolist()
-        best, found, total, start = 0.0, None, 0.0, 0
-        for k, projection in enumerate(each):
+        best, steepest, total, start = 0.0, None, 0.0, 0
+        for k, projection in enumerate(projections):
             if total <= 0:
                 total, start = 0.0, k
             total += mean - std - projection
             if total > best:
-                best, found = total, (start, k + 1)
-        return found
+                best, steepest = total, (start, k + 1)
+        return steepest
 
 
 def project(

@@ -55,17 +55,17 @@ class Losses:
         low, high = np.quantile((times @ lost) / (times @ tokens), [tail, 1 - tail])
         return math.exp(low), math.exp(high)
 
-    def __add__(self, other: Losses) -> Losses:
+    def __add__(self, addend: Losses) -> Losses:
         return Losses(
-            np.concatenate([self.lost, other.lost]),
-            np.concatenate([self.tokens, other.tokens]),
-            np.concatenate([self.touched, other.touched]),
-            self.questions + other.questions,
+            np.concatenate([self.lost, addend.lost]),
+            np.concatenate([self.tokens, addend.tokens]),
+            np.concatenate([self.touched, addend.touched]),
+            self.questions + addend.questions,
         )
 
 
 @dataclass(frozen=True)
-class Effect:
+class CapEffect:
     """What is done to role replies, by a cap or by what it is compared with.
 
     way: how far of the way along the axis from plain role replies to default ones they lie, replayed through the model
@@ -87,7 +87,7 @@ def effects(
     roles: Sequence[str],
     replies: Mapping[str, tuple[Tensor, float | None]],
     default: float,
-) -> dict[str, Effect]:
+) -> dict[str, CapEffect]:
     """The effects by name. roles: whose each reply is; replies: by name their mean activations `[replies, hidden]`
     as the model reads them without anything, NaN for an empty one, and the share in role; plain ones are called
     `none`. default: the mean projection of default replies."""
@@ -95,42 +95,42 @@ def effects(
     # Of a space of prompts, role vectors point from the mean prompt; replies lie about their own mean.
     (vectors, _), centre = space.centred(), space.centre()
     rows = {role: k for k, role in enumerate(space.roles)}
-    own = torch.stack([vectors[rows[r]] if r in rows else torch.full_like(unit, math.nan) for r in roles])
+    own_vectors = torch.stack([vectors[rows[r]] if r in rows else torch.full_like(unit, math.nan) for r in roles])
 
     def across(x: Tensor) -> Tensor:
         return x - (x @ unit)[:, None] * unit
 
     along = {name: (h @ unit).numpy() for name, (h, _) in replies.items()}
-    alike = {
-        name: torch.cosine_similarity(across(h - centre), across(own), dim=-1).numpy()
+    cosines = {
+        name: torch.cosine_similarity(across(h - centre), across(own_vectors), dim=-1).numpy()
         for name, (h, _) in replies.items()
     }
     gap = default - float(np.nanmean(along["none"]))
-    found = {}
+    by_name = {}
     for name, (_, in_role) in replies.items():
         way, way_error = _mean((along[name] - along["none"]) / gap)
-        off, off_error = _mean(alike[name] - alike["none"])
-        if math.isnan(off):
-            found[name] = Effect(name, way, way_error, in_role)
+        off_axis, off_axis_error = _mean(cosines[name] - cosines["none"])
+        if math.isnan(off_axis):
+            by_name[name] = CapEffect(name, way, way_error, in_role)
         else:
-            found[name] = Effect(name, way, way_error, in_role, off, off_error)
-    return found
+            by_name[name] = CapEffect(name, way, way_error, in_role, off_axis, off_axis_error)
+    return by_name
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
     """The mean of what is there, and its standard error."""
-    there = values[~np.isnan(values)]
-    if not len(there):
+    present = values[~np.isnan(values)]
+    if not len(present):
         return math.nan, math.nan
-    error = float(there.std(ddof=1)) / math.sqrt(len(there)) if len(there) > 1 else math.nan
-    return float(there.mean()), error
+    error = float(present.std(ddof=1)) / math.sqrt(len(present)) if len(present) > 1 else math.nan
+    return float(present.mean()), error
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CapOutcome:
     """What a cap does.
 
-    way, off_axis, adherence: as in `Effect`. cost: factor on the perplexity of held-out default replies, with its 95%
+    way, off_axis, adherence: as in `CapEffect`. cost: factor on the perplexity of held-out default replies, with its 95%
     interval; losses: what both are made of. touched: share of their tokens that it changes. capability: share of tasks
     solved.
     """
@@ -169,7 +169,7 @@ class Outcome:
         return {**values, "cost_interval": list(self.cost_interval) if self.cost_interval else None}
 
 
-def pareto(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def pareto(outcomes: Sequence[CapOutcome]) -> list[CapOutcome]:
     """Marks those that no other beats in both, the way and the cost."""
     return [
         replace(
@@ -182,7 +182,7 @@ def pareto(outcomes: Sequence[Outcome]) -> list[Outcome]:
     ]
 
 
-def choose(outcomes: Sequence[Outcome]) -> tuple[Outcome, str]:
+def choose(outcomes: Sequence[CapOutcome]) -> tuple[CapOutcome, str]:
     """The cap to take, and why: of those within the bounds on cost and on tokens touched the one that goes furthest,
     else the gentlest."""
     best = ranked([o for o in outcomes if o.name != "none"])[0]
@@ -195,7 +195,7 @@ def choose(outcomes: Sequence[Outcome]) -> tuple[Outcome, str]:
     return best, f"no cap is within bounds ({bounds}); this one is the gentlest: {best.price()}"
 
 
-def priced(o: Outcome, losses: Losses, seed: int = 0) -> Outcome:
+def priced(o: CapOutcome, losses: Losses, seed: int = 0) -> CapOutcome:
     """The outcome with what the losses say of its cost."""
     touched = float(losses.touched.sum() / losses.tokens.sum())
     return replace(o, cost=losses.cost(), touched=touched, cost_interval=losses.interval(seed), losses=losses)
@@ -206,12 +206,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}%"
 
 
-def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def ranked(outcomes: Sequence[CapOutcome]) -> list[CapOutcome]:
     """Those within both bounds first, the one that goes furthest before the others; then by how far out they are."""
     return sorted(outcomes, key=lambda o: (o.beyond > 1, -o.way if o.beyond <= 1 else o.beyond))
 
 
-def pooled(a: Outcome, b: Outcome, n: int, m: int) -> Outcome:
+def pooled(a: CapOutcome, b: CapOutcome, n: int, m: int) -> CapOutcome:
     """Two trials of a cap, on n and on m role prompts, and on default replies of their own, as one."""
 
     def both(name: str) -> float | None:

@@ -18,9 +18,9 @@ from personaspace.catalog import Role
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import UsageError
-from personaspace.holding.calibrate import Reply, Sample, default_range, named_cap, recommended, replayed
+from personaspace.holding.calibrate import ReplySample, RunReply, default_range, named_cap, recommended, replayed
 from personaspace.holding.controls import directions, displaced, displacement
-from personaspace.holding.outcomes import Losses, Outcome, choose, effects, pareto, pooled, priced, ranked
+from personaspace.holding.outcomes import CapOutcome, Losses, choose, effects, pareto, pooled, priced, ranked
 from personaspace.holding.tradeoff import compared
 from personaspace.judges import KEPT, Item, Judge
 from personaspace.model.interventions import Intervention
@@ -29,7 +29,7 @@ from personaspace.space import PersonaSpace
 CONTROLS = 3
 """Random directions that the cap which is taken is compared with unless more are asked for."""
 
-Held = Mapping[str, tuple[Intervention, ...]]
+InterventionsByName = Mapping[str, tuple[Intervention, ...]]
 """By name, what is done to the model; nothing is `none`."""
 
 RoleReplies = tuple[Tensor, float | None]
@@ -45,14 +45,14 @@ FINALISTS = 4
 
 
 @dataclass(frozen=True)
-class Task:
+class CapabilityTask:
     """A capability task: what is asked, and a regular expression that a right reply holds."""
 
     prompt: str
     answer: str
 
 
-def read_tasks(path: str | Path) -> list[Task]:
+def read_tasks(path: str | Path) -> list[CapabilityTask]:
     """Tasks from JSONL, `{"prompt", "answer"}` a line. Raises `UsageError` with file and line."""
     tasks = []
     try:
@@ -63,7 +63,7 @@ def read_tasks(path: str | Path) -> list[Task]:
         try:
             values = json.loads(line)
             re.compile(values["answer"])
-            tasks.append(Task(str(values["prompt"]), values["answer"]))
+            tasks.append(CapabilityTask(str(values["prompt"]), values["answer"]))
         except (ValueError, KeyError, TypeError, re.error) as e:
             raise UsageError(
                 f'{path}, line {number}: expected {{"prompt", "answer"}}, an answer to search for: {e}'
@@ -83,119 +83,139 @@ def candidates(layers: int) -> list[range]:
 def sweep(
     engine: Engine,
     space: PersonaSpace,
-    sample: Sample,
+    sample: ReplySample,
     ranges: Sequence[range],
     *,
     judge: Judge | None,
     prompts: int = 24,
-    tasks: Sequence[Task] = (),
+    tasks: Sequence[CapabilityTask] = (),
     seed: int = 0,
     random: int = CONTROLS,
-) -> tuple[PersonaSpace, list[Outcome]]:
+) -> tuple[PersonaSpace, list[CapOutcome]]:
     """Tries every range with every percentile; returns the space with those on the front as caps, the best as
     `capped`, and what each that was tried does, no cap (`none`) first. random: along how many random directions the
     model is displaced as far as by the cap that is taken, which is noted beside it."""
-    known = space.meta["caps"]
-    caps = dict(named_cap(space, kind, p, layers) for layers in ranges for kind, p in CHOICES)
-    space = PersonaSpace({**space.meta, "caps": {**known, **caps}}, space.tensors)
+    existing_caps = space.meta["caps"]
+    tried_caps = dict(named_cap(space, kind, p, layers) for layers in ranges for kind, p in CHOICES)
+    space = PersonaSpace({**space.meta, "caps": {**existing_caps, **tried_caps}}, space.tensors)
     order = np.random.default_rng(seed).permutation(len(sample.roles))
     shuffled = [sample.roles[k] for k in order]
-    asked, fresh = shuffled[:prompts], shuffled[prompts : 4 * prompts]
+    source_replies, fresh_replies = shuffled[:prompts], shuffled[prompts : 4 * prompts]
     half = len(sample.held_out) // 2
     trial = Trial(engine, space, judge, tasks, seed)
-    held = {"none": (), **{name: (space.cap(name),) for name in caps}}
-    replies = trial.role_replies(held, asked)
-    outcomes = pareto(trial.outcomes(held, replies, asked, sample.held_out[:half]))
+    interventions = {"none": (), **{name: (space.cap(name),) for name in tried_caps}}
+    replies = trial.role_replies(interventions, source_replies)
+    outcomes = pareto(trial.outcomes(interventions, replies, source_replies, sample.held_out[:half]))
     finalists = [o for o in ranked(outcomes) if o.name != "none"][:FINALISTS]
-    if fresh:
-        asked, held_out = fresh, sample.held_out[half:]
-        held = {name: held[name] for name in ("none", *(o.name for o in finalists))}
-        replies = trial.role_replies(held, asked)
-        again = trial.outcomes(held, replies, asked, held_out)[1:]
-        best, why = choose([pooled(o, f, prompts, len(fresh)) for o, f in zip(finalists, again, strict=True)])
-        found = next(f for f in again if f.name == best.name)
+    if fresh_replies:
+        source_replies, held_out = fresh_replies, sample.held_out[half:]
+        interventions = {name: interventions[name] for name in ("none", *(o.name for o in finalists))}
+        replies = trial.role_replies(interventions, source_replies)
+        retrials = trial.outcomes(interventions, replies, source_replies, held_out)[1:]
+        best, why = choose(
+            [pooled(o, f, prompts, len(fresh_replies)) for o, f in zip(finalists, retrials, strict=True)]
+        )
+        retried = next(f for f in retrials if f.name == best.name)
         why += f", over both trials of the best {len(finalists)}"
-        note = {"because": why, "again": _plain(found), "again_prompts": len(fresh)}
+        summary = {"because": why, "again": _plain(retried), "again_prompts": len(fresh_replies)}
     else:
         held_out = sample.held_out[:half]
         best, why = choose(finalists)
-        note = {"because": f"{why}; no prompts were left to try it again on"}
-    clamp = space.cap(best.name)
-    steps = displacement(engine, space, clamp, [r.messages for r in asked])
-    others = {name: displaced(space, clamp.layers, steps, along) for name, along in directions(space, random).items()}
-    replies = {name: replies[name] for name in ("none", best.name)} | trial.role_replies(others, asked)
-    moved = effects(space, [r.role for r in asked], replies, trial.place(held_out))
-    beside = {
-        "prompts": len(asked),
-        "layers": list(clamp.layers),
-        "displacement": steps,
-        "effects": [vars(moved[name]) for name in (best.name, *others)],
+        summary = {"because": f"{why}; no prompts were left to try it again on"}
+    cap = space.cap(best.name)
+    steps = displacement(engine, space, cap, [r.messages for r in source_replies])
+    control_interventions = {
+        name: displaced(space, cap.layers, steps, along) for name, along in directions(space, random).items()
     }
-    note = {**_plain(best), **note, "controls": {**beside, "because": compared(beside)}}
-    worth = {*known, best.name, *(o.name for o in outcomes if o.front)}
-    kept = {name: cap for name, cap in space.meta["caps"].items() if name in worth}
-    return recommended(PersonaSpace({**space.meta, "caps": kept}, space.tensors), best.name, note), outcomes
+    replies = {name: replies[name] for name in ("none", best.name)} | trial.role_replies(
+        control_interventions, source_replies
+    )
+    effects_by_name = effects(space, [r.role for r in source_replies], replies, trial.place(held_out))
+    controls = {
+        "prompts": len(source_replies),
+        "layers": list(cap.layers),
+        "displacement": steps,
+        "effects": [vars(effects_by_name[name]) for name in (best.name, *control_interventions)],
+    }
+    summary = {**_plain(best), **summary, "controls": {**controls, "because": compared(controls)}}
+    kept_names = {*existing_caps, best.name, *(o.name for o in outcomes if o.front)}
+    kept_caps = {name: cap for name, cap in space.meta["caps"].items() if name in kept_names}
+    return recommended(PersonaSpace({**space.meta, "caps": kept_caps}, space.tensors), best.name, summary), outcomes
 
 
-def _plain(o: Outcome) -> dict[str, Any]:
+def _plain(o: CapOutcome) -> dict[str, Any]:
     return {k: v for k, v in o.to_dict().items() if k != "name"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Tries caps, and what they are compared with, on given prompts."""
+    """Tries caps, and what they are compared with, on the prompts of a run's role replies (`source_replies`)."""
 
     engine: Engine
     space: PersonaSpace
     judge: Judge | None
-    tasks: Sequence[Task]
+    tasks: Sequence[CapabilityTask]
     seed: int
 
     def outcomes(
-        self, held: Held, replies: Mapping[str, RoleReplies], asked: Sequence[Reply], held_out: Sequence[Reply]
-    ) -> list[Outcome]:
-        """What each cap does to role replies, which were given to `asked`, and costs on `held_out`; no cap is
-        `none`."""
-        found = effects(self.space, [r.role for r in asked], replies, self.place(held_out))
-        plain = self._probabilities((), held_out)[0]
+        self,
+        interventions: InterventionsByName,
+        replies: Mapping[str, RoleReplies],
+        source_replies: Sequence[RunReply],
+        held_out: Sequence[RunReply],
+    ) -> list[CapOutcome]:
+        """What each cap does to role replies, which were given to the prompts of `source_replies`, and costs on
+        `held_out`; no cap is `none`."""
+        effects_by_name = effects(self.space, [r.role for r in source_replies], replies, self.place(held_out))
+        plain_logprobs = self._probabilities((), held_out)[0]
         questions = tuple(str(r.messages[-1]["content"]) for r in held_out)
-        solved = self._capability(held) if self.tasks else {}
+        solved = self._capability(interventions) if self.tasks else {}
         outcomes = []
-        for name, interventions in held.items():
-            together, tokens, touched = self._probabilities(interventions, held_out)
-            unpriced = Outcome(**vars(found[name]), cost=1.0, touched=0.0, capability=solved.get(name))
-            outcomes.append(priced(unpriced, Losses(plain - together, tokens, touched, questions), self.seed))
+        for name, cap_interventions in interventions.items():
+            capped_logprobs, tokens, touched = self._probabilities(cap_interventions, held_out)
+            unpriced = CapOutcome(**vars(effects_by_name[name]), cost=1.0, touched=0.0, capability=solved.get(name))
+            outcomes.append(
+                priced(unpriced, Losses(plain_logprobs - capped_logprobs, tokens, touched, questions), self.seed)
+            )
         return outcomes
 
-    def role_replies(self, held: Held, asked: Sequence[Reply]) -> dict[str, RoleReplies]:
+    def role_replies(
+        self, interventions: InterventionsByName, source_replies: Sequence[RunReply]
+    ) -> dict[str, RoleReplies]:
         """By name, replies' mean activations at the space's layer `[prompts, hidden]`, read by the model as it is,
         NaN for an empty one, and the share that the judge takes for the role. The same prompt has the same seed
         under every name."""
-        given = Sampling(**self.space.meta["sampling"])
-        sampling = given.model_copy(update={"max_new_tokens": min(given.max_new_tokens, LONGEST)})
+        run_sampling = Sampling(**self.space.meta["sampling"])
+        sampling = run_sampling.model_copy(update={"max_new_tokens": min(run_sampling.max_new_tokens, LONGEST)})
         prompts = [
-            Prompt(r.messages, r.role, index=k, question=c, seed=self.seed + k, interventions=interventions)
-            for c, interventions in enumerate(held.values())
-            for k, r in enumerate(asked)
+            Prompt(r.messages, r.role, index=k, question=c, seed=self.seed + k, interventions=cap_interventions)
+            for c, cap_interventions in enumerate(interventions.values())
+            for k, r in enumerate(source_replies)
         ]
-        found = sorted(self.engine.respond(prompts, sampling), key=lambda r: (r.prompt.question, r.prompt.index))
-        replies = [Reply(r.prompt.role, r.prompt.messages, r.token_ids, r.text) for r in found]
-        shape = (len(held), len(asked))
+        responses = sorted(self.engine.respond(prompts, sampling), key=lambda r: (r.prompt.question, r.prompt.index))
+        replies = [RunReply(r.prompt.role, r.prompt.messages, r.token_ids, r.text) for r in responses]
+        shape = (len(interventions), len(source_replies))
         activations = self._activations(replies).view(*shape, -1)
         if self.judge is None:
-            return {name: (activations[c], None) for c, name in enumerate(held)}
+            return {name: (activations[c], None) for c, name in enumerate(interventions)}
         descriptions = self.space.meta.get("descriptions", {})
         items = [
-            Item(_role(r.role, descriptions.get(r.role, "")), str(r.messages[-1]["content"]), r.text) for r in replies
+            Item(
+                # A judge reads a role's name and description alone, but a role has an instruction at least.
+                Role(role=r.role, description=descriptions.get(r.role, ""), instructions=("-",)),
+                str(r.messages[-1]["content"]),
+                r.text,
+            )
+            for r in replies
         ]
         in_role = np.array([s.score == KEPT for s in self.judge.score(items)]).reshape(shape).mean(1)
-        return {name: (activations[c], float(in_role[c])) for c, name in enumerate(held)}
+        return {name: (activations[c], float(in_role[c])) for c, name in enumerate(interventions)}
 
-    def place(self, replies: Sequence[Reply]) -> float:
+    def place(self, replies: Sequence[RunReply]) -> float:
         """The mean projection of replies at the space's layer, as the model is."""
         return float(np.nanmean((self._activations(replies) @ self.space.axis_at()).numpy()))
 
-    def _activations(self, replies: Sequence[Reply]) -> Tensor:
+    def _activations(self, replies: Sequence[RunReply]) -> Tensor:
         """Each reply's mean activation at the space's layer `[replies, hidden]`, as the model is; NaN for an empty
         one."""
         turns = replayed(self.engine, replies, read=[self.space.layer])
@@ -207,27 +227,23 @@ class Trial:
         )
 
     def _probabilities(
-        self, interventions: Sequence[Intervention], replies: Sequence[Reply]
+        self, interventions: Sequence[Intervention], replies: Sequence[RunReply]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each reply under interventions: the log-probability of its tokens together, how many they are, and how
         many of them are changed; `[replies]` each."""
         turns = replayed(self.engine, replies, read=[], interventions=interventions, logprobs=True)
-        each = [((t.logprob or 0) * t.tokens, t.tokens, t.touched) for t in turns]
-        together, tokens, touched = np.array(each, dtype=float).T
-        return together, tokens, touched
+        rows = [((t.logprob or 0) * t.tokens, t.tokens, t.touched) for t in turns]
+        logprobs, tokens, touched = np.array(rows, dtype=float).T
+        return logprobs, tokens, touched
 
-    def _capability(self, held: Held) -> dict[str, float]:
+    def _capability(self, interventions: InterventionsByName) -> dict[str, float]:
         """For each cap, the share of tasks whose greedy reply holds the answer."""
         prompts = [
-            Prompt(({"role": "user", "content": t.prompt},), question=c, index=k, interventions=interventions)
-            for c, interventions in enumerate(held.values())
+            Prompt(({"role": "user", "content": t.prompt},), question=c, index=k, interventions=cap_interventions)
+            for c, cap_interventions in enumerate(interventions.values())
             for k, t in enumerate(self.tasks)
         ]
-        right = np.zeros((len(held), len(self.tasks)))
+        solved = np.zeros((len(interventions), len(self.tasks)))
         for r in self.engine.respond(prompts, Sampling(temperature=0, max_new_tokens=LONGEST)):
-            right[r.prompt.question, r.prompt.index] = bool(re.search(self.tasks[r.prompt.index].answer, r.text))
-        return {name: float(right[c].mean()) for c, name in enumerate(held)}
-
-
-def _role(name: str, description: str) -> Role:
-    return Role(role=name, description=description, instructions=("-",))
+            solved[r.prompt.question, r.prompt.index] = bool(re.search(self.tasks[r.prompt.index].answer, r.text))
+        return {name: float(solved[c].mean()) for c, name in enumerate(interventions)}

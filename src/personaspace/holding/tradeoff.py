@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from personaspace.holding.controls import RANDOM
-from personaspace.holding.outcomes import MAX_COST, MAX_TOUCHED, Outcome, percent
+from personaspace.holding.outcomes import MAX_COST, MAX_TOUCHED, CapOutcome, percent
 from personaspace.report.page import FAR, NEAR, SOFT, Block, write_figures
 from personaspace.space import PersonaSpace
 
@@ -17,7 +17,7 @@ MANY = 20
 """Random directions from which on an effect is held against their 95th percentile."""
 
 
-def table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+def table(outcomes: Sequence[CapOutcome]) -> tuple[list[str], list[list[str]]]:
     """What each cap does, for people: the head and the rows, the front first."""
     head = [
         "cap",
@@ -46,37 +46,37 @@ def table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
         ]
         for o in sorted(outcomes, key=lambda o: (not o.front, o.cost))
     ]
-    told = [k for k in range(len(head)) if any(row[k] for row in rows)]
-    return [head[k] for k in told], [[row[k] for k in told] for row in rows]
+    filled_columns = [k for k in range(len(head)) if any(row[k] for row in rows)]
+    return [head[k] for k in filled_columns], [[row[k] for k in filled_columns] for row in rows]
 
 
-def write_tradeoff(path: str | Path, space: PersonaSpace, outcomes: Sequence[Outcome]) -> Path:
+def write_tradeoff(path: str | Path, space: PersonaSpace, outcomes: Sequence[CapOutcome]) -> Path:
     """Draws the trade-off as an HTML page, the Pareto front as a line, the recommended cap marked."""
     capped = space.meta["caps"]["capped"]
     front = sorted((o for o in outcomes if o.front), key=lambda o: o.cost)
 
-    def dots(some: Sequence[Outcome], name: str, colour: str, **more: Any) -> dict[str, Any]:
-        said = [f"{o.name}<br>{o.way:.2f} of the way, {o.price()}" for o in some]
-        ends = [o.cost_interval or (o.cost, o.cost) for o in some]
+    def dots(shown: Sequence[CapOutcome], name: str, colour: str, **options: Any) -> dict[str, Any]:
+        hover_texts = [f"{o.name}<br>{o.way:.2f} of the way, {o.price()}" for o in shown]
+        intervals = [o.cost_interval or (o.cost, o.cost) for o in shown]
         return {
             "type": "scatter",
             "name": name,
-            "x": [o.cost for o in some],
-            "y": [o.way for o in some],
-            "text": said,
+            "x": [o.cost for o in shown],
+            "y": [o.way for o in shown],
+            "text": hover_texts,
             "hoverinfo": "text",
             "mode": "markers",
             "marker": {"color": colour, "size": 9},
             "error_x": {
                 "type": "data",
                 "symmetric": False,
-                "array": [high - o.cost for o, (_, high) in zip(some, ends, strict=True)],
-                "arrayminus": [o.cost - low for o, (low, _) in zip(some, ends, strict=True)],
+                "array": [high - o.cost for o, (_, high) in zip(shown, intervals, strict=True)],
+                "arrayminus": [o.cost - low for o, (low, _) in zip(shown, intervals, strict=True)],
                 "color": colour,
                 "thickness": 1,
                 "width": 0,
             },
-            **more,
+            **options,
         }
 
     best = [o for o in outcomes if o.name == capped["is"]]
@@ -121,9 +121,11 @@ def write_tradeoff(path: str | Path, space: PersonaSpace, outcomes: Sequence[Out
             rows=rows,
         ),
     ]
-    if beside := capped["why"].get("controls"):
-        head, rows = controls_table(beside)
-        blocks.insert(1, Block("Beside other directions", f"{compared(beside)} {CONTROLS_READ}", head=head, rows=rows))
+    if controls := capped["why"].get("controls"):
+        head, rows = controls_table(controls)
+        blocks.insert(
+            1, Block("Beside other directions", f"{compared(controls)} {CONTROLS_READ}", head=head, rows=rows)
+        )
     lead = f"{capped['is']} is taken as “capped”: {capped['why']['because']}. {again(capped)}"
     return write_figures(path, f"Capping {space.meta['model']['id']}", lead, blocks)
 
@@ -131,15 +133,16 @@ def write_tradeoff(path: str | Path, space: PersonaSpace, outcomes: Sequence[Out
 def again(capped: Mapping[str, Any]) -> str:
     """What the cap that was taken does on prompts that it was not ranked by (the choice among the best few went by
     them, too), as a sentence."""
-    found = capped["why"].get("again")
-    if found is None:
+    retrial = capped["why"].get("again")
+    if retrial is None:
         return ""
     # Older sweeps kept no interval.
-    low_high = found.get("cost_interval")
+    low_high = retrial.get("cost_interval")
     inside = f" ({low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
     return (
-        f"On {capped['why']['again_prompts']} fresh prompts it goes {found['way']:.2f} ± {found['way_error']:.2f} of the way, "
-        f"at × {found['cost']:.3f}{inside} perplexity, {percent(found['touched'])} of the default's tokens touched."
+        f"On {capped['why']['again_prompts']} fresh prompts it goes {retrial['way']:.2f} ± {retrial['way_error']:.2f} "
+        f"of the way, at × {retrial['cost']:.3f}{inside} perplexity, "
+        f"{percent(retrial['touched'])} of the default's tokens touched."
     )
 
 
@@ -149,7 +152,7 @@ CONTROLS_READ = (
 )
 
 
-def controls_table(beside: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def controls_table(controls: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The cap that was taken beside its controls, as `sweep` noted them: the head and the rows."""
 
     def figure(value: float | None, error: float | None, digits: int) -> str:
@@ -162,34 +165,36 @@ def controls_table(beside: Mapping[str, Any]) -> tuple[list[str], list[list[str]
             figure(e["off_axis"], e["off_axis_error"], 3),
             "" if e["adherence"] is None else percent(e["adherence"]),
         ]
-        for e in beside["effects"]
+        for e in controls["effects"]
     ]
     return ["displaced along", "of the way", "off the axis", "in role"], rows
 
 
-def compared(beside: Mapping[str, Any]) -> str:
+def compared(controls: Mapping[str, Any]) -> str:
     """What the cap that was taken does beside its controls, in a sentence."""
-    cap, *others = beside["effects"]
-    if not any(beside["displacement"]):
-        return f"On {beside['prompts']} role prompts {cap['name']} moves no token, so that there is nothing to compare."
+    cap, *others = controls["effects"]
+    if not any(controls["displacement"]):
+        return (
+            f"On {controls['prompts']} role prompts {cap['name']} moves no token, so that there is nothing to compare."
+        )
     random = [e for e in others if e["name"].startswith(RANDOM)]
     ways = [e["way"] for e in random]
     # Of fewer than twenty the 95th percentile is not known: then it is the greatest.
-    enough = len(ways) >= MANY
-    limit = float(np.quantile(ways, 0.95)) if enough else max(ways)
-    which = f"the 95th percentile of {len(ways)}" if enough else f"all {len(ways)}"
-    single = [e for e in others if e not in random]
-    rest = "".join(f", {e['name']} {e['way']:+.2f}" for e in single)
+    percentile_known = len(ways) >= MANY
+    limit = float(np.quantile(ways, 0.95)) if percentile_known else max(ways)
+    bound = f"the 95th percentile of {len(ways)}" if percentile_known else f"all {len(ways)}"
+    named_controls = [e for e in others if e not in random]
+    named_figures = "".join(f", {e['name']} {e['way']:+.2f}" for e in named_controls)
     parts = [
-        f"On {beside['prompts']} role prompts {cap['name']} moves replies {cap['way']:+.2f} of the way, random "
-        f"directions displaced as far per token {min(ways):+.2f} to {max(ways):+.2f}{rest}: "
-        f"{'beyond' if cap['way'] > limit else 'not beyond'} {which} random ones."
+        f"On {controls['prompts']} role prompts {cap['name']} moves replies {cap['way']:+.2f} of the way, random "
+        f"directions displaced as far per token {min(ways):+.2f} to {max(ways):+.2f}{named_figures}: "
+        f"{'beyond' if cap['way'] > limit else 'not beyond'} {bound} random ones."
     ]
     if cap["off_axis"] is not None:
-        off = [e["off_axis"] for e in random]
-        rest = "".join(f", {e['name']} {e['off_axis']:+.3f}" for e in single)
+        off_axis = [e["off_axis"] for e in random]
+        named_figures = "".join(f", {e['name']} {e['off_axis']:+.3f}" for e in named_controls)
         parts.append(
             f"Off the axis their cosine with their own role changes by {cap['off_axis']:+.3f}, under random directions "
-            f"by {min(off):+.3f} to {max(off):+.3f}{rest}."
+            f"by {min(off_axis):+.3f} to {max(off_axis):+.3f}{named_figures}."
         )
     return " ".join(parts)

@@ -63,13 +63,15 @@ def default_band(space: PersonaSpace, rule: AlertRule | None = None) -> list[dic
     band = {"type": "rect", **across, "y0": mean - std, "y1": mean + std, "fillcolor": NEAR, "opacity": 0.12}
     shapes: list[dict[str, Any]] = [{**band, "line": {"width": 0}, "layer": "below"}]
     if rule:
-        at = mean - rule.threshold * std
-        shapes.append({"type": "line", **across, "y0": at, "y1": at, "line": {"color": SOFT, "dash": "dot"}})
+        alert_level = mean - rule.threshold * std
+        shapes.append(
+            {"type": "line", **across, "y0": alert_level, "y1": alert_level, "line": {"color": SOFT, "dash": "dot"}}
+        )
     return shapes
 
 
 def _line(k: int, name: str, readings: Sequence[TurnReading]) -> dict[str, Any]:
-    said = [
+    hover_texts = [
         f"{name}, turn {i}: {r.projection:.1f}<br>near {', '.join(n for n, _ in r.nearest[:3])}"
         for i, r in enumerate(readings, 1)
     ]
@@ -79,7 +81,7 @@ def _line(k: int, name: str, readings: Sequence[TurnReading]) -> dict[str, Any]:
         "name": name,
         "x": list(range(1, len(readings) + 1)),
         "y": [r.projection for r in readings],
-        "text": said,
+        "text": hover_texts,
         "hoverinfo": "text",
         "line": {"color": COLOURS[k % len(COLOURS)], "width": 3},
         "marker": {"size": 9, "symbol": ["x" if r.alert else "circle" for r in readings]},

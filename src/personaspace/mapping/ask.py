@@ -25,7 +25,7 @@ of the published size some 300 MB."""
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """A shard to ask, and where to write it. sampling None: it is read before the first word, and nothing is said. along: the
     directions `[layers, hidden]` that the replies' tokens are projected on."""
 
@@ -36,28 +36,28 @@ class Task:
     along: Tensor | None = None
 
 
-def answer(engine: Engine, task: Task, tell: Callable[[], None] = lambda: None) -> tuple[int, int]:
+def answer(engine: Engine, task: ShardTask, tell: Callable[[], None] = lambda: None) -> tuple[int, int]:
     """Asks a shard, writes it, and returns its number and size: what a worker does, wherever it is. A shard that is there is
     left as it is: a worker may be lost between its last file and its answer."""
-    place = Shards(Place(task.place))
-    if place.has(task.number):
+    shards = Shards(Place(task.place))
+    if shards.has(task.number):
         return task.number, len(task.prompts)
-    answers = []
+    responses = []
     layers = range(engine.model.layers)
     if task.sampling is None:
-        responses = engine.onsets(task.prompts, read=layers)
+        stream = engine.onsets(task.prompts, read=layers)
     elif task.along is None:
-        responses = engine.respond(task.prompts, task.sampling, read=layers)
+        stream = engine.respond(task.prompts, task.sampling, read=layers)
     else:
-        responses = engine.respond(task.prompts, task.sampling, read=layers, along=task.along)
-    for response in responses:
-        least = PROJECTED_DEFAULT if response.prompt.role == DEFAULT else PROJECTED_ROLE
-        answers.append(response if response.prompt.index < least else replace(response, projections=None))
+        stream = engine.respond(task.prompts, task.sampling, read=layers, along=task.along)
+    for response in stream:
+        projected_replies = PROJECTED_DEFAULT if response.prompt.role == DEFAULT else PROJECTED_ROLE
+        responses.append(response if response.prompt.index < projected_replies else replace(response, projections=None))
         tell()
     order = {(p.role, p.index): i for i, p in enumerate(task.prompts)}
-    answers.sort(key=lambda r: order[r.prompt.role, r.prompt.index])
-    place.write(task.number, answers, task.along)
-    return task.number, len(answers)
+    responses.sort(key=lambda r: order[r.prompt.role, r.prompt.index])
+    shards.write(task.number, responses, task.along)
+    return task.number, len(responses)
 
 
 def judged(
@@ -76,17 +76,17 @@ def judged(
                 keys.append(key)
                 items.append(Item(catalog.role(row["role"]), row["user"], row["text"]))
     problems: list[str] = []
-    at, written = 0, time.monotonic()
+    scored, written_at = 0, time.monotonic()
     for batch in score_all(judge, items):
-        for key, score in zip(keys[at : at + len(batch)], batch, strict=True):
+        for key, score in zip(keys[scored : scored + len(batch)], batch, strict=True):
             if score.score is None:
                 problems.append(f"{key[0]} {key[1]}: {score.problem}")
             else:
                 scores[key] = (score.score, float(score.expected or 0))
-        at += len(batch)
-        if at == len(items) or time.monotonic() - written > SCORES_EVERY:
+        scored += len(batch)
+        if scored == len(items) or time.monotonic() - written_at > SCORES_EVERY:
             run.keep_scores(judge.name, scores)
-            written = time.monotonic()
+            written_at = time.monotonic()
     if problems:
         raise JudgeError(
             f"{len(problems)} of {len(items)} responses could not be scored ({problems[0]}); what was scored is kept: "

@@ -90,8 +90,8 @@ class MapOptions(BaseModel):
 
     def resolved(self, config: Mapping[str, Any] | None, catalog: Catalog) -> MapOptions:
         """With what was not given filled in: from an earlier call's configuration of replies, or by default."""
-        beside = REPLIES_A_ROLE if self.read == "reply" else REPLIES_BESIDE_PROMPTS
-        of_replies, sampling = {"per_role": beside}, {}
+        replies_a_role = REPLIES_A_ROLE if self.read == "reply" else REPLIES_BESIDE_PROMPTS
+        of_replies, sampling = {"per_role": replies_a_role}, {}
         if config:
             of_replies, sampling = config["design"], config["sampling"]
         design = Design(**{**of_replies, **self.design.model_dump(exclude_unset=True)})
@@ -138,7 +138,7 @@ class Mapper:
         self.kept_layers = _kept_layers(options.keep, engine.model.layers)
         blocks = options.blocks or (None if self.kept_layers is None else BLOCKS)
         self.block_of = None if blocks is None else blocks_of(len(catalog.questions), blocks, options.seed)
-        self.counted: estimate.Counted | None = (
+        self.included: estimate.IncludedResponses | None = (
             None  # what the space's own reading was estimated from, once there is one
         )
         read = options.read
@@ -178,29 +178,29 @@ class Mapper:
                 if reading not in self.stages and stage.is_whole(manifest):
                     self.stages[reading] = stage
             stages = {r: self.stages[r] for r in (PROMPT, REPLY) if r in self.stages}
-            counted: dict[str, estimate.Counted] = {}
+            included_by_reading: dict[str, estimate.IncludedResponses] = {}
             for reading, stage in stages.items():
                 if (sparse := stage.design.sparseness(self.catalog)) and len(stages) == 1:
                     self.watcher.note(sparse)
-                if reading == REPLY and PROMPT in counted and self.engine.projects_tokens:
-                    stage.along = estimate.unit_axis(counted[PROMPT], self.engine.model.hidden)
-                counted[reading] = stage.read(manifest, judge, self._aim(reading, list(stages)))
-            self.counted = counted[next(iter(counted))]
-            return self._finish(counted, manifest, judge)
+                if reading == REPLY and PROMPT in included_by_reading and self.engine.projects_tokens:
+                    stage.along = estimate.unit_axis(included_by_reading[PROMPT], self.engine.model.hidden)
+                included_by_reading[reading] = stage.read(manifest, judge, self._aim(reading, list(stages)))
+            self.included = included_by_reading[next(iter(included_by_reading))]
+            return self._finish(included_by_reading, manifest, judge)
 
     def _begin(self, judge: Judge | None) -> dict[str, Any]:
         """The run's manifest, begun or gone on with. Raises `RunMismatch`."""
         config = configuration(self.engine, self.catalog, self.options)
         if self.block_of is not None and self.kept_layers is not None:
-            what = {"activations": self.options.keep, "blocks": int(self.block_of.max()) + 1}
-            config["keep"] = {**what, "judge": judge.name if judge else "none"}
+            keep = {"activations": self.options.keep, "blocks": int(self.block_of.max()) + 1}
+            config["keep"] = {**keep, "judge": judge.name if judge else "none"}
         if self.run.exists and not (manifest := self.run.manifest()).get("rounds"):
             # No reply was asked for yet: how they are to be asked for is still open.
             manifest["config"] |= {name: config[name] for name in ("design", "sampling")}
             self.run.update(manifest)
         model = asdict(self.engine.model)
-        about = {"model": model, "version": version("personaspace"), "engine": _threads(self.engine)}
-        manifest = self.run.begin(config, about)
+        metadata = {"model": model, "version": version("personaspace"), "engine": _threads(self.engine)}
+        manifest = self.run.begin(config, metadata)
         if self.options.shards:
             self.run.lies(manifest, self.options.shards)
         return manifest
@@ -217,32 +217,38 @@ class Mapper:
     # -- the space ---------------------------------------------------------------------------------------------------
 
     def _finish(
-        self, counted: Mapping[str, estimate.Counted], manifest: Mapping[str, Any], judge: Judge | None
+        self,
+        included_by_reading: Mapping[str, estimate.IncludedResponses],
+        manifest: Mapping[str, Any],
+        judge: Judge | None,
     ) -> PersonaSpace:
-        metas = {reading: self._meta(reading, manifest, judge) for reading in counted}
+        metas = {reading: self._meta(reading, manifest, judge) for reading in included_by_reading}
         made_from = {
             "config": manifest["config_hash"],
             **{
-                reading: {"kept": kept.counts, "left_out": kept.left_out, "history": metas[reading]["history"]}
-                for reading, kept in counted.items()
+                reading: {"kept": included.counts, "left_out": included.left_out, "history": metas[reading]["history"]}
+                for reading, included in included_by_reading.items()
             },
             "layer": self.options.layer,
             "judge": metas[REPLY]["judge"] if REPLY in metas else None,
             "version": version("personaspace"),
             **({"blocks": self.options.blocks} if self.options.blocks else {}),
         }
-        if there := self._there(made_from):
-            return there
+        if existing := self._existing_space(made_from):
+            return existing
         began = time.monotonic()
         layer, seed = self.options.layer, self.options.seed
-        if layer is None and len(counted) > 1:
+        if layer is None and len(included_by_reading) > 1:
             # Replies are what is watched and held, along the prompts' axis.
-            axis = estimate.unit_axis(counted[PROMPT], self.engine.model.hidden)
-            layer = estimate.layer_of_replies(counted[REPLY], axis, seed)
-        spaces = {reading: estimate.estimate(kept, layer, seed, metas[reading]) for reading, kept in counted.items()}
+            axis = estimate.unit_axis(included_by_reading[PROMPT], self.engine.model.hidden)
+            layer = estimate.layer_of_replies(included_by_reading[REPLY], axis, seed)
+        spaces = {
+            reading: estimate.estimate(included, layer, seed, metas[reading])
+            for reading, included in included_by_reading.items()
+        }
         space = spaces[PROMPT] if PROMPT in spaces else spaces[REPLY]
         if PROMPT in spaces:
-            space = self._with_replies(space, spaces.get(REPLY), counted)
+            space = self._with_replies(space, spaces.get(REPLY), included_by_reading)
         space.meta["layer_chosen"] = "auto" if self.options.layer is None else "given"
         space.meta["made_from"] = made_from
         space.meta["samples"] = self._samples()
@@ -254,36 +260,41 @@ class Mapper:
         return space
 
     def _with_replies(
-        self, space: PersonaSpace, replies: PersonaSpace | None, counted: Mapping[str, estimate.Counted]
+        self,
+        space: PersonaSpace,
+        replies: PersonaSpace | None,
+        included_by_reading: Mapping[str, estimate.IncludedResponses],
     ) -> PersonaSpace:
         """The space of prompts with what is known of replies: how they lie on its axis, and their own reading beside it."""
         tensors = {name: t for name, t in space.tensors.items() if name not in OF_REPLIES}
         meta = {k: v for k, v in space.meta.items() if k != "histogram"}
         if replies is None:
             return PersonaSpace(meta, tensors)
-        held, meta["histogram"] = estimate.on_replies(counted[REPLY], space.tensors["axis"], space.layer)
+        reply_tensors, meta["histogram"] = estimate.on_replies(
+            included_by_reading[REPLY], space.tensors["axis"], space.layer
+        )
         meta["judge"] = replies.meta["judge"]
         seed = self.options.seed
-        if agree := agreement.of_orders(counted[PROMPT], counted[REPLY], space.layer, seed):
-            meta["readings_agree"] = agree
-        both = PersonaSpace(*joined((meta, {**tensors, **held}), (replies.meta, replies.tensors)))
-        both.meta["nearest"] = estimate.own_role_near(counted[REPLY], both)
-        return both
+        if agreed := agreement.of_orders(included_by_reading[PROMPT], included_by_reading[REPLY], space.layer, seed):
+            meta["readings_agree"] = agreed
+        joint = PersonaSpace(*joined((meta, {**tensors, **reply_tensors}), (replies.meta, replies.tensors)))
+        joint.meta["nearest"] = estimate.own_role_near(included_by_reading[REPLY], joint)
+        return joint
 
     def _with_caps(self, space: PersonaSpace) -> PersonaSpace:
         """The space with caps, where tokens were projected on its axis while the replies were given."""
         axis = space.tensors["axis"]
-        default, roles, names = calibrate.taken(self.run, axis / axis.norm(dim=-1, keepdim=True))
+        default, roles, names = calibrate.projections_while_mapping(self.run, axis / axis.norm(dim=-1, keepdim=True))
         layers = calibrate.default_range(len(axis))
         if len(default) < calibrate.LEAST or len(roles) < calibrate.LEAST:
-            why = f"{len(default)} replies of the default and {len(roles)} of roles have their tokens projected on the axis"
+            too_few = f"{len(default)} replies of the default and {len(roles)} of roles have their tokens projected on the axis"
             self.watcher.note(
-                f"no caps yet: {why}, {calibrate.LEAST} of each are needed; `personaspace calibrate` makes them"
+                f"no caps yet: {too_few}, {calibrate.LEAST} of each are needed; `personaspace calibrate` makes them"
             )
             return space
-        made = calibrate.with_caps(space, default, roles, layers, names)
-        name, _ = calibrate.named_cap(made, "default", 25, layers)
-        return calibrate.recommended(made, name, {"because": calibrate.WITHOUT_SWEEP})
+        capped_space = calibrate.with_caps(space, default, roles, layers, names)
+        name, _ = calibrate.named_cap(capped_space, "default", 25, layers)
+        return calibrate.recommended(capped_space, name, {"because": calibrate.WITHOUT_SWEEP})
 
     def _meta(self, reading: str, manifest: Mapping[str, Any], judge: Judge | None) -> dict[str, Any]:
         """What a space's metadata say of how a reading was made."""
@@ -291,7 +302,7 @@ class Mapper:
         rounds = stage.counted_rounds
         scores = [s for s, _ in self.run.scores_of(judge.name).values()] if judge and reading == REPLY else []
         catalog = {k: v for k, v in config["catalog"].items() if k != "roles"}
-        asked = {name: sum(r.get(name, 0) for r in rounds) for name in {n: None for r in rounds for n in r}}
+        requested = {name: sum(r.get(name, 0) for r in rounds) for name in {n: None for r in rounds for n in r}}
         return {
             "reading": reading,
             "model": manifest["model"],
@@ -307,13 +318,13 @@ class Mapper:
             }
             if reading == REPLY
             else None,
-            "n_responses": sum(asked.values()),
-            "asked": asked,
+            "n_responses": sum(requested.values()),
+            "asked": requested,
             "history": manifest.get(stage.key("history"), []),
             "seconds": {"responses": manifest[stage.key("seconds")]},
         }
 
-    def _there(self, made_from: Mapping[str, Any]) -> PersonaSpace | None:
+    def _existing_space(self, made_from: Mapping[str, Any]) -> PersonaSpace | None:
         """The space that an earlier call made from the same responses, with what calibration has added to it."""
         if not (self.run.space_file.is_file() and self.run.report_file.is_file()):
             return None

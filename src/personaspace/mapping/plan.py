@@ -19,7 +19,7 @@ from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.chat import Chat
 from personaspace.engines.prefix import common
-from personaspace.engines.prompts import Design, Prompt, assign, shards
+from personaspace.engines.prompts import Design, assign, shards
 from personaspace.errors import ModelError, UsageError
 from personaspace.mapping.sums import ALL, BLOCKS, SAMPLE
 from personaspace.model import loading
@@ -39,7 +39,7 @@ COMPUTE_CPU = 0.75
 BANDWIDTH = 0.6
 """Share of the memory's bandwidth that a step of decoding reaches."""
 MEMORY = 0.9
-"""Share of a device's memory that weights, keys and values may take."""
+"""Share of a device's memory that weights and KV cache may take."""
 ROWS, ROWS_CPU = 256, 128
 """Replies in flight on one copy of the model, at most."""
 CHARACTERS, MESSAGE = 4.5, 8
@@ -61,7 +61,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A model's sizes, as in its config.json; a dense decoder with a gated MLP."""
 
     hidden_size: int
@@ -74,7 +74,7 @@ class Shape:
     tie_word_embeddings: bool = False
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> Shape:
+    def of(cls, config: dict[str, Any]) -> ModelShape:
         """From a config.json. Raises `ModelError` where it lacks one that has no default."""
         config = config.get("text_config", config)
         try:
@@ -100,40 +100,40 @@ class Shape:
         return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
     @property
-    def head(self) -> int:
-        """Parameters of the vocabulary's projection."""
+    def lm_head(self) -> int:
+        """Parameters of the lm_head."""
         return self.hidden_size * self.vocab_size
 
     @property
     def parameters(self) -> int:
-        return self.in_layers + self.head * (1 if self.tie_word_embeddings else 2)
+        return self.in_layers + self.lm_head * (1 if self.tie_word_embeddings else 2)
 
     def attention_flops(self, context: float) -> float:
         """Of one token that looks back at so many, in all layers."""
         return 4.0 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * context
 
-    def cached(self, number: int) -> int:
-        """Bytes of one token's keys and values, at so many bytes a number."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * number
+    def kv_cache_bytes(self, bytes_per_value: int) -> int:
+        """Bytes of one token in the KV cache."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * bytes_per_value
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Devices of one kind. memory, bandwidth: bytes, bytes a second; flops: dense, in the dtype of `number` bytes."""
+    """Devices of one kind. memory, bandwidth: bytes, bytes a second; flops: dense, in a dtype of `bytes_per_value` bytes."""
 
     name: str
     count: int
     memory: float
     bandwidth: float
     flops: float
-    number: int = 2
+    bytes_per_value: int = 2
     compute: float = COMPUTE
     rows: int = ROWS
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of a model. prompt_tokens: without beginnings that neighbours in a shard share; longest: a prompt's."""
+class Workload:
+    """What is asked of a model. prompt_tokens: the shared prefixes of a shard counted once; longest: a prompt's tokens."""
 
     roles: int
     questions: int
@@ -143,14 +143,14 @@ class Asked:
     new_tokens: int
 
 
-def model_of(name: str) -> tuple[Shape, Chat | None]:
+def model_of(name: str) -> tuple[ModelShape, Chat | None]:
     """A model's shape and, where it has a tokenizer here, its template: of the table, a config.json, or a model's folder.
 
     Raises `ModelError` with the nearest names.
     """
     table = json.loads((_DATA / "models.json").read_text(encoding="utf-8"))
     if name in table:
-        return Shape.of(table[name]), None
+        return ModelShape.of(table[name]), None
     path = Path(name)
     if path.name != "config.json":
         where = Path(loading.resolve(name))
@@ -159,7 +159,7 @@ def model_of(name: str) -> tuple[Shape, Chat | None]:
             raise ModelError(f"{name}: its shape is not known here; give its config.json or one of {', '.join(near)}")
         path = where / "config.json"
     try:
-        shape = Shape.of(json.loads(path.read_text(encoding="utf-8")))
+        shape = ModelShape.of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as e:
         raise ModelError(f"{path}: cannot be read: {e}") from None
     if not (path.parent / "tokenizer.json").is_file():
@@ -171,53 +171,57 @@ def hardware_of(name: str) -> Hardware:
     """`8xH100`, or `this`: the machine's CPU, its peaks measured for a second. Raises `UsageError`."""
     if name == "this":
         return this_machine()
-    table = json.loads((_DATA / "accelerators.json").read_text(encoding="utf-8"))
+    specs = json.loads((_DATA / "accelerators.json").read_text(encoding="utf-8"))
     count, _, kind = name.rpartition("x")
-    if kind not in table or not (count or "1").isdigit() or int(count or "1") < 1:
-        raise UsageError(f"--on {name}: expected this, or a number and one of {', '.join(table)}, as in 8xH100")
-    found = table[kind]
-    figures = (found["memory_gb"] * 1e9, found["bandwidth_gb"] * 1e9, found["tflops"] * 1e12)
+    if kind not in specs or not (count or "1").isdigit() or int(count or "1") < 1:
+        raise UsageError(f"--on {name}: expected this, or a number and one of {', '.join(specs)}, as in 8xH100")
+    spec = specs[kind]
+    figures = (spec["memory_gb"] * 1e9, spec["bandwidth_gb"] * 1e9, spec["tflops"] * 1e12)
     return Hardware(name, int(count or "1"), *figures)
 
 
 def this_machine(rows: int = ROWS_CPU) -> Hardware:
     """This machine's CPU as it is now: products of so many rows and a copy, each timed for some tenths of a second."""
-    big = torch.randn(1 << 25)
-    other = torch.empty_like(big)
-    copy = _timed(lambda: other.copy_(big))
+    source = torch.randn(1 << 25)
+    target = torch.empty_like(source)
+    copy_seconds = _timed(lambda: target.copy_(source))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Hardware("this", 1, memory, 8 * len(big) / copy, products(rows), 4, COMPUTE_CPU, rows)
+    return Hardware("this", 1, memory, 8 * len(source) / copy_seconds, products(rows), 4, COMPUTE_CPU, rows)
 
 
 def products(rows: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
     """Operations a second as a step of decoding makes them: so many rows times matrices that no cache holds."""
-    n, many = 1024, 64
-    weights = [torch.randn(n, n, device=device, dtype=dtype) for _ in range(many)]
-    x = torch.randn(rows, n, device=device, dtype=dtype)
+    size, matrices = 1024, 64
+    weights = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(matrices)]
+    x = torch.randn(rows, size, device=device, dtype=dtype)
 
     def call() -> None:
-        for w in weights:
-            y = x @ w
-        y[0, 0].item()
+        for matrix in weights:
+            product = x @ matrix
+        product[0, 0].item()
 
-    return 2 * rows * n * n * many / _timed(call)
+    return 2 * rows * size * size * matrices / _timed(call)
 
 
-def asked_of(catalog: Catalog, design: Design, new_tokens: int, seed: int, chat: Chat | None = None) -> Asked:
+def workload_of(catalog: Catalog, design: Design, new_tokens: int, seed: int, chat: Chat | None = None) -> Workload:
     """What a map's first round asks. Lengths are of the tokens of some shards, or guessed from their characters."""
     prompts = assign(catalog, [design.first_round(catalog)], seed, design.complete)[0]
-    cut = shards(prompts, SHARD, seed)
-    some = cut[:: max(1, len(cut) // 16)]
-    longest, own, n = 0, 0, 0
-    for shard in some:
-        each = sorted(_tokens(p, chat) for p in shard)
-        longest = max(longest, *map(len, each))
-        own += sum(len(b) - common(a, b) for a, b in zip(["", *each[:-1]], each, strict=True))
-        n += len(shard)
+    all_shards = shards(prompts, SHARD, seed)
+    sampled_shards = all_shards[:: max(1, len(all_shards) // 16)]
+    longest, unshared, prompt_count = 0, 0, 0
+    for shard in sampled_shards:
+        # Token ids, or characters where there is no chat template.
+        texts = ("".join(m["content"] for m in p.messages) for p in shard)
+        in_order: list[Any] = sorted((chat.prompt_ids(p.messages) for p in shard) if chat else texts)
+        longest = max(longest, *map(len, in_order))
+        unshared += sum(
+            len(tokens) - common(before, tokens) for before, tokens in zip(["", *in_order[:-1]], in_order, strict=True)
+        )
+        prompt_count += len(shard)
     share = 1.0 if chat else 1 / CHARACTERS
-    per_response = own / n * share + (0 if chat else MESSAGE)
+    per_response = unshared / prompt_count * share + (0 if chat else MESSAGE)
     length = int(longest * share) + (0 if chat else 2 * MESSAGE)
-    return Asked(
+    return Workload(
         1 + len(catalog.roles),
         len(catalog.questions),
         len(prompts),
@@ -227,49 +231,61 @@ def asked_of(catalog: Catalog, design: Design, new_tokens: int, seed: int, chat:
     )
 
 
-def predict(shape: Shape, on: Hardware, asked: Asked) -> dict[str, Any]:
+def predict(shape: ModelShape, hardware: Hardware, workload: Workload) -> dict[str, Any]:
     """Hours, memory and disk of a map, with as many devices to a copy of the model as are fastest. `fits` is False where not
     even all of them hold it; hours are None then."""
-    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= on.count]
-    ways = [way for n in sizes if (way := _way(shape, on, asked, n))]
-    found: dict[str, Any] = {"fits": bool(ways), "parameters": shape.parameters, "hours": None}
-    return {**found, "disk_gb": disk(shape, asked), **min(ways, key=lambda w: w["hours"], default={})}
-
-
-def _way(shape: Shape, on: Hardware, asked: Asked, each: int) -> dict[str, Any] | None:
-    """With so many devices to a copy; None where a copy does not fit."""
-    new = asked.new_tokens / asked.responses
-    weights, cached = shape.parameters * on.number, shape.cached(on.number)
-    context = asked.longest + new
-    rows = min(on.rows, asked.responses, int((MEMORY * on.memory * each - weights) // (context * cached)))
-    if rows < 1:
-        return None
-    flops, bandwidth = on.flops * each * on.compute, on.bandwidth * each * BANDWIDTH
-    prompts = asked.prompt_tokens * (2 * shape.in_layers + shape.attention_flops(asked.longest / 2)) / flops
-    back = asked.longest + new / 2
-    step = max(
-        (weights + rows * back * cached) / bandwidth,
-        rows * (2 * (shape.in_layers + shape.head) + shape.attention_flops(back)) / flops,
-    )
-    replies = asked.new_tokens / rows * step
-    copies = on.count // each
+    copy_sizes = [devices for devices in (1, 2, 4, 8, 16, 32, 64) if devices <= hardware.count]
+    layouts = [layout for devices in copy_sizes if (layout := _device_layout(shape, hardware, workload, devices))]
+    model_facts: dict[str, Any] = {"fits": bool(layouts), "parameters": shape.parameters, "hours": None}
     return {
-        "devices_each": each,
-        "copies": copies,
-        "rows": rows,
-        "hours": (prompts + replies) / copies / 3600,
-        "share_of_prompts": prompts / (prompts + replies),
-        "memory_gb": {"weights": weights / 1e9, "keys_and_values": rows * context * cached / 1e9},
+        **model_facts,
+        "disk_gb": disk(shape, workload),
+        **min(layouts, key=lambda layout: layout["hours"], default={}),
     }
 
 
-def disk(shape: Shape, asked: Asked, blocks: int = BLOCKS) -> dict[str, float]:
+def _device_layout(
+    shape: ModelShape, hardware: Hardware, workload: Workload, devices_each: int
+) -> dict[str, Any] | None:
+    """The prediction with so many devices to a copy of the model; None where a copy does not fit."""
+    reply_tokens = workload.new_tokens / workload.responses
+    weights, kv_bytes = shape.parameters * hardware.bytes_per_value, shape.kv_cache_bytes(hardware.bytes_per_value)
+    context = workload.longest + reply_tokens
+    rows = min(
+        hardware.rows,
+        workload.responses,
+        int((MEMORY * hardware.memory * devices_each - weights) // (context * kv_bytes)),
+    )
+    if rows < 1:
+        return None
+    flops, bandwidth = hardware.flops * devices_each * hardware.compute, hardware.bandwidth * devices_each * BANDWIDTH
+    prompt_seconds = (
+        workload.prompt_tokens * (2 * shape.in_layers + shape.attention_flops(workload.longest / 2)) / flops
+    )
+    mean_context = workload.longest + reply_tokens / 2
+    step_seconds = max(
+        (weights + rows * mean_context * kv_bytes) / bandwidth,
+        rows * (2 * (shape.in_layers + shape.lm_head) + shape.attention_flops(mean_context)) / flops,
+    )
+    reply_seconds = workload.new_tokens / rows * step_seconds
+    copies = hardware.count // devices_each
+    return {
+        "devices_each": devices_each,
+        "copies": copies,
+        "rows": rows,
+        "hours": (prompt_seconds + reply_seconds) / copies / 3600,
+        "share_of_prompts": prompt_seconds / (prompt_seconds + reply_seconds),
+        "memory_gb": {"weights": weights / 1e9, "keys_and_values": rows * context * kv_bytes / 1e9},
+    }
+
+
+def disk(shape: ModelShape, workload: Workload, blocks: int = BLOCKS) -> dict[str, float]:
     """GB on the disk: replies; activations in fp32; sums, if every score occurs in every block; the most on the way."""
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
-    replies = 6 * asked.new_tokens / 1e9
-    activations = asked.responses * 4 * layers * (hidden + 1) / 1e9
-    cells = min(ALL * asked.roles * min(blocks, asked.questions), asked.responses) + ALL * asked.questions
-    sums = layers * hidden * (8 * cells + 4 * min(2 * SAMPLE, asked.responses)) / 1e9
+    replies = 6 * workload.new_tokens / 1e9
+    activations = workload.responses * 4 * layers * (hidden + 1) / 1e9
+    cells = min(ALL * workload.roles * min(blocks, workload.questions), workload.responses) + ALL * workload.questions
+    sums = layers * hidden * (8 * cells + 4 * min(2 * SAMPLE, workload.responses)) / 1e9
     waiting = min(activations, max(sums, 1.0))
     return {
         "replies": replies,
@@ -279,12 +295,13 @@ def disk(shape: Shape, asked: Asked, blocks: int = BLOCKS) -> dict[str, float]:
     }
 
 
-def assumptions(on: Hardware, shape: Shape) -> list[str]:
+def assumptions(hardware: Hardware, shape: ModelShape) -> list[str]:
     """What a prediction rests on, in sentences."""
-    flops = f"{on.flops / 1e12:.3g} TFLOP/s in {'fp32' if on.number == 4 else 'bf16'}"
+    flops = f"{hardware.flops / 1e12:.3g} TFLOP/s in {'fp32' if hardware.bytes_per_value == 4 else 'bf16'}"
     return [
-        f"{on.name}: {on.count} of {on.memory / 1e9:.0f} GB, {on.bandwidth / 1e9:.0f} GB/s and {flops} each, of which "
-        f"{BANDWIDTH:.0%} and {on.compute:.0%} are assumed; at most {on.rows} replies in {MEMORY:.0%} of the memory",
+        f"{hardware.name}: {hardware.count} of {hardware.memory / 1e9:.0f} GB, {hardware.bandwidth / 1e9:.0f} GB/s and {flops} "
+        f"each, of which {BANDWIDTH:.0%} and {hardware.compute:.0%} are assumed; at most {hardware.rows} replies in "
+        f"{MEMORY:.0%} of the memory",
         f"{shape.parameters / 1e9:.1f}e9 parameters; a forward pass is 2 operations a parameter and token, and attention; "
         "reading is free",
         "every reply is as long as it may be; beginnings that neighbours share are computed once; no time for the judge",
@@ -292,30 +309,40 @@ def assumptions(on: Hardware, shape: Shape) -> list[str]:
     ]
 
 
-def lines(name: str, on: Hardware, asked: Asked, shape: Shape, reading: str = "reply") -> list[str]:
+def lines(name: str, hardware: Hardware, workload: Workload, shape: ModelShape, reading: str = "reply") -> list[str]:
     """A prediction for people."""
-    p, disks = predict(shape, on, asked), disk(shape, asked)
-    what = "prompts" if reading == "prompt" else "responses"
-    where = f"{name} on {on.name}: {asked.responses:,} {what}, {asked.prompt_tokens:,} prompt tokens, "
-    first = where + (f"at most {asked.new_tokens:,} new ones" if asked.new_tokens else "nothing generated")
-    if p["hours"] is None:
-        time_of = f"does not fit: {shape.parameters * on.number / 1e9:.0f} GB of weights"
+    prediction, disk_gb = predict(shape, hardware, workload), disk(shape, workload)
+    units = "prompts" if reading == "prompt" else "responses"
+    size = f"{name} on {hardware.name}: {workload.responses:,} {units}, {workload.prompt_tokens:,} prompt tokens, "
+    size_line = size + (f"at most {workload.new_tokens:,} new ones" if workload.new_tokens else "nothing generated")
+    if prediction["hours"] is None:
+        time_line = f"does not fit: {shape.parameters * hardware.bytes_per_value / 1e9:.0f} GB of weights"
     else:
-        memory = p["memory_gb"]
-        time_of = (
-            f"about {duration(3600 * p['hours'])}, {p['share_of_prompts']:.0%} of it prompts; {p['copies']} copies on "
-            f"{p['devices_each']} devices each, {p['rows']} replies at once\nmemory of a copy: {memory['weights']:.3g} GB of "
-            f"weights, {memory['keys_and_values']:.3g} GB of keys and values"
+        memory = prediction["memory_gb"]
+        time_line = (
+            f"about {duration(3600 * prediction['hours'])}, {prediction['share_of_prompts']:.0%} of it prompts; "
+            f"{prediction['copies']} copies on {prediction['devices_each']} devices each, {prediction['rows']} replies at once"
+            f"\nmemory of a copy: {memory['weights']:.3g} GB of weights, {memory['keys_and_values']:.3g} GB of keys and values"
         )
-    kept = "disk: {all:,.3g} GB; with --keep sums {sums:,.3g} GB, at most {most:,.3g} GB on the way".format(**disks)
-    assumed = [f"assumed: {a}" for a in assumptions(on, shape)] if asked.new_tokens else []
-    return [first, time_of, kept, *assumed]
+    disk_line = "disk: {all:,.3g} GB; with --keep sums {sums:,.3g} GB, at most {most:,.3g} GB on the way".format(
+        **disk_gb
+    )
+    assumed_lines = (
+        [f"assumed: {assumption}" for assumption in assumptions(hardware, shape)] if workload.new_tokens else []
+    )
+    return [size_line, time_line, disk_line, *assumed_lines]
 
 
-def as_json(name: str, on: Hardware, asked: Asked, shape: Shape) -> dict[str, Any]:
+def as_json(name: str, hardware: Hardware, workload: Workload, shape: ModelShape) -> dict[str, Any]:
     """A prediction for machines."""
-    found = {"model": name, "on": asdict(on), **asdict(asked), **predict(shape, on, asked)}
-    return {**found, "assumptions": assumptions(on, shape)}
+    return {
+        "model": name,
+        # The JSON has always called a value's bytes "number".
+        "on": {"number" if k == "bytes_per_value" else k: v for k, v in asdict(hardware).items()},
+        **asdict(workload),
+        **predict(shape, hardware, workload),
+        "assumptions": assumptions(hardware, shape),
+    }
 
 
 def bytes_per_response(layers: int, hidden: int, new_tokens: int) -> int:
@@ -342,8 +369,3 @@ def _timed(call: Any, seconds: float = 0.3) -> float:
         call()
         best = min(best, time.monotonic() - began)
     return best
-
-
-def _tokens(prompt: Prompt, chat: Chat | None) -> Any:
-    """A prompt's token ids, or its characters."""
-    return chat.prompt_ids(prompt.messages) if chat else "".join(m["content"] for m in prompt.messages)

@@ -20,9 +20,9 @@ from personaspace.engines.prefix import common
 from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_round, shards
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
-from personaspace.mapping.ask import Task, answer, judged
+from personaspace.mapping.ask import ShardTask, answer, judged
 from personaspace.mapping.plan import ONSET_SHARD, SHARD, Plan, bytes_per_response, seconds_per_token
-from personaspace.mapping.sums import Kept, Responses, Source, Summed, Sums
+from personaspace.mapping.sums import FromActivations, FromSums, Responses, Source, Sums
 from personaspace.runs import Run, Shards
 from personaspace.space.readings import PROMPT
 from personaspace.stats.vectors import Ints
@@ -104,17 +104,19 @@ class Stage:
         """Under which name `run.json` keeps this reading's rounds, history or seconds."""
         return f"onset_{name}" if self.reading == PROMPT else name
 
-    def read(self, manifest: dict[str, Any], judge: Judge | None, aim: Aim | None) -> estimate.Counted:
+    def read(self, manifest: dict[str, Any], judge: Judge | None, aim: Aim | None) -> estimate.IncludedResponses:
         """Asks what is not there yet, round by round until the aim is reached, and returns what counts. Each round stands in
         the manifest before it is asked."""
         rounds: list[dict[str, int]] = manifest.setdefault(self.key("rounds"), [])
-        wanted = self.design.first_round(self.catalog)
+        first_round = self.design.first_round(self.catalog)
         if not rounds:
-            rounds.append(self._first_look(wanted) if aim and self._axis_alone(aim) else wanted)
+            # An axis alone needs a sample of roles; order and map need all of them.
+            axis_alone = aim is not None and self.reading == PROMPT and list(aim.until) == ["axis"]
+            rounds.append(self._first_look(first_round) if axis_alone else first_round)
         elif not aim:
             # What an aim was content with may be less than the design asks for, and so may an earlier call's design.
-            asked = _total(rounds)
-            missing = {name: n - asked[name] for name, n in wanted.items() if n > asked[name]}
+            requested = _total(rounds)
+            missing = {name: n - requested[name] for name, n in first_round.items() if n > requested[name]}
             if self.reading == PROMPT and missing:
                 rounds.append(missing)
         self.run.update(manifest)
@@ -127,19 +129,19 @@ class Stage:
         for k in itertools.count(first):
             groups = self._prompts(rounds[: k + 1])
             spent += self._ask(groups, judge)
-            kept = self._kept(groups, judge)
-            more = self._next(kept, rounds[: k + 1], history, aim) if aim else None
-            if more is None:
+            included = self._included(groups, judge)
+            next_counts = self._next(included, rounds[: k + 1], history, aim) if aim else None
+            if next_counts is None:
                 break
             if len(rounds) == k + 1:
-                rounds.append(more)
+                rounds.append(next_counts)
             manifest[self.key("history")] = history
             self.run.update(manifest)
         self.counted_rounds = rounds[: k + 1]
         manifest[self.key("seconds")] = manifest.get(self.key("seconds"), 0.0) + spent
         manifest[self.key("history")] = history
         self.run.update(manifest)
-        return kept
+        return included
 
     def is_whole(self, manifest: Mapping[str, Any]) -> bool:
         """Whether an earlier call asked for this reading, and all of it is there."""
@@ -160,18 +162,18 @@ class Stage:
         """Asks what is not there yet, and sums what is too big to keep; returns the seconds that asking took."""
         work = self.cut(groups)
         done = set(self.shards.done())
-        total, there = sum(map(len, work)), sum(len(s) for k, s in enumerate(work) if k in done)
-        todo = [k for k in range(len(work)) if k not in done]
+        total, done_count = sum(map(len, work)), sum(len(s) for k, s in enumerate(work) if k in done)
+        missing = [k for k in range(len(work)) if k not in done]
         spent = 0.0
-        if todo:
+        if missing:
             self.watcher.planned(self.plan(work, done))
             place = self.shards.place
-            where = place.root if place.local is None else str(place.local.absolute())
-            tasks = [Task(k, work[k], self.sampling, where, self.along) for k in todo]
+            address = place.root if place.local is None else str(place.local.absolute())
+            tasks = [ShardTask(k, work[k], self.sampling, address, self.along) for k in missing]
             began = time.monotonic()
-            for size in self._answered(tasks, there, total):
-                there += size
-                self.watcher.progress(there, total)
+            for size in self._answered(tasks, done_count, total):
+                done_count += size
+                self.watcher.progress(done_count, total)
                 spent += time.monotonic() - began
                 self._fold(judge, least=FOLD)
                 began = time.monotonic()
@@ -179,14 +181,14 @@ class Stage:
         self._fold(judge)
         return spent
 
-    def _answered(self, tasks: Sequence[Task], there: int, total: int) -> Iterator[int]:
+    def _answered(self, tasks: Sequence[ShardTask], done_count: int, total: int) -> Iterator[int]:
         """Each shard's size, once it is written: here one after the other, or by an engine that spreads work."""
         if spread := getattr(self.engine, "spread", None):
             yield from (size for _, size in spread(answer, tasks))
             return
-        count = itertools.count(there + 1)
+        counter = itertools.count(done_count + 1)
         for task in tasks:
-            yield answer(self.engine, task, lambda: self.watcher.progress(next(count), total))[1]
+            yield answer(self.engine, task, lambda: self.watcher.progress(next(counter), total))[1]
 
     def _fold(self, judge: Judge | None, least: int = 0) -> None:
         """Judges and sums the shards that wait for it, once their activations are as large as `least` and the sums."""
@@ -200,27 +202,31 @@ class Stage:
 
     def plan(self, work: Sequence[Sequence[Prompt]], done: set[int]) -> Plan:
         """What is left to do of these shards."""
-        left = [p for k, s in enumerate(work) if k not in done for p in s]
-        some = [s for k, s in enumerate(work) if k not in done]
-        some = some[:: max(1, len(some) // 3)]
+        missing = [p for k, s in enumerate(work) if k not in done for p in s]
+        sampled_shards = [s for k, s in enumerate(work) if k not in done]
+        sampled_shards = sampled_shards[:: max(1, len(sampled_shards) // 3)]
         chat = getattr(self.engine, "chat", None)
         length = 64.0
-        if chat and some:
-            # Beginnings that neighbours share are computed once.
-            each = [sorted(chat.prompt_ids(p.messages) for p in shard) for shard in some]
-            own = sum(len(b) - common(a, b) for ids in each for a, b in zip([[], *ids[:-1]], ids, strict=True))
-            length = own / sum(map(len, each))
+        if chat and sampled_shards:
+            # A shared prefix is computed once.
+            token_lists = [sorted(chat.prompt_ids(p.messages) for p in shard) for shard in sampled_shards]
+            unshared = sum(
+                len(ids) - common(before, ids)
+                for in_order in token_lists
+                for before, ids in zip([[], *in_order[:-1]], in_order, strict=True)
+            )
+            length = unshared / sum(map(len, token_lists))
         longest = self.sampling.max_new_tokens if self.sampling else 0
-        model, new = self.engine.model, longest * len(left)
-        asked = sum(map(len, work))
+        model, new_tokens = self.engine.model, longest * len(missing)
+        requested = sum(map(len, work))
         return Plan(
             what="prompts" if self.reading == PROMPT else "responses",
-            responses=asked,
-            done=asked - len(left),
-            prompt_tokens=int(length * len(left)),
-            new_tokens=new,
-            seconds=(length * len(left) + new) * seconds_per_token(self.engine),
-            bytes=len(left) * bytes_per_response(model.layers, model.hidden, longest),
+            responses=requested,
+            done=requested - len(missing),
+            prompt_tokens=int(length * len(missing)),
+            new_tokens=new_tokens,
+            seconds=(length * len(missing) + new_tokens) * seconds_per_token(self.engine),
+            bytes=len(missing) * bytes_per_response(model.layers, model.hidden, longest),
         )
 
     # -- what counts -------------------------------------------------------------------------------------------------
@@ -231,59 +237,59 @@ class Stage:
             scores = judged(self.run, self.catalog, judge, numbers)
         return Responses.read(self.shards, numbers, [r.role for r in self.catalog.roles], scores, self.seed)
 
-    def _kept(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None) -> estimate.Counted:
+    def _included(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None) -> estimate.IncludedResponses:
         roles = [r.role for r in self.catalog.roles]
-        asked = dict.fromkeys((DEFAULT, *roles), 0)
+        requested = dict.fromkeys((DEFAULT, *roles), 0)
         for prompt in itertools.chain.from_iterable(groups):
-            asked[prompt.role] += 1
+            requested[prompt.role] += 1
         source: Source
         if self.sums:
-            source = Summed(self.sums)
+            source = FromSums(self.sums)
         else:
             responses = self._responses(range(len(self.cut(groups))), judge)
-            source = Kept(self.shards, responses, 1 + len(roles), len(self.catalog.questions), self.block_of)
-        return estimate.counted(source, roles, asked, self.min_responses)
+            source = FromActivations(self.shards, responses, 1 + len(roles), len(self.catalog.questions), self.block_of)
+        return estimate.included_responses(source, roles, requested, self.min_responses)
 
     # -- going on ----------------------------------------------------------------------------------------------------
 
-    def _axis_alone(self, aim: Aim) -> bool:
-        return self.reading == PROMPT and list(aim.until) == ["axis"]
-
-    def _first_look(self, wanted: Mapping[str, int]) -> dict[str, int]:
+    def _first_look(self, first_round: Mapping[str, int]) -> dict[str, int]:
         """For the axis alone a sample of roles is enough to see how far there is to go."""
-        roles = [name for name in wanted if name != DEFAULT]
-        some = roles[:: -(-len(roles) // FIRST_LOOK)]
-        return {DEFAULT: min(len(some), wanted[DEFAULT]), **dict.fromkeys(some, 1)}
+        roles = [name for name in first_round if name != DEFAULT]
+        sampled_roles = roles[:: -(-len(roles) // FIRST_LOOK)]
+        return {DEFAULT: min(len(sampled_roles), first_round[DEFAULT]), **dict.fromkeys(sampled_roles, 1)}
 
     def _next(
-        self, kept: estimate.Counted, rounds: Rounds, history: list[dict[str, float]], aim: Aim
+        self, included: estimate.IncludedResponses, rounds: Rounds, history: list[dict[str, float]], aim: Aim
     ) -> dict[str, int] | None:
         """The next round where the aim is not reached; notes reliabilities against what was spent."""
-        spent, first = sum(_total(rounds).values()), sum(self.design.first_round(self.catalog).values())
-        values = estimate.reliabilities(kept, aim.layer, self.seed, list(aim.until))
-        others = {name: value for name, value in values.items() if name != "axis"}
-        history.append({"responses": spent, "reliability": values["axis"], **others})
-        what = "prompts" if self.reading == PROMPT else "responses"
+        spent, first_round_size = sum(_total(rounds).values()), sum(self.design.first_round(self.catalog).values())
+        values = estimate.reliabilities(included, aim.layer, self.seed, list(aim.until))
+        order_and_map = {name: value for name, value in values.items() if name != "axis"}
+        history.append({"responses": spent, "reliability": values["axis"], **order_and_map})
+        units = "prompts" if self.reading == PROMPT else "responses"
         figures = "; ".join(
-            f"{POSSESSIVE[name]} reliability at layer {aim.layer} is {values[name]:.3f} (wanted {wanted})"
-            for name, wanted in aim.until.items()
+            f"{POSSESSIVE[name]} reliability at layer {aim.layer} is {values[name]:.3f} (wanted {target})"
+            for name, target in aim.until.items()
         )
-        self.watcher.note(f"{spent} {what}: {figures}")
-        left = (aim.budget or GROWTH * first) - spent
-        if all(values[name] >= wanted for name, wanted in aim.until.items()) or left <= 0:
+        self.watcher.note(f"{spent} {units}: {figures}")
+        budget_left = (aim.budget or GROWTH * first_round_size) - spent
+        if all(values[name] >= target for name, target in aim.until.items()) or budget_left <= 0:
             return None
         if list(aim.until) == ["axis"]:
-            fresh = [r.role for r in self.catalog.roles if not kept.counts[r.role]]
-            if self.reading == PROMPT and fresh:
-                size = min(left, spent)
-                return {DEFAULT: max(1, size // 2), **dict.fromkeys(fresh[: max(1, size - size // 2)], 1)}
-            return next_round(kept.counts, min(left, max(1, first // 4)))
+            unread = [r.role for r in self.catalog.roles if not included.counts[r.role]]
+            if self.reading == PROMPT and unread:
+                size = min(budget_left, spent)
+                return {DEFAULT: max(1, size // 2), **dict.fromkeys(unread[: max(1, size - size // 2)], 1)}
+            return next_round(included.counts, min(budget_left, max(1, first_round_size // 4)))
         # Order and map are the roles': all are asked equally often, the default as much more as the first round gave it.
         names = [r.role for r in self.catalog.roles]
-        each = max(1, min(left, first // 4) // len(names))
-        default = round(each * rounds[0][DEFAULT] / max(1, rounds[0].get(names[0], 1)))
-        more = {DEFAULT: max(1, min(default, left - each * len(names))), **dict.fromkeys(names, each)}
-        return more if sum(more.values()) <= left else None
+        per_role = max(1, min(budget_left, first_round_size // 4) // len(names))
+        default = round(per_role * rounds[0][DEFAULT] / max(1, rounds[0].get(names[0], 1)))
+        next_counts = {
+            DEFAULT: max(1, min(default, budget_left - per_role * len(names))),
+            **dict.fromkeys(names, per_role),
+        }
+        return next_counts if sum(next_counts.values()) <= budget_left else None
 
 
 def _total(rounds: Rounds) -> Counter[str]:

@@ -64,8 +64,8 @@ class Responses:
         seed: int,
     ) -> Responses:
         """Those of a run; scores None: nobody judged. A response without a score is of class 0."""
-        place = {DEFAULT: 0, **{name: k + 1 for k, name in enumerate(roles)}}
-        found = []
+        role_index = {DEFAULT: 0, **{name: k + 1 for k, name in enumerate(roles)}}
+        rows = []
         for shard in shards:
             table = run.read(shard, ["role", "index", "question", "tokens", "instruction"]).to_pydict()
             for row, (role, index, question, tokens, text) in enumerate(zip(*table.values(), strict=True)):
@@ -73,8 +73,8 @@ class Responses:
                 score = (scores or {}).get((role, index), (0, 0.0))[0] if judged else ALL
                 if tokens:
                     lot = row_seed(seed, f"sample/{role}", index) >> 1
-                    found.append((shard, row, place[role], question, tokens, score, lot, text))
-        return cls(*np.array(found, dtype=np.int64).reshape(-1, 8).T)
+                    rows.append((shard, row, role_index[role], question, tokens, score, lot, text))
+        return cls(*np.array(rows, dtype=np.int64).reshape(-1, 8).T)
 
     def where(self, mask: NDArray[np.bool_] | Ints) -> Responses:
         """Some of them."""
@@ -118,25 +118,25 @@ class Source(Protocol):
         ...
 
 
-class Kept:
-    """A source made of kept activations. blocks_of None: as exact as can be; otherwise as from sums of those blocks."""
+class FromActivations:
+    """A source made of kept activations. block_of None: as exact as can be; otherwise as from sums of those blocks."""
 
     def __init__(self, run: Shards, responses: Responses, roles: int, questions: int, block_of: Ints | None) -> None:
         self.run, self.block_of = run, block_of
-        self.counted = responses.where(responses.score >= KEPT)
+        self.included = responses.where(responses.score >= KEPT)
         self.n = np.zeros((roles, questions), dtype=np.int64)
-        np.add.at(self.n, (self.counted.role, self.counted.question), 1)
+        np.add.at(self.n, (self.included.role, self.included.question), 1)
         self.tokens, self.norms = np.zeros(roles, dtype=np.int64), np.zeros((roles, 0))
-        np.add.at(self.tokens, self.counted.role, self.counted.tokens)
-        for shard, mine in self.counted.by_shard():
-            self.norms = _add_norms(self.norms, (mine.role,), run, shard, mine)
-        some = None if block_of is None else _drawn(self.counted.role, self.counted.lot)
-        self.sampled = self.counted if some is None else self.counted.where(some)
+        np.add.at(self.tokens, self.included.role, self.included.tokens)
+        for shard, in_shard in self.included.by_shard():
+            self.norms = _add_norms(self.norms, (in_shard.role,), run, shard, in_shard)
+        drawn = None if block_of is None else _drawn(self.included.role, self.included.lot)
+        self.sampled = self.included if drawn is None else self.included.where(drawn)
         self.role, self.question = self.sampled.role, self.sampled.question
 
     def sums(self, cells: Cells, layers: slice) -> Tensor:
-        placed = cells.placing(self.counted.role, self.counted.question)
-        return vectors.cell_sums(placed, self._activations(self.counted, layers))
+        placed = cells.placing(self.included.role, self.included.question)
+        return vectors.cell_sums(placed, self._activations(self.included, layers))
 
     def sample(self, which: NDArray[np.bool_], layers: slice) -> Iterator[Tensor]:
         return self._activations(self.sampled.where(which), layers)
@@ -145,27 +145,27 @@ class Kept:
         if self.block_of is not None:  # as from sums
             return None
         n = np.zeros((len(self.n) * self._instructions(), self.n.shape[1]), dtype=np.int64)
-        np.add.at(n, (self._texts(), self.counted.question), 1)
+        np.add.at(n, (self._texts(), self.included.question), 1)
         return Cells.counted((), n)
 
     def sums_by_instruction(self, cells: Cells, layers: slice) -> Tensor:
-        placed = cells.placing(self._texts(), self.counted.question)
-        return vectors.cell_sums(placed, self._activations(self.counted, layers))
+        placed = cells.placing(self._texts(), self.included.question)
+        return vectors.cell_sums(placed, self._activations(self.included, layers))
 
     def _instructions(self) -> int:
-        return int(self.counted.instruction.max()) + 1
+        return int(self.included.instruction.max()) + 1
 
     def _texts(self) -> Ints:
-        texts: Ints = self.counted.role * self._instructions() + self.counted.instruction
+        texts: Ints = self.included.role * self._instructions() + self.included.instruction
         return texts
 
     def _activations(self, responses: Responses, layers: slice) -> Iterator[Tensor]:
-        for shard, mine in responses.by_shard():
-            yield self.run.tensors(shard, "activations", layers)[torch.from_numpy(mine.row)]
+        for shard, in_shard in responses.by_shard():
+            yield self.run.tensors(shard, "activations", layers)[torch.from_numpy(in_shard.row)]
 
 
 @dataclass(frozen=True)
-class State:
+class SumsState:
     """What is in the sums: n `[classes, roles, questions]`, tokens `[classes, roles]`, norms `[classes, roles, layers]`; the
     sample's role, question and lot, `[sample, 3]`."""
 
@@ -178,20 +178,22 @@ class State:
 
 
 class Sums:
-    """A reading's sums on the disk, in a folder. kept: the layers whose activations stay beside them."""
+    """A reading's sums on the disk, in a folder. kept_layers: those whose activations stay beside them."""
 
-    def __init__(self, run: Shards, folder: Path, roles: int, block_of: Ints, kept: range = range(0)) -> None:
-        self.run, self.folder, self.roles, self.block_of, self.kept = run, folder, roles, block_of, kept
+    def __init__(self, run: Shards, folder: Path, roles: int, block_of: Ints, kept_layers: range = range(0)) -> None:
+        self.run, self.folder, self.roles, self.block_of, self.kept_layers = run, folder, roles, block_of, kept_layers
 
-    def state(self) -> State:
+    def state(self) -> SumsState:
         """What was added so far."""
         path = self.folder / "counts.safetensors"
         if not path.is_file():
             n = np.zeros((ALL + 1, self.roles, len(self.block_of)), dtype=np.int64)
-            return State(0, (), n, n[:, :, 0].copy(), np.zeros((ALL + 1, self.roles, 0)), np.zeros((0, 3), np.int64))
-        tensors, about = load_tensors(path)
+            return SumsState(
+                0, (), n, n[:, :, 0].copy(), np.zeros((ALL + 1, self.roles, 0)), np.zeros((0, 3), np.int64)
+            )
+        tensors, metadata = load_tensors(path)
         values = {name: t.numpy() for name, t in tensors.items()}
-        return State(int(about["generation"]), tuple(json.loads(about["shards"])), **values)
+        return SumsState(int(metadata["generation"]), tuple(json.loads(metadata["shards"])), **values)
 
     def bytes(self) -> int:
         """What they take."""
@@ -204,15 +206,15 @@ class Sums:
         n, tokens, norms = old.n.copy(), old.tokens.copy(), old.norms
         np.add.at(n, (responses.score, responses.role, responses.question), 1)
         np.add.at(tokens, (responses.score, responses.role), responses.tokens)
-        for shard, mine in responses.by_shard():
-            norms = _add_norms(norms, (mine.score, mine.role), self.run, shard, mine)
+        for shard, in_shard in responses.by_shard():
+            norms = _add_norms(norms, (in_shard.score, in_shard.role), self.run, shard, in_shard)
         candidates = responses.where(responses.score >= KEPT)
         table = np.stack([candidates.role, candidates.question, candidates.lot], axis=1)
         table = np.concatenate([old.sample, table])
         drawn = _drawn(table[:, 0], table[:, 2])
         sources = np.concatenate([np.full(len(old.sample), -1), candidates.shard])[drawn]
         rows = np.concatenate([np.arange(len(old.sample)), candidates.row])[drawn]
-        new = State(old.generation + 1, (*old.shards, *shards), n, tokens, norms, table[drawn])
+        new = SumsState(old.generation + 1, (*old.shards, *shards), n, tokens, norms, table[drawn])
         self.folder.mkdir(exist_ok=True)
         with self.run.at_hand(shards):
             for layer in range(norms.shape[-1]):
@@ -220,8 +222,8 @@ class Sums:
                 tensors["sample"] = self._gathered(layer, old, sources, rows)
                 write_whole(self._file(new.generation, layer), save(tensors))
         values = {k: torch.from_numpy(v) for k, v in vars(new).items() if isinstance(v, np.ndarray)}
-        about = {"generation": str(new.generation), "shards": json.dumps(new.shards)}
-        write_whole(self.folder / "counts.safetensors", save(values, about))
+        metadata = {"generation": str(new.generation), "shards": json.dumps(new.shards)}
+        write_whole(self.folder / "counts.safetensors", save(values, metadata))
         self.settle()
 
     def settle(self) -> None:
@@ -233,40 +235,42 @@ class Sums:
         for path in self.folder.glob(".*.tmp"):
             path.unlink()
         for shard in set(state.shards) & set(self.run.whole()):
-            if not self.kept:
+            if not self.kept_layers:
                 self.run.drop(shard)
-            elif (all_layers := self.run.tensors(shard, "activations")).shape[1] != len(self.kept):
+            elif (all_layers := self.run.tensors(shard, "activations")).shape[1] != len(self.kept_layers):
                 norms = self.run.tensors(shard, "norms")
-                chosen = all_layers[:, self.kept.start : self.kept.stop]
-                self.run.write_tensors(shard, chosen, norms, f"{self.kept.start}:{self.kept.stop}")
+                chosen = all_layers[:, self.kept_layers.start : self.kept_layers.stop]
+                self.run.write_tensors(shard, chosen, norms, f"{self.kept_layers.start}:{self.kept_layers.stop}")
 
-    def _added(self, layer: int, old: State, new: State, responses: Responses) -> dict[str, Tensor]:
+    def _added(self, layer: int, old: SumsState, new: SumsState, responses: Responses) -> dict[str, Tensor]:
         """A layer's sums by class, `[cells + questions, hidden]`, with the new responses'."""
-        before = self._layer(old, layer)
-        after = {c: Cells.counted((), new.n[c], self.block_of) for c in range(ALL + 1) if new.n[c].any()}
+        stored_by_class = self._layer(old, layer)
+        cells_by_class = {
+            score: Cells.counted((), new.n[score], self.block_of) for score in range(ALL + 1) if new.n[score].any()
+        }
         totals: dict[str, Tensor] = {}
-        for shard, mine in responses.by_shard():
+        for shard, in_shard in responses.by_shard():
             block = self.run.tensors(shard, "activations", slice(layer, layer + 1))[:, 0]
-            for c in set(mine.score.tolist()):
-                some = mine.where(mine.score == c)
-                total = totals.setdefault(str(c), _zeros(after[c], block.shape[-1]))
-                placed = after[c].placing(some.role, some.question)
-                vectors.add_to(total, placed, block[torch.from_numpy(some.row)])
-        for c, cells in after.items():
-            if (stored := before.get(str(c))) is not None:
-                total = totals.setdefault(str(c), _zeros(cells, stored.shape[-1]))
-                vectors.merge_into(total, cells, stored, Cells.counted((), old.n[c], self.block_of))
+            for score in set(in_shard.score.tolist()):
+                of_class = in_shard.where(in_shard.score == score)
+                total = totals.setdefault(str(score), _zeros(cells_by_class[score], block.shape[-1]))
+                placed = cells_by_class[score].placing(of_class.role, of_class.question)
+                vectors.add_to(total, placed, block[torch.from_numpy(of_class.row)])
+        for score, cells in cells_by_class.items():
+            if (stored := stored_by_class.get(str(score))) is not None:
+                total = totals.setdefault(str(score), _zeros(cells, stored.shape[-1]))
+                vectors.merge_into(total, cells, stored, Cells.counted((), old.n[score], self.block_of))
         return totals
 
-    def _gathered(self, layer: int, old: State, sources: Ints, rows: Ints) -> Tensor:
+    def _gathered(self, layer: int, old: SumsState, sources: Ints, rows: Ints) -> Tensor:
         """The sample's activations at a layer, `[sample, hidden]`, from the old sample (source −1) and from shards."""
         parts: dict[int, Tensor] = {}
         for source in dict.fromkeys(sources.tolist()):
             if source < 0:
-                held = self._layer(old, layer)["sample"]
+                activations = self._layer(old, layer)["sample"]
             else:
-                held = self.run.tensors(source, "activations", slice(layer, layer + 1))[:, 0].float()
-            parts[source] = held[torch.from_numpy(rows[sources == source])]
+                activations = self.run.tensors(source, "activations", slice(layer, layer + 1))[:, 0].float()
+            parts[source] = activations[torch.from_numpy(rows[sources == source])]
         if not parts:
             return torch.zeros(0, 1)
         gathered = torch.empty(len(rows), next(iter(parts.values())).shape[-1])
@@ -274,14 +278,14 @@ class Sums:
             gathered[torch.from_numpy(sources == source)] = part
         return gathered
 
-    def _layer(self, state: State, layer: int) -> dict[str, Tensor]:
+    def _layer(self, state: SumsState, layer: int) -> dict[str, Tensor]:
         return load_tensors(self._file(state.generation, layer))[0] if state.generation else {}
 
     def _file(self, generation: int, layer: int) -> Path:
         return self.folder / f"{generation:05d}-{layer:03d}.safetensors"
 
 
-class Summed:
+class FromSums:
     """A source made of sums on the disk: the classes that count, as one."""
 
     def __init__(self, sums: Sums) -> None:
@@ -295,8 +299,8 @@ class Summed:
         return torch.stack([self._layer(cells, layer) for layer in range(layers.start, layers.stop)], 1)
 
     def sample(self, which: NDArray[np.bool_], layers: slice) -> Iterator[Tensor]:
-        each = [self.on_disk._layer(self.state, k)["sample"] for k in range(layers.start, layers.stop)]
-        yield torch.stack(each, 1)[torch.from_numpy(which)]
+        by_layer = [self.on_disk._layer(self.state, k)["sample"] for k in range(layers.start, layers.stop)]
+        yield torch.stack(by_layer, 1)[torch.from_numpy(which)]
 
     def by_instruction(self) -> Cells | None:
         return None
@@ -307,10 +311,10 @@ class Summed:
     def _layer(self, cells: Cells, layer: int) -> Tensor:
         stored = self.on_disk._layer(self.state, layer)
         total = _zeros(cells, stored["sample"].shape[-1])
-        for c in (KEPT, ALL):
-            if str(c) in stored:
-                others = Cells.counted((), self.state.n[c], self.on_disk.block_of)
-                vectors.merge_into(total, cells, stored[str(c)], others)
+        for score in (KEPT, ALL):
+            if str(score) in stored:
+                stored_cells = Cells.counted((), self.state.n[score], self.on_disk.block_of)
+                vectors.merge_into(total, cells, stored[str(score)], stored_cells)
         return total
 
 
@@ -322,16 +326,16 @@ def _drawn(role: Ints, lot: Ints) -> Ints:
     """Who is sampled: of the default's and of the roles' the `SAMPLE` with the smallest lots, in the order given. A sample of
     samples is that of the whole."""
     order = np.argsort(lot, kind="stable")
-    first = [order[m[order]][:SAMPLE] for m in (role == 0, role != 0)]
-    found: Ints = np.sort(np.concatenate(first))
-    return found
+    smallest_lots = [order[group[order]][:SAMPLE] for group in (role == 0, role != 0)]
+    drawn: Ints = np.sort(np.concatenate(smallest_lots))
+    return drawn
 
 
-def _add_norms(total: Floats, at: tuple[Ints, ...], run: Shards, shard: int, mine: Responses) -> Floats:
+def _add_norms(total: Floats, indices: tuple[Ints, ...], run: Shards, shard: int, in_shard: Responses) -> Floats:
     """Sums over tokens of the residual norm, with a shard's added."""
-    each = run.tensors(shard, "norms")[torch.from_numpy(mine.row)].double().numpy() * mine.tokens[:, None]
+    token_sums = run.tensors(shard, "norms")[torch.from_numpy(in_shard.row)].double().numpy() * in_shard.tokens[:, None]
     if not total.shape[-1]:
-        total = np.zeros((*total.shape[:-1], each.shape[-1]))
+        total = np.zeros((*total.shape[:-1], token_sums.shape[-1]))
     total = total.copy()
-    np.add.at(total, at, each)
+    np.add.at(total, indices, token_sums)
     return total

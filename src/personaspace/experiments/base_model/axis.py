@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from personaspace.mapping.estimate import Counted, variance_ratios
+from personaspace.mapping.estimate import IncludedResponses, variance_ratios
 from personaspace.space import PersonaSpace
 from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.intervals import Estimate
@@ -29,14 +29,14 @@ class Likeness:
     again: float
 
 
-def likeness(kept: Counted, mapped: PersonaSpace, other: PersonaSpace, seed: int = 0) -> Likeness:
+def likeness(kept: IncludedResponses, mapped: PersonaSpace, other: PersonaSpace, seed: int = 0) -> Likeness:
     """Sets a map's axis beside another's."""
     same = mapped.tensors["axis"].shape == other.tensors["axis"].shape
     cosines = _cosines(kept, mapped, other, seed) if same else None
     return Likeness(cosines, _ceiling(mapped, other) if same else [], _again(kept, mapped, seed))
 
 
-def _cosines(kept: Counted, mapped: PersonaSpace, other: PersonaSpace, seed: int) -> list[Estimate]:
+def _cosines(kept: IncludedResponses, mapped: PersonaSpace, other: PersonaSpace, seed: int) -> list[Estimate]:
     """The other's axis is held still; the map's is drawn by question, with random weights as `reliability.bootstrap` does. The
     interval is ± 1.96 standard deviations of that: noise turns an axis away, so that the draws themselves lie too low."""
     rng, cells = np.random.default_rng(seed), kept.cells
@@ -60,7 +60,7 @@ def _ceiling(mapped: PersonaSpace, other: PersonaSpace) -> list[float]:
     return [math.sqrt(a * b) for a, b in both]
 
 
-def _again(kept: Counted, mapped: PersonaSpace, seed: int) -> float:
+def _again(kept: IncludedResponses, mapped: PersonaSpace, seed: int) -> float:
     one = slice(mapped.layer, mapped.layer + 1)
     sums, ratio = kept.source.sums(kept.cells, one), variance_ratios(kept, one)
     axis, halves = mapped.axis_at().double(), []

@@ -132,8 +132,8 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
         trials.watcher,
     )
     mapped = mapper.map(trials.judges.make(ADHERENCE))
-    assert mapper.counted is not None
-    like = likeness(mapper.counted, mapped, space, options.seed)
+    assert mapper.included is not None
+    like = likeness(mapper.included, mapped, space, options.seed)
     written = (
         _completed(trials, base) if (base.model.layers, base.model.hidden) == space.tensors["axis"].shape else None
     )
