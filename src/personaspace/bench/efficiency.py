@@ -10,7 +10,7 @@ import numpy as np
 
 from personaspace.catalog import DEFAULT
 from personaspace.engines import Engine
-from personaspace.engines.prefix import common
+from personaspace.engines.prefix import shared_prefix_length
 from personaspace.errors import DesignError, UsageError
 from personaspace.mapping import estimate
 from personaspace.mapping.sums import Kept, Responses
@@ -108,7 +108,7 @@ class _Part:
         wholes += [reliability.spearman_brown(getattr(half, name), half.factor) for name in NAMES[1:]]
         axis, order, map_ = (None if np.isnan(w[0]) else float(w[0]) for w in wholes)
         ids = sorted(self.ids[k] for k in np.flatnonzero(some))
-        computed = sum(len(b) - common(a, b) for a, b in zip([[], *ids[:-1]], ids, strict=True))
+        computed = sum(len(b) - shared_prefix_length(a, b) for a, b in zip([[], *ids[:-1]], ids, strict=True))
         tokens = computed + int(self.generated[some].sum())
         return Point(way, each, default, tokens, seconds * float(some.mean()), axis, order, map_)
 

@@ -18,7 +18,7 @@ import torch
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.chat import Chat
-from personaspace.engines.prefix import common
+from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.prompts import Design, Prompt, assign, shards
 from personaspace.errors import ModelError, UsageError
 from personaspace.mapping.sums import ALL, BLOCKS, SAMPLE
@@ -212,7 +212,7 @@ def asked_of(catalog: Catalog, design: Design, new_tokens: int, seed: int, chat:
     for shard in some:
         each = sorted(_tokens(p, chat) for p in shard)
         longest = max(longest, *map(len, each))
-        own += sum(len(b) - common(a, b) for a, b in zip(["", *each[:-1]], each, strict=True))
+        own += sum(len(b) - shared_prefix_length(a, b) for a, b in zip(["", *each[:-1]], each, strict=True))
         n += len(shard)
     share = 1.0 if chat else 1 / CHARACTERS
     per_response = own / n * share + (0 if chat else MESSAGE)

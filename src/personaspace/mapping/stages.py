@@ -16,7 +16,7 @@ from torch import Tensor
 
 from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines import Engine
-from personaspace.engines.prefix import common
+from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_round, shards
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
@@ -208,7 +208,9 @@ class Stage:
         if chat and some:
             # Beginnings that neighbours share are computed once.
             each = [sorted(chat.prompt_ids(p.messages) for p in shard) for shard in some]
-            own = sum(len(b) - common(a, b) for ids in each for a, b in zip([[], *ids[:-1]], ids, strict=True))
+            own = sum(
+                len(b) - shared_prefix_length(a, b) for ids in each for a, b in zip([[], *ids[:-1]], ids, strict=True)
+            )
             length = own / sum(map(len, each))
         longest = self.sampling.max_new_tokens if self.sampling else 0
         model, new = self.engine.model, longest * len(left)
