@@ -138,8 +138,8 @@ class OnsetReader:
         last = torch.tensor([len(row) - 1 for row in ids], device=device)
         activations: list[Tensor] = [torch.empty(0)] * len(self.read)
 
-        def keep(layer_index: int, hidden: Tensor) -> None:
-            activations[layer_index] = hidden[rows, last].float().cpu()
+        def keep(k: int, hidden: Tensor) -> None:
+            activations[k] = hidden[rows, last].float().cpu()
 
         self._forward(ids, cache, keep)
         return torch.stack(activations, 1)
