@@ -148,12 +148,11 @@ class Chat:
             spans.append((inside[0], inside[-1] + 1) if inside else (0, 0))
         return Span(tuple(encoded["input_ids"]), tuple(spans)), places
 
-    def _opening(self) -> str:
-        """What stands before a reply that a conversation begins with: no template writes a conversation of no messages."""
-        return self.render([{"role": "assistant", "content": _PROBE}], reply=False).split(_PROBE)[0]
-
     def _characters(self, text: str, messages: Sequence[Message], i: int) -> tuple[int, int]:
-        before = self.render(messages[:i]) if i else self._opening()
+        if i:
+            before = self.render(messages[:i])
+        else:  # no template writes a conversation of no messages: what stands before a reply that one begins with
+            before = self.render([{"role": "assistant", "content": _PROBE}], reply=False).split(_PROBE)[0]
         content = messages[i]["content"].strip()
         start = text.find(content, shared_prefix_length(before, text))
         if start < 0:

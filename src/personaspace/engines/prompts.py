@@ -116,7 +116,7 @@ def next_round(counts: Mapping[str, int], budget: int) -> dict[str, int]:
 def rotation(n: int, questions: int, instructions: int) -> np.ndarray:
     """The first n of an endless sequence of (question, instruction) pairs, `[n, 2]`.
 
-    In every beginning of it, how often a question, an instruction or a pair occurs differs by at most one: within a
+    In every prefix of it, how often a question, an instruction or a pair occurs differs by at most one: within a
     block of lcm(questions, instructions) all pairs differ, and each block shifts the instructions by one.
     """
     j = np.arange(n)

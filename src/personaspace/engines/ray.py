@@ -270,7 +270,8 @@ class RayEngine:
                 result = ray.get(ref)
             except ray.exceptions.RayTaskError as e:
                 if ref != hand.joining or self._about is None:
-                    raise _user_error(e) from None
+                    # What was raised in a worker, as it was raised there if it is meant for the user.
+                    raise e.cause if isinstance(e.cause, PersonaSpaceError) else e from None
                 missing += self._drop(hand, e.cause)  # others have loaded the same; its device may not be free yet
                 continue
             except ray.exceptions.RayError as e:
@@ -321,12 +322,6 @@ def _connect(address: str | None) -> None:
         ray._private.worker._worker_logs_enabled = False
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise UsageError(f"--address {address}: no Ray cluster can be joined: {str(e).splitlines()[0][:200]}") from None
-
-
-def _user_error(error: Any) -> Exception:
-    """What was raised in a worker, as it was raised there if it is meant for the user."""
-    cause = error.cause
-    return cause if isinstance(cause, PersonaSpaceError) else error
 
 
 def _respond(engine: Engine, prompts: list[Prompt], sampling: Sampling, options: dict[str, Any]) -> list[Response]:

@@ -171,10 +171,10 @@ class DecodeLoop:
             means.clear(slice(first, first + len(rows)))
         slots = {r.key: first + k for k, r in enumerate(rows)}
         self.applied.touched = None
-        for like_treated in by_interventions(rows).values():
-            self.applied.groups = [(None, like_treated[0].applied)] if like_treated[0].applied else []
+        for matching_rows in by_interventions(rows).values():
+            self.applied.groups = [(None, matching_rows[0].applied)] if matching_rows[0].applied else []
             with self._hooks():
-                for prefix, group in by_shared_prefix(like_treated):
+                for prefix, group in by_shared_prefix(matching_rows):
                     for chunk in chunks(group, prefix, self.prefill_tokens):
                         self._prefill(chunk, prefix, slots)
         self.rows.extend(rows)
@@ -365,12 +365,12 @@ class DecodeLoop:
         slots = {id(row): k for k, row in enumerate(self.rows)}
         groups = by_interventions(self.rows)
         self.applied.groups = []
-        for like_treated in groups.values():
-            if like_treated[0].applied:
+        for matching_rows in groups.values():
+            if matching_rows[0].applied:
                 row_indices = (
-                    torch.tensor([slots[id(r)] for r in like_treated], device=self.device) if len(groups) > 1 else None
+                    torch.tensor([slots[id(r)] for r in matching_rows], device=self.device) if len(groups) > 1 else None
                 )
-                self.applied.groups.append((row_indices, like_treated[0].applied))
+                self.applied.groups.append((row_indices, matching_rows[0].applied))
         any_applied = bool(self.applied.groups)
         self.applied.touched = (
             torch.zeros(len(self.rows), 1, dtype=torch.bool, device=self.device) if any_applied else None

@@ -130,7 +130,8 @@ class TransformersEngine(BaseEngine):
         along: Tensor | None = None,
     ) -> DecodeLoop:
         """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves."""
-        fit = self._rows_that_fit(columns)
+        # As many as the engine's memory has room for, each as long as it may become.
+        fit = max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
         return DecodeLoop(
             self.network,
             self.layers,
@@ -191,9 +192,6 @@ class TransformersEngine(BaseEngine):
                 raise not_finite("the residual stream or the logits", prompt)
             yield Token(fed, new, ready[len(shown) :], activation, row.touched > touched, row.finish)
             shown, touched = ready, row.touched
-
-    def _rows_that_fit(self, columns: int) -> int:
-        return max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
 
     def columns_that_fit(self, rows: int) -> int:
         """How long so many rows may become within the engine's memory."""

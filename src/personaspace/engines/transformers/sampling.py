@@ -24,24 +24,30 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Tenso
     logits = logits.float()
     k = min(NUCLEUS, logits.shape[-1])
     top, ids = logits.topk(k, dim=-1)
-    heat = temperature.clamp(min=1e-4)[:, None]
-    total = (logits / heat).logsumexp(-1, keepdim=True)
+    divisor = temperature.clamp(min=1e-4)[:, None]
+    log_mass = (logits / divisor).logsumexp(-1, keepdim=True)
     no_nucleus = top_p >= 1
-    chosen = _nucleus(top, ids, heat, total, top_p, u, no_nucleus)
-    covered = (top / heat - total).exp().sum(-1)
+    chosen = _nucleus(top, ids, divisor, log_mass, top_p, u, no_nucleus)
+    covered = (top / divisor - log_mass).exp().sum(-1)
     wide_rows = torch.nonzero((covered < torch.where(no_nucleus, u, top_p)) & (temperature > 0)).flatten()
     if len(wide_rows) and k < logits.shape[-1]:
         ranked, order = logits[wide_rows].sort(dim=-1, descending=True)
         chosen[wide_rows] = _nucleus(
-            ranked, order, heat[wide_rows], total[wide_rows], top_p[wide_rows], u[wide_rows], no_nucleus[wide_rows]
+            ranked,
+            order,
+            divisor[wide_rows],
+            log_mass[wide_rows],
+            top_p[wide_rows],
+            u[wide_rows],
+            no_nucleus[wide_rows],
         )
     return torch.where(temperature > 0, chosen, ids[:, 0])
 
 
 def _nucleus(
-    ranked: Tensor, ids: Tensor, heat: Tensor, total: Tensor, top_p: Tensor, u: Tensor, no_nucleus: Tensor
+    ranked: Tensor, ids: Tensor, divisor: Tensor, log_mass: Tensor, top_p: Tensor, u: Tensor, no_nucleus: Tensor
 ) -> Tensor:
-    probabilities = (ranked / heat - total).exp()
+    probabilities = (ranked / divisor - log_mass).exp()
     mass_before = probabilities.cumsum(-1) - probabilities
     probabilities = torch.where(mass_before < top_p[:, None], probabilities, 0.0)
     cumulative = probabilities.cumsum(-1)

@@ -52,13 +52,11 @@ def gathered(blobs: Iterable[bytes]) -> dict[str, ReadMeans]:
 def unpack(blob: bytes) -> dict[str, ReadMeans]:
     """A blob → readings by key."""
     tensors = load(blob)
-    keys = dict.fromkeys(name.rpartition("\n/")[0] for name in tensors)
-    return {key: _reading(tensors, key) for key in keys}
-
-
-def _reading(tensors: Mapping[str, Tensor], key: str) -> ReadMeans:
-    activation, norms, tokens, touched = (
-        tensors[f"{key}\n/{name}"] for name in ("activation", "norms", "tokens", "touched")
-    )
-    layers = tuple(tensors[f"{key}\n/layers"].tolist())
-    return ReadMeans(layers, activation, norms, tokens, touched, tensors.get(f"{key}\n/each"))
+    readings = {}
+    for key in dict.fromkeys(name.rpartition("\n/")[0] for name in tensors):
+        activation, norms, tokens, touched = (
+            tensors[f"{key}\n/{name}"] for name in ("activation", "norms", "tokens", "touched")
+        )
+        layers = tuple(tensors[f"{key}\n/layers"].tolist())
+        readings[key] = ReadMeans(layers, activation, norms, tokens, touched, tensors.get(f"{key}\n/each"))
+    return readings
