@@ -178,10 +178,10 @@ def test_what_the_compiled_pass_has_no_place_for_is_refused(
         for k, p in enumerate(prompts(8))
     ]
     in_flight = engine.core.engine_core.engine_core.scheduler.personaspace_in_flight
-    in_flight.most = 5
+    in_flight.max_directions = 5
     with pytest.raises(UsageError, match="5 different directions"):
         list(engine.respond(many, GREEDY))
-    in_flight.most = 16
+    in_flight.max_directions = 16
     assert len(list(engine.respond(many, GREEDY))) == 8
     assert nothing_is_held(engine)
     assert not in_flight.uses
