@@ -1,4 +1,4 @@
-"""The parts of engine `vllm` that need no vLLM: what a request asks, moves as tables, and which token counts where."""
+"""The parts of engine `vllm` that need no vLLM: what a request asks, clamps as tables, and which token counts where."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from personaspace.engines.vllm import plugin
 from personaspace.engines.vllm.clamps import Rows, directions_of
-from personaspace.engines.vllm.layers import Sums
-from personaspace.engines.vllm.readout import Tally
-from personaspace.engines.vllm.request import Ask, understand
+from personaspace.engines.vllm.layers import DeviceSums
+from personaspace.engines.vllm.readout import Readout
+from personaspace.engines.vllm.request import PersonaRequest, parse_request
 from personaspace.engines.vllm.wire import pack, unpack
 from personaspace.errors import UsageError
 from personaspace.model.interventions import Ablate, Add, Cap, Intervention
@@ -29,7 +29,7 @@ def vector(seed: int) -> torch.Tensor:
 
 def moved(rows: Rows, row: int, layer: int, hidden: torch.Tensor) -> torch.Tensor:
     """The arithmetic of the compiled pass, in words of one syllable."""
-    for k in range(rows.moves):
+    for k in range(rows.clamps):
         unit = rows.units[layer][rows.which[layer][row, k]]
         low, high, shift = rows.bounds[layer][row, k]
         on = hidden @ unit
@@ -83,12 +83,12 @@ def test_rows_in_use_stay_what_they_are(events: list[tuple[bool, int]]) -> None:
                 assert torch.allclose(moved(rows, row, layer, hidden), expected, atol=1e-5)
 
 
-def run(tally: Tally, order: list[str], scheduled: list[int], computed: dict[str, int], ids: torch.Tensor) -> None:
+def run(readout: Readout, order: list[str], scheduled: list[int], computed: dict[str, int], ids: torch.Tensor) -> None:
     """A pass in which the token at position p of any request has the stream p at layer 0, 2p at layer 1."""
-    tally.step(order, scheduled, computed, ids)
+    readout.step(order, scheduled, computed, ids)
     at = torch.cat([torch.arange(computed[i], computed[i] + n) for i, n in zip(order, scheduled, strict=True)]).float()
-    s = tally.sums
-    s.moving = True
+    s = readout.sums
+    s.clamping = True
     for layer in range(LAYERS):
         stream = (at * (layer + 1))[:, None].expand(-1, HIDDEN).contiguous()
         s.note(stream / 2, stream / 2, (at % 2 == 0).float() * layer, layer)
@@ -97,14 +97,14 @@ def run(tally: Tally, order: list[str], scheduled: list[int], computed: dict[str
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_token_of_a_reply_counts_once_whatever_is_computed_again(data: st.DataObject) -> None:
-    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
-    tally.sums.project, tally.sums.aim[0] = 1, 1.0
+    readout = Readout(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), DeviceSums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    readout.sums.project, readout.sums.direction[0] = 1, 1.0
     each = data.draw(st.booleans())
     prompts = {f"r{k}": data.draw(st.integers(1, 6)) for k in range(5)}
     computed = dict.fromkeys(prompts, 0)
     total = {id: p + data.draw(st.integers(1, 8)) for id, p in prompts.items()}
     for id, p in prompts.items():
-        tally.begin(id, Ask(layers=(0, 1), key=id, project=each), p)
+        readout.begin(id, PersonaRequest(layers=(0, 1), key=id, project=each), p)
     for _ in range(40):
         waiting = [id for id in prompts if computed[id] < total[id]]
         if not waiting:
@@ -114,10 +114,10 @@ def test_every_token_of_a_reply_counts_once_whatever_is_computed_again(data: st.
                 computed[id] = data.draw(st.integers(0, computed[id]))
         order = data.draw(st.permutations(waiting))[:SLOTS]
         scheduled = [data.draw(st.integers(1, min(5, total[id] - computed[id]))) for id in order]
-        run(tally, order, scheduled, computed, torch.full((sum(scheduled),), 7))
+        run(readout, order, scheduled, computed, torch.full((sum(scheduled),), 7))
         for id, n in zip(order, scheduled, strict=True):
             computed[id] += n
-    readings = unpack(pack({id: tally.take(id) for id in prompts}))
+    readings = unpack(pack({id: readout.take(id) for id in prompts}))
     for id, p in prompts.items():
         far = max(computed[id], 0)
         reading = readings[id]
@@ -133,43 +133,47 @@ def test_every_token_of_a_reply_counts_once_whatever_is_computed_again(data: st.
         else:
             assert reading.each is None
     for id in prompts:
-        tally.end(id)
-    assert sorted(tally._free) == list(range(SLOTS))
-    tally.rest()
-    assert (tally.sums.slot == SLOTS).all()
+        readout.end(id)
+    assert sorted(readout._free) == list(range(SLOTS))
+    readout.clear_tables()
+    assert (readout.sums.slot == SLOTS).all()
 
 
 def test_a_token_that_ends_the_reply_does_not_count() -> None:
-    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
-    tally.sums.project, tally.sums.aim[0] = 0, 1.0
-    tally.begin("a", Ask(key="a", project=True), 2, ends=[5])
-    run(tally, ["a"], [4], {"a": 0}, torch.tensor([1, 1, 7, 5]))
-    reading = unpack(pack({"a": tally.take("a")}))["a"]
+    readout = Readout(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), DeviceSums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    readout.sums.project, readout.sums.direction[0] = 0, 1.0
+    readout.begin("a", PersonaRequest(key="a", project=True), 2, stop_tokens=[5])
+    run(readout, ["a"], [4], {"a": 0}, torch.tensor([1, 1, 7, 5]))
+    reading = unpack(pack({"a": readout.take("a")}))["a"]
     assert reading.tokens.tolist() == [1]
     assert reading.each is not None
     assert reading.each[0].tolist() == [2.0]
 
 
 def test_a_reading_is_looked_at_on_the_way_or_begun_anew() -> None:
-    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
-    tally.sums.project, tally.sums.aim[0] = 1, 1.0
-    for id in ("on", "anew"):
-        tally.begin(id, Ask(layers=(1,), key=id, project=True), 2)
+    readout = Readout(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), DeviceSums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    readout.sums.project, readout.sums.direction[0] = 1, 1.0
+    for id in ("continue", "reset"):
+        readout.begin(id, PersonaRequest(layers=(1,), key=id, project=True), 2)
     seen = []
-    for at, n in ((0, 4), (4, 1), (5, 3)):
-        run(tally, ["on", "anew"], [n, n], {"on": at, "anew": at}, torch.full((2 * n,), 7))
-        seen.append(unpack(pack({"on": tally.take("on", "on"), "anew": tally.take("anew", "anew")})))
-    told = {how: [r[how].each[0].tolist() for r in seen if r[how].each is not None] for how in ("on", "anew")}
-    assert told["on"] == told["anew"] == [[4.0, 6.0], [8.0], [10.0, 12.0, 14.0]]
-    assert [float(r["on"].activation[0, 0, 0]) for r in seen] == [5.0, 6.0, 9.0]
-    assert [float(r["anew"].activation[0, 0, 0]) for r in seen] == [5.0, 8.0, 12.0]
-    run(tally, ["on"], [1], {"on": 8}, torch.full((1,), 7))
-    tally.end("on")
-    tally.end("anew")
-    last = [unpack(pack({"on": tally.take("on", "on")}))["on"] for _ in range(2)]
+    for start, n in ((0, 4), (4, 1), (5, 3)):
+        run(readout, ["continue", "reset"], [n, n], {"continue": start, "reset": start}, torch.full((2 * n,), 7))
+        seen.append(
+            unpack(pack({"continue": readout.take("continue", "continue"), "reset": readout.take("reset", "reset")}))
+        )
+    values = {
+        mode: [r[mode].each[0].tolist() for r in seen if r[mode].each is not None] for mode in ("continue", "reset")
+    }
+    assert values["continue"] == values["reset"] == [[4.0, 6.0], [8.0], [10.0, 12.0, 14.0]]
+    assert [float(r["continue"].activation[0, 0, 0]) for r in seen] == [5.0, 6.0, 9.0]
+    assert [float(r["reset"].activation[0, 0, 0]) for r in seen] == [5.0, 8.0, 12.0]
+    run(readout, ["continue"], [1], {"continue": 8}, torch.full((1,), 7))
+    readout.end("continue")
+    readout.end("reset")
+    last = [unpack(pack({"continue": readout.take("continue", "continue")}))["continue"] for _ in range(2)]
     assert [r.each.tolist() for r in last if r.each is not None] == [[[16.0], [1.0]], [[], []]]
-    assert not tally.take("anew").along.numel()  # type: ignore[union-attr]
-    assert int(unpack(pack({"on": tally.take("on")}))["on"].tokens) == 7
+    assert not readout.take("reset").token_values.numel()  # type: ignore[union-attr]
+    assert int(unpack(pack({"continue": readout.take("continue")}))["continue"].tokens) == 7
 
 
 def test_alphas_of_one_direction_share_its_place() -> None:
@@ -178,12 +182,12 @@ def test_alphas_of_one_direction_share_its_place() -> None:
 
 
 def test_workers_forget_the_interventions_that_were_longest_not_asked_for() -> None:
-    told, at_workers = plugin.Told(most=3), set()
+    registry, at_workers = plugin.InterventionRegistry(capacity=3), set()
     ways = [Cap(vector(k), (0,), floor=1.0) for k in range(5)]
     for k in (0, 1, 2, 0, 3, 4):
-        news = told.news([ways[k]])
-        told.known([ways[k]])
-        for name, listed in json.loads(news or "{}").items():
+        definitions = registry.unsent([ways[k]])
+        registry.mark_sent([ways[k]])
+        for name, listed in json.loads(definitions or "{}").items():
             at_workers = at_workers | {name} if listed else at_workers - {name}
         assert ways[k].key in at_workers
     assert at_workers == {ways[k].key for k in (0, 3, 4)}
@@ -191,24 +195,24 @@ def test_workers_forget_the_interventions_that_were_longest_not_asked_for() -> N
 
 
 def test_results_that_nobody_fetches_take_so_much_memory_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("personaspace.engines.vllm.tally.KEPT_BYTES", 3 * HIDDEN * 4)
-    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    monkeypatch.setattr("personaspace.engines.vllm.readout.MAX_RESULT_BYTES", 3 * HIDDEN * 4)
+    readout = Readout(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), DeviceSums(LAYERS, HIDDEN, SLOTS, 64, CPU))
     for k in range(9):
-        tally.begin(f"{k}", Ask(layers=(1,), key=f"{k}"), 2)
-        run(tally, [f"{k}"], [4], {f"{k}": 0}, torch.full((4,), 7))
-        tally.end(f"{k}")
-    assert list(tally.done) == ["6", "7", "8"]
-    assert tally.take("7") is not None
-    assert tally._bytes == 2 * HIDDEN * 4
+        readout.begin(f"{k}", PersonaRequest(layers=(1,), key=f"{k}"), 2)
+        run(readout, [f"{k}"], [4], {f"{k}": 0}, torch.full((4,), 7))
+        readout.end(f"{k}")
+    assert list(readout.done) == ["6", "7", "8"]
+    assert readout.take("7") is not None
+    assert readout._bytes == 2 * HIDDEN * 4
 
 
 def test_ranges_of_a_prompt_are_read_apart() -> None:
-    tally = Tally(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
-    tally.begin("a", Ask(layers=(0,), key="a", spans=((1, 3), (3, 3), (4, 6))), 7)
-    run(tally, ["a"], [5], {"a": 0}, torch.full((5,), 7))
-    run(tally, ["a"], [2], {"a": 5}, torch.full((2,), 7))
-    tally.end("a")
-    reading = unpack(pack({"a": tally.take("a"), "b": tally.take("b")}))
+    readout = Readout(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), DeviceSums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    readout.begin("a", PersonaRequest(layers=(0,), key="a", spans=((1, 3), (3, 3), (4, 6))), 7)
+    run(readout, ["a"], [5], {"a": 0}, torch.full((5,), 7))
+    run(readout, ["a"], [2], {"a": 5}, torch.full((2,), 7))
+    readout.end("a")
+    reading = unpack(pack({"a": readout.take("a"), "b": readout.take("b")}))
     assert list(reading) == ["a"]
     assert reading["a"].tokens.tolist() == [2, 0, 2]
     assert reading["a"].activation[:, 0, 0].tolist() == [1.5, 0.0, 4.5]
@@ -216,29 +220,29 @@ def test_ranges_of_a_prompt_are_read_apart() -> None:
 
 def test_what_a_prompt_and_a_reply_get() -> None:
     rows = Rows(LAYERS, HIDDEN, 8, 1, 4, CPU)
-    tally = Tally(rows, Sums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    readout = Readout(rows, DeviceSums(LAYERS, HIDDEN, SLOTS, 64, CPU))
     both, reply = Cap(vector(0), (0,), floor=1.0), Cap(vector(0), (1,), floor=1.0, where="generated")
-    tally.begin("a", Ask(interventions=(both, reply)), 3)
-    run(tally, ["b", "a"], [2, 4], {"a": 1, "b": 0}, torch.full((6,), 7))
-    row = tally.sums.row[:6].tolist()
+    readout.begin("a", PersonaRequest(interventions=(both, reply)), 3)
+    run(readout, ["b", "a"], [2, 4], {"a": 1, "b": 0}, torch.full((6,), 7))
+    row = readout.sums.row[:6].tolist()
     assert row[:2] == [0, 0]
     assert row[2] == row[3] != row[4] == row[5]
     assert 0 not in row[2:]
-    run(tally, ["b"], [2], {"b": 2}, torch.full((2,), 7))
-    assert not tally.sums.row.any()
+    run(readout, ["b"], [2], {"b": 2}, torch.full((2,), 7))
+    assert not readout.sums.row.any()
 
 
 def test_salts_tell_interventions_apart() -> None:
     everywhere, reply = Cap(vector(0), (0,), floor=1.0), Cap(vector(0), (0,), floor=1.0, where="generated")
-    assert Ask().salt(5) == ""
-    assert Ask(interventions=(everywhere,)).salt(5) == Ask(interventions=(everywhere,)).salt(6)
-    assert Ask(interventions=(reply,)).salt(5) != Ask(interventions=(reply,)).salt(6)
-    assert Ask(interventions=(everywhere,)).salt(5) != Ask(interventions=(reply,)).salt(5)
+    assert PersonaRequest().salt(5) == ""
+    assert PersonaRequest(interventions=(everywhere,)).salt(5) == PersonaRequest(interventions=(everywhere,)).salt(6)
+    assert PersonaRequest(interventions=(reply,)).salt(5) != PersonaRequest(interventions=(reply,)).salt(6)
+    assert PersonaRequest(interventions=(everywhere,)).salt(5) != PersonaRequest(interventions=(reply,)).salt(5)
 
 
 def test_an_ask_is_plain_json() -> None:
     cap = Cap(vector(0), (0, 1), floor=1.0)
-    ask = understand(
+    ask = parse_request(
         json.dumps({"read": "all", "interventions": [cap.to_dict(), "mild"]}), {"mild": [cap]}, LAYERS, HIDDEN
     )
     assert ask.layers == (0, 1)
@@ -263,4 +267,4 @@ def test_an_ask_is_plain_json() -> None:
 )
 def test_a_wrong_ask_says_what_is_wrong(ask: object, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        understand(ask, {}, LAYERS, HIDDEN, 9)
+        parse_request(ask, {}, LAYERS, HIDDEN, 9)

@@ -22,15 +22,15 @@ def reference(folders: Callable[[str], str]) -> TransformersEngine:
     return load_reference(folders("llama"))
 
 
-def tally(engine: Any) -> Any:
-    return engine.core.engine_core.engine_core.model_executor.driver_worker.worker.personaspace.tally
+def readout(engine: Any) -> Any:
+    return engine.core.engine_core.engine_core.model_executor.driver_worker.worker.personaspace.readout
 
 
 def nothing_is_held(engine: Any) -> bool:
     """No request, slot or row is in use once another step has told the worker who ended."""
     list(engine.respond(prompts(1), Sampling(temperature=0, max_new_tokens=1)))
     engine.core.step()
-    t = tally(engine)
+    t = readout(engine)
     free = sorted(t._free) == list(range(t.sums.slots))
     return not t.live and free and not any(t.rows._used.values())
 
@@ -130,7 +130,7 @@ def test_more_ranges_than_places_are_put_aside_and_brought_back(
     folders: Callable[[str], str], reference: TransformersEngine, opened: Callable[..., Any]
 ) -> None:
     engine = opened(folders("llama"), max_num_seqs=4)
-    t = tally(engine)
+    t = readout(engine)
     took = t._free[2:]
     del t._free[2:]  # two places for four requests at a time, which take turns
     asked = prompts(4)
@@ -158,7 +158,7 @@ def test_a_request_that_is_given_up_leaves_nothing(folders: Callable[[str], str]
     ]
     replies = engine.respond(short, many, read=LAYERS, interventions=[kinds(128)[0]])
     next(replies)
-    assert tally(engine).live
+    assert readout(engine).live
     replies.close()
     assert nothing_is_held(engine)
     assert len(in_order(engine.respond(prompts(5), GREEDY, read=LAYERS))) == 5
@@ -178,10 +178,10 @@ def test_what_the_compiled_pass_has_no_place_for_is_refused(
         for k, p in enumerate(prompts(8))
     ]
     in_flight = engine.core.engine_core.engine_core.scheduler.personaspace_in_flight
-    in_flight.most = 5
+    in_flight.max_directions = 5
     with pytest.raises(UsageError, match="5 different directions"):
         list(engine.respond(many, GREEDY))
-    in_flight.most = 16
+    in_flight.max_directions = 16
     assert len(list(engine.respond(many, GREEDY))) == 8
     assert nothing_is_held(engine)
     assert not in_flight.uses

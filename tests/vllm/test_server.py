@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from personaspace.engines.vllm.wire import pack
-from personaspace.serve.vllm import Endpoints, Persons
+from personaspace.serve.vllm import Endpoints, VllmPersona
 from personaspace.space import PersonaSpace
 
 
@@ -197,7 +197,7 @@ def test_of_clients_that_leave_only_what_was_read_is_dropped(monkeypatch: pytest
     monkeypatch.setattr(api_router, "create_chat_completion", gone)
     workers = Workers()
     app = FastAPI()
-    app.state.personaspace = Persons(PersonaSpace.load("smollm2"), "smollm2", workers)
+    app.state.personaspace = VllmPersona(PersonaSpace.load("smollm2"), "smollm2", workers)
     Endpoints().attach_router(app)
     client = TestClient(app)
     for more, dropped in (({"n": 2, "temperature": 1}, []), ({}, [1])):

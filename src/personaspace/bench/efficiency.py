@@ -10,7 +10,7 @@ import numpy as np
 
 from personaspace.catalog import DEFAULT
 from personaspace.engines import Engine
-from personaspace.engines.prefix import common
+from personaspace.engines.prefix import shared_prefix_length
 from personaspace.errors import DesignError, UsageError
 from personaspace.mapping import estimate
 from personaspace.mapping.sums import FromActivations, Responses
@@ -113,7 +113,7 @@ class _SubsampledReading:
         axis, order, map_ = (None if np.isnan(values[0]) else float(values[0]) for values in whole_reliabilities)
         prompts = sorted(self.ids[k] for k in np.flatnonzero(chosen))
         computed = sum(
-            len(tokens_of_prompt) - common(before, tokens_of_prompt)
+            len(tokens_of_prompt) - shared_prefix_length(before, tokens_of_prompt)
             for before, tokens_of_prompt in zip([[], *prompts[:-1]], prompts, strict=True)
         )
         tokens = computed + int(self.generated[chosen].sum())

@@ -18,8 +18,8 @@ from personaspace.model.interventions import Intervention
 from personaspace.model.residual import check_interventions
 
 
-class Loaded:
-    """A base for such an engine. model, chat: as in `Engine`; set before anything here is called."""
+class BaseEngine:
+    """What such an engine builds on. model, chat: as in `Engine`; set before anything here is called."""
 
     model: ModelInfo
     chat: Chat
@@ -33,12 +33,12 @@ class Loaded:
     def intervening(self, *interventions: Intervention) -> Iterator[None]:
         """While it lasts, every row gets the interventions, before its own. Raises `UsageError`."""
         check_interventions(interventions, self.model.layers, self.model.hidden)
-        outside = self._ambient
-        self._ambient = (*outside, *interventions)
+        enclosing = self._ambient
+        self._ambient = (*enclosing, *interventions)
         try:
             yield
         finally:
-            self._ambient = outside
+            self._ambient = enclosing
 
     def _layers(self, read: Layers | None) -> tuple[int, ...]:
         layers = tuple(read or ())
@@ -63,13 +63,13 @@ class Loaded:
     ) -> Iterator[Response]:
         """See `Engine.onsets`. Raises `ActivationError` where NaN or Inf is read, naming layer and prompt."""
         layers = self._layers(read)
-        alike: dict[tuple[str, ...], tuple[list[Prompt], list[Intervention]]] = {}
+        groups: dict[tuple[str, ...], tuple[list[Prompt], list[Intervention]]] = {}
         for prompt in prompts:
-            wanted = interventions if prompt.interventions is None else prompt.interventions
+            prompt_interventions = interventions if prompt.interventions is None else prompt.interventions
             # Nothing is generated: what is for generated tokens alone changes nothing.
-            applied = [i for i in wanted if i.where == "all"]
-            alike.setdefault(tuple(i.key for i in applied), ([], applied))[0].append(prompt)
-        for group, applied in alike.values():
+            applied = [i for i in prompt_interventions if i.where == "all"]
+            groups.setdefault(tuple(i.key for i in applied), ([], applied))[0].append(prompt)
+        for group, applied in groups.values():
             ids = [self.chat.prompt_ids(p.messages) for p in group]
             for place, activation in self._onsets(ids, layers, applied):
                 check_finite(activation, layers, group[place])
@@ -88,15 +88,19 @@ class Loaded:
         """Each conversation as token ids with what is to be read, and the places of its turns: a `Span` as it stands,
         messages rendered and tokenised once."""
         spans, places = [], []
-        for c in conversations:
-            span, at = (c, list(range(len(c.spans)))) if isinstance(c, Span) else self.chat.spans(c)
+        for conversation in conversations:
+            span, turn_places = (
+                (conversation, list(range(len(conversation.spans))))
+                if isinstance(conversation, Span)
+                else self.chat.spans(conversation)
+            )
             spans.append(span)
-            places.append(at)
+            places.append(turn_places)
         return spans, places
 
 
 def end_ids(configured: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a reply. configured: the settings' end-of-text, one id, several or None."""
+    """A reply's stop tokens. configured: the settings' end-of-text, one id, several or None."""
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from personaspace.engines.prefix import common
+from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.prompts import Message
 from personaspace.errors import ModelError
 
@@ -39,7 +39,7 @@ _ALPHABET = {chr(b): b for b in _PRINTED} | {
 
 class Chat:
     """A model's way of writing a conversation: its own template, or a plain transcript for a base model; template: False
-    writes a transcript whatever the tokenizer has. end_ids: the tokens that end a reply; text_end_ids: any text."""
+    writes a transcript whatever the tokenizer has. end_ids: the stop tokens of a reply; text_end_ids: of any text."""
 
     def __init__(self, tokenizer: Any, end_ids: Iterable[int] = (), template: bool = True) -> None:
         self.tokenizer = tokenizer
@@ -52,8 +52,8 @@ class Chat:
     def kind(self) -> str:
         """How messages become text, in words for `run.json`."""
         if not self.has_template:
-            left = "chat template left aside" if self.tokenizer.chat_template else "no chat template"
-            return f"plain transcript ({left})"
+            reason = "chat template left aside" if self.tokenizer.chat_template else "no chat template"
+            return f"plain transcript ({reason})"
         return (
             "chat template"
             if self.takes_system
@@ -148,19 +148,18 @@ class Chat:
             spans.append((inside[0], inside[-1] + 1) if inside else (0, 0))
         return Span(tuple(encoded["input_ids"]), tuple(spans)), places
 
-    def _opening(self) -> str:
-        """What stands before a reply that a conversation begins with: no template writes a conversation of no messages."""
-        return self.render([{"role": "assistant", "content": _PROBE}], reply=False).split(_PROBE)[0]
-
     def _characters(self, text: str, messages: Sequence[Message], i: int) -> tuple[int, int]:
-        before = self.render(messages[:i]) if i else self._opening()
+        if i:
+            before = self.render(messages[:i])
+        else:  # no template writes a conversation of no messages: what stands before a reply that one begins with
+            before = self.render([{"role": "assistant", "content": _PROBE}], reply=False).split(_PROBE)[0]
         content = messages[i]["content"].strip()
-        at = text.find(content, common(before, text))
-        if at < 0:
+        start = text.find(content, shared_prefix_length(before, text))
+        if start < 0:
             raise ModelError(
                 f"message {i} does not stand in the rendered conversation; the chat template changes replies"
             )
-        return at, at + len(content)
+        return start, start + len(content)
 
 
 def _system_into_user(messages: list[dict[str, str]]) -> list[dict[str, str]]:

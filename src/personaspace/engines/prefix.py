@@ -1,4 +1,4 @@
-"""Beginnings that two sequences share; it knows nothing of what they are."""
+"""The shared prefix of two sequences; it knows nothing of what they are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def common(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """How many tokens, or characters, two sequences begin with in common."""
+def shared_prefix_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many tokens, or characters, the shared prefix of two sequences has."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

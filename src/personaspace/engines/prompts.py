@@ -90,33 +90,33 @@ class Design(BaseModel):
         )
 
 
-def next_round(kept: Mapping[str, int], budget: int) -> dict[str, int]:
+def next_round(counts: Mapping[str, int], budget: int) -> dict[str, int]:
     """Shares a budget of responses so that the axis' error falls most.
 
     The error of default − mean of R roles is s²(1/n_default + Σ 1/n_role / R²): each response goes where it lowers that
-    the most, given the responses kept so far.
+    the most, given how many responses each has so far.
     """
-    roles = len(kept) - 1
-    weight = {name: 1.0 if name == DEFAULT else 1.0 / roles**2 for name in kept}
+    roles = len(counts) - 1
+    weight = {name: 1.0 if name == DEFAULT else 1.0 / roles**2 for name in counts}
 
     def gain(name: str, n: int) -> float:
         n = max(n, 1)
         return weight[name] * (1 / n - 1 / (n + 1))
 
-    heap = [(-gain(name, n), name, n) for name, n in sorted(kept.items())]
+    heap = [(-gain(name, n), name, n) for name, n in sorted(counts.items())]
     heapq.heapify(heap)
-    given: dict[str, int] = {}
+    shares: dict[str, int] = {}
     for _ in range(budget):
         _, name, n = heapq.heappop(heap)
-        given[name] = given.get(name, 0) + 1
+        shares[name] = shares.get(name, 0) + 1
         heapq.heappush(heap, (-gain(name, n + 1), name, n + 1))
-    return given
+    return shares
 
 
 def rotation(n: int, questions: int, instructions: int) -> np.ndarray:
     """The first n of an endless sequence of (question, instruction) pairs, `[n, 2]`.
 
-    In every beginning of it, how often a question, an instruction or a pair occurs differs by at most one: within a
+    In every prefix of it, how often a question, an instruction or a pair occurs differs by at most one: within a
     block of lcm(questions, instructions) all pairs differ, and each block shifts the instructions by one.
     """
     j = np.arange(n)
@@ -125,37 +125,37 @@ def rotation(n: int, questions: int, instructions: int) -> np.ndarray:
 
 
 def _deal(
-    names: Sequence[str], pairs: np.ndarray, had: dict[str, list[tuple[int, int]]], rng: np.random.Generator
+    names: Sequence[str], pairs: np.ndarray, pairs_by_name: dict[str, list[tuple[int, int]]], rng: np.random.Generator
 ) -> None:
     """Gives each name one of the pairs, at random, without asking it a question or using an instruction again while
-    others are left to ask and use; `had` is what each has, and is added to."""
+    others are left to ask and use; `pairs_by_name` is what each has, and is added to."""
     order = rng.permutation(len(names))
     # How much each name minds each pair, `[names, pairs]`: it had the question, or the instruction.
     questions = np.zeros((len(names), pairs[:, 0].max() + 1), dtype=int)
     instructions = np.zeros((len(names), pairs[:, 1].max() + 1), dtype=int)
     for row, name in enumerate(names):
-        for question, instruction in had[name]:
+        for question, instruction in pairs_by_name[name]:
             if question < questions.shape[1]:
                 questions[row, question] += 1
             if instruction < instructions.shape[1]:
                 instructions[row, instruction] += 1
     clash = 4 * questions[:, pairs[:, 0]] + instructions[:, pairs[:, 1]]
     for _ in range(8):
-        moved = False
-        for a in range(len(names)):
-            if not clash[a, order[a]]:
+        swapped = False
+        for first in range(len(names)):
+            if not clash[first, order[first]]:
                 continue
             others = rng.permutation(len(names))[:64]
-            now = clash[a, order[a]] + clash[others, order[others]]
-            better = np.flatnonzero(clash[a, order[others]] + clash[others, order[a]] < now)
+            present_clash = clash[first, order[first]] + clash[others, order[others]]
+            better = np.flatnonzero(clash[first, order[others]] + clash[others, order[first]] < present_clash)
             if len(better):
-                b = others[better[0]]
-                order[a], order[b] = order[b], order[a]
-                moved = True
-        if not moved:
+                second = others[better[0]]
+                order[first], order[second] = order[second], order[first]
+                swapped = True
+        if not swapped:
             break
-    for name, k in zip(names, order, strict=True):
-        had[name].append((int(pairs[k][0]), int(pairs[k][1])))
+    for name, place in zip(names, order, strict=True):
+        pairs_by_name[name].append((int(pairs[place][0]), int(pairs[place][1])))
 
 
 def assign(
@@ -172,33 +172,37 @@ def assign(
     for role in catalog.roles:
         by_count.setdefault(len(role.instructions), []).append(role.role)
     shuffled = rng.permutation(len(catalog.questions))
-    had: dict[str, list[tuple[int, int]]] = {DEFAULT: [], **{r.role: [] for r in catalog.roles}}
+    pairs_by_name: dict[str, list[tuple[int, int]]] = {DEFAULT: [], **{r.role: [] for r in catalog.roles}}
     used = dict.fromkeys([*by_count, 0], 0)
-    result = []
+    prompts_by_round = []
     for counts in rounds:
-        before = {name: len(pairs) for name, pairs in had.items()}
+        counts_before = {name: len(pairs) for name, pairs in pairs_by_name.items()}
         if complete and counts is rounds[0]:
             for name, n in counts.items():
                 texts = catalog.defaults if name == DEFAULT else catalog.role(name).instructions
                 if n == len(texts) * len(shuffled):
-                    had[name] = [(q, i) for i in range(len(texts)) for q in range(len(shuffled))]
+                    pairs_by_name[name] = [(q, i) for i in range(len(texts)) for q in range(len(shuffled))]
         for size, names in [(0, [DEFAULT]), *sorted(by_count.items())]:
             instructions = size or len(catalog.defaults)
             for k in range(max((counts.get(n, 0) for n in names), default=0)):
-                asked = [n for n in names if before[n] + counts.get(n, 0) > max(len(had[n]), before[n] + k)]
-                if not asked:
+                names_due = [
+                    n
+                    for n in names
+                    if counts_before[n] + counts.get(n, 0) > max(len(pairs_by_name[n]), counts_before[n] + k)
+                ]
+                if not names_due:
                     break
-                pairs = rotation(used[size] + len(asked), len(shuffled), instructions)[used[size] :]
-                used[size] += len(asked)
-                _deal(asked, pairs, had, rng)
-        result.append(
+                pairs = rotation(used[size] + len(names_due), len(shuffled), instructions)[used[size] :]
+                used[size] += len(names_due)
+                _deal(names_due, pairs, pairs_by_name, rng)
+        prompts_by_round.append(
             [
-                _prompt(catalog, name, int(shuffled[q]), i, before[name] + k, seed)
-                for name, pairs in had.items()
-                for k, (q, i) in enumerate(pairs[before[name] :])
+                _prompt(catalog, name, int(shuffled[q]), i, counts_before[name] + k, seed)
+                for name, pairs in pairs_by_name.items()
+                for k, (q, i) in enumerate(pairs[counts_before[name] :])
             ]
         )
-    return result
+    return prompts_by_round
 
 
 def _prompt(catalog: Catalog, name: str, question: int, instruction: int, index: int, seed: int) -> Prompt:
@@ -216,7 +220,7 @@ def row_seed(seed: int, name: str, index: int) -> int:
 
 
 def shards(prompts: Sequence[Prompt], size: int, seed: int) -> list[list[Prompt]]:
-    """Cuts a round into shards of at most `size`: neighbours share a role, so their beginnings are computed once.
+    """Cuts a round into shards of at most `size`: neighbours share a role, so their shared prefixes are computed once.
 
     Whole roles are mixed, so that a run that was stopped holds a fair part of them all. Raises `UsageError` for size < 1.
     """

@@ -47,16 +47,16 @@ TICK = 1.0
 CHUNK = 64
 
 
-class Worker:
+class RayWorker:
     """What runs on a node: an engine, loaded once."""
 
     def __init__(self, kind: str, model: str, threads: int, options: dict[str, Any]) -> None:
-        self.how = (kind, model, threads, options)
+        self.load_args = (kind, model, threads, options)
         self.engine: Engine | None = None
 
     def about(self) -> tuple[ModelInfo, Chat, tuple[str, int]]:
         """Loads the engine; its model, its template, and the node and process that it is in."""
-        kind, model, threads, options = self.how
+        kind, model, threads, options = self.load_args
         if kind == "transformers":
             import torch
 
@@ -109,10 +109,10 @@ class RayEngine:
         self.projects_tokens = worker_engine == "transformers"
         self.workers, self.room = workers, {"CPU": cpus, "GPU": gpus}
         where = str(Path(model).absolute()) if Path(model).exists() else model
-        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")(Worker)
+        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")(RayWorker)
         self._start: Callable[[], Any] = partial(actor.remote, worker_engine, where, cpus, options)
         self.hands: list[Hand] = []
-        self._failed, self._looked = 0, 0.0
+        self._failed, self._last_look = 0, 0.0
         if address is None and not self._capacity():
             raise UsageError(
                 f"no worker of {cpus} CPUs and {gpus:g} GPUs fits this machine; give fewer, or the --address of a cluster"
@@ -139,33 +139,33 @@ class RayEngine:
 
         Work must be a function that the workers can import. Raises what it raises.
         """
-        every = list(items)
+        item_list = list(items)
         try:
-            yield from self._spread(work, every)
+            yield from self._spread(work, item_list)
         finally:
             for hand in self.hands:  # what is still in hand is of no use to the next call
                 hand.tasks.clear()
 
-    def _spread(self, work: Callable[[Engine, T], R], every: Sequence[T]) -> Iterator[R]:
-        waiting, lost = deque(range(len(every))), Counter[int]()
-        left = len(every)
-        while left:
-            self._hire()
+    def _spread(self, work: Callable[[Engine, T], R], items: Sequence[T]) -> Iterator[R]:
+        waiting, losses = deque(range(len(items))), Counter[int]()
+        unfinished = len(items)
+        while unfinished:
+            self._start_missing()
             for depth in range(1, DEPTH + 1):  # nobody gets a second piece before everybody has one
                 for hand in self._free():
                     if waiting and len(hand.tasks) < depth:
                         k = waiting.popleft()
-                        hand.tasks[hand.actor.do.remote(work, every[k])] = k
-            results, missing = self._hear()
+                        hand.tasks[hand.actor.do.remote(work, items[k])] = k
+            results, missing = self._collect()
             for k in missing:
-                lost[k] += 1
-                if lost[k] >= TRIES:
+                losses[k] += 1
+                if losses[k] >= TRIES:
                     raise ModelError(
                         f"{TRIES} workers were lost over the same work; it may be too large for their memory"
                     )
             waiting.extendleft(reversed(missing))
             for result in results:
-                left -= 1
+                unfinished -= 1
                 yield result
 
     def respond(
@@ -179,21 +179,21 @@ class RayEngine:
         along: Tensor | None = None,
     ) -> Iterator[Response]:
         """See `Engine.respond`; some prompts at a time go to each worker, and come back as they are all done."""
-        how = {"read": read, "interventions": interventions, "before": before, "along": along}
-        asked = iter(list(prompts))
-        chunks = list(iter(lambda: list(itertools.islice(asked, CHUNK)), []))
-        for answers in self.spread(partial(_respond, sampling=sampling, how=how), chunks):
-            yield from answers
+        options = {"read": read, "interventions": interventions, "before": before, "along": along}
+        remaining_prompts = iter(list(prompts))
+        chunks = list(iter(lambda: list(itertools.islice(remaining_prompts, CHUNK)), []))
+        for responses in self.spread(partial(_respond, sampling=sampling, options=options), chunks):
+            yield from responses
 
     def onsets(
         self, prompts: Iterable[Prompt], *, read: Layers, interventions: Sequence[Intervention] = ()
     ) -> Iterator[Response]:
         """See `Engine.onsets`; some prompts at a time go to each worker."""
-        how = {"read": read, "interventions": interventions}
-        asked = iter(list(prompts))
-        chunks = list(iter(lambda: list(itertools.islice(asked, CHUNK)), []))
-        for readings in self.spread(partial(_onsets, how=how), chunks):
-            yield from readings
+        options = {"read": read, "interventions": interventions}
+        remaining_prompts = iter(list(prompts))
+        chunks = list(iter(lambda: list(itertools.islice(remaining_prompts, CHUNK)), []))
+        for responses in self.spread(partial(_onsets, options=options), chunks):
+            yield from responses
 
     def replay(
         self,
@@ -205,11 +205,11 @@ class RayEngine:
         logprobs: bool = False,
     ) -> Iterator[list[Turn]]:
         """See `Engine.replay`."""
-        how = {"read": read, "interventions": interventions, "each": each, "logprobs": logprobs}
-        chunks = [(k, conversations[k : k + CHUNK]) for k in range(0, len(conversations), CHUNK)]
-        found = dict(self.spread(partial(_replay, how=how), chunks))
-        for k, _ in chunks:
-            yield from found[k]
+        options = {"read": read, "interventions": interventions, "each": each, "logprobs": logprobs}
+        chunks = [(start, conversations[start : start + CHUNK]) for start in range(0, len(conversations), CHUNK)]
+        turns_by_start = dict(self.spread(partial(_replay, options=options), chunks))
+        for start, _ in chunks:
+            yield from turns_by_start[start]
 
     def stream(
         self,
@@ -229,8 +229,8 @@ class RayEngine:
     def wait_for(self, workers: int) -> None:
         """Waits until so many workers have loaded the model."""
         while len(self._free()) < workers:
-            self._hire()
-            self._hear()
+            self._start_missing()
+            self._collect()
 
     def close(self) -> None:
         """Lets the workers go."""
@@ -240,12 +240,14 @@ class RayEngine:
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
-    def _hire(self) -> None:
+    def _start_missing(self) -> None:
         """As many workers as are wanted; those that do not fit wait for a node to come."""
-        if len(self.hands) < (self.workers or 1) or (self.workers is None and time.monotonic() - self._looked > TICK):
-            wanted = self.workers or max(1, self._capacity())
-            self._looked = time.monotonic()
-            for _ in range(wanted - len(self.hands)):
+        if len(self.hands) < (self.workers or 1) or (
+            self.workers is None and time.monotonic() - self._last_look > TICK
+        ):
+            target = self.workers or max(1, self._capacity())
+            self._last_look = time.monotonic()
+            for _ in range(target - len(self.hands)):
                 actor = self._start()
                 self.hands.append(Hand(actor, actor.about.remote()))
 
@@ -253,33 +255,36 @@ class RayEngine:
         """Workers that are ready, those with the least in hand first."""
         return sorted((h for h in self.hands if h.joining is None), key=lambda h: len(h.tasks))
 
-    def _hear(self) -> tuple[list[Any], list[int]]:
+    def _collect(self) -> tuple[list[Any], list[int]]:
         """Waits a moment for news: results that came, and the pieces that lost workers had in hand."""
-        of = {ref: h for h in self.hands for ref in (*h.tasks, *([h.joining] if h.joining is not None else []))}
-        done, _ = ray.wait(list(of), num_returns=1, timeout=TICK)
+        hand_by_ref = {
+            ref: h for h in self.hands for ref in (*h.tasks, *([h.joining] if h.joining is not None else []))
+        }
+        done, _ = ray.wait(list(hand_by_ref), num_returns=1, timeout=TICK)
         results, missing = [], []
         for ref in done:
-            hand = of[ref]
+            hand = hand_by_ref[ref]
             if hand not in self.hands:
                 continue
             try:
                 result = ray.get(ref)
             except ray.exceptions.RayTaskError as e:
                 if ref != hand.joining or self._about is None:
-                    raise _told(e) from None
-                missing += self._lost(hand, e.cause)  # others have loaded the same; its device may not be free yet
+                    # What was raised in a worker, as it was raised there if it is meant for the user.
+                    raise e.cause if isinstance(e.cause, PersonaSpaceError) else e from None
+                missing += self._drop(hand, e.cause)  # others have loaded the same; its device may not be free yet
                 continue
             except ray.exceptions.RayError as e:
-                missing += self._lost(hand, e)
+                missing += self._drop(hand, e)
                 continue
             if ref == hand.joining:
-                self._joined(hand, *result)
+                self._mark_ready(hand, *result)
             else:
                 del hand.tasks[ref]
                 results.append(result)
         return results, missing
 
-    def _joined(self, hand: Hand, info: ModelInfo, chat: Chat, where: tuple[str, int]) -> None:
+    def _mark_ready(self, hand: Hand, info: ModelInfo, chat: Chat, where: tuple[str, int]) -> None:
         hand.joining, hand.where, self._failed = None, where, 0
         if self._about is None:
             self._about = (info, chat)
@@ -288,15 +293,15 @@ class RayEngine:
                 f"a worker loaded other weights ({info.fingerprint}) than the first ({self._about[0].fingerprint})"
             )
 
-    def _lost(self, hand: Hand, error: Exception) -> list[int]:
+    def _drop(self, hand: Hand, error: Exception) -> list[int]:
         """Forgets a worker; returns what it had in hand."""
         self.hands.remove(hand)
         ray.kill(hand.actor)  # it may only be out of reach: nobody works for who has been given up
         if hand.joining is not None:
             self._failed += 1
             if self._failed >= TRIES:
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                raise ModelError(f"{TRIES} workers were lost while they loaded the model: {said}")
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ModelError(f"{TRIES} workers were lost while they loaded the model: {reason}")
         return list(hand.tasks.values())
 
     def _capacity(self) -> int:
@@ -319,21 +324,15 @@ def _connect(address: str | None) -> None:
         raise UsageError(f"--address {address}: no Ray cluster can be joined: {str(e).splitlines()[0][:200]}") from None
 
 
-def _told(error: Any) -> Exception:
-    """What was raised in a worker, as it was raised there if it is meant for the user."""
-    cause = error.cause
-    return cause if isinstance(cause, PersonaSpaceError) else error
+def _respond(engine: Engine, prompts: list[Prompt], sampling: Sampling, options: dict[str, Any]) -> list[Response]:
+    return list(engine.respond(prompts, sampling, **options))
 
 
-def _respond(engine: Engine, prompts: list[Prompt], sampling: Sampling, how: dict[str, Any]) -> list[Response]:
-    return list(engine.respond(prompts, sampling, **how))
-
-
-def _onsets(engine: Engine, prompts: list[Prompt], how: dict[str, Any]) -> list[Response]:
-    return list(engine.onsets(prompts, **how))
+def _onsets(engine: Engine, prompts: list[Prompt], options: dict[str, Any]) -> list[Response]:
+    return list(engine.onsets(prompts, **options))
 
 
 def _replay(
-    engine: Engine, chunk: tuple[int, Sequence[Conversation]], how: dict[str, Any]
+    engine: Engine, chunk: tuple[int, Sequence[Conversation]], options: dict[str, Any]
 ) -> tuple[int, list[list[Turn]]]:
-    return chunk[0], list(engine.replay(chunk[1], **how))
+    return chunk[0], list(engine.replay(chunk[1], **options))

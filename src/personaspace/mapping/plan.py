@@ -18,7 +18,7 @@ import torch
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.chat import Chat
-from personaspace.engines.prefix import common
+from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.prompts import Design, assign, shards
 from personaspace.errors import ModelError, UsageError
 from personaspace.mapping.sums import ALL, BLOCKS, SAMPLE
@@ -215,7 +215,8 @@ def workload_of(catalog: Catalog, design: Design, new_tokens: int, seed: int, ch
         in_order: list[Any] = sorted((chat.prompt_ids(p.messages) for p in shard) if chat else texts)
         longest = max(longest, *map(len, in_order))
         unshared += sum(
-            len(tokens) - common(before, tokens) for before, tokens in zip(["", *in_order[:-1]], in_order, strict=True)
+            len(tokens) - shared_prefix_length(before, tokens)
+            for before, tokens in zip(["", *in_order[:-1]], in_order, strict=True)
         )
         prompt_count += len(shard)
     share = 1.0 if chat else 1 / CHARACTERS

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines import Engine
-from personaspace.engines.prefix import common
+from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_round, shards
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
@@ -211,7 +211,7 @@ class Stage:
             # A shared prefix is computed once.
             token_lists = [sorted(chat.prompt_ids(p.messages) for p in shard) for shard in sampled_shards]
             unshared = sum(
-                len(ids) - common(before, ids)
+                len(ids) - shared_prefix_length(before, ids)
                 for in_order in token_lists
                 for before, ids in zip([[], *in_order[:-1]], in_order, strict=True)
             )

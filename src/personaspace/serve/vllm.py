@@ -20,10 +20,10 @@ from pydantic import ValidationError
 from personaspace.catalog import load_catalog
 from personaspace.engines import ModelInfo
 from personaspace.engines.vllm import checkpoint, plugin
-from personaspace.engines.vllm.readout import How
+from personaspace.engines.vllm.limits import VllmModelShape
+from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
-from personaspace.engines.vllm.wire import Reading, gathered
-from personaspace.engines.vllm.worker import Shape
+from personaspace.engines.vllm.wire import ReadMeans, gathered
 from personaspace.model.interventions import Intervention
 from personaspace.serve.metrics import PersonaMetrics
 from personaspace.serve.persona import BadRequest, Reader
@@ -35,33 +35,33 @@ SPACE = "PERSONASPACE_SPACE"
 """The environment's name for the space that the server reads by."""
 
 
-class Persons:
-    """What the routes share: the space, the engine's client, the metrics, and which interventions the workers know.
+class VllmPersona:
+    """What the routes share: the space, the engine's client, the metrics, and which interventions the workers have.
     why_not: why nothing can be read or held; then plain requests alone are answered."""
 
     def __init__(self, space: PersonaSpace, name: str, client: Any, why_not: str = "") -> None:
         self.reader, self.client, self.why_not = Reader.of(space, name), client, why_not
-        self.workers, self.metrics = plugin.Told(), PersonaMetrics(space)
+        self.registry, self.metrics = plugin.InterventionRegistry(), PersonaMetrics(space)
         self._dropping: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, model: str, wanted: Persona, body: dict[str, Any]) -> dict[str, Any] | None:
+    async def request_fields(self, model: str, persona: Persona, body: dict[str, Any]) -> dict[str, Any] | None:
         """What vLLM's request carries for a `persona`; None where a plain one is not read. Raises `BadRequest`."""
-        interventions = self.reader.interventions(model, wanted)
-        why = self.why_not
+        interventions = self.reader.interventions(model, persona)
+        reason = self.why_not
         if body.get("use_beam_search"):
-            why = "a reply of a beam search is not read or held"
+            reason = "a reply of a beam search is not read or held"
         elif body.get("n") not in (None, 1):
-            why = "of several replies to one request none is read or held; send one request each"
-        if why and (interventions or wanted != Persona()):
-            raise BadRequest(why, "persona")
-        if why:
+            reason = "of several replies to one request none is read or held; send one request each"
+        if reason and (interventions or persona != Persona()):
+            raise BadRequest(reason, "persona")
+        if reason:
             return None
         await self._define(interventions)
         names = [i.key for i in interventions]
         return {
             "key": uuid.uuid4().hex,
             "read": [self.reader.space.layer],
-            "project": wanted.report == "token",
+            "project": persona.report == "token",
             "interventions": names,
         }
 
@@ -71,14 +71,14 @@ class Persons:
         await self.client.collective_rpc("personaspace_aim", args=(axis,))
 
     async def _define(self, interventions: Sequence[Intervention]) -> None:
-        if news := self.workers.news(interventions):
-            await self.client.collective_rpc("personaspace_define", args=(news,))
-            self.workers.known(interventions)
+        if definitions := self.registry.unsent(interventions):
+            await self.client.collective_rpc("personaspace_define", args=(definitions,))
+            self.registry.mark_sent(interventions)
 
-    async def read(self, key: str, how: How = "end") -> Reading | None:
+    async def read(self, key: str, mode: TakeMode = "final") -> ReadMeans | None:
         """What was read of a reply, with the projections since it was last asked for. None where no token was read."""
-        found = gathered(await self.client.collective_rpc("personaspace_take", args=([key], how))).get(key)
-        return found if found is not None and int(found.tokens[0]) else None
+        means = gathered(await self.client.collective_rpc("personaspace_take", args=([key], mode))).get(key)
+        return means if means is not None and int(means.tokens[0]) else None
 
     def drop(self, key: str) -> None:
         """Nobody waits for that reply any more: its reading is let go of."""
@@ -86,28 +86,26 @@ class Persons:
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
 
-    def turn(self, model: str, reading: Reading | None, wanted: Persona) -> dict[str, Any] | None:
+    def turn(self, model: str, means: ReadMeans | None, persona: Persona) -> dict[str, Any] | None:
         """A whole reply's `persona`, with the tokens that were not told yet where tokens are wanted."""
-        if reading is None:
+        if means is None:
             return None
-        found = self.reader.turn(
-            reading.activation[0, 0], int(reading.tokens[0]), int(reading.touched[0]), wanted.history
-        )
-        self.metrics.reply(model, found)
-        return found and {**found, **({"tokens": tokens_of(reading)} if wanted.report == "token" else {})}
+        turn = self.reader.turn(means.activation[0, 0], int(means.tokens[0]), int(means.touched[0]), persona.history)
+        self.metrics.reply(model, turn)
+        return turn and {**turn, **({"tokens": tokens_of(means)} if persona.report == "token" else {})}
 
-    def sofar(self, reading: Reading) -> dict[str, Any]:
+    def so_far(self, means: ReadMeans) -> dict[str, Any]:
         """Of a reply in the making."""
-        told = self.reader.reading(reading.activation[0, 0], int(reading.tokens[0]))
-        return {**told, "tokens": tokens_of(reading)}
+        reading_fields = self.reader.reading(means.activation[0, 0], int(means.tokens[0]))
+        return {**reading_fields, "tokens": tokens_of(means)}
 
 
-def tokens_of(reading: Reading) -> list[dict[str, Any]]:
+def tokens_of(means: ReadMeans) -> list[dict[str, Any]]:
     """The projections of the last tokens that were read."""
-    if reading.each is None:
+    if means.each is None:
         return []
-    along, moved = reading.each.tolist()
-    first = int(reading.tokens[0]) - len(along)
+    along, moved = means.each.tolist()
+    first = int(means.tokens[0]) - len(along)
     return [
         {"index": first + k, "projection": p, "capped": bool(m)}
         for k, (p, m) in enumerate(zip(along, moved, strict=True))
@@ -133,27 +131,30 @@ class Endpoints:
         if warning := space.check_model(_served(name, engine_client.vllm_config)):
             log.warning("%s", warning)
         why = next(filter(None, await engine_client.collective_rpc("personaspace_why_not")), "")
-        state.personaspace = Persons(space, name, engine_client, why)
+        state.personaspace = VllmPersona(space, name, engine_client, why)
         if not why:
             await state.personaspace.aim()
 
 
 def _served(name: str, vllm_config: Any) -> ModelInfo:
     """The model that vLLM serves, as a space knows models."""
-    config, shape, folder = vllm_config.model_config, Shape.of(vllm_config), Path(vllm_config.model_config.model)
-    known = checkpoint.of_config(vllm_config, folder) if folder.is_dir() else ""
-    return ModelInfo(name, None, shape.layers, shape.hidden, str(config.dtype), known, "")
+    config, shape = vllm_config.model_config, VllmModelShape.of(vllm_config)
+    folder = Path(config.model)
+    fingerprint = checkpoint.of_config(vllm_config, folder) if folder.is_dir() else ""
+    return ModelInfo(name, None, shape.layers, shape.hidden, str(config.dtype), fingerprint, "")
 
 
 async def models(raw_request: Request) -> Any:
     """vLLM's list, and the model under the name of each cap: chat knows those."""
     from vllm.entrypoints.openai.models import api_router
 
-    persons: Persons = raw_request.app.state.personaspace
+    vllm_persona: VllmPersona = raw_request.app.state.personaspace
     answer = await api_router.show_available_models(raw_request)
     listed = json.loads(bytes(answer.body))
-    own = next(m for m in listed["data"] if m["id"] == persons.reader.name)
-    listed["data"] += [{**own, "id": name} for name in persons.reader.models if name != own["id"]]
+    served_model = next(m for m in listed["data"] if m["id"] == vllm_persona.reader.name)
+    listed["data"] += [
+        {**served_model, "id": name} for name in vllm_persona.reader.models if name != served_model["id"]
+    ]
     return JSONResponse(listed)
 
 
@@ -162,49 +163,51 @@ async def chat(raw_request: Request) -> Any:
     from vllm.entrypoints.openai.chat_completion import api_router
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-    persons: Persons = raw_request.app.state.personaspace
+    vllm_persona: VllmPersona = raw_request.app.state.personaspace
     try:
         body = await raw_request.json()
         if not isinstance(body, dict) or not isinstance(body.get("vllm_xargs") or {}, dict):
             raise BadRequest("expected an object, with an object as its vllm_xargs if it has one")
-        wanted = Persona.model_validate(body.pop("persona", None) or {})
-        model = body.get("model") or persons.reader.name
-        ask = await persons.ask(model, wanted, body)
-        if ask:
-            body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(ask)}
+        persona = Persona.model_validate(body.pop("persona", None) or {})
+        model = body.get("model") or vllm_persona.reader.name
+        fields = await vllm_persona.request_fields(model, persona, body)
+        if fields:
+            body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(fields)}
         # The names of caps are known here alone: on vLLM's other routes they would be answered, and not held.
-        request = ChatCompletionRequest.model_validate({**body, "model": persons.reader.name})
+        request = ChatCompletionRequest.model_validate({**body, "model": vllm_persona.reader.name})
     except BadRequest as e:
         return _refused(str(e), e.param, e.status)
     except (ValidationError, ValueError, TypeError) as e:
         return _refused(str(e), None, 400)
     answer = await api_router.create_chat_completion(request, raw_request=raw_request)
-    key = ask["key"] if ask else ""
+    key = fields["key"] if fields else ""
     if answer is None:  # the client is gone
         if key:
-            persons.drop(key)
+            vllm_persona.drop(key)
         return Response(status_code=499)
     if isinstance(answer, StreamingResponse):
-        answer.body_iterator = _streamed(answer.body_iterator, persons, model, key, wanted)
+        answer.body_iterator = _streamed(answer.body_iterator, vllm_persona, model, key, persona)
         return answer
     if answer.status_code != 200:
         return answer
-    told = persons.turn(model, await persons.read(key), wanted) if key else None
-    return JSONResponse({**json.loads(bytes(answer.body)), "model": model, "persona": told})
+    turn = vllm_persona.turn(model, await vllm_persona.read(key), persona) if key else None
+    return JSONResponse({**json.loads(bytes(answer.body)), "model": model, "persona": turn})
 
 
 async def persona_space(raw_request: Request) -> dict[str, Any]:
     """The space as a page draws it."""
-    persons: Persons = raw_request.app.state.personaspace
+    vllm_persona: VllmPersona = raw_request.app.state.personaspace
     roles = {r.role: r.instructions[0] for r in load_catalog().roles}
-    return persons.reader.describe({}, roles)
+    return vllm_persona.reader.describe({}, roles)
 
 
-async def _streamed(chunks: Any, persons: Persons, model: str, key: str, wanted: Persona) -> AsyncIterator[Any]:
+async def _streamed(
+    chunks: Any, vllm_persona: VllmPersona, model: str, key: str, persona: Persona
+) -> AsyncIterator[Any]:
     """vLLM's events under the model's name, and before the last one a chunk that tells the persona. Where tokens are wanted,
     each event has those that were read since the one before."""
     head: dict[str, Any] = {}
-    told = not key
+    finished = not key
     try:
         async for chunk in chunks:
             text = chunk if isinstance(chunk, str) else bytes(chunk).decode()
@@ -212,17 +215,21 @@ async def _streamed(chunks: Any, persons: Persons, model: str, key: str, wanted:
                 event = json.loads(text.removeprefix("data: "))
                 event.update({"model": model} if "model" in event else {})
                 head = {name: event.get(name) for name in ("id", "object", "created", "model")}
-                if key and wanted.report == "token" and (reading := await persons.read(key, "on")) is not None:
-                    event["persona"] = persons.sofar(reading)
+                if (
+                    key
+                    and persona.report == "token"
+                    and (means := await vllm_persona.read(key, "continue")) is not None
+                ):
+                    event["persona"] = vllm_persona.so_far(means)
                 chunk = f"data: {json.dumps(event)}\n\n"
             elif text.startswith("data: [DONE]"):
-                persona = persons.turn(model, await persons.read(key), wanted) if key else None
-                told = True
-                yield f"data: {json.dumps({**head, 'choices': [], 'persona': persona})}\n\n"
+                turn = vllm_persona.turn(model, await vllm_persona.read(key), persona) if key else None
+                finished = True
+                yield f"data: {json.dumps({**head, 'choices': [], 'persona': turn})}\n\n"
             yield chunk
     finally:
-        if not told:
-            persons.drop(key)
+        if not finished:
+            vllm_persona.drop(key)
 
 
 def _refused(message: str, param: str | None, status: int) -> JSONResponse:
@@ -234,10 +241,10 @@ def command(space: str, layer: int, folder: str, name: str, options: Sequence[st
     """The command that starts vLLM's server with the extension, and its environment. space: a space's file or folder; layer:
     the one that it is read at."""
     allowed = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
-    where = str(Path(space).resolve()) if Path(space).exists() else space
+    space_path = str(Path(space).resolve()) if Path(space).exists() else space
     environment = {
         **os.environ,
-        SPACE: where,
+        SPACE: space_path,
         "PERSONASPACE_VLLM_PROJECT": str(layer),
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, "personaspace"])),
     }

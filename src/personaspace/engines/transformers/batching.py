@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from personaspace.engines.prefix import common
+from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.prompts import Sampling
 from personaspace.model.interventions import Intervention
 
 SHARED_TOKENS = 64
-"""A shared beginning is computed apart where it saves at least that many tokens."""
+"""A shared prefix is computed apart where it saves at least that many tokens."""
 
 
 NOT_FINITE = "not finite"
@@ -25,8 +25,8 @@ class Row:
     """One reply in the making. `ids` are the prompt's; `random` holds a number for each token it may get.
 
     touched: how many of the reply's tokens an intervention changed at any layer, of those that were fed.
-    logprobs: how many alternatives' log-probabilities to keep in `logs`, with each token's own; None keeps none. The token that
-    ends a reply, `end`, has one too, after those of `out`. end_ids: the tokens that end it; None for the loop's.
+    logprobs: how many alternatives' log-probabilities to keep in `logs`, with each token's own; None keeps none. The stop
+    token of a reply, `end`, has one too, after those of `out`. end_ids: its stop tokens; None for the loop's.
     """
 
     key: int
@@ -66,8 +66,8 @@ def by_interventions(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
     return groups
 
 
-def by_beginning(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
-    """Rows in groups, each with the length of the beginning that its rows share and that is worth computing apart."""
+def by_shared_prefix(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
+    """Rows in groups, each with the length of the shared prefix that is worth computing apart."""
     groups: list[tuple[int, list[Row]]] = []
     rest: list[Row] = []
     ordered = sorted(rows, key=lambda r: r.ids)
@@ -75,7 +75,7 @@ def by_beginning(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
     while k < len(ordered):
         prefix, size = len(ordered[k].ids) - 1, 1
         while k + size < len(ordered):
-            shared = min(prefix, common(ordered[k].ids[:-1], ordered[k + size].ids[:-1]))
+            shared = min(prefix, shared_prefix_length(ordered[k].ids[:-1], ordered[k + size].ids[:-1]))
             # A row that shares less would cost the group more than it brings.
             if shared < 8 or (size > 1 and (shared * size) < prefix * (size - 1)):
                 break

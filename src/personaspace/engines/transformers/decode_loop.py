@@ -1,6 +1,6 @@
 """One decode loop for everything: rows with their own sampling, seed and interventions that join and leave between steps.
 
-It knows nothing of text. Keys and values stand in one buffer a layer, `[rows, heads, columns, head size]`: every row ends
+It knows nothing of text. The KV cache stands in one buffer a layer, `[rows, heads, columns, head size]`: every row ends
 at the same column, so a step writes one slice and reads one view, without the copies of a cache that grows. A row that
 joins is computed apart, up to its last token, and copied in so that it ends at that column; a row that leaves is replaced
 by the last one. See docs/decisions/0001-decode-loop.md for what else was measured.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from personaspace.engines.transformers.batching import NOT_FINITE, Row, by_beginning, by_interventions, chunks
+from personaspace.engines.transformers.batching import NOT_FINITE, Row, by_interventions, by_shared_prefix, chunks
 from personaspace.engines.transformers.sampling import draw
 from personaspace.errors import ModelError
 from personaspace.model.residual import Intervening, RunningMeans, Sink, reading
@@ -26,7 +26,7 @@ SLACK = 64
 """Columns beyond the longest row, so that rows need to be moved to the left only every so many steps."""
 
 COLUMNS = 256
-"""Columns that are there from the beginning: more come as rows get longer, so that short ones never pay for the longest."""
+"""Columns that are there from the start: more come as rows get longer, so that short ones never pay for the longest."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Window:
 
 
 class _Buffer(CacheLayerMixin):  # type: ignore[misc]
-    """A layer's keys and values, in place: no layer forgets, a sliding window is left to the mask."""
+    """A layer's KV cache, in place: no layer forgets, a sliding window is left to the mask."""
 
     is_sliding = False
 
@@ -158,23 +158,23 @@ class DecodeLoop:
     @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> None:
         """Takes rows in: their prompts' tokens but the last are computed now, the last one by the next step."""
-        first, known = len(self.rows), max(len(r.ids) for r in rows) - 1
+        first, longest = len(self.rows), max(len(r.ids) for r in rows) - 1
         if not self.rows:
             self._empty()
-        self._make_room(known)
+        self._make_room(longest)
         if not self.rows:
-            self.window.column = known
-        elif known > self.window.column:
-            self._align(known)
+            self.window.column = longest
+        elif longest > self.window.column:
+            self._align(longest)
         self.mask[first : first + len(rows)] = False
         for means in self.read_means:
             means.clear(slice(first, first + len(rows)))
         slots = {r.key: first + k for k, r in enumerate(rows)}
         self.applied.touched = None
-        for alike in by_interventions(rows).values():
-            self.applied.groups = [(None, alike[0].applied)] if alike[0].applied else []
+        for matching_rows in by_interventions(rows).values():
+            self.applied.groups = [(None, matching_rows[0].applied)] if matching_rows[0].applied else []
             with self._hooks():
-                for prefix, group in by_beginning(alike):
+                for prefix, group in by_shared_prefix(matching_rows):
                     for chunk in chunks(group, prefix, self.prefill_tokens):
                         self._prefill(chunk, prefix, slots)
         self.rows.extend(rows)
@@ -194,17 +194,17 @@ class DecodeLoop:
             # Padded on the right: no real token sees the padding, so causal attention needs no mask.
             self._forward([(r.ids[:-1] + [0] * longest)[prefix:longest] for r in rows], cache)
         column = self.window.column
-        for buffer, made in zip(self.buffers, cache.layers, strict=False):
-            if not isinstance(getattr(made, "keys", None), Tensor):
+        for buffer, computed in zip(self.buffers, cache.layers, strict=False):
+            if not isinstance(getattr(computed, "keys", None), Tensor):
                 raise ModelError(
                     f"{type(self.model).__name__} keeps a state that is not keys and values; it is not supported"
                 )
             if not buffer.is_initialized:
-                buffer.lazy_initialization(made.keys, made.values)
+                buffer.lazy_initialization(computed.keys, computed.values)
             for r, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                at = (slots[row.key], slice(None), slice(column - length, column))
-                buffer.keys[at] = made.keys[r, :, :length]
-                buffer.values[at] = made.values[r, :, :length]
+                target = (slots[row.key], slice(None), slice(column - length, column))
+                buffer.keys[target] = computed.keys[r, :, :length]
+                buffer.values[target] = computed.values[r, :, :length]
         for row, length in zip(rows, lengths, strict=True):
             self.mask[slots[row.key], column - length : column] = True
 
@@ -218,26 +218,26 @@ class DecodeLoop:
 
     def _empty(self) -> None:
         """Gives back what longer rows have taken, where nothing is in flight."""
-        first = min(COLUMNS, self.columns)
-        if self.window.columns > first:
-            self.window.columns = first
+        columns = min(COLUMNS, self.columns)
+        if self.window.columns > columns:
+            self.window.columns = columns
             self.buffers[:] = [_Buffer(self.window, self.size) for _ in self.layers]
             self.cache = Cache(layers=self.buffers)
-            self.mask = self.mask.new_zeros(self.size, first)
+            self.mask = self.mask.new_zeros(self.size, columns)
 
     def _make_room(self, length: int) -> None:
         """Has columns for rows of so many tokens, and some to move on."""
-        wanted, have = min(length + SLACK, self.columns), self.window.columns
-        if wanted <= have:
+        needed, columns = min(length + SLACK, self.columns), self.window.columns
+        if needed <= columns:
             return
-        while have < wanted:
-            have = min(2 * have, self.columns)
+        while columns < needed:
+            columns = min(2 * columns, self.columns)
         n = len(self.rows)
         for buffer in self.buffers:
-            buffer.widen(n, have)
-        old, self.mask = self.mask, self.mask.new_zeros(self.size, have)
+            buffer.widen(n, columns)
+        old, self.mask = self.mask, self.mask.new_zeros(self.size, columns)
         self.mask[:n, : old.shape[1]] = old[:n]
-        self.window.columns = have
+        self.window.columns = columns
 
     def _align(self, column: int) -> None:
         """Moves the rows in flight so that they end at `column`."""
@@ -311,11 +311,11 @@ class DecodeLoop:
         for means in self.read_means:
             means.counting = None if all(counting) else torch.tensor(counting, device=self.device)
         self._intervene()
-        wanted = not all(r.full for r in rows)
+        needs_logits = not all(r.full for r in rows)
         self._decoding = True
         try:
-            # Where no row wants another token, the vocabulary's projection is left out.
-            output = (self.model if wanted else self.model.base_model)(
+            # Where no row wants another token, the lm_head is left out.
+            output = (self.model if needs_logits else self.model.base_model)(
                 input_ids=ids,
                 attention_mask=self.mask[:n, w.start : w.column + 1],
                 position_ids=positions,
@@ -334,11 +334,14 @@ class DecodeLoop:
         if self.applied.touched is not None:
             for row, touched in zip(rows, self.applied.touched[:, 0].tolist(), strict=True):
                 row.touched += touched and bool(row.out)
-        if not wanted:
+        if not needs_logits:
             return [-1] * n
-        at = [min(len(r.out), r.sampling.max_new_tokens - 1) for r in rows]
+        draw_indices = [min(len(r.out), r.sampling.max_new_tokens - 1) for r in rows]
         settings = torch.tensor(
-            [[r.sampling.temperature, r.sampling.top_p, float(r.random[k])] for r, k in zip(rows, at, strict=True)],
+            [
+                [r.sampling.temperature, r.sampling.top_p, float(r.random[k])]
+                for r, k in zip(rows, draw_indices, strict=True)
+            ],
             device=self.device,
         )
         logits = output.logits[:, -1]
@@ -351,10 +354,10 @@ class DecodeLoop:
         """The log-probabilities, without temperature, of the tokens that were drawn and of the most probable ones."""
         for k, row in enumerate(self.rows):
             if row.logprobs is not None and not row.full:
-                every = logits[k].float().log_softmax(-1)
-                best = every.topk(row.logprobs)
+                logprobs = logits[k].float().log_softmax(-1)
+                best = logprobs.topk(row.logprobs)
                 row.logs.append(
-                    (float(every[chosen[k]]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+                    (float(logprobs[chosen[k]]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
                 )
 
     def _intervene(self) -> None:
@@ -362,28 +365,32 @@ class DecodeLoop:
         slots = {id(row): k for k, row in enumerate(self.rows)}
         groups = by_interventions(self.rows)
         self.applied.groups = []
-        for alike in groups.values():
-            if alike[0].applied:
-                at = torch.tensor([slots[id(r)] for r in alike], device=self.device) if len(groups) > 1 else None
-                self.applied.groups.append((at, alike[0].applied))
-        some = bool(self.applied.groups)
-        self.applied.touched = torch.zeros(len(self.rows), 1, dtype=torch.bool, device=self.device) if some else None
+        for matching_rows in groups.values():
+            if matching_rows[0].applied:
+                row_indices = (
+                    torch.tensor([slots[id(r)] for r in matching_rows], device=self.device) if len(groups) > 1 else None
+                )
+                self.applied.groups.append((row_indices, matching_rows[0].applied))
+        any_applied = bool(self.applied.groups)
+        self.applied.touched = (
+            torch.zeros(len(self.rows), 1, dtype=torch.bool, device=self.device) if any_applied else None
+        )
 
     def _leave(self, done: Sequence[int]) -> None:
         """Puts the last rows in the places of those that are done."""
-        gone, left = set(done), len(self.rows) - len(done)
-        target = [k for k in done if k < left]
-        source = [k for k in range(left, len(self.rows)) if k not in gone]
+        leaving, remaining = set(done), len(self.rows) - len(done)
+        target = [k for k in done if k < remaining]
+        source = [k for k in range(remaining, len(self.rows)) if k not in leaving]
         seen = slice(self.window.start, self.window.column)
-        for buffer in self.buffers if gone else ():
+        for buffer in self.buffers if leaving else ():
             for cached in (buffer.keys, buffer.values):
                 if source:
                     cached[target, :, seen] = cached[source, :, seen]
-                cached[left : len(self.rows), :, seen] = 0
+                cached[remaining : len(self.rows), :, seen] = 0
         if source:
             self.mask[target] = self.mask[source]
             for means in self.read_means:
                 means.move(source, target)
-            for s, t in zip(source, target, strict=True):
-                self.rows[t] = self.rows[s]
-        del self.rows[left:]
+            for src, dst in zip(source, target, strict=True):
+                self.rows[dst] = self.rows[src]
+        del self.rows[remaining:]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from personaspace.engines.base import Loaded, check_finite, end_ids, not_finite
+from personaspace.engines.base import BaseEngine, check_finite, end_ids, not_finite
 from personaspace.engines.chat import Chat, Span
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import Conversation, Layers, ModelInfo, Response, Token, Turn
@@ -25,10 +25,10 @@ from personaspace.model.residual import Intervening, check_interventions, check_
 SCORED_TOKENS = 256
 
 
-class TransformersEngine(Loaded):
+class TransformersEngine(BaseEngine):
     """A loaded model that answers prompts and replays conversations, reading its residual stream.
 
-    rows: at most that many replies in flight; memory: bytes that their keys and values may take; template: False writes
+    rows: at most that many replies in flight; memory: bytes that their KV cache may take; template: False writes
     conversations as a plain transcript, whatever template there is (a base model may carry its chat model's).
     """
 
@@ -73,8 +73,8 @@ class TransformersEngine(Loaded):
         cls, name: str, *, device: str | None = None, dtype: str | None = None, **options: Any
     ) -> TransformersEngine:
         """Loads `smollm2`, a Hub id, a folder or a GGUF file. Raises `ModelError`."""
-        where = loading.pick_device(device)
-        model, tokenizer, _ = loading.load(name, where, loading.pick_dtype(dtype, where))
+        device_name = loading.pick_device(device)
+        model, tokenizer, _ = loading.load(name, device_name, loading.pick_dtype(dtype, device_name))
         return cls(model, tokenizer, id=name, **options)
 
     # -- answering -------------------------------------------------------------------------------------------------
@@ -90,13 +90,13 @@ class TransformersEngine(Loaded):
         along: Tensor | None = None,
     ) -> Iterator[Response]:
         """See `Engine.respond`. Raises `ActivationError` where NaN or Inf is read, naming layer and response."""
-        asked = list(prompts)
-        rows = [self._row(k, p, sampling, interventions) for k, p in enumerate(asked)]
-        return self._respond(asked, rows, self._layers(read), before, along)
+        prompt_list = list(prompts)
+        rows = [self._row(k, p, sampling, interventions) for k, p in enumerate(prompt_list)]
+        return self._respond(prompt_list, rows, self._layers(read), before, along)
 
     def _respond(
         self,
-        asked: Sequence[Prompt],
+        prompts: Sequence[Prompt],
         waiting: list[Row],
         layers: tuple[int, ...],
         before: bool,
@@ -104,7 +104,7 @@ class TransformersEngine(Loaded):
     ) -> Iterator[Response]:
         if not waiting:
             return
-        # Neighbours in this order share their beginnings; the last is taken first.
+        # Neighbours in this order have shared prefixes; the last is taken first.
         waiting.sort(key=lambda r: r.ids, reverse=True)
         loop = self._loop(waiting, layers, before, along)
         while waiting or loop.rows:
@@ -112,7 +112,7 @@ class TransformersEngine(Loaded):
             if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
                 loop.join([waiting.pop() for _ in range(min(loop.free, len(waiting)))])
             for done in loop.step():
-                yield self._response(asked[done.row.key], done, layers)
+                yield self._response(prompts[done.row.key], done, layers)
 
     def _loop(
         self, rows: Sequence[Row], layers: tuple[int, ...], before: bool = False, along: Tensor | None = None
@@ -130,7 +130,8 @@ class TransformersEngine(Loaded):
         along: Tensor | None = None,
     ) -> DecodeLoop:
         """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves."""
-        fit = self._rows_that_fit(columns)
+        # As many as the engine's memory has room for, each as long as it may become.
+        fit = max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
         return DecodeLoop(
             self.network,
             self.layers,
@@ -145,11 +146,11 @@ class TransformersEngine(Loaded):
         )
 
     def _row(self, key: int, prompt: Prompt, sampling: Sampling, interventions: Sequence[Intervention]) -> Row:
-        own = prompt.sampling or sampling
-        mine = (*self._ambient, *(interventions if prompt.interventions is None else prompt.interventions))
-        check_interventions(mine, len(self.layers), self.hidden)
+        row_sampling = prompt.sampling or sampling
+        applied = (*self._ambient, *(interventions if prompt.interventions is None else prompt.interventions))
+        check_interventions(applied, len(self.layers), self.hidden)
         ids = self.chat.prompt_ids(prompt.messages)
-        return Row(key, ids, own, uniforms(prompt.seed or 0, own.max_new_tokens), mine)
+        return Row(key, ids, row_sampling, uniforms(prompt.seed or 0, row_sampling.max_new_tokens), applied)
 
     def _response(self, prompt: Prompt, done: Done, layers: Sequence[int]) -> Response:
         row, mean = done.row, done.mean
@@ -182,25 +183,22 @@ class TransformersEngine(Loaded):
         while not row.finish:
             fed = len(row.out)
             loop.step()
-            read = loop.means.last[:, 0].cpu().clone() if fed and layers else None
+            activation = loop.means.last[:, 0].cpu().clone() if fed and layers else None
             text = self.chat.decode(row.out)
             # The bytes of a character may be spread over tokens: it is shown once it is whole.
             ready = text if row.finish else text.rstrip("\ufffd")
             new = row.out[-1] if len(row.out) > fed else None
-            if row.finish == NOT_FINITE or (read is not None and not torch.isfinite(read).all()):
+            if row.finish == NOT_FINITE or (activation is not None and not torch.isfinite(activation).all()):
                 raise not_finite("the residual stream or the logits", prompt)
-            yield Token(fed, new, ready[len(shown) :], read, row.touched > touched, row.finish)
+            yield Token(fed, new, ready[len(shown) :], activation, row.touched > touched, row.finish)
             shown, touched = ready, row.touched
-
-    def _rows_that_fit(self, columns: int) -> int:
-        return max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
 
     def columns_that_fit(self, rows: int) -> int:
         """How long so many rows may become within the engine's memory."""
         return max(1, self.memory // (rows * self._bytes_per_token()))
 
     def _bytes_per_token(self) -> int:
-        """What a token's keys and values take."""
+        """What a token takes in the KV cache."""
         config = text_config(self.network)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -214,14 +212,14 @@ class TransformersEngine(Loaded):
         check_interventions(interventions, len(self.layers), self.hidden)
         applied = Intervening()
         applied.groups = [(None, tuple(i for i in interventions if i.where == "all"))]
-        cache, found = DynamicCache(), []
+        cache, scores = DynamicCache(), []
         with torch.inference_mode(), applied.on(self.layers):
             # Some tokens at a time: the vocabulary's logits of a long text would not fit.
             for k in range(0, len(ids) - 1, SCORED_TOKENS):
                 fed = torch.tensor([ids[k : min(k + SCORED_TOKENS, len(ids) - 1)]], device=self.device)
                 logits = self.network(input_ids=fed, past_key_values=cache, use_cache=True).logits
-                found.extend(_logprobs(logits[0], ids[k + 1 :], top))
-        return found
+                scores.extend(_logprobs(logits[0], ids[k + 1 :], top))
+        return scores
 
     def _onsets(
         self, ids: Sequence[list[int]], layers: Layers, interventions: Sequence[Intervention]
@@ -242,17 +240,17 @@ class TransformersEngine(Loaded):
         logprobs: bool = False,
     ) -> Iterator[list[Turn]]:
         """See `Engine.replay`. A `Span` is read as it stands; messages are rendered and tokenised once."""
-        mine = (*self._ambient, *interventions)
-        check_interventions(mine, len(self.layers), self.hidden)
-        replayer = Replayer(self.network, self.layers, self._layers(read), self.hidden, mine, each, logprobs)
+        applied = (*self._ambient, *interventions)
+        check_interventions(applied, len(self.layers), self.hidden)
+        replayer = Replayer(self.network, self.layers, self._layers(read), self.hidden, applied, each, logprobs)
         return self._replay(replayer, *self._spans(conversations))
 
     def _replay(
         self, replayer: Replayer, spans: Sequence[Span], places: Sequence[Sequence[int]]
     ) -> Iterator[list[Turn]]:
         results: dict[int, list[Turn]] = {}
-        for batch, found in replayer.batches(spans, self.prefill_tokens):
-            for k, reads in zip(batch, found, strict=True):
+        for batch, reads_of_batch in replayer.batches(spans, self.prefill_tokens):
+            for k, reads in zip(batch, reads_of_batch, strict=True):
                 results[k] = [Turn(i, **vars(r)) for i, r in zip(places[k], reads, strict=True)]
         for k in range(len(spans)):
             yield results[k]
@@ -260,8 +258,9 @@ class TransformersEngine(Loaded):
 
 def _logprobs(logits: Tensor, ids: Sequence[int], top: int) -> list[tuple[float, list[tuple[int, float]]]]:
     """Of the token after each place, and of the `top` most probable ones there. logits: `[tokens, vocabulary]`."""
-    every = logits.float().log_softmax(-1)
-    best = every.topk(top)
-    own = every.gather(1, torch.tensor(list(ids[: len(every)]), device=every.device)[:, None])[:, 0].tolist()
+    logprobs = logits.float().log_softmax(-1)
+    best = logprobs.topk(top)
+    scored = torch.tensor(list(ids[: len(logprobs)]), device=logprobs.device)
+    token_logprobs = logprobs.gather(1, scored[:, None])[:, 0].tolist()
     pairs = [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-    return list(zip(own, pairs, strict=True))
+    return list(zip(token_logprobs, pairs, strict=True))

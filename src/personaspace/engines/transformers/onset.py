@@ -1,6 +1,6 @@
 """Reads what a model is about to be: the residual stream at a prompt's last token, before anything is generated.
 
-It knows nothing of messages, only of token ids. Prompts that begin alike (a role's system prompt) have their beginning
+It knows nothing of messages, only of token ids. Prompts that begin alike (a role's system prompt) have their shared prefix
 computed once: a pass over the distinct prefixes, then a pass over what follows each, which looks back at its prefix's KV cache.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from personaspace.engines.prefix import common
+from personaspace.engines.prefix import shared_prefix_length
 from personaspace.model.interventions import Intervention
 from personaspace.model.residual import Intervening, Sink, reading
 
@@ -47,7 +47,7 @@ def shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[Prefix]:
     ids = [prompts[k] for k in order]
     # Neighbours in this order share the most, so that every group worth having is a stretch of it. Of the first k prompts:
     # how many tokens the best grouping saves, and where its last group begins and how long that one's prefix is.
-    shared = [common(a, b) for a, b in itertools.pairwise(ids)]
+    shared = [shared_prefix_length(a, b) for a, b in itertools.pairwise(ids)]
     saved = [0]
     last: list[tuple[int, int]] = []
     for end in range(1, len(ids) + 1):
@@ -121,28 +121,28 @@ class OnsetReader:
         waiting = [(place, row) for row, p in enumerate(prefixes) for place in p.members]
         waiting.sort(key=lambda pair: len(prompts[pair[0]]))
         # As many passes as that takes, of about as many tokens each: a small one at the end would cost like a large one.
-        until = np.cumsum([len(prompts[place]) - length for place, _ in waiting])
-        parts = -(-int(until[-1]) // self.tokens)
-        ends = np.searchsorted(until, until[-1] / parts * np.arange(1, parts + 1) - 0.5) + 1
+        cumulative_tokens = np.cumsum([len(prompts[place]) - length for place, _ in waiting])
+        parts = -(-int(cumulative_tokens[-1]) // self.tokens)
+        ends = np.searchsorted(cumulative_tokens, cumulative_tokens[-1] / parts * np.arange(1, parts + 1) - 0.5) + 1
         for start, end in reversed(list(itertools.pairwise([0, *np.unique(ends).tolist()]))):
             batch = waiting[start:end]
             places = [place for place, _ in batch]
             ids = [list(prompts[place][length:]) for place in places]
-            seen = _rows_of(cache, [row for _, row in batch]) if cache is not None else None
-            yield from zip(places, self._last_tokens(ids, seen), strict=True)
+            prefix_cache = _rows_of(cache, [row for _, row in batch]) if cache is not None else None
+            yield from zip(places, self._last_tokens(ids, prefix_cache), strict=True)
 
     def _last_tokens(self, ids: Sequence[Sequence[int]], cache: DynamicCache | None) -> Tensor:
         """The residual stream `[rows, layers, hidden]` at each row's last token."""
         device = next(self.network.parameters()).device
         rows = torch.arange(len(ids), device=device)
         last = torch.tensor([len(row) - 1 for row in ids], device=device)
-        at_layer: list[Tensor] = [torch.empty(0)] * len(self.read)
+        activations: list[Tensor] = [torch.empty(0)] * len(self.read)
 
         def keep(k: int, hidden: Tensor) -> None:
-            at_layer[k] = hidden[rows, last].float().cpu()
+            activations[k] = hidden[rows, last].float().cpu()
 
         self._forward(ids, cache, keep)
-        return torch.stack(at_layer, 1)
+        return torch.stack(activations, 1)
 
     def _forward(self, ids: Sequence[Sequence[int]], cache: DynamicCache | None, sink: Sink | None = None) -> None:
         """One pass without the lm_head; what is computed is added to the cache where there is one, and read by the sink."""
@@ -164,7 +164,7 @@ class OnsetReader:
 
 
 def _rows_of(cache: DynamicCache, rows: Sequence[int]) -> DynamicCache:
-    """A cache of its own with these rows' keys and values, some of them several times."""
+    """A KV cache of its own with these rows, some of them several times."""
     chosen = torch.tensor(rows, device=cache.layers[0].keys.device)
     copy = DynamicCache()
     for layer, cached in enumerate(cache.layers):

@@ -72,12 +72,12 @@ class Replayer:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(applied.on(self.layers))
             stack.enter_context(reading(self.layers, self.read, sink))
-            found = self._forward(ids, ranges)
+            logprob_means = self._forward(ids, ranges)
         turns: list[list[Read]] = [[] for _ in batch]
         for k, (row, a, b) in enumerate(ranges):
             each = torch.stack(sink.each[k], 1).cpu() if self.each else None
             touched = int(applied.touched[row, a:b].sum()) if applied.touched is not None else 0
-            turns[row].append(Read(b - a, sink.means[k].cpu(), sink.norms[k].cpu(), each, found[k], touched))
+            turns[row].append(Read(b - a, sink.means[k].cpu(), sink.norms[k].cpu(), each, logprob_means[k], touched))
         return turns
 
     def _forward(self, ids: Tensor, ranges: Sequence[tuple[int, int, int]]) -> Sequence[float | None]:
@@ -85,17 +85,17 @@ class Replayer:
         if not self.logprobs:
             self.network.base_model(input_ids=ids, use_cache=False)
             return [None] * len(ranges)
-        wanted = sorted({t - 1 for _, a, b in ranges for t in range(max(a, 1), b)})
-        place = {t: k for k, t in enumerate(wanted)}
+        logit_positions = sorted({t - 1 for _, a, b in ranges for t in range(max(a, 1), b)})
+        logit_index = {t: k for k, t in enumerate(logit_positions)}
         logits = self.network(
-            input_ids=ids, use_cache=False, logits_to_keep=torch.tensor(wanted or [0], device=ids.device)
+            input_ids=ids, use_cache=False, logits_to_keep=torch.tensor(logit_positions or [0], device=ids.device)
         ).logits
         means: list[float | None] = []
         for row, a, b in ranges:
-            at = range(max(a, 1), b)
-            if not at:
+            positions = range(max(a, 1), b)
+            if not positions:
                 means.append(None)
                 continue
-            chosen = logits[row, [place[t - 1] for t in at]].float().log_softmax(-1)
-            means.append(float(chosen.gather(1, ids[row, at.start : at.stop, None]).mean()))
+            logprobs = logits[row, [logit_index[t - 1] for t in positions]].float().log_softmax(-1)
+            means.append(float(logprobs.gather(1, ids[row, positions.start : positions.stop, None]).mean()))
         return means

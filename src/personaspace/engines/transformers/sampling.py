@@ -24,27 +24,35 @@ def draw(logits: Tensor, temperature: Tensor, top_p: Tensor, u: Tensor) -> Tenso
     logits = logits.float()
     k = min(NUCLEUS, logits.shape[-1])
     top, ids = logits.topk(k, dim=-1)
-    heat = temperature.clamp(min=1e-4)[:, None]
-    total = (logits / heat).logsumexp(-1, keepdim=True)
-    whole = top_p >= 1
-    chosen = _nucleus(top, ids, heat, total, top_p, u, whole)
-    covered = (top / heat - total).exp().sum(-1)
-    wide = torch.nonzero((covered < torch.where(whole, u, top_p)) & (temperature > 0)).flatten()
-    if len(wide) and k < logits.shape[-1]:
-        ranked, order = logits[wide].sort(dim=-1, descending=True)
-        chosen[wide] = _nucleus(ranked, order, heat[wide], total[wide], top_p[wide], u[wide], whole[wide])
+    divisor = temperature.clamp(min=1e-4)[:, None]
+    log_mass = (logits / divisor).logsumexp(-1, keepdim=True)
+    no_nucleus = top_p >= 1
+    chosen = _nucleus(top, ids, divisor, log_mass, top_p, u, no_nucleus)
+    covered = (top / divisor - log_mass).exp().sum(-1)
+    wide_rows = torch.nonzero((covered < torch.where(no_nucleus, u, top_p)) & (temperature > 0)).flatten()
+    if len(wide_rows) and k < logits.shape[-1]:
+        ranked, order = logits[wide_rows].sort(dim=-1, descending=True)
+        chosen[wide_rows] = _nucleus(
+            ranked,
+            order,
+            divisor[wide_rows],
+            log_mass[wide_rows],
+            top_p[wide_rows],
+            u[wide_rows],
+            no_nucleus[wide_rows],
+        )
     return torch.where(temperature > 0, chosen, ids[:, 0])
 
 
 def _nucleus(
-    ranked: Tensor, ids: Tensor, heat: Tensor, total: Tensor, top_p: Tensor, u: Tensor, whole: Tensor
+    ranked: Tensor, ids: Tensor, divisor: Tensor, log_mass: Tensor, top_p: Tensor, u: Tensor, no_nucleus: Tensor
 ) -> Tensor:
-    p = (ranked / heat - total).exp()
-    before = p.cumsum(-1) - p
-    p = torch.where(before < top_p[:, None], p, 0.0)
-    reached = p.cumsum(-1)
-    mass = torch.where(whole[:, None], 1.0, reached[:, -1:])
-    place = torch.searchsorted(reached, u[:, None] * mass, right=True).clamp(max=ids.shape[-1] - 1)
+    probabilities = (ranked / divisor - log_mass).exp()
+    mass_before = probabilities.cumsum(-1) - probabilities
+    probabilities = torch.where(mass_before < top_p[:, None], probabilities, 0.0)
+    cumulative = probabilities.cumsum(-1)
+    mass = torch.where(no_nucleus[:, None], 1.0, cumulative[:, -1:])
+    place = torch.searchsorted(cumulative, u[:, None] * mass, right=True).clamp(max=ids.shape[-1] - 1)
     # Rounding may point past the nucleus, where the probability is zero; NaN has none (and is reported by who reads).
-    last = ((p > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
+    last = ((probabilities > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
     return ids.gather(1, torch.minimum(place, last))[:, 0]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from personaspace.engines.vllm.clamps import check_moves, directions_of
-from personaspace.engines.vllm.request import FIELD, Named, understand
-from personaspace.engines.vllm.worker import Limits, Shape
+from personaspace.engines.vllm.clamps import check_clamps, directions_of
+from personaspace.engines.vllm.limits import Limits, VllmModelShape
+from personaspace.engines.vllm.request import FIELD, Named, parse_request
 from personaspace.errors import UsageError
 
 
@@ -35,36 +35,40 @@ def unsupported(vllm_config: Any) -> str:
 def admit(request: Any, vllm_config: Any, named: Named) -> None:
     """Checks an `EngineCoreRequest`, and writes into it what the engine goes by. Raises `UsageError`."""
     params = request.sampling_params
-    given = (params.extra_args or {}).get(FIELD) if params is not None else None
-    if given is None:
+    fields = (params.extra_args or {}).get(FIELD) if params is not None else None
+    if fields is None:
         return
-    if why := unsupported(vllm_config):
-        raise UsageError(f"{FIELD}: {why}")
+    if reason := unsupported(vllm_config):
+        raise UsageError(f"{FIELD}: {reason}")
     if request.prompt_token_ids is None:
         raise UsageError(f"{FIELD}: a prompt of embeddings is not supported")
     if params.n > 1:
         raise UsageError(f"{FIELD}: n={params.n}: send one request a reply")
-    shape, prompt = Shape.of(vllm_config), len(request.prompt_token_ids)
-    ask = understand(given, named, shape.layers, shape.hidden, prompt)
+    shape, prompt_length = VllmModelShape.of(vllm_config), len(request.prompt_token_ids)
+    parsed = parse_request(fields, named, shape.layers, shape.hidden, prompt_length)
     limits = Limits.from_environment()
-    check_moves(ask.interventions, limits.moves)
-    if ask.project and limits.project is None:
+    check_clamps(parsed.interventions, limits.clamps)
+    if parsed.project and limits.project is None:
         raise UsageError(
             f"{FIELD}: project: started without a layer to project at; set PERSONASPACE_VLLM_PROJECT=LAYER"
         )
-    if len(ask.spans or ()) > vllm_config.scheduler_config.max_num_seqs:
-        raise UsageError(f"{FIELD}: {len(ask.spans or ())} spans; at most max_num_seqs can be read of a request")
-    if salt := ask.salt(prompt):
+    if len(parsed.spans or ()) > vllm_config.scheduler_config.max_num_seqs:
+        raise UsageError(f"{FIELD}: {len(parsed.spans or ())} spans; at most max_num_seqs can be read of a request")
+    if salt := parsed.salt(prompt_length):
         request.cache_salt = f"{request.cache_salt or ''}|{FIELD}:{salt}"
-    if ask.spans is not None:
+    if parsed.spans is not None:
         params.skip_reading_prefix_cache = True
-    uses = sorted(f"{layer}:{name}" for layer, name in directions_of(ask.interventions))
-    kept: dict[str, Any] = {"key": ask.key or request.request_id, "uses": uses, "read": list(ask.layers)}
-    kept["interventions"] = (
-        [i.to_dict() for i in ask.interventions] if isinstance(given, str) else given.get("interventions")
+    uses = sorted(f"{layer}:{name}" for layer, name in directions_of(parsed.interventions))
+    checked_fields: dict[str, Any] = {
+        "key": parsed.key or request.request_id,
+        "uses": uses,
+        "read": list(parsed.layers),
+    }
+    checked_fields["interventions"] = (
+        [i.to_dict() for i in parsed.interventions] if isinstance(fields, str) else fields.get("interventions")
     )
-    kept["spans"], kept["project"] = ask.spans, ask.project
-    params.extra_args = {**params.extra_args, FIELD: kept}
+    checked_fields["spans"], checked_fields["project"] = parsed.spans, parsed.project
+    params.extra_args = {**params.extra_args, FIELD: checked_fields}
 
 
 @dataclass
@@ -74,29 +78,29 @@ class InFlight:
     why_not: why the workers can do nothing; then everything is refused. Requests come in on one thread and end on another.
     """
 
-    most: int
+    max_directions: int
     why_not: str = ""
     uses: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def add(self, id: str, sampling_params: Any) -> None:
         """Raises `UsageError`."""
-        given = (sampling_params.extra_args or {}).get(FIELD) if sampling_params is not None else None
-        if given is None:
+        fields = (sampling_params.extra_args or {}).get(FIELD) if sampling_params is not None else None
+        if fields is None:
             return
         if self.why_not:
             raise UsageError(f"{FIELD}: {self.why_not}")
         with self._lock:
-            counts = Counter(one.partition(":")[0] for one in {u for each in self.uses.values() for u in each})
-            known = {u for each in self.uses.values() for u in each}
-            for one in given["uses"]:
-                layer = one.partition(":")[0]
-                if one not in known and counts[layer] >= self.most:
+            in_use = {direction for directions in self.uses.values() for direction in directions}
+            counts = Counter(direction.partition(":")[0] for direction in in_use)
+            for direction in fields["uses"]:
+                layer = direction.partition(":")[0]
+                if direction not in in_use and counts[layer] >= self.max_directions:
                     raise UsageError(
-                        f"{self.most} different directions are in use at layer {layer}, as many as there are places; "
+                        f"{self.max_directions} different directions are in use at layer {layer}, as many as there are places; "
                         "set PERSONASPACE_VLLM_DIRECTIONS higher"
                     )
-            self.uses[id] = tuple(given["uses"])
+            self.uses[id] = tuple(fields["uses"])
 
     def remove(self, id: str) -> None:
         with self._lock:

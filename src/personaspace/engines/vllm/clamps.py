@@ -1,8 +1,8 @@
 """Interventions in the one form that a compiled forward pass can do without knowing which they are; knows nothing of vLLM.
 
-A move is h ← h + u·(clamp(⟨h, u⟩, low, high) + shift − ⟨h, u⟩), u of unit length: a cap has a floor and a ceiling, to ablate
+A clamp is h ← h + u·(clamp(⟨h, u⟩, low, high) + shift − ⟨h, u⟩), u of unit length: a cap has a floor and a ceiling, to ablate
 is to clamp to 0, and to add is to shift. Without bounds and shift it adds exactly 0. What is done to a token is a row: up to
-so many moves a layer, one after another. Row 0 does nothing.
+so many clamps a layer, one after another. Row 0 does nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OFF = (-math.inf, math.inf, 0.0)
 
 
 @dataclass(frozen=True)
-class Move:
+class Clamp:
     """unit: `[hidden]`, fp32. bounds: the least and greatest projection, and what is added to it. name: of the direction."""
 
     unit: Tensor
@@ -30,53 +30,53 @@ class Move:
     name: str
 
 
-def moves_at(interventions: Sequence[Intervention], layer: int) -> list[Move]:
+def clamps_at(interventions: Sequence[Intervention], layer: int) -> list[Clamp]:
     """What the interventions do at a layer, in order."""
-    return [_move(i, layer) for i in interventions if layer in i.layers_touched()]
+    return [_clamp(i, layer) for i in interventions if layer in i.layers_touched()]
 
 
-def _move(i: Intervention, layer: int) -> Move:
+def _clamp(i: Intervention, layer: int) -> Clamp:
     if isinstance(i, Add):
         vector = i.vector.float()
         unit = vector / vector.norm()  # the same whatever α is: it has one place
-        return Move(unit, (-math.inf, math.inf, float(i.step @ unit)), _name(unit))
+        return Clamp(unit, (-math.inf, math.inf, float(i.step @ unit)), _name(unit))
     if isinstance(i, Ablate):
-        return Move(i.unit, (0.0, 0.0, 0.0), _name(i.unit))
+        return Clamp(i.unit, (0.0, 0.0, 0.0), _name(i.unit))
     if not isinstance(i, Cap):
         raise UsageError(f"engine vllm: {type(i).__name__} is not known to it")
     unit, low, high = i.at(layer)
-    return Move(unit, (low, high, 0.0), _name(unit))
+    return Clamp(unit, (low, high, 0.0), _name(unit))
 
 
 def _name(unit: Tensor) -> str:
     return hashlib.blake2b(unit.contiguous().cpu().numpy().tobytes(), digest_size=12).hexdigest()
 
 
-def check_moves(interventions: Sequence[Intervention], most: int) -> None:
-    """Raises `UsageError` where a layer has more moves than the compiled pass has places for."""
+def check_clamps(interventions: Sequence[Intervention], limit: int) -> None:
+    """Raises `UsageError` where a layer has more clamps than the compiled pass has places for."""
     layers = sorted({layer for i in interventions for layer in i.layers_touched()})
     for layer in layers:
-        n = sum(layer in i.layers_touched() for i in interventions)
-        if n > most:
+        clamps = sum(layer in i.layers_touched() for i in interventions)
+        if clamps > limit:
             raise UsageError(
-                f"{n} interventions at layer {layer}: engine vllm was started with places for {most} a layer; "
-                f"set PERSONASPACE_VLLM_MOVES={n}"
+                f"{clamps} interventions at layer {layer}: engine vllm was started with places for {limit} a layer; "
+                f"set PERSONASPACE_VLLM_MOVES={clamps}"
             )
 
 
 class Rows:
-    """The moves of a model's layers as tables on its device, which compiled code reads and this class alone writes.
+    """The clamps of a model's layers as tables on its device, which compiled code reads and this class alone writes.
 
-    units: a layer's directions, `[directions, hidden]`, fp32, the first one zero; which: `[rows, moves]`, a move's direction;
-    bounds: `[rows, moves, 3]`. Lists over layers, each a tensor of its own.
+    units: a layer's directions, `[directions, hidden]`, fp32, the first one zero; which: `[rows, clamps]`, a clamp's direction;
+    bounds: `[rows, clamps, 3]`. Lists over layers, each a tensor of its own.
     """
 
-    def __init__(self, layers: int, hidden: int, rows: int, moves: int, directions: int, device: torch.device) -> None:
-        self.moves, self.directions, self.rows = moves, directions, rows
+    def __init__(self, layers: int, hidden: int, rows: int, clamps: int, directions: int, device: torch.device) -> None:
+        self.clamps, self.directions, self.rows = clamps, directions, rows
         self.units = [torch.zeros(directions, hidden, device=device) for _ in range(layers)]
-        self.which = [torch.zeros(rows, moves, dtype=torch.long, device=device) for _ in range(layers)]
+        self.which = [torch.zeros(rows, clamps, dtype=torch.long, device=device) for _ in range(layers)]
         off = torch.tensor(OFF, device=device)
-        self.bounds = [off.repeat(rows, moves, 1) for _ in range(layers)]
+        self.bounds = [off.repeat(rows, clamps, 1) for _ in range(layers)]
         self._rows: dict[tuple[str, ...], int] = {}
         self._used: dict[int, int] = {}  # row → by how many requests
         self._free = list(range(rows - 1, 0, -1))
@@ -89,7 +89,7 @@ class Rows:
             return 0
         key = tuple(i.key for i in interventions)
         if key not in self._rows:
-            check_moves(interventions, self.moves)
+            check_clamps(interventions, self.clamps)
             self._rows[key] = self._free_row()
             self._used[self._rows[key]] = 1  # nothing of it is taken away while it is written
             try:
@@ -108,16 +108,16 @@ class Rows:
 
     def _write(self, row: int, interventions: Sequence[Intervention]) -> None:
         for layer, places in enumerate(self._places):
-            moves = moves_at(interventions, layer)
+            clamps = clamps_at(interventions, layer)
             self.which[layer][row] = 0
             self.bounds[layer][row] = self.bounds[layer].new_tensor(OFF)
-            for k, move in enumerate(moves):
-                if move.name not in places:
+            for clamp_index, clamp in enumerate(clamps):
+                if clamp.name not in places:
                     place = self._free_direction(layer)
-                    self.units[layer][place] = move.unit.to(self.units[layer].device)
-                    places[move.name] = place
-                self.which[layer][row, k] = places[move.name]
-                self.bounds[layer][row, k] = self.bounds[layer].new_tensor(move.bounds)
+                    self.units[layer][place] = clamp.unit.to(self.units[layer].device)
+                    places[clamp.name] = place
+                self.which[layer][row, clamp_index] = places[clamp.name]
+                self.bounds[layer][row, clamp_index] = self.bounds[layer].new_tensor(clamp.bounds)
 
     def _free_row(self) -> int:
         if not self._free:
@@ -153,6 +153,6 @@ class Rows:
 
 def directions_of(interventions: Iterable[Intervention]) -> set[tuple[int, str]]:
     """Layer and name of every direction that they use."""
-    mine = list(interventions)
-    layers = {layer for i in mine for layer in i.layers_touched()}
-    return {(layer, move.name) for layer in layers for move in moves_at(mine, layer)}
+    listed = list(interventions)
+    layers = {layer for i in listed for layer in i.layers_touched()}
+    return {(layer, clamp.name) for layer in layers for clamp in clamps_at(listed, layer)}

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personaspace.engines.base import Loaded, check_finite, end_ids
+from personaspace.engines.base import BaseEngine, check_finite, end_ids
 from personaspace.engines.chat import Chat, Span
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import Conversation, Layers, ModelInfo, Response, Token, Turn
 from personaspace.engines.vllm import checkpoint, plugin
-from personaspace.engines.vllm.readout import How
+from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
-from personaspace.engines.vllm.wire import Reading, gathered
+from personaspace.engines.vllm.wire import ReadMeans, gathered
 from personaspace.errors import ActivationError, ModelError, UsageError
 from personaspace.model import loading
 from personaspace.model.interventions import Intervention
@@ -28,7 +28,7 @@ from personaspace.model.residual import check_interventions
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-class VllmEngine(Loaded):
+class VllmEngine(BaseEngine):
     """A model in vLLM that answers prompts and replays conversations. core: vLLM's `LLMEngine`, made with the plugin on.
 
     A reply's text at a temperature above 0 differs from engine `transformers`': vLLM draws with its own random numbers.
@@ -55,7 +55,7 @@ class VllmEngine(Loaded):
             context=int(config.max_model_len),
             notes={"beginning": self.chat.beginning(), "compiled": str(core.vllm_config.compilation_config.mode)},
         )
-        self._told = plugin.Told()
+        self._registry = plugin.InterventionRegistry()
         self._fit = False
         self._numbers = itertools.count()
         self._arrived: dict[str, Any] = {}
@@ -71,19 +71,21 @@ class VllmEngine(Loaded):
             raise UsageError(f"--engine vllm needs vLLM: pip install 'personaspace[vllm]' ({e})") from None
         if device not in (None, "cpu", "cuda"):
             raise UsageError(f"--device {device}: vLLM runs on the device that it was built for")
-        given = dtype or ("fp32" if not torch.cuda.is_available() else "bf16")
-        if given not in DTYPES:
-            raise UsageError(f"--dtype {given}: expected one of {', '.join(DTYPES)}")
+        dtype_name = dtype or ("fp32" if not torch.cuda.is_available() else "bf16")
+        if dtype_name not in DTYPES:
+            raise UsageError(f"--dtype {dtype_name}: expected one of {', '.join(DTYPES)}")
         if rows:
             options["max_num_seqs"] = rows
         options.setdefault("trust_remote_code", False)
         folder = _folder(name)
         plugin.register()
         try:
-            core = LLMEngine.from_engine_args(EngineArgs(model=str(folder), dtype=DTYPES[given], **options))
+            core = LLMEngine.from_engine_args(EngineArgs(model=str(folder), dtype=DTYPES[dtype_name], **options))
         except (RuntimeError, ValueError, TypeError, OSError) as e:
-            said = str(e).strip().splitlines() or [type(e).__name__]
-            raise ModelError(f"vLLM cannot load {name!r}: {said[-1][:300]} (its own lines above say more)") from e
+            error_lines = str(e).strip().splitlines() or [type(e).__name__]
+            raise ModelError(
+                f"vLLM cannot load {name!r}: {error_lines[-1][:300]} (its own lines above say more)"
+            ) from e
         return cls(core, folder, id=name)
 
     def close(self) -> None:
@@ -110,25 +112,28 @@ class VllmEngine(Loaded):
         if before:
             raise UsageError("engine vllm does not read activations as they were before the interventions")
         waiting = iter(list(prompts))
-        asked: dict[str, Prompt] = {}
+        in_flight: dict[str, Prompt] = {}
 
-        def more() -> None:
-            for prompt in itertools.islice(waiting, 2 * self.rows - len(asked)):
-                own = prompt.sampling or sampling
-                mine = interventions if prompt.interventions is None else prompt.interventions
-                asked[self._send(self.chat.prompt_ids(prompt.messages), own, prompt.seed, read, mine)] = prompt
+        def send_more() -> None:
+            for prompt in itertools.islice(waiting, 2 * self.rows - len(in_flight)):
+                prompt_sampling = prompt.sampling or sampling
+                prompt_interventions = interventions if prompt.interventions is None else prompt.interventions
+                ids = self.chat.prompt_ids(prompt.messages)
+                in_flight[self._send(ids, prompt_sampling, prompt.seed, read, prompt_interventions)] = prompt
 
         try:
-            more()
-            while asked:
+            send_more()
+            while in_flight:
                 self._step()
-                ended = [id for id in asked if id in self._arrived and self._arrived[id].finished]
+                ended = [id for id in in_flight if id in self._arrived and self._arrived[id].finished]
                 readings = self._take(ended) if read else {}
                 for id in ended:
-                    yield self._response(asked.pop(id), self._arrived.pop(id), sampling, readings.get(id), bool(read))
-                more()
+                    yield self._response(
+                        in_flight.pop(id), self._arrived.pop(id), sampling, readings.get(id), bool(read)
+                    )
+                send_more()
         finally:
-            self._forget(asked)
+            self._forget(in_flight)
 
     def _send(
         self,
@@ -146,22 +151,22 @@ class VllmEngine(Loaded):
         from vllm import SamplingParams
 
         id = f"personaspace-{next(self._numbers)}"
-        mine = (*self._ambient, *interventions)
-        if read or mine:
+        applied = (*self._ambient, *interventions)
+        if read or applied:
             self._check_fit()
-        ask: dict[str, Any] = {"read": list(self._layers(read)), "interventions": self._define(mine)}
+        fields: dict[str, Any] = {"read": list(self._layers(read)), "interventions": self._define(applied)}
         if spans is not None:
-            ask["spans"] = [list(span) for span in spans]
+            fields["spans"] = [list(span) for span in spans]
         # The last token of a reply that is cut short is fed, for the sake of reading it, where one more is asked for.
-        most = sampling.max_new_tokens + (1 if read and spans is None else 0)
+        max_tokens = sampling.max_new_tokens + (1 if read and spans is None else 0)
         settings = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            max_tokens=most,
+            max_tokens=max_tokens,
             seed=None if seed is None else seed % (1 << 62),
             stop_token_ids=sorted(self.chat.end_ids),
             detokenize=False,
-            extra_args={FIELD: ask} if read or mine else None,
+            extra_args={FIELD: fields} if read or applied else None,
             **params,
         )
         try:
@@ -173,16 +178,16 @@ class VllmEngine(Loaded):
     def _check_fit(self) -> None:
         """Raises `ModelError` where the workers can read and change nothing."""
         if not self._fit:
-            if why := next(filter(None, self.core.collective_rpc("personaspace_why_not")), ""):
-                raise ModelError(f"engine vllm cannot read {self.model.id} or hold it: {why}")
+            if reason := next(filter(None, self.core.collective_rpc("personaspace_why_not")), ""):
+                raise ModelError(f"engine vllm cannot read {self.model.id} or hold it: {reason}")
             self._fit = True
 
     def _define(self, interventions: Sequence[Intervention]) -> list[str]:
-        """Tells the workers of interventions that they do not know yet; their names."""
+        """Sends the workers the interventions that they do not have yet; their names."""
         check_interventions(interventions, self.model.layers, self.model.hidden)
-        if news := self._told.news(interventions):
-            self.core.collective_rpc("personaspace_define", args=(news,))
-            self._told.known(interventions)
+        if definitions := self._registry.unsent(interventions):
+            self.core.collective_rpc("personaspace_define", args=(definitions,))
+            self._registry.mark_sent(interventions)
         return [i.key for i in interventions]
 
     def _step(self) -> None:
@@ -195,39 +200,39 @@ class VllmEngine(Loaded):
                 )
             self._arrived[output.request_id] = output
 
-    def _take(self, ids: Sequence[str], how: How = "end") -> dict[str, Reading]:
+    def _take(self, ids: Sequence[str], mode: TakeMode = "final") -> dict[str, ReadMeans]:
         if not ids:
             return {}
-        return gathered(self.core.collective_rpc("personaspace_take", args=(list(ids), how)))
+        return gathered(self.core.collective_rpc("personaspace_take", args=(list(ids), mode)))
 
     def _forget(self, ids: Iterable[str]) -> None:
         """Requests whose replies nobody waits for any more."""
-        left = [id for id in ids if not (id in self._arrived and self._arrived[id].finished)]
-        if left:
+        unfinished = [id for id in ids if not (id in self._arrived and self._arrived[id].finished)]
+        if unfinished:
             if self._fit:
-                self._take(left)  # nothing is left that nobody fetches
-            self.core.abort_request(left)
+                self._take(unfinished)  # nothing is left that nobody fetches
+            self.core.abort_request(unfinished)
         for id in ids:
             self._arrived.pop(id, None)
 
     def _response(
-        self, prompt: Prompt, output: Any, sampling: Sampling, reading: Reading | None, read: bool
+        self, prompt: Prompt, output: Any, sampling: Sampling, reading: ReadMeans | None, read: bool
     ) -> Response:
-        most = (prompt.sampling or sampling).max_new_tokens
-        ids = self._reply(output, most)
-        finish = "length" if len(ids) == most or output.outputs[0].finish_reason == "length" else "stop"
+        max_tokens = (prompt.sampling or sampling).max_new_tokens
+        ids = self._reply(output, max_tokens)
+        finish = "length" if len(ids) == max_tokens or output.outputs[0].finish_reason == "length" else "stop"
         text = self.chat.decode(ids)
         if not read:
             return Response(prompt, text, ids, finish)
-        found = _whole(reading)
-        check_finite(found.activation[0], found.layers, prompt)
-        return Response(prompt, text, ids, finish, found.activation[0], found.norms[0], None, int(found.touched[0]))
+        means = _require_means(reading)
+        check_finite(means.activation[0], means.layers, prompt)
+        return Response(prompt, text, ids, finish, means.activation[0], means.norms[0], None, int(means.touched[0]))
 
-    def _reply(self, output: Any, most: int) -> tuple[int, ...]:
+    def _reply(self, output: Any, max_tokens: int) -> tuple[int, ...]:
         ids = tuple(output.outputs[0].token_ids)
         if ids and ids[-1] in self.chat.end_ids:
             ids = ids[:-1]
-        return ids[:most]
+        return ids[:max_tokens]
 
     def stream(
         self,
@@ -241,9 +246,11 @@ class VllmEngine(Loaded):
         is not known step by step."""
         if read and self.core.vllm_config.scheduler_config.async_scheduling:
             raise UsageError("engine vllm reads token by token only when it was loaded with async_scheduling=False")
-        own = prompt.sampling or sampling
-        mine = interventions if prompt.interventions is None else prompt.interventions
-        return self._stream(self._send(self.chat.prompt_ids(prompt.messages), own, prompt.seed, read, mine), own, read)
+        prompt_sampling = prompt.sampling or sampling
+        prompt_interventions = interventions if prompt.interventions is None else prompt.interventions
+        ids = self.chat.prompt_ids(prompt.messages)
+        id = self._send(ids, prompt_sampling, prompt.seed, read, prompt_interventions)
+        return self._stream(id, prompt_sampling, read)
 
     def _stream(self, id: str, sampling: Sampling, read: Layers | None) -> Iterator[Token]:
         shown, fed, finish = "", 0, ""
@@ -253,7 +260,7 @@ class VllmEngine(Loaded):
                 output = self._arrived.pop(id, None)
                 if output is None:
                     continue
-                reading = self._take([id], "end" if output.finished else "anew").get(id) if read else None
+                reading = self._take([id], "final" if output.finished else "reset").get(id) if read else None
                 ids = self._reply(output, sampling.max_new_tokens)
                 if output.finished:
                     finish = "length" if len(ids) == sampling.max_new_tokens else output.outputs[0].finish_reason
@@ -261,10 +268,10 @@ class VllmEngine(Loaded):
                 # The bytes of a character may be spread over tokens: it is shown once it is whole.
                 ready = text if finish else text.rstrip("\ufffd")
                 new = ids[fed] if len(ids) > fed else None
-                known = reading is not None and fed > 0 and int(reading.tokens[0]) > 0
-                read_of = reading.activation[0] if known and reading is not None else None
-                touched = bool(known and reading is not None and int(reading.touched[0]))
-                yield Token(fed, new, ready[len(shown) :], read_of, touched, finish)
+                was_read = reading is not None and fed > 0 and int(reading.tokens[0]) > 0
+                activation = reading.activation[0] if was_read and reading is not None else None
+                touched = bool(was_read and reading is not None and int(reading.touched[0]))
+                yield Token(fed, new, ready[len(shown) :], activation, touched, finish)
                 shown, fed = ready, len(ids)
         finally:
             if not finish:
@@ -285,9 +292,9 @@ class VllmEngine(Loaded):
         if each:
             raise UsageError("engine vllm hands out means, not every token's activation; use --engine transformers")
         spans, places = self._spans(conversations)
-        most = max((len(s.spans) for s in spans), default=0)
-        if most > self.rows:
-            raise UsageError(f"{most} turns to read in a conversation; at most {self.rows} (rows=…)")
+        most_spans = max((len(s.spans) for s in spans), default=0)
+        if most_spans > self.rows:
+            raise UsageError(f"{most_spans} turns to read in a conversation; at most {self.rows} (rows=…)")
         return self._replay(spans, places, read, interventions, logprobs)
 
     def _replay(
@@ -298,51 +305,53 @@ class VllmEngine(Loaded):
         interventions: Sequence[Intervention],
         logprobs: bool,
     ) -> Iterator[list[Turn]]:
-        flying: dict[str, int] = {}
+        in_flight: dict[str, int] = {}
         results: dict[int, list[Turn]] = {}
         sent = shown = 0
         try:
             while shown < len(spans):
                 # Every span in flight has a place of its own on the device.
                 while sent < len(spans) and (
-                    not flying
-                    or sum(len(spans[k].spans) for k in flying.values()) + len(spans[sent].spans) <= self.rows
+                    not in_flight
+                    or sum(len(spans[place].spans) for place in in_flight.values()) + len(spans[sent].spans)
+                    <= self.rows
                 ):
                     extra = {"prompt_logprobs": 0} if logprobs else {}
-                    s = spans[sent]
-                    one = Sampling(temperature=0, max_new_tokens=1)
+                    span = spans[sent]
+                    one_token = Sampling(temperature=0, max_new_tokens=1)
                     # Where no layer is wanted one is read all the same: the workers count what was touched by it.
                     layers = read or (0,)
-                    flying[self._send(s.token_ids, one, None, layers, interventions, s.spans, **extra)] = sent
+                    id = self._send(span.token_ids, one_token, None, layers, interventions, span.spans, **extra)
+                    in_flight[id] = sent
                     sent += 1
                 self._step()
-                ended = [id for id in flying if id in self._arrived and self._arrived[id].finished]
+                ended = [id for id in in_flight if id in self._arrived and self._arrived[id].finished]
                 readings = self._take(ended)
                 for id in ended:
-                    k = flying.pop(id)
-                    found = _whole(readings.get(id))
+                    place = in_flight.pop(id)
+                    means = _require_means(readings.get(id))
                     if not read:
-                        found = replace(found, activation=found.activation[:, :0], norms=found.norms[:, :0])
-                    results[k] = _turns(spans[k], places[k], found, self._arrived.pop(id), logprobs)
+                        means = replace(means, activation=means.activation[:, :0], norms=means.norms[:, :0])
+                    results[place] = _turns(spans[place], places[place], means, self._arrived.pop(id), logprobs)
                 while shown in results:
                     yield results.pop(shown)
                     shown += 1
         finally:
-            self._forget(flying)
+            self._forget(in_flight)
 
 
-def _turns(span: Span, places: Sequence[int], reading: Reading, output: Any, logprobs: bool) -> list[Turn]:
+def _turns(span: Span, places: Sequence[int], reading: ReadMeans, output: Any, logprobs: bool) -> list[Turn]:
     turns = []
     for k, (index, (a, b)) in enumerate(zip(places, span.spans, strict=True)):
-        own: list[float] = []
+        token_logprobs: list[float] = []
         if logprobs:
-            own = [output.prompt_logprobs[t][span.token_ids[t]].logprob for t in range(max(a, 1), b)]
-        mean = sum(own) / len(own) if own else None
+            token_logprobs = [output.prompt_logprobs[t][span.token_ids[t]].logprob for t in range(max(a, 1), b)]
+        mean = sum(token_logprobs) / len(token_logprobs) if token_logprobs else None
         turns.append(Turn(index, b - a, reading.activation[k], reading.norms[k], None, mean, int(reading.touched[k])))
     return turns
 
 
-def _whole(reading: Reading | None) -> Reading:
+def _require_means(reading: ReadMeans | None) -> ReadMeans:
     if reading is None:
         raise ActivationError("what was read is lost: it was kept too long, or there was no place for it in a step")
     return reading
@@ -350,19 +359,21 @@ def _whole(reading: Reading | None) -> Reading:
 
 def _folder(name: str) -> Path:
     """The folder that holds a model's files, fetched from the Hub where it must be. Raises `ModelError`."""
-    where = loading.resolve(name)
-    if Path(where).is_dir():
-        return Path(where)
+    location = loading.resolve(name)
+    if Path(location).is_dir():
+        return Path(location)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(
+            snapshot_download(location, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        )
     except OSError as e:
         raise ModelError(f"cannot load the model {name!r} ({str(e).splitlines()[0][:200]})") from None
 
 
 def _end_ids(folder: Path, tokenizer: Any, config: Any) -> frozenset[int]:
-    """The tokens that end a reply, from the generation settings, the configuration and the tokenizer."""
+    """A reply's stop tokens, from the generation settings, the configuration and the tokenizer."""
     settings: Mapping[str, Any] = {}
     if (folder / "generation_config.json").is_file():
         settings = json.loads((folder / "generation_config.json").read_text())

@@ -16,13 +16,13 @@ from personaspace.engines.vllm.clamps import Rows
 from personaspace.errors import ModelError
 
 
-class Sums:
+class DeviceSums:
     """What is read, on the device: sums over tokens by slot. The last slot takes what nobody asked for.
 
     stream: `[layers, slots + 1, hidden]`, fp32; norm: `[layers, slots + 1]`; touched, count: `[slots + 1]`; slot: a token's,
-    `[tokens]`; row: which moves are made on it, `[tokens]`; hit: whether a move changed it at any layer, `[tokens]`.
-    reading: whether somebody reads a token of the step; kept: which, where that can be used; moving: whether moves are made.
-    along: a token's projection on `aim`, `[hidden]` of unit length, at layer `project`, `[tokens]`.
+    `[tokens]`; row: that of its clamps, `[tokens]`; hit: whether a clamp changed it at any layer, `[tokens]`. reading:
+    whether somebody reads a token of the step; read_tokens: which, where that can be used; clamping: whether there are clamps.
+    projections: each token's on `direction`, `[hidden]` of unit length, at layer `project`, `[tokens]`.
     """
 
     project: int | None = None
@@ -36,42 +36,43 @@ class Sums:
         self.slot = torch.full((tokens,), slots, dtype=torch.long, device=device)
         self.row = torch.zeros(tokens, dtype=torch.long, device=device)
         self.hit = torch.zeros(tokens, device=device)
-        self.along = torch.zeros(tokens, device=device)
-        self.aim = torch.zeros(hidden, device=device)
-        self.kept: Tensor | None = None
-        self.reading = self.moving = False
+        self.projections = torch.zeros(tokens, device=device)
+        self.direction = torch.zeros(hidden, device=device)
+        self.read_tokens: Tensor | None = None
+        self.reading = self.clamping = False
 
     def note(self, hidden: Tensor, residual: Tensor | None, moved: Tensor, layer: int) -> None:
         """Adds tokens' residual stream `[tokens, hidden]` to the sums of their slots; `moved` says by how much each was moved
         at this layer, and after the last layer those that were at any are counted."""
         tokens, last = len(hidden), len(self.stream) - 1
         slot = self.slot[:tokens]
-        at: Any = slice(0, tokens)
+        token_index: Any = slice(0, tokens)
         if hidden.device.type == "cpu":  # there is no graph to keep whole: tokens that nobody reads are left out
-            if self.kept is None:
+            if self.read_tokens is None:
                 return
-            if len(self.kept) < tokens:
-                hidden, moved, slot, at = hidden[self.kept], moved[self.kept], slot[self.kept], self.kept
-                residual = None if residual is None else residual[self.kept]
+            if len(self.read_tokens) < tokens:
+                token_index = self.read_tokens
+                hidden, moved, slot = hidden[token_index], moved[token_index], slot[token_index]
+                residual = None if residual is None else residual[token_index]
         elif not self.reading and not torch.cuda.is_current_stream_capturing():
             return  # a graph has to hold the sums, whoever reads
         stream = hidden.float() if residual is None else hidden.float() + residual.float()
         self.stream[layer].index_add_(0, slot, stream)
         self.norm[layer].index_add_(0, slot, torch.linalg.vector_norm(stream, dim=-1))
         if layer == self.project:
-            self.along[at] = stream @ self.aim
-        if hidden.device.type == "cpu" and not self.moving:
+            self.projections[token_index] = stream @ self.direction
+        if hidden.device.type == "cpu" and not self.clamping:
             return
-        here = (moved != 0).float()
-        self.hit[at] = here if layer == 0 else torch.maximum(here, self.hit[at])
+        changed_here = (moved != 0).float()
+        self.hit[token_index] = changed_here if layer == 0 else torch.maximum(changed_here, self.hit[token_index])
         if layer == last:
-            self.touched.index_add_(0, slot, self.hit[at])
+            self.touched.index_add_(0, slot, self.hit[token_index])
 
 
 class _Running:
     """Whose pass runs in this process: compiled code finds there what it cannot hold, as vLLM's attention finds its cache."""
 
-    sums: Sums | None = None
+    sums: DeviceSums | None = None
 
 
 running = _Running()
@@ -90,8 +91,8 @@ _library.impl("note", _note, "CUDA")
 _library.impl("note", lambda *_: None, "Meta")
 
 
-class Inside(nn.Module):
-    """A decoder layer with places for moves and sums; always a base together with the layer's own class."""
+class InstrumentedLayer(nn.Module):
+    """A decoder layer with places for clamps and sums; always a base together with the layer's own class."""
 
     personaspace_pair: bool
     personaspace_layer: int
@@ -99,28 +100,31 @@ class Inside(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
         if isinstance(output, Tensor):
-            return _within(self, output, None)
+            return _apply_clamps(self, output, None)
         if self.personaspace_pair:
-            return (_within(self, output[0], output[1]), *output[1:])
-        return (_within(self, output[0], None), *output[1:])
+            return (_apply_clamps(self, output[0], output[1]), *output[1:])
+        return (_apply_clamps(self, output[0], None), *output[1:])
 
 
-def _within(layer: Any, hidden: Tensor, residual: Tensor | None) -> Tensor:
-    """`hidden` `[tokens, hidden]` after the moves (or `[1, tokens, hidden]`, as in models that vLLM takes from `transformers`).
-    The residual stream is hidden + residual, the latter left as it is."""
+def _apply_clamps(layer: Any, hidden: Tensor, residual: Tensor | None) -> Tensor:
+    """`hidden` `[tokens, hidden]` after the clamps (`[1, tokens, hidden]` in models that vLLM takes from `transformers`). The
+    residual stream is hidden + residual, the latter left as it is."""
     if hidden.dim() > 2:
         flat = None if residual is None else residual.flatten(0, -2)
-        return _within(layer, hidden.flatten(0, -2), flat).reshape(hidden.shape)
+        return _apply_clamps(layer, hidden.flatten(0, -2), flat).reshape(hidden.shape)
     row = layer.personaspace_row[: hidden.shape[0]]
     bounds, which = layer.personaspace_bounds[row], layer.personaspace_which[row]
     after = hidden.float()
     moved = torch.zeros_like(after[:, 0])
-    for k in range(bounds.shape[1]):
-        unit = layer.personaspace_units[which[:, k]]
-        on = ((after if residual is None else after + residual.float()) * unit).sum(-1)
-        to = torch.minimum(torch.maximum(on, bounds[:, k, 0]), bounds[:, k, 1]) + bounds[:, k, 2]
-        after = after + (to - on)[:, None] * unit
-        moved = moved + (to - on).abs()
+    for clamp_index in range(bounds.shape[1]):
+        unit = layer.personaspace_units[which[:, clamp_index]]
+        projection = ((after if residual is None else after + residual.float()) * unit).sum(-1)
+        target = (
+            torch.minimum(torch.maximum(projection, bounds[:, clamp_index, 0]), bounds[:, clamp_index, 1])
+            + bounds[:, clamp_index, 2]
+        )
+        after = after + (target - projection)[:, None] * unit
+        moved = moved + (target - projection).abs()
     after = after.to(hidden.dtype)
     torch.ops.personaspace.note(after, residual, moved, layer.personaspace_mark, layer.personaspace_layer)
     return after
@@ -128,80 +132,88 @@ def _within(layer: Any, hidden: Tensor, residual: Tensor | None) -> Tensor:
 
 def find_decoder_layers(model: nn.Module, n: int) -> nn.ModuleList:
     """The decoder layers of a vLLM model: its one outermost list of n modules. Raises `ModelError`."""
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n}
-    outer = [
-        m for name, m in found.items() if not any(name.startswith(other + ".") for other in found if other != name)
+    candidates = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n}
+    outermost = [
+        m
+        for name, m in candidates.items()
+        if not any(name.startswith(outer_name + ".") for outer_name in candidates if outer_name != name)
     ]
-    if len(outer) != 1:
-        raise ModelError(f"expected one list of {n} decoder layers in {type(model).__name__}, found {len(outer)}")
-    return outer[0]
+    if len(outermost) != 1:
+        raise ModelError(f"expected one list of {n} decoder layers in {type(model).__name__}, found {len(outermost)}")
+    return outermost[0]
 
 
-def put_inside(layers: nn.ModuleList, rows: Rows, sums: Sums) -> None:
+def install(layers: nn.ModuleList, rows: Rows, sums: DeviceSums) -> None:
     """Gives every layer its tables and sums, and the forward pass that uses them."""
     classes: dict[type[nn.Module], type[nn.Module]] = {}
     mark = torch.zeros(1, device=sums.slot.device)
-    for k, layer in enumerate(layers):
-        own = type(layer)
-        classes.setdefault(own, type(f"{own.__name__}Inside", (Inside, own), {"__module__": own.__module__}))
-        layer.__class__ = classes[own]
+    for layer_index, layer in enumerate(layers):
+        layer_class = type(layer)
+        if layer_class not in classes:
+            name = f"{layer_class.__name__}Instrumented"
+            classes[layer_class] = type(name, (InstrumentedLayer, layer_class), {"__module__": layer_class.__module__})
+        layer.__class__ = classes[layer_class]
         buffers = {
             "row": sums.row,
             "mark": mark,
-            "units": rows.units[k],
-            "which": rows.which[k],
-            "bounds": rows.bounds[k],
+            "units": rows.units[layer_index],
+            "which": rows.which[layer_index],
+            "bounds": rows.bounds[layer_index],
         }
-        for name, tensor in buffers.items():
-            layer.register_buffer(f"personaspace_{name}", tensor, persistent=False)
-        vars(layer).update(personaspace_layer=k, personaspace_pair=True)
+        for buffer_name, tensor in buffers.items():
+            layer.register_buffer(f"personaspace_{buffer_name}", tensor, persistent=False)
+        vars(layer).update(personaspace_layer=layer_index, personaspace_pair=True)
 
 
-def settle(model: nn.Module, layers: nn.ModuleList, run: Callable[[], object]) -> None:
+def detect_residual_form(model: nn.Module, layers: nn.ModuleList, run_pass: Callable[[], object]) -> None:
     """Finds out whether the residual stream is the sum of what a layer returns, or the first of it: the one that the final
-    norm turns into what it gave. run: one pass of the model, uncompiled. Raises `ModelError` where it is neither."""
-    left: list[Any] = []
-    given: list[tuple[nn.Module, Tensor]] = []
+    norm turns into what it gave. run_pass: of the model, uncompiled. Raises `ModelError` where it is neither."""
+    layer_outputs: list[Any] = []
+    norm_outputs: list[tuple[nn.Module, Tensor]] = []
     last = layers[len(layers) - 1]
-    beside = [m for parent in model.modules() if any(c is layers for c in parent.children()) for m in parent.children()]
+    siblings = [
+        m for parent in model.modules() if any(c is layers for c in parent.children()) for m in parent.children()
+    ]
 
-    def leave(_: nn.Module, __: Any, output: Any) -> None:
+    def record_layer(_: nn.Module, __: Any, output: Any) -> None:
         parts = output if isinstance(output, tuple) else (output,)
-        left.extend(x.clone() if isinstance(x, Tensor) else x for x in parts)  # norms add in place
+        layer_outputs.extend(part.clone() if isinstance(part, Tensor) else part for part in parts)  # norms add in place
 
-    def norm(module: nn.Module, _: Any, output: Any) -> None:
-        if left:
-            given.append((module, _first(output).clone()))
+    def record_norm(module: nn.Module, _: Any, output: Any) -> None:
+        if layer_outputs:
+            norm_outputs.append((module, _first(output).clone()))
 
-    handles = [last.register_forward_hook(leave)]
-    handles += [m.register_forward_hook(norm) for m in beside if m is not layers]
+    handles = [last.register_forward_hook(record_layer)]
+    handles += [m.register_forward_hook(record_norm) for m in siblings if m is not layers]
     try:
         with torch.inference_mode():
-            run()
-            tensors = [x for x in left if isinstance(x, Tensor)]
-            pair = next((p for p in (True, False) if _explains(tensors, p, given)), None)
+            run_pass()
+            tensors = [part for part in layer_outputs if isinstance(part, Tensor)]
+            is_pair = next(
+                (candidate for candidate in (True, False) if _explains(tensors, candidate, norm_outputs)), None
+            )
     finally:
         for handle in handles:
             handle.remove()
-    if pair is None:
+    if is_pair is None:
         raise ModelError(
             f"cannot find the residual stream in {type(model).__name__}: its final norm fits neither the sum of what "
             f"{type(last).__name__} returns nor the first of it"
         )
     for layer in layers:
-        vars(layer)["personaspace_pair"] = pair
+        vars(layer)["personaspace_pair"] = is_pair
 
 
 def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
 
 
-def _explains(left: list[Tensor], pair: bool, given: list[tuple[nn.Module, Tensor]]) -> bool:
-    if not left or (pair and (len(left) < 2 or left[0].shape != left[1].shape)):
+def _explains(layer_outputs: list[Tensor], is_pair: bool, norm_outputs: list[tuple[nn.Module, Tensor]]) -> bool:
+    if not layer_outputs or (is_pair and (len(layer_outputs) < 2 or layer_outputs[0].shape != layer_outputs[1].shape)):
         return False
-    stream = left[0] + left[1] if pair else left[0]
+    stream = layer_outputs[0] + layer_outputs[1] if is_pair else layer_outputs[0]
     return any(
         torch.allclose(_first(module(stream.clone())).float(), output.float(), rtol=1e-2, atol=1e-3)
-        for module, output in given[:1]
+        for module, output in norm_outputs[:1]
     )

@@ -18,9 +18,10 @@ from typing import Any
 
 from personaspace.engines.vllm import layers as compiled
 from personaspace.engines.vllm.admission import InFlight, admit, unsupported
-from personaspace.engines.vllm.readout import How
+from personaspace.engines.vllm.limits import Limits
+from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
-from personaspace.engines.vllm.worker import Beside, Limits
+from personaspace.engines.vllm.worker import RunnerState
 from personaspace.errors import ModelError, PersonaSpaceError
 from personaspace.model.interventions import Intervention
 
@@ -29,29 +30,29 @@ NAMED: dict[str, tuple[Intervention, ...]] = {}
 """Interventions that requests in this process may name."""
 
 
-class Told:
-    """Which interventions the workers were told of: the `most` that were asked for last, far more than are ever in flight."""
+class InterventionRegistry:
+    """Which interventions the workers have: the `capacity` that were asked for last, far more than are ever in flight."""
 
-    def __init__(self, most: int = 4096) -> None:
-        self.most = most
-        self._known: OrderedDict[str, None] = OrderedDict()
+    def __init__(self, capacity: int = 4096) -> None:
+        self.capacity = capacity
+        self._sent: OrderedDict[str, None] = OrderedDict()
 
-    def news(self, interventions: Sequence[Intervention]) -> str | None:
-        """What to tell them by `personaspace_define`, as JSON; None where they know all."""
-        new = {i.key: [i.to_dict()] for i in interventions if i.key not in self._known}
+    def unsent(self, interventions: Sequence[Intervention]) -> str | None:
+        """What to send them by `personaspace_define`, as JSON; None where they have all."""
+        added = {i.key: [i.to_dict()] for i in interventions if i.key not in self._sent}
         for i in interventions:
-            if i.key in self._known:
-                self._known.move_to_end(i.key)
-        gone = itertools.islice(self._known, max(0, len(self._known) + len(new) - self.most))
-        return json.dumps({**dict.fromkeys(gone), **new}) if new else None
+            if i.key in self._sent:
+                self._sent.move_to_end(i.key)
+        dropped = itertools.islice(self._sent, max(0, len(self._sent) + len(added) - self.capacity))
+        return json.dumps({**dict.fromkeys(dropped), **added}) if added else None
 
-    def known(self, interventions: Sequence[Intervention]) -> None:
-        """They were told: requests may name these from now on."""
+    def mark_sent(self, interventions: Sequence[Intervention]) -> None:
+        """They were sent: requests may name these from now on."""
         for i in interventions:
-            self._known[i.key] = None
+            self._sent[i.key] = None
             NAMED[i.key] = (i,)
-        while len(self._known) > self.most:
-            NAMED.pop(self._known.popitem(last=False)[0], None)
+        while len(self._sent) > self.capacity:
+            NAMED.pop(self._sent.popitem(last=False)[0], None)
 
 
 def register() -> None:
@@ -107,8 +108,8 @@ def _process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwarg
 
 def _init_core(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
     original(self, *args, **kwargs)
-    found = self.model_executor.collective_rpc("personaspace_why_not")
-    _in_flight(self.scheduler).why_not = next((why for why in found if why), "")
+    reasons = self.model_executor.collective_rpc("personaspace_why_not")
+    _in_flight(self.scheduler).why_not = next((reason for reason in reasons if reason), "")
 
 
 def _preprocess_add_request(original: Callable[..., Any], self: Any, request: Any) -> Any:
@@ -129,8 +130,8 @@ def _free_request(original: Callable[..., Any], self: Any, request: Any, *args: 
 def _in_flight(scheduler: Any) -> InFlight:
     if not hasattr(scheduler, "personaspace_in_flight"):
         scheduler.personaspace_in_flight = InFlight(Limits.from_environment().directions)
-    found: InFlight = scheduler.personaspace_in_flight
-    return found
+    in_flight: InFlight = scheduler.personaspace_in_flight
+    return in_flight
 
 
 # -- where it loads models and runs passes -------------------------------------------------------------------------------
@@ -140,8 +141,8 @@ def _hash(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) ->
     """What compiled code is kept under: with the plugin it is other code than without."""
     limits = Limits.from_environment()
     slots = self.scheduler_config.max_num_seqs if self.scheduler_config is not None else 0
-    ours = f"{original(self, *args, **kwargs)} {limits} {slots} {inspect.getsource(compiled)}"
-    return hashlib.sha256(ours.encode()).hexdigest()[:10]
+    hashed = f"{original(self, *args, **kwargs)} {limits} {slots} {inspect.getsource(compiled)}"
+    return hashlib.sha256(hashed.encode()).hexdigest()[:10]
 
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
@@ -151,7 +152,7 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     self.personaspace_unfit = unsupported(runner.vllm_config)
     if not self.personaspace_unfit:
         try:
-            self.personaspace = Beside(runner, runner.get_model(), NAMED)
+            self.personaspace = RunnerState(runner, runner.get_model(), NAMED)
             _listen(runner, self.personaspace)
         except ModelError as e:
             self.personaspace_unfit = str(e)
@@ -159,45 +160,45 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
         log.warning("personaspace reads and changes nothing: %s", self.personaspace_unfit)
 
 
-def _listen(runner: Any, beside: Beside) -> None:
+def _listen(runner: Any, state: RunnerState) -> None:
     """Wraps the runner's own methods: the schedule comes in by one, the batch is laid out in another."""
     execute, dummy = runner.execute_model, runner._dummy_run
-    first = hasattr(runner, "_prepare_inputs")
-    name = "_prepare_inputs" if first else "prepare_inputs"
-    prepare = getattr(runner, name)
+    first_runner = hasattr(runner, "_prepare_inputs")
+    prepare_name = "_prepare_inputs" if first_runner else "prepare_inputs"
+    prepare = getattr(runner, prepare_name)
 
     @functools.wraps(execute)
     def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (kwargs.get("dummy_run") or (not first and len(args) > 1 and args[1])):
-            beside.scheduled(scheduler_output)
+        if not (kwargs.get("dummy_run") or (not first_runner and len(args) > 1 and args[1])):
+            state.before_pass(scheduler_output)
         return execute(scheduler_output, *args, **kwargs)
 
     @functools.wraps(dummy)
     def dummy_run(*args: Any, **kwargs: Any) -> Any:
-        beside.nobodys()
+        state.before_dummy_pass()
         return dummy(*args, **kwargs)
 
     @functools.wraps(prepare)
     def prepare_inputs(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         batch = prepare(scheduler_output, *args, **kwargs)
-        if first:
+        if first_runner:
             order: Sequence[str] = runner.input_batch.req_ids
             ids = runner.input_ids.gpu
         else:
             order, ids = batch.req_ids, batch.input_ids
-        beside.prepared(order, [scheduler_output.num_scheduled_tokens[id] for id in order], ids)
+        state.after_batch_prepared(order, [scheduler_output.num_scheduled_tokens[id] for id in order], ids)
         return batch
 
     runner.execute_model, runner._dummy_run = execute_model, dummy_run
-    setattr(runner, name, prepare_inputs)
+    setattr(runner, prepare_name, prepare_inputs)
 
 
 # -- what can be asked of a worker ---------------------------------------------------------------------------------------
 
 
-def _take(self: Any, keys: list[str], how: How = "end") -> bytes:
+def _take(self: Any, keys: list[str], mode: TakeMode = "final") -> bytes:
     """What was read under the keys; empty on all but one of the workers that hold the same."""
-    blob: bytes = self.personaspace.take(keys, how)
+    blob: bytes = self.personaspace.take(keys, mode)
     return blob if self.rank == 0 else b""
 
 
@@ -211,5 +212,5 @@ def _aim(self: Any, text: str) -> None:
 
 def _why_not(self: Any) -> str:
     """Why the worker reads and changes nothing; empty where it does."""
-    why: str = self.personaspace_unfit
-    return why
+    reason: str = self.personaspace_unfit
+    return reason

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from personaspace.engines.vllm.clamps import Rows
-from personaspace.engines.vllm.layers import Sums
-from personaspace.engines.vllm.request import Ask
+from personaspace.engines.vllm.layers import DeviceSums
+from personaspace.engines.vllm.request import PersonaRequest
 
-How = Literal["end", "anew", "on"]
-KEPT, KEPT_BYTES = 4096, 1 << 30
+TakeMode = Literal["final", "reset", "continue"]
+MAX_RESULTS, MAX_RESULT_BYTES = 4096, 1 << 30
 """Results of requests that ended are kept until they are fetched, the newest so many of them, in so much memory."""
-ENDS = 16
-"""A request may have so many tokens that end it; those do not count."""
+MAX_STOP_TOKENS = 16
+"""A request may have so many stop tokens; those do not count."""
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Sum:
 
 @dataclass
 class Step:
-    """What a pass left of those of its tokens that are wanted each: how far it is along the direction, and whether it was
-    moved, `[2, tokens]`."""
+    """What a pass left of its tokens that are projected: each one's projection on the direction, and whether a clamp changed
+    it, `[2, tokens]`."""
 
     values: Tensor | None = None
 
@@ -46,76 +46,77 @@ class Step:
 @dataclass
 class Part:
     """A range of a request's tokens that is read as one. stop None: to its end. next: the first position not yet counted.
-    lost: there was no place for it in a step, so that it cannot be known. along: where its tokens stand in passes; told: of
-    how many that were counted the projections were told already."""
+    on_host: its sums while it has no slot. lost: there was no slot for it in a step, so that it cannot be known. pass_ranges:
+    where its tokens stand in passes; reported: of how many that were counted the projections were handed out already."""
 
     next: int
     stop: int | None
     slot: int | None = None
-    aside: Sum | None = None
+    on_host: Sum | None = None
     lost: bool = False
-    along: list[tuple[Step, int, int]] = field(default_factory=list)
-    told: int = 0
+    pass_ranges: list[tuple[Step, int, int]] = field(default_factory=list)
+    reported: int = 0
 
 
 @dataclass
 class Request:
-    """A request in flight. rows: of moves, on a prompt's and on a reply's tokens."""
+    """A request in flight. rows: of clamps, for a prompt's and for a reply's tokens."""
 
-    ask: Ask
-    prompt: int
+    persona_request: PersonaRequest
+    prompt_length: int
     rows: tuple[int, int]
-    ends: tuple[int, ...]
+    stop_tokens: tuple[int, ...]
     parts: list[Part] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Result:
-    """What was read of a request: one `Sum` a part, of the layers that were asked for; where projections were, each token's
-    and whether it was moved, `[2, tokens]`, part after part."""
+class ReadSums:
+    """What was read of a request: one `Sum` a part, of the layers that were asked for; where projections were, each
+    token's and whether a clamp changed it, `[2, tokens]`, part after part."""
 
     layers: tuple[int, ...]
     sums: list[Sum]
-    along: Tensor | None = None
+    token_values: Tensor | None = None
 
     @property
     def bytes(self) -> int:
         """About what it takes."""
-        return sum(s.stream.nbytes for s in self.sums) + (0 if self.along is None else self.along.nbytes)
+        return sum(s.stream.nbytes for s in self.sums) + (0 if self.token_values is None else self.token_values.nbytes)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """On the device, without waiting for what it does now."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Tally:
+class Readout:
     """Requests in flight, by the engine's id, and the results of those that ended, by key."""
 
-    def __init__(self, rows: Rows, sums: Sums) -> None:
+    def __init__(self, rows: Rows, sums: DeviceSums) -> None:
         self.rows, self.sums = rows, sums
         self.live: dict[str, Request] = {}
-        self.done: OrderedDict[str, Result] = OrderedDict()
+        self.done: OrderedDict[str, ReadSums] = OrderedDict()
         self._free = list(range(sums.slots))
-        self._ends = torch.full((sums.slots + 1, ENDS), -1, dtype=torch.long, device=sums.slot.device)
+        self._stop_tokens = torch.full((sums.slots + 1, MAX_STOP_TOKENS), -1, dtype=torch.long, device=sums.slot.device)
         self._dirty = 0  # so many places of the step before are not what they are without requests
         self._bytes = 0  # that the results of requests that ended take
-        self._last: tuple[Step, list[tuple[int, int]]] | None = (
-            None  # a pass, and the tokens in it that are wanted each
-        )
+        # A pass, and the tokens in it that are projected.
+        self._last_pass: tuple[Step, list[tuple[int, int]]] | None = None
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def begin(self, id: str, ask: Ask, prompt: int, ends: Iterable[int] = ()) -> None:
+    def begin(
+        self, id: str, persona_request: PersonaRequest, prompt_length: int, stop_tokens: Iterable[int] = ()
+    ) -> None:
         """A request is scheduled for the first time, or again after it was put off. Raises `UsageError`."""
         if id in self.live:
             return
-        rows = (self.rows.take(ask.first), self.rows.take(ask.interventions))
-        request = Request(ask, prompt, rows, tuple(sorted(ends))[:ENDS])
-        if ask.reads and ask.spans is not None:
-            request.parts = [Part(a, b) for a, b in ask.spans]
-        elif ask.reads:
-            request.parts = [Part(prompt, None)]
+        rows = (self.rows.take(persona_request.first), self.rows.take(persona_request.interventions))
+        request = Request(persona_request, prompt_length, rows, tuple(sorted(stop_tokens))[:MAX_STOP_TOKENS])
+        if persona_request.reads and persona_request.spans is not None:
+            request.parts = [Part(a, b) for a, b in persona_request.spans]
+        elif persona_request.reads:
+            request.parts = [Part(prompt_length, None)]
         self.live[id] = request
 
     def end(self, id: str) -> None:
@@ -126,109 +127,113 @@ class Tally:
         for row in request.rows:
             self.rows.give_back(row)
         if request.parts and not any(part.lost for part in request.parts):
-            self._keep(request.ask.key, self._result(request))
+            self._store(request.persona_request.key, self._result(request))
         for part in request.parts:
             self._release(part)
 
-    def _keep(self, key: str, result: Result) -> None:
+    def _store(self, key: str, result: ReadSums) -> None:
         self.done[key] = result
         self._bytes += result.bytes
-        while len(self.done) > KEPT or (self._bytes > KEPT_BYTES and len(self.done) > 1):
-            self._fetch(next(iter(self.done)))
+        while len(self.done) > MAX_RESULTS or (self._bytes > MAX_RESULT_BYTES and len(self.done) > 1):
+            self._pop_result(next(iter(self.done)))
 
-    def _fetch(self, key: str) -> Result:
+    def _pop_result(self, key: str) -> ReadSums:
         result = self.done.pop(key)
         self._bytes -= result.bytes
         return result
 
-    def take(self, key: str, how: How = "end") -> Result | None:
+    def take(self, key: str, mode: TakeMode = "final") -> ReadSums | None:
         """What was read under a key, once. Of a request in flight, all so far, with the projections since the last time: its
-        reading `end`s with that, begins `anew`, or goes `on`."""
+        reading ends with that (`final`), begins anew (`reset`), or goes on (`continue`)."""
         if key in self.done:
-            found = self._fetch(key)
-            if how == "on":  # it has ended since, and goes on to be asked for
-                self._keep(key, replace(found, along=None if found.along is None else found.along[:, :0]))
-            return found
-        request = next((r for r in self.live.values() if r.ask.key == key and r.parts), None)
+            ended = self._pop_result(key)
+            if mode == "continue":  # it has ended since, and may be taken again
+                rest = None if ended.token_values is None else ended.token_values[:, :0]
+                self._store(key, replace(ended, token_values=rest))
+            return ended
+        request = next((r for r in self.live.values() if r.persona_request.key == key and r.parts), None)
         if request is None:
             return None
         result = None if any(part.lost for part in request.parts) else self._result(request)
         for part in request.parts:
-            part.along = []
-            if how != "on":
+            part.pass_ranges = []
+            if mode != "continue":
                 self._release(part)
-                part.told = 0
-        if how == "end":
+                part.reported = 0
+        if mode == "final":
             request.parts = []
         return result
 
-    def _result(self, request: Request) -> Result:
-        sums = [self._sum_of(part, request.ask.layers) for part in request.parts]
-        if not request.ask.project:
-            return Result(request.ask.layers, sums)
-        self._collect()
-        along = [self._along(part, int(s.count)) for part, s in zip(request.parts, sums, strict=True)]
-        return Result(request.ask.layers, sums, torch.cat(along, 1))
+    def _result(self, request: Request) -> ReadSums:
+        layers = request.persona_request.layers
+        sums = [self._sum_of(part, layers) for part in request.parts]
+        if not request.persona_request.project:
+            return ReadSums(layers, sums)
+        self._save_projections()
+        token_values = [self._token_values(part, int(s.count)) for part, s in zip(request.parts, sums, strict=True)]
+        return ReadSums(layers, sums, torch.cat(token_values, 1))
 
-    def _along(self, part: Part, count: int) -> Tensor:
-        """Its tokens that count, those that were told before left out: what came after the reply's end is last."""
-        pieces = [step.values[:, a:b] for step, a, b in part.along if step.values is not None]
-        found = torch.cat(pieces, 1)[:, : count - part.told].cpu() if pieces else torch.zeros(2, 0)
-        part.told += found.shape[1]
-        return found
+    def _token_values(self, part: Part, count: int) -> Tensor:
+        """Its tokens that count, those that were handed out before left out: what came after the reply's end is last."""
+        pieces = [step.values[:, a:b] for step, a, b in part.pass_ranges if step.values is not None]
+        values = torch.cat(pieces, 1)[:, : count - part.reported].cpu() if pieces else torch.zeros(2, 0)
+        part.reported += values.shape[1]
+        return values
 
-    def _collect(self) -> None:
+    def _save_projections(self) -> None:
         """Puts aside what the last pass left of its tokens: the next one writes over it."""
-        if self._last is not None:
-            step, wanted = self._last
+        if self._last_pass is not None:
+            step, token_ranges = self._last_pass
             s = self.sums
-            both = torch.stack([s.along, s.hit if s.moving else torch.zeros_like(s.hit)])
-            step.values, self._last = torch.cat([both[:, a:b] for a, b in wanted], 1), None
+            projected_and_hit = torch.stack([s.projections, s.hit if s.clamping else torch.zeros_like(s.hit)])
+            step.values, self._last_pass = torch.cat([projected_and_hit[:, a:b] for a, b in token_ranges], 1), None
 
     def _sum_of(self, part: Part, layers: Sequence[int] | None = None) -> Sum:
         """Its sums at some layers, or all, on the host."""
-        s, k = self.sums, part.slot
-        at: Any = slice(None) if layers is None or len(layers) == len(s.stream) else list(layers)
-        if k is not None:
-            return Sum(*(x.cpu().clone() for x in (s.stream[:, k][at], s.norm[:, k][at], s.touched[k], s.count[k])))
-        if part.aside is not None:
-            return Sum(part.aside.stream[at], part.aside.norm[at], part.aside.touched, part.aside.count)
-        n, hidden = len(s.norm[:, 0][at]), s.stream.shape[2]
+        s, slot = self.sums, part.slot
+        layer_index: Any = slice(None) if layers is None or len(layers) == len(s.stream) else list(layers)
+        if slot is not None:
+            sums = (s.stream[:, slot][layer_index], s.norm[:, slot][layer_index], s.touched[slot], s.count[slot])
+            return Sum(*(tensor.cpu().clone() for tensor in sums))
+        if (host := part.on_host) is not None:
+            return Sum(host.stream[layer_index], host.norm[layer_index], host.touched, host.count)
+        n, hidden = len(s.norm[:, 0][layer_index]), s.stream.shape[2]
         return Sum(torch.zeros(n, hidden), torch.zeros(n), torch.zeros(()), torch.zeros(()))
 
     # -- slots -----------------------------------------------------------------------------------------------------
 
-    def _hold(self, part: Part, ends: Sequence[int], busy: set[int]) -> int:
+    def _assign_slot(self, part: Part, stop_tokens: Sequence[int], busy: set[int]) -> int:
         """The part's slot; where all are taken, one that this step does not need is put aside on the host. Where there is
         none, the part is lost, and nobody's slot is given."""
         if part.slot is None:
-            if not self._free and not self._put_aside(busy):
+            if not self._free and not self._evict(busy):
                 part.lost = True
                 return self.sums.slots
-            part.slot = k = self._free.pop()
-            s, device = self.sums, self._ends.device
-            for own, name in (
-                (s.stream[:, k], "stream"),
-                (s.norm[:, k], "norm"),
-                (s.touched[k], "touched"),
-                (s.count[k], "count"),
+            part.slot = slot = self._free.pop()
+            s, device = self.sums, self._stop_tokens.device
+            for on_device, name in (
+                (s.stream[:, slot], "stream"),
+                (s.norm[:, slot], "norm"),
+                (s.touched[slot], "touched"),
+                (s.count[slot], "count"),
             ):
-                if part.aside is None:
-                    own.zero_()
+                if part.on_host is None:
+                    on_device.zero_()
                 else:
-                    own.copy_(sent(getattr(part.aside, name), device))
-            part.aside = None
-            self._ends[k] = -1
-            self._ends[k, : len(ends)] = sent(torch.tensor(list(ends), dtype=torch.long), device)
+                    on_device.copy_(to_device(getattr(part.on_host, name), device))
+            part.on_host = None
+            self._stop_tokens[slot] = -1
+            stop_ids = torch.tensor(list(stop_tokens), dtype=torch.long)
+            self._stop_tokens[slot, : len(stop_tokens)] = to_device(stop_ids, device)
         busy.add(part.slot)
         return part.slot
 
-    def _put_aside(self, busy: set[int]) -> bool:
-        held = (p for r in self.live.values() for p in r.parts if p.slot is not None and p.slot not in busy)
-        part = next(held, None)
+    def _evict(self, busy: set[int]) -> bool:
+        evictable = (p for r in self.live.values() for p in r.parts if p.slot is not None and p.slot not in busy)
+        part = next(evictable, None)
         if part is None:
             return False
-        part.aside = self._sum_of(part)
+        part.on_host = self._sum_of(part)
         self._release(part, keep=True)
         return True
 
@@ -237,74 +242,76 @@ class Tally:
             self._free.append(part.slot)
         part.slot = None
         if not keep:
-            part.aside = None
+            part.on_host = None
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def step(self, order: Sequence[str], scheduled: Sequence[int], computed: Mapping[str, int], ids: Tensor) -> None:
         """Fills the tables for a step. order: requests as their tokens stand in the batch, with how many each has in it,
         and how many it had before; ids: the tokens, `[tokens]`."""
-        self._collect()
+        self._save_projections()
         total = int(sum(scheduled))
-        asked = any(id in self.live for id in order)
-        if not asked and not self._dirty:
+        any_live = any(id in self.live for id in order)
+        if not any_live and not self._dirty:
             return  # the tables are what they are without requests
         size = max(total, self._dirty)
-        row = np.zeros(size, dtype=np.int64)
-        slot = np.full(size, self.sums.slots, dtype=np.int64)
-        reads, at = False, 0
-        each, wanted, n_wanted = Step(), list[tuple[int, int]](), 0
+        rows = np.zeros(size, dtype=np.int64)
+        token_slots = np.full(size, self.sums.slots, dtype=np.int64)
+        reads, start = False, 0
+        pass_values, token_ranges, n_tokens = Step(), list[tuple[int, int]](), 0
         busy = {p.slot for id in order if id in self.live for p in self.live[id].parts if p.slot is not None}
         for id, n in zip(order, scheduled, strict=True):
             request = self.live.get(id)
             if request is not None:
-                self._moves(request, computed[id], row[at : at + n])
-                held = self._reads(request, computed[id], slot[at : at + n], busy)
-                for part, a, b in held if request.ask.project else ():
-                    part.along.append((each, n_wanted, n_wanted + b - a))
-                    wanted.append((at + a, at + b))
-                    n_wanted += b - a
-                reads |= bool(held)
-            at += n
-        self._last = (each, wanted) if wanted else None
+                self._assign_rows(request, computed[id], rows[start : start + n])
+                read_ranges = self._assign_slots(request, computed[id], token_slots[start : start + n], busy)
+                for part, a, b in read_ranges if request.persona_request.project else ():
+                    part.pass_ranges.append((pass_values, n_tokens, n_tokens + b - a))
+                    token_ranges.append((start + a, start + b))
+                    n_tokens += b - a
+                reads |= bool(read_ranges)
+            start += n
+        self._last_pass = (pass_values, token_ranges) if token_ranges else None
         device = self.sums.slot.device
-        self.sums.row[:size] = sent(torch.from_numpy(row), device)
-        where = sent(torch.from_numpy(slot), device)
+        self.sums.row[:size] = to_device(torch.from_numpy(rows), device)
+        slots = to_device(torch.from_numpy(token_slots), device)
         if reads:
-            ended = (ids[:total, None] == self._ends[where[:total]]).any(-1)
-            where[:total] = torch.where(ended, self.sums.slots, where[:total])
-            self.sums.count.index_add_(0, where[:total], torch.ones(total, device=device))
-        self.sums.slot[:size] = where
-        self.sums.moving, self.sums.reading = bool(row.any()), reads
+            ended = (ids[:total, None] == self._stop_tokens[slots[:total]]).any(-1)
+            slots[:total] = torch.where(ended, self.sums.slots, slots[:total])
+            self.sums.count.index_add_(0, slots[:total], torch.ones(total, device=device))
+        self.sums.slot[:size] = slots
+        self.sums.clamping, self.sums.reading = bool(rows.any()), reads
         if device.type == "cpu":
-            kept = (where[:total] < self.sums.slots).nonzero().flatten()
-            self.sums.kept = kept if len(kept) else None
-        self._dirty = total if asked else 0
+            read_tokens = (slots[:total] < self.sums.slots).nonzero().flatten()
+            self.sums.read_tokens = read_tokens if len(read_tokens) else None
+        self._dirty = total if any_live else 0
 
-    def rest(self) -> None:
+    def clear_tables(self) -> None:
         """Makes the tables what they are without requests: a pass follows that is nobody's."""
-        self._collect()
+        self._save_projections()
         self.sums.row[: self._dirty] = 0
         self.sums.slot[: self._dirty] = self.sums.slots
-        self.sums.kept, self.sums.reading, self._dirty = None, False, 0
+        self.sums.read_tokens, self.sums.reading, self._dirty = None, False, 0
 
-    def _moves(self, request: Request, start: int, row: np.ndarray) -> None:
-        """The tokens' moves, `[tokens]`, of which the first is at position `start`."""
-        first, reply = request.rows
-        row[:] = first
-        spans = request.ask.spans if request.ask.spans is not None else ((request.prompt, start + len(row)),)
-        for a, b in spans:
-            row[max(0, a - start) : max(0, b - start)] = reply
+    def _assign_rows(self, request: Request, start: int, rows: np.ndarray) -> None:
+        """Writes the tokens' rows of clamps, `[tokens]`, of which the first is at position `start`."""
+        prompt_row, reply_row = request.rows
+        rows[:] = prompt_row
+        spans = request.persona_request.spans
+        for a, b in spans if spans is not None else ((request.prompt_length, start + len(rows)),):
+            rows[max(0, a - start) : max(0, b - start)] = reply_row
 
-    def _reads(self, request: Request, start: int, slot: np.ndarray, busy: set[int]) -> list[tuple[Part, int, int]]:
+    def _assign_slots(
+        self, request: Request, start: int, slots: np.ndarray, busy: set[int]
+    ) -> list[tuple[Part, int, int]]:
         """Writes the tokens' slots, `[tokens]`, of which the first is at position `start`; the parts that are read, and from
         where to where in them."""
-        stop, some = start + len(slot), []
+        stop, read_ranges = start + len(slots), []
+        stop_tokens = () if request.persona_request.spans is not None else request.stop_tokens
         for part in request.parts:
             a, b = max(part.next, start), stop if part.stop is None else min(part.stop, stop)
             if a < b and not part.lost:
-                ends = () if request.ask.spans is not None else request.ends
-                slot[a - start : b - start] = self._hold(part, ends, busy)
+                slots[a - start : b - start] = self._assign_slot(part, stop_tokens, busy)
                 part.next = b
-                some.append((part, a - start, b - start))
-        return some
+                read_ranges.append((part, a - start, b - start))
+        return read_ranges

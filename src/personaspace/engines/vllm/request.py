@@ -26,8 +26,8 @@ Named = Mapping[str, Sequence[Intervention]]
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A request's wishes, understood. layers: which are read, in order; empty where nothing is."""
+class PersonaRequest:
+    """What a request asks of the engine, checked. layers: which are read, in order; empty where nothing is."""
 
     layers: tuple[int, ...] = ()
     interventions: tuple[Intervention, ...] = ()
@@ -45,76 +45,80 @@ class Ask:
         """What is done to a prompt's tokens."""
         return tuple(i for i in self.interventions if i.where == "all")
 
-    def salt(self, prompt: int) -> str:
-        """Told apart by it are keys and values computed under different interventions, of a prompt of so many tokens;
-        empty where there are none."""
+    def salt(self, prompt_length: int) -> str:
+        """It keeps KV caches apart that were computed under different interventions, of a prompt of so many tokens; empty
+        where there are none."""
         if not self.interventions:
             return ""
         parts: list[Any] = [[i.key for i in self.interventions]]
         if self.first != self.interventions:
             # The same tokens are a reply's in one request and a prompt's in another, and treated differently.
-            parts.append(self.spans if self.spans is not None else prompt)
+            parts.append(self.spans if self.spans is not None else prompt_length)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def understand(given: Any, named: Named, layers: int, hidden: int, prompt: int | None = None) -> Ask:
-    """The wishes in a request's `extra_args`. prompt: how many tokens it has, where known. Raises `UsageError`."""
-    if isinstance(given, str):
+def parse_request(
+    fields: Any, named: Named, layers: int, hidden: int, prompt_length: int | None = None
+) -> PersonaRequest:
+    """What a request's `extra_args` ask. prompt_length: in tokens, where known. Raises `UsageError`."""
+    if isinstance(fields, str):
         try:
-            given = json.loads(given)
+            fields = json.loads(fields)
         except ValueError as e:
             raise UsageError(f"{FIELD}: not JSON: {e}") from None
-    if not isinstance(given, Mapping):
-        raise UsageError(f"{FIELD}: expected an object, found {type(given).__name__}")
-    strange = sorted(set(given) - set(KNOWN))
-    if strange:
-        raise UsageError(f"{FIELD}: {', '.join(map(str, strange))}: expected {', '.join(KNOWN)}")
-    interventions = tuple(_interventions(given.get("interventions") or (), named))
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"{FIELD}: expected an object, found {type(fields).__name__}")
+    unknown = sorted(set(fields) - set(KNOWN))
+    if unknown:
+        raise UsageError(f"{FIELD}: {', '.join(map(str, unknown))}: expected {', '.join(KNOWN)}")
+    interventions = tuple(_interventions(fields.get("interventions") or (), named))
     check_interventions(interventions, layers, hidden)
-    spans, project = given.get("spans"), given.get("project", False)
+    spans, project = fields.get("spans"), fields.get("project", False)
     if not isinstance(project, bool):
         raise UsageError(f"{FIELD}: project: expected true or false, found {type(project).__name__}")
-    return Ask(
-        _layers(given.get("read"), layers),
+    return PersonaRequest(
+        _layers(fields.get("read"), layers),
         interventions,
-        None if spans is None else _spans(spans, prompt),
-        str(given.get("key", "")),
+        None if spans is None else _spans(spans, prompt_length),
+        str(fields.get("key", "")),
         project,
     )
 
 
-def _interventions(given: Any, named: Named) -> Iterable[Intervention]:
-    if not isinstance(given, Sequence) or isinstance(given, str):
+def _interventions(entries: Any, named: Named) -> Iterable[Intervention]:
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise UsageError(f"{FIELD}: interventions: expected a list")
-    for one in given:
-        if isinstance(one, str):
-            if one not in named:
-                raise UsageError(f"{FIELD}: no intervention {one!r}; there are: {', '.join(sorted(named)) or 'none'}")
-            yield from named[one]
-        elif isinstance(one, Mapping):
-            yield from_dict(one)
+    for entry in entries:
+        if isinstance(entry, str):
+            if entry not in named:
+                raise UsageError(f"{FIELD}: no intervention {entry!r}; there are: {', '.join(sorted(named)) or 'none'}")
+            yield from named[entry]
+        elif isinstance(entry, Mapping):
+            yield from_dict(entry)
         else:
-            raise UsageError(f"{FIELD}: interventions: expected names or objects, found {type(one).__name__}")
+            raise UsageError(f"{FIELD}: interventions: expected names or objects, found {type(entry).__name__}")
 
 
-def _layers(given: Any, layers: int) -> tuple[int, ...]:
-    if given is None:
+def _layers(requested_layers: Any, n_layers: int) -> tuple[int, ...]:
+    if requested_layers is None:
         return ()
-    if given == "all":
-        return tuple(range(layers))
-    if not isinstance(given, Sequence) or not all(isinstance(k, int) and 0 <= k < layers for k in given):
-        raise UsageError(f'{FIELD}: read: expected "all" or a list of layers from 0 to {layers - 1}')
-    return tuple(given)
+    if requested_layers == "all":
+        return tuple(range(n_layers))
+    if not isinstance(requested_layers, Sequence) or not all(
+        isinstance(k, int) and 0 <= k < n_layers for k in requested_layers
+    ):
+        raise UsageError(f'{FIELD}: read: expected "all" or a list of layers from 0 to {n_layers - 1}')
+    return tuple(requested_layers)
 
 
-def _spans(given: Any, prompt: int | None) -> tuple[tuple[int, int], ...]:
+def _spans(ranges: Any, prompt_length: int | None) -> tuple[tuple[int, int], ...]:
     spans = []
     try:
-        for start, end in given:
+        for start, end in ranges:
             spans.append((int(start), int(end)))
     except (TypeError, ValueError):
         raise UsageError(f"{FIELD}: spans: expected pairs of token positions") from None
-    for (start, end), (after, _) in zip(spans, [*spans[1:], (prompt or 1 << 60, 0)], strict=True):
-        if not 0 <= start <= end <= after:
+    for (start, end), (next_start, _) in zip(spans, [*spans[1:], (prompt_length or 1 << 60, 0)], strict=True):
+        if not 0 <= start <= end <= next_start:
             raise UsageError(f"{FIELD}: spans: expected ranges inside the prompt, in order, none over another")
     return tuple(spans)

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from personaspace.engines.vllm.readout import Result
+from personaspace.engines.vllm.readout import ReadSums
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadMeans:
     """A request's means. layers: which; activation: `[parts, layers, hidden]`, fp32; norms: `[parts, layers]`; tokens,
     touched: `[parts]`, how many were read, and how many of them an intervention changed. Zeros where no token was read.
     each: where asked for, every token's projection, and 1 where an intervention changed it, `[2, tokens]`, part after part."""
@@ -26,39 +26,37 @@ class Reading:
     each: Tensor | None = None
 
 
-def pack(found: Mapping[str, Result | None]) -> bytes:
+def pack(results: Mapping[str, ReadSums | None]) -> bytes:
     """Results by key → a blob; those that are None are left out."""
     tensors: dict[str, Tensor] = {}
-    for key, result in found.items():
+    for key, result in results.items():
         if result is None:
             continue
-        count = torch.stack([s.count for s in result.sums])
-        n = count.clamp(min=1)
-        tensors[f"{key}\n/activation"] = torch.stack([s.stream for s in result.sums]) / n[:, None, None]
-        tensors[f"{key}\n/norms"] = torch.stack([s.norm for s in result.sums]) / n[:, None]
+        count = torch.stack([part.count for part in result.sums])
+        divisor = count.clamp(min=1)
+        tensors[f"{key}\n/activation"] = torch.stack([part.stream for part in result.sums]) / divisor[:, None, None]
+        tensors[f"{key}\n/norms"] = torch.stack([part.norm for part in result.sums]) / divisor[:, None]
         tensors[f"{key}\n/tokens"] = count.long()
-        tensors[f"{key}\n/touched"] = torch.stack([s.touched for s in result.sums]).long()
+        tensors[f"{key}\n/touched"] = torch.stack([part.touched for part in result.sums]).long()
         tensors[f"{key}\n/layers"] = torch.tensor(result.layers, dtype=torch.long)
-        if result.along is not None:
-            tensors[f"{key}\n/each"] = result.along.contiguous()
+        if result.token_values is not None:
+            tensors[f"{key}\n/each"] = result.token_values.contiguous()
     return bytes(save(tensors))
 
 
-def gathered(blobs: Iterable[bytes]) -> dict[str, Reading]:
+def gathered(blobs: Iterable[bytes]) -> dict[str, ReadMeans]:
     """Readings by key, from what each worker answered: one of those that hold the same has them."""
     return unpack(next(blob for blob in blobs if blob))
 
 
-def unpack(blob: bytes) -> dict[str, Reading]:
+def unpack(blob: bytes) -> dict[str, ReadMeans]:
     """A blob → readings by key."""
     tensors = load(blob)
-    keys = dict.fromkeys(name.rpartition("\n/")[0] for name in tensors)
-    return {key: _reading(tensors, key) for key in keys}
-
-
-def _reading(tensors: Mapping[str, Tensor], key: str) -> Reading:
-    activation, norms, tokens, touched = (
-        tensors[f"{key}\n/{name}"] for name in ("activation", "norms", "tokens", "touched")
-    )
-    layers = tuple(tensors[f"{key}\n/layers"].tolist())
-    return Reading(layers, activation, norms, tokens, touched, tensors.get(f"{key}\n/each"))
+    readings = {}
+    for key in dict.fromkeys(name.rpartition("\n/")[0] for name in tensors):
+        activation, norms, tokens, touched = (
+            tensors[f"{key}\n/{name}"] for name in ("activation", "norms", "tokens", "touched")
+        )
+        layers = tuple(tensors[f"{key}\n/layers"].tolist())
+        readings[key] = ReadMeans(layers, activation, norms, tokens, touched, tensors.get(f"{key}\n/each"))
+    return readings

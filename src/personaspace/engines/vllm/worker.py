@@ -1,68 +1,31 @@
-"""What stands beside vLLM's model runner in each worker: it listens to the scheduler, fills the tables before a pass, and
-hands out what was read. The runner is vLLM's own, of either version."""
+"""The engine's part in each worker of vLLM: it listens to the scheduler, fills the tables before a pass of the model runner,
+and hands out what was read. The runner is vLLM's own, of either version."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from personaspace.engines.vllm.clamps import Rows
-from personaspace.engines.vllm.layers import Sums, find_decoder_layers, put_inside, running, settle
-from personaspace.engines.vllm.readout import How, Result, Tally
-from personaspace.engines.vllm.request import FIELD, understand
+from personaspace.engines.vllm.layers import DeviceSums, detect_residual_form, find_decoder_layers, install, running
+from personaspace.engines.vllm.limits import Limits, VllmModelShape
+from personaspace.engines.vllm.readout import Readout, TakeMode
+from personaspace.engines.vllm.request import FIELD, parse_request
 from personaspace.engines.vllm.wire import pack
-from personaspace.errors import ModelError, UsageError
+from personaspace.errors import ModelError
 from personaspace.model.interventions import Intervention, from_dict
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much can be in flight at once: moves a layer, and directions a layer; they are sizes in the compiled pass.
-    project: the layer at which tokens can be projected, where there is one."""
-
-    moves: int = 1
-    directions: int = 16
-    project: int | None = None
-
-    @classmethod
-    def from_environment(cls) -> Limits:
-        """PERSONASPACE_VLLM_MOVES, _DIRECTIONS and _PROJECT. Raises `UsageError`."""
-        moves, directions = _setting("MOVES", 1), _setting("DIRECTIONS", 1)
-        return cls(moves or cls.moves, directions or cls.directions, _setting("PROJECT", 0))
-
-
-def _setting(name: str, least: int) -> int | None:
-    given = os.environ.get(f"PERSONASPACE_VLLM_{name}")
-    if given is not None and (not given.isdigit() or int(given) < least):
-        raise UsageError(f"PERSONASPACE_VLLM_{name}={given}: expected a number from {least} on")
-    return None if given is None else int(given)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Of a model, as the configuration says it."""
-
-    layers: int
-    hidden: int
-
-    @classmethod
-    def of(cls, vllm_config: Any) -> Shape:
-        config = vllm_config.model_config.hf_text_config
-        return cls(int(config.num_hidden_layers), int(vllm_config.model_config.get_hidden_size()))
-
-
-class Beside:
-    """The companion of one model runner. named: interventions that requests may name."""
+class RunnerState:
+    """What one model runner's passes need: tables, sums, requests. named: interventions that requests may name."""
 
     def __init__(self, runner: Any, model: nn.Module, named: dict[str, tuple[Intervention, ...]]) -> None:
         config, limits = runner.vllm_config, Limits.from_environment()
-        self.shape, self.named = Shape.of(config), named
+        self.shape, self.named = VllmModelShape.of(config), named
         self.device: torch.device = runner.device
         slots = int(config.scheduler_config.max_num_seqs)
         tokens = int(runner.max_num_tokens)
@@ -70,70 +33,66 @@ class Beside:
         with torch.device("cpu"):  # vLLM may have set another default
             # A request has a row for its prompt's tokens and one for its reply's.
             rows = Rows(
-                self.shape.layers, self.shape.hidden, 2 * slots + 2, limits.moves, limits.directions + 1, self.device
+                self.shape.layers, self.shape.hidden, 2 * slots + 2, limits.clamps, limits.directions + 1, self.device
             )
-            sums = Sums(self.shape.layers, self.shape.hidden, slots, tokens, self.device)
+            sums = DeviceSums(self.shape.layers, self.shape.hidden, slots, tokens, self.device)
         if limits.project is not None and limits.project >= self.shape.layers:
             raise ModelError(f"PERSONASPACE_VLLM_PROJECT={limits.project}: the model has {self.shape.layers} layers")
         sums.project = limits.project
-        put_inside(layers, rows, sums)
+        install(layers, rows, sums)
         running.sums = None  # of a model that was loaded before in this process
-        settle(model, layers, lambda: _short_pass(model, config, self.device))
-        self.tally = Tally(rows, sums)
+        detect_residual_form(model, layers, lambda: _short_pass(model, config, self.device))
+        self.readout = Readout(rows, sums)
         self._computed: dict[str, int] = {}
 
-    def scheduled(self, output: Any) -> None:
-        """Before a pass: who ended, who joined, and how far each is. output: vLLM's `SchedulerOutput`."""
-        for id in output.finished_req_ids:
-            self.tally.end(id)
+    def before_pass(self, schedule: Any) -> None:
+        """Who ended, who joined, and how far each is. schedule: vLLM's `SchedulerOutput`."""
+        for id in schedule.finished_req_ids:
+            self.readout.end(id)
         self._computed = {}
-        for new in output.scheduled_new_reqs:
+        for new in schedule.scheduled_new_reqs:
             self._computed[new.req_id] = new.num_computed_tokens
-            self._begin(new)
-        cached = output.scheduled_cached_reqs
+            params = new.sampling_params
+            fields = (params.extra_args or {}).get(FIELD) if params is not None else None
+            if fields is not None:
+                parsed = parse_request(fields, self.named, self.shape.layers, self.shape.hidden)
+                stop_tokens = params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids
+                self.readout.begin(new.req_id, parsed, len(new.prompt_token_ids), stop_tokens or ())
+        cached = schedule.scheduled_cached_reqs
         self._computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
 
-    def _begin(self, new: Any) -> None:
-        params = new.sampling_params
-        given = (params.extra_args or {}).get(FIELD) if params is not None else None
-        if given is not None:
-            ask = understand(given, self.named, self.shape.layers, self.shape.hidden)
-            ends = params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids
-            self.tally.begin(new.req_id, ask, len(new.prompt_token_ids), ends or ())
-
-    def prepared(self, order: Sequence[str], counts: Sequence[int], ids: Tensor) -> None:
+    def after_batch_prepared(self, order: Sequence[str], counts: Sequence[int], ids: Tensor) -> None:
         """The batch is laid out: request ids in its order, with how many tokens each has; ids: the tokens."""
-        running.sums = self.tally.sums
-        self.tally.step(order, counts, self._computed, ids)
+        running.sums = self.readout.sums
+        self.readout.step(order, counts, self._computed, ids)
 
-    def nobodys(self) -> None:
+    def before_dummy_pass(self) -> None:
         """A pass follows that is no request's."""
-        running.sums = self.tally.sums
-        self.tally.rest()
+        running.sums = self.readout.sums
+        self.readout.clear_tables()
 
     def define(self, text: str) -> None:
         """Takes interventions in, as JSON: name → a list of what `Intervention.to_dict` writes, or null to forget it."""
-        for name, listed in json.loads(text).items():
-            if listed is None:
+        for name, entries in json.loads(text).items():
+            if entries is None:
                 self.named.pop(name, None)
             else:
-                self.named[name] = tuple(from_dict(one) for one in listed)
+                self.named[name] = tuple(from_dict(entry) for entry in entries)
 
     def aim(self, text: str) -> None:
         """Takes in what tokens are projected on: a vector `[hidden]`, as JSON. Raises `ModelError`."""
         vector = torch.tensor(json.loads(text), dtype=torch.float32)
         if vector.shape != (self.shape.hidden,):
             raise ModelError(f"a vector of {len(vector)} to project on; the model's have {self.shape.hidden}")
-        self.tally.sums.aim.copy_(vector / vector.norm())
+        self.readout.sums.direction.copy_(vector / vector.norm())
 
-    def take(self, keys: Sequence[str], how: How = "end") -> bytes:
-        """What was read under the keys, as a safetensors blob; see `wire` and `Tally.take`."""
-        found: dict[str, Result | None] = {key: self.tally.take(key, how) for key in keys}
-        return pack(found)
+    def take(self, keys: Sequence[str], mode: TakeMode = "final") -> bytes:
+        """What was read under the keys, as a safetensors blob; see `wire` and `Readout.take`."""
+        return pack({key: self.readout.take(key, mode) for key in keys})
 
 
 def _short_pass(model: nn.Module, vllm_config: Any, device: torch.device) -> None:
-    """A few tokens through the model, uncompiled. There are no keys and values yet, with which attention gives what memory
+    """A few tokens through the model, uncompiled. There is no KV cache yet, with which attention gives what memory
     holds: it is made zeros. Raises `ModelError`."""
     from vllm.forward_context import set_forward_context
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
