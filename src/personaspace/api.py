@@ -44,15 +44,15 @@ def map(
     Raises `PersonaSpaceError`.
     """
     engine = load_engine("transformers", model) if isinstance(model, str) else model
-    wanted = options_of(
+    map_options = options_of(
         read=read,
         design=_known(per_role=per_role, default_responses=default_responses, complete=complete),
         prompts=_known(per_role=prompts_per_role, default_responses=default_prompts),
         sampling=_known(max_new_tokens=max_new_tokens),
         **options,
     )
-    chosen = catalog_of(out, wanted, catalog, roles, questions)
-    return Mapper(engine, chosen, out, wanted, watcher).map(make_judge(judge, engine=engine))
+    chosen = catalog_of(out, map_options, catalog, roles, questions)
+    return Mapper(engine, chosen, out, map_options, watcher).map(make_judge(judge, engine=engine))
 
 
 def catalog_of(
@@ -70,16 +70,16 @@ def catalog_of(
         resolved = options.resolved(None, chosen)
         design = resolved.design if options.read == "reply" else resolved.prompts
         return chosen if questions else chosen.select("all", design.questions(chosen))
-    there = run.manifest()["config"]["catalog"]
-    known, n = ",".join(there["roles"]), questions or there["questions"]
+    begun_with = run.manifest()["config"]["catalog"]
+    role_names, n = ",".join(begun_with["roles"]), questions or begun_with["questions"]
     candidates = [catalog, *(load_catalog(EARLIER / name) for name in earlier() if folder is None)]
     for candidate in candidates:
         try:
-            chosen = candidate.select(roles or known, n)
+            chosen = candidate.select(roles or role_names, n)
         except PersonaSpaceError:
             continue
         model = run.manifest()["config"]["model"]["id"]
-        if named(chosen, model).fingerprint == there["fingerprint"]:
+        if named(chosen, model).fingerprint == begun_with["fingerprint"]:
             return chosen
     return catalog.select(roles or "all", n)
 

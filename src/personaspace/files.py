@@ -63,8 +63,8 @@ def table_bytes(table: pa.Table) -> bytes:
 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    found: bytes = sink.getvalue().to_pybytes()
-    return found
+    parquet: bytes = sink.getvalue().to_pybytes()
+    return parquet
 
 
 def read_rows(path: Path, then: str = "run the same command") -> list[dict[str, Any]]:
@@ -138,8 +138,8 @@ class Place:
         import pyarrow.fs
 
         with self._told(folder) as (files, path):
-            found = files.get_file_info(pyarrow.fs.FileSelector(str(path), allow_not_found=True))
-            return sorted(f.base_name for f in found if f.is_file)
+            entries = files.get_file_info(pyarrow.fs.FileSelector(str(path), allow_not_found=True))
+            return sorted(f.base_name for f in entries if f.is_file)
 
     def remove(self, name: str) -> None:
         """Takes a file away."""
@@ -154,8 +154,8 @@ class Place:
             files, base = _filesystem(self.root if self.local is None else str(self.local.absolute()))
             yield files, PurePosixPath(base) / name
         except (OSError, pa.ArrowException, ValueError, ImportError) as e:
-            said = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise RunError(f"{self.root}/{name}: cannot be reached, read or written: {said[:200]}") from None
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise RunError(f"{self.root}/{name}: cannot be reached, read or written: {reason[:200]}") from None
 
 
 @cache

@@ -113,31 +113,31 @@ class Catalog:
         return self.questions[:n]
 
 
-def choose(items: Mapping[str, T], wanted: str, what: str, where: str) -> tuple[T, ...]:
+def choose(items: Mapping[str, T], selection: str, noun: str, where: str) -> tuple[T, ...]:
     """Those of the items, by their names, that are wanted: `all`, a number spread evenly over the list, or names.
 
     Raises `UsageError` for a number out of range or names that repeat, `CatalogError` for one that is not there.
     """
-    if wanted == "all":
+    if selection == "all":
         return tuple(items.values())
-    if wanted.lstrip("-").isdigit():
-        n = int(wanted)
+    if selection.lstrip("-").isdigit():
+        n = int(selection)
         if not 2 <= n <= len(items):
-            raise UsageError(f"--{what}s {n}: the catalogue {where} has {len(items)} {what}s; give 2 to that")
+            raise UsageError(f"--{noun}s {n}: the catalogue {where} has {len(items)} {noun}s; give 2 to that")
         return tuple(list(items.values())[i * len(items) // n] for i in range(n))
-    names = [name for part in wanted.split(",") if (name := part.strip())]
+    names = [name for part in selection.split(",") if (name := part.strip())]
     if len(set(names)) != len(names) or len(names) < 2:
-        raise UsageError(f"--{what}s {wanted}: expected at least two different names, separated by commas")
-    return tuple(_find(items, name, what, where) for name in names)
+        raise UsageError(f"--{noun}s {selection}: expected at least two different names, separated by commas")
+    return tuple(_find(items, name, noun, where) for name in names)
 
 
-def _find(items: Mapping[str, T], name: str, what: str, where: str) -> T:
+def _find(items: Mapping[str, T], name: str, noun: str, where: str) -> T:
     if name in items:
         return items[name]
     near = difflib.get_close_matches(name, items, n=3, cutoff=0.5)
-    some = f"it has {len(items)} {what}s, such as {', '.join(list(items)[:3])}"
-    hint = f"did you mean {', '.join(near)}?" if near else some
-    raise CatalogError(f"no {what} {name!r} in the catalogue {where}; {hint}")
+    examples = f"it has {len(items)} {noun}s, such as {', '.join(list(items)[:3])}"
+    hint = f"did you mean {', '.join(near)}?" if near else examples
+    raise CatalogError(f"no {noun} {name!r} in the catalogue {where}; {hint}")
 
 
 def load_traits(folder: str | Path | None = None) -> tuple[Trait, ...]:
@@ -146,9 +146,9 @@ def load_traits(folder: str | Path | None = None) -> tuple[Trait, ...]:
     path = Path(folder or Path(__file__).parent) / "traits.jsonl"
     if not path.is_file():
         return load_traits()
-    found = tuple(read_records(path, Trait))
-    _unique([t.trait for t in found], "trait", path)
-    return found
+    traits = tuple(read_records(path, Trait))
+    _unique([t.trait for t in traits], "trait", path)
+    return traits
 
 
 EARLIER = Path(__file__).parent / "earlier"
@@ -162,31 +162,33 @@ def earlier() -> list[str]:
 
 def load_catalog(folder: str | Path | None = None) -> Catalog:
     """The package's catalogue, or that of a folder in either layout. Raises `CatalogError` with file and line."""
-    own = Path(__file__).parent
-    root = own if folder is None else Path(folder)
+    packaged = Path(__file__).parent
+    root = packaged if folder is None else Path(folder)
     if not root.is_dir():
         raise CatalogError(f"{root}: no such folder; expected roles.jsonl or roles/instructions/ROLE.json in it")
     name = "personaspace" if folder is None else root.resolve().name
     if (root / "roles.jsonl").is_file():
         roles = tuple(read_records(root / "roles.jsonl", Role))
         questions, defaults = root / "questions.jsonl", root / "defaults.jsonl"
-        default_texts = _defaults(defaults if defaults.is_file() else own / "defaults.jsonl")
+        default_texts = _defaults(defaults if defaults.is_file() else packaged / "defaults.jsonl")
     elif (root / "roles" / "instructions").is_dir():
         read = {p.stem: _study_role(p) for p in sorted((root / "roles" / "instructions").glob("*.json"))}
         default = read.pop(DEFAULT, None)
         roles = tuple(read.values())
         questions = root / "extraction_questions.jsonl"
-        default_texts = tuple(t or None for t in default.instructions) if default else _defaults(own / "defaults.jsonl")
+        default_texts = (
+            tuple(t or None for t in default.instructions) if default else _defaults(packaged / "defaults.jsonl")
+        )
     else:
         raise CatalogError(f"{root}: found neither roles.jsonl nor roles/instructions/; is it a catalogue's folder?")
-    asked = tuple(read_records(questions, Question))
+    question_records = tuple(read_records(questions, Question))
     _unique([r.role for r in roles], "role", root)
-    _unique([q.id for q in asked], "question id", questions)
-    if len(roles) < 2 or len(asked) < 2:
+    _unique([q.id for q in question_records], "question id", questions)
+    if len(roles) < 2 or len(question_records) < 2:
         raise CatalogError(
-            f"{root}: found {len(roles)} roles and {len(asked)} questions; expected two of each at least"
+            f"{root}: found {len(roles)} roles and {len(question_records)} questions; expected two of each at least"
         )
-    return Catalog(name, roles, asked, default_texts, None if folder is None else root)
+    return Catalog(name, roles, question_records, default_texts, None if folder is None else root)
 
 
 def _defaults(path: Path) -> tuple[str | None, ...]:
@@ -229,9 +231,9 @@ def _text(path: Path) -> str:
         raise CatalogError(f"{path}: cannot be read: {e}") from None
 
 
-def _unique(values: Sequence[Any], what: str, where: Path) -> None:
+def _unique(values: Sequence[Any], noun: str, where: Path) -> None:
     seen = set()
     for value in values:
         if value in seen:
-            raise CatalogError(f"{where}: the {what} {value!r} stands there twice")
+            raise CatalogError(f"{where}: the {noun} {value!r} stands there twice")
         seen.add(value)

@@ -68,7 +68,7 @@ def read_control_vector(path: str | Path) -> dict[int, Tensor]:
         raise SpaceError(f"{path}: not a whole GGUF file ({str(e).splitlines()[0] if str(e) else 'cut off'})") from None
     if architecture != ARCHITECTURE or not tensors:
         raise SpaceError(f"{path}: found a GGUF file of {architecture!r}, expected {ARCHITECTURE!r} with directions")
-    found: dict[int, Tensor] = {}
+    directions: dict[int, Tensor] = {}
     for name, kind, data in tensors:
         number = re.fullmatch(r"direction\.([1-9]\d*)", name)
         if not number or kind != GGMLQuantizationType.F32 or data.shape != tensors[0][2].shape or data.ndim != 1:
@@ -76,8 +76,8 @@ def read_control_vector(path: str | Path) -> dict[int, Tensor]:
                 f"{path}: found {name!r} ({kind.name}, {list(data.shape)}), expected direction.N with N from 1, "
                 "fp32, one dimension, all as long"
             )
-        found[int(number[1])] = torch.from_numpy(data)
-    return found
+        directions[int(number[1])] = torch.from_numpy(data)
+    return directions
 
 
 def _differences(space: PersonaSpace, direction: str) -> dict[int, Tensor]:

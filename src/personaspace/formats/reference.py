@@ -148,9 +148,9 @@ def _load(path: Path) -> Any:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(e))
-        what = f"asks to run {asked[1]}" if asked else "is broken, or asks for something else"
-        raise SpaceError(f"{path}: refused, its pickle {what}; expected tensors and plain values only") from None
+        wanted_global = re.search(r"GLOBAL ([\w.]+)", str(e))
+        reason = f"asks to run {wanted_global[1]}" if wanted_global else "is broken, or asks for something else"
+        raise SpaceError(f"{path}: refused, its pickle {reason}; expected tensors and plain values only") from None
     except OSError as e:
         raise SpaceError(f"{path}: cannot be read: {e.strerror or e}") from None
     except _BROKEN:
@@ -169,10 +169,10 @@ def _read_vectors(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         keyed = isinstance(loaded, dict)
         vector = _checked(path, loaded.get("vector", loaded) if keyed else loaded, 2)
         name = path.relative_to(root).as_posix().removesuffix(".pt")
-        for first, other in list(vectors.items())[:1]:
-            if vector.shape != other.shape:
+        for first, first_vector in list(vectors.items())[:1]:
+            if vector.shape != first_vector.shape:
                 raise SpaceError(
-                    f"{path}: found shape {list(vector.shape)}, expected {list(other.shape)} as in {first}.pt"
+                    f"{path}: found shape {list(vector.shape)}, expected {list(first_vector.shape)} as in {first}.pt"
                 )
         vectors[name] = vector.float()
         forms[name] = _plain(path, {**loaded, "vector": _name(vector)}) if keyed else _name(vector)
@@ -183,16 +183,16 @@ def _under(group: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{group}/"): v for name, v in vectors.items() if name.startswith(f"{group}/")}
 
 
-def _checked(path: Path, found: Any, dims: int) -> Tensor:
-    said = f"a dict with {list(found)[:6]}" if isinstance(found, dict) else type(found).__name__
-    if isinstance(found, Tensor):
-        said = f"a {_name(found)} tensor of shape {list(found.shape)}"
-        if found.dim() == dims and found.numel() and found.is_floating_point() and found.layout == torch.strided:
-            if torch.isfinite(found).all():
-                return found.detach()
-            said = "NaN or Inf"
+def _checked(path: Path, loaded: Any, dims: int) -> Tensor:
+    description = f"a dict with {list(loaded)[:6]}" if isinstance(loaded, dict) else type(loaded).__name__
+    if isinstance(loaded, Tensor):
+        description = f"a {_name(loaded)} tensor of shape {list(loaded.shape)}"
+        if loaded.dim() == dims and loaded.numel() and loaded.is_floating_point() and loaded.layout == torch.strided:
+            if torch.isfinite(loaded).all():
+                return loaded.detach()
+            description = "NaN or Inf"
     expected = "a tensor [layers, hidden] or a dict with one under 'vector'" if dims == 2 else "vectors [hidden]"
-    raise SpaceError(f"{path}: found {said}; expected {expected}, of finite floating point numbers")
+    raise SpaceError(f"{path}: found {description}; expected {expected}, of finite floating point numbers")
 
 
 def _plain(path: Path, form: dict[str, Any]) -> dict[str, Any]:
@@ -219,8 +219,8 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
         error = e.errors()[0]
         where = ".".join(map(repr, error["loc"])) or "the file"
         raise SpaceError(f"{path}: not a capping configuration: {where}: {error['msg']}") from None
-    for held in config.vectors.values():
-        held.vector = _checked(path, held.vector, 1)
+    for entry in config.vectors.values():
+        entry.vector = _checked(path, entry.vector, 1)
     named = {s.vector for e in config.experiments for s in e.interventions}
     for name in sorted(named - config.vectors.keys()):
         raise SpaceError(f"{path}: an experiment names the vector {name!r}, which the file does not hold")
@@ -228,33 +228,35 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
 
 
 def _cap(config: _Config, step: _Step) -> Cap:
-    held = config.vectors[step.vector]
-    return Cap(held.vector.float(), (held.layer,), ceiling=step.cap)
+    entry = config.vectors[step.vector]
+    return Cap(entry.vector.float(), (entry.layer,), ceiling=step.cap)
 
 
 def _add_capping(space: PersonaSpace, path: Path) -> None:
     """Keeps a configuration in a space: all of it, and experiments along the negated axis as caps with floors."""
     config, raw = _read_config(path)
     layers, hidden = space.tensors["axis"].shape
-    for name, held in config.vectors.items():
-        if held.layer >= layers or len(held.vector) != hidden:
+    for name, entry in config.vectors.items():
+        if entry.layer >= layers or len(entry.vector) != hidden:
             raise SpaceError(
-                f"{path}: {name!r} is {len(held.vector)} numbers at layer {held.layer}; "
+                f"{path}: {name!r} is {len(entry.vector)} numbers at layer {entry.layer}; "
                 f"expected {hidden} at a layer from 0 to {layers - 1}"
             )
     form = {
         **raw,
-        "vectors": {name: {**held, "vector": _name(held["vector"])} for name, held in raw["vectors"].items()},
+        "vectors": {name: {**entry, "vector": _name(entry["vector"])} for name, entry in raw["vectors"].items()},
     }
     space.meta["reference"][CAPPING] = _plain(path, form)
     if config.vectors:
-        space.tensors["capping_vectors"] = torch.stack([held.vector.float() for held in config.vectors.values()])
+        space.tensors["capping_vectors"] = torch.stack([entry.vector.float() for entry in config.vectors.values()])
     for name, caps in read_capping(path).items():
-        at = [c.layers[0] for c in caps]
-        cosines = [float(space.axis_at(k) @ (c.vector / c.vector.norm())) for k, c in zip(at, caps, strict=True)]
-        if max(cosines) < OPPOSITE and len(set(at)) == len(at):
+        cap_layers = [c.layers[0] for c in caps]
+        cosines = [
+            float(space.axis_at(k) @ (c.vector / c.vector.norm())) for k, c in zip(cap_layers, caps, strict=True)
+        ]
+        if max(cosines) < OPPOSITE and len(set(cap_layers)) == len(cap_layers):
             floors = [-tau for c in caps for _, _, tau in _ceilings(c)]
-            space.meta["caps"][name] = {"layers": at, "floors": floors, "of": "published", "percentile": None}
+            space.meta["caps"][name] = {"layers": cap_layers, "floors": floors, "of": "published", "percentile": None}
 
 
 def _ceilings(cap: Cap) -> Iterator[tuple[int, Tensor, float]]:
@@ -311,9 +313,9 @@ def _copy(vector: Tensor, dtype: str) -> Tensor:
 
 def _capping(space: PersonaSpace, form: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that was read with the space, and the caps that the space has got since."""
-    held = zip(form["vectors"].items(), space.tensors.get("capping_vectors", ()), strict=True)
-    vectors = {name: {**plain, "vector": _copy(vector, plain["vector"])} for (name, plain), vector in held}
+    entries = zip(form["vectors"].items(), space.tensors.get("capping_vectors", ()), strict=True)
+    vectors = {name: {**plain, "vector": _copy(vector, plain["vector"])} for (name, plain), vector in entries}
     config = {**form, "vectors": vectors, "experiments": list(form["experiments"])}
-    known = {experiment["id"] for experiment in config["experiments"]}
-    _add_experiments(config, {n: (space.cap(n),) for n in space.meta.get("caps", {}) if n not in known})
+    present = {experiment["id"] for experiment in config["experiments"]}
+    _add_experiments(config, {n: (space.cap(n),) for n in space.meta.get("caps", {}) if n not in present})
     return config

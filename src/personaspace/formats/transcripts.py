@@ -52,15 +52,15 @@ def read_transcripts(path: str | Path) -> list[Transcript]:
         value: Any = json.loads(text)
     except ValueError:
         value = _lines(text)
-    found = _plain(text) if value is None else _conversations(value)
-    if not found:
+    conversations = _plain(text) if value is None else _conversations(value)
+    if not conversations:
         raise UsageError(
             f"{path}: no conversation in it; expected OpenAI messages, JSONL, ShareGPT or lines of User: and Assistant:"
         )
-    names = [path.stem] if len(found) == 1 else [f"{path.stem} {k + 1}" for k in range(len(found))]
+    names = [path.stem] if len(conversations) == 1 else [f"{path.stem} {k + 1}" for k in range(len(conversations))]
     return [
         Transcript(n, _messages(f"{path}, conversation {k + 1}", m))
-        for k, (n, m) in enumerate(zip(names, found, strict=True))
+        for k, (n, m) in enumerate(zip(names, conversations, strict=True))
     ]
 
 
@@ -94,17 +94,17 @@ def _plain(text: str) -> list[list[Any]]:
     if not marks:
         return []
     ends = [m.start() for m in marks[1:]] + [len(text)]
-    found = [{"role": m[1], "content": text[m.end() : end].strip()} for m, end in zip(marks, ends, strict=True)]
-    return [found]
+    turns = [{"role": m[1], "content": text[m.end() : end].strip()} for m, end in zip(marks, ends, strict=True)]
+    return [turns]
 
 
 def _messages(where: str, raw: Iterable[Any]) -> tuple[Message, ...]:
     messages = []
     for k, m in enumerate(raw, 1):
-        said = str(m.get("role", m.get("from")))
-        role = NAMES.get(said.lower())
+        speaker = str(m.get("role", m.get("from")))
+        role = NAMES.get(speaker.lower())
         if role is None:
-            raise UsageError(f"{where}, message {k}: found role {said!r}, expected system, user or assistant")
+            raise UsageError(f"{where}, message {k}: found role {speaker!r}, expected system, user or assistant")
         messages.append({"role": role, "content": _content(f"{where}, message {k}", m.get("content", m.get("value")))})
     if not any(m["role"] == "assistant" for m in messages):
         raise UsageError(f"{where}: no assistant turn in it; there is nothing to project")

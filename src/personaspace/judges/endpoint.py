@@ -82,16 +82,16 @@ class OpenAIJudge:
         self.rubric = rubric
 
     def score(self, items: Iterable[Item]) -> Iterator[Score]:
-        asked = [({"role": "user", "content": self.rubric.text(item)},) for item in items]
-        yield from map(self._score, self.endpoint.ask(asked, temperature=0, max_tokens=16))
+        conversations = [({"role": "user", "content": self.rubric.text(item)},) for item in items]
+        yield from map(self._score, self.endpoint.ask(conversations, temperature=0, max_tokens=16))
 
     def _score(self, answer: Answer) -> Score:
         if answer.text is None:
             return Score(None, problem=answer.problem)
-        found = re.search(rf"(?<!\d)(?<!\d\.)[0-{self.rubric.top}](?!\d|\.\d)", answer.text)
-        if not found:
+        digit = re.search(rf"(?<!\d)(?<!\d\.)[0-{self.rubric.top}](?!\d|\.\d)", answer.text)
+        if not digit:
             return Score(None, problem=f"no score of 0–{self.rubric.top} in the answer {json.dumps(answer.text[:60])}")
-        return Score(int(found[0]), float(found[0]))
+        return Score(int(digit[0]), float(digit[0]))
 
 
 def openai_judge(*, model: str | None = None, url: str | None = None, rubric: Rubric, **_: Any) -> Judge:

@@ -149,10 +149,10 @@ class Cap(_Intervention):
         if self.floor is None and self.ceiling is None:
             raise UsageError("Cap: neither a floor nor a ceiling is given")
         for name in ("floor", "ceiling"):
-            given = getattr(self, name)
-            if given is None:
+            bound = getattr(self, name)
+            if bound is None:
                 continue
-            each = tuple(given) if isinstance(given, Sequence) else (given,) * len(self.layers)
+            each = tuple(bound) if isinstance(bound, Sequence) else (bound,) * len(self.layers)
             if len(each) != len(self.layers):
                 raise UsageError(f"Cap: {len(each)} values of {name} for {len(self.layers)} layers")
             _check_numbers(f"Cap: {name}", each)
@@ -163,8 +163,8 @@ class Cap(_Intervention):
                     raise UsageError(f"Cap: at layer {layer} the floor {low:g} is above the ceiling {high:g}")
 
     def _values(self, name: str) -> tuple[float, ...]:
-        given: tuple[float, ...] = getattr(self, name)
-        return given
+        bounds: tuple[float, ...] = getattr(self, name)
+        return bounds
 
     @cached_property
     def _at(self) -> dict[int, tuple[Tensor, float, float]]:
@@ -187,8 +187,8 @@ class Cap(_Intervention):
         wide = hidden.float()
         on = wide @ unit
         # Nothing is added where the projection is inside, so that such an activation is unchanged bit for bit.
-        held = torch.addcmul(wide, (on.clamp(floor, ceiling) - on)[..., None], unit)
-        return held if hidden.dtype == torch.float32 else _rounded(held, hidden, unit, floor, ceiling)
+        clamped = torch.addcmul(wide, (on.clamp(floor, ceiling) - on)[..., None], unit)
+        return clamped if hidden.dtype == torch.float32 else _rounded(clamped, hidden, unit, floor, ceiling)
 
     def to_dict(self) -> dict[str, Any]:
         plain = {k: getattr(self, k) for k in ("layers", "floor", "ceiling", "where")}
@@ -215,33 +215,33 @@ def from_dict(values: Mapping[str, Any]) -> Intervention:
         raise UsageError(f"intervention of kind {kind}: {e}") from None
 
 
-def _rounded(held: Tensor, hidden: Tensor, unit: Tensor, floor: float, ceiling: float) -> Tensor:
+def _rounded(exact: Tensor, hidden: Tensor, unit: Tensor, floor: float, ceiling: float) -> Tensor:
     """`held` in the dtype of `hidden`. Where rounding to nearest leaves the range by more than a rounding of the whole
     vector should, each number is rounded towards the range instead."""
-    near = held.to(hidden.dtype)
+    near = exact.to(hidden.dtype)
     on = near.float() @ unit
-    allowed = 2.5e-4 * held.norm(dim=-1)
+    allowed = 2.5e-4 * exact.norm(dim=-1)
     for outside, towards in ((floor - on > allowed, unit), (on - ceiling > allowed, -unit)):
-        wrong = outside[..., None] & ((near.float() - held) * towards < 0)
+        wrong = outside[..., None] & ((near.float() - exact) * towards < 0)
         end = (towards.sign() * math.inf).to(near.dtype).expand_as(near)
         near = torch.where(wrong, torch.nextafter(near, end), near)
     return near
 
 
-def _check_vector(what: str, vector: Tensor, dims: int) -> None:
+def _check_vector(owner: str, vector: Tensor, dims: int) -> None:
     if vector.dim() != dims or not torch.isfinite(vector).all() or not (vector.float().norm(dim=-1) > 0).all():
-        raise UsageError(f"{what}: expected a finite vector that is not zero, found one of shape {list(vector.shape)}")
+        raise UsageError(f"{owner}: expected a finite vector that is not zero, found one of shape {list(vector.shape)}")
 
 
-def _check_layers(what: str, layers: Sequence[int]) -> None:
+def _check_layers(owner: str, layers: Sequence[int]) -> None:
     if not layers or any(layer < 0 for layer in layers) or len(set(layers)) != len(layers):
-        raise UsageError(f"{what}: expected layers counted from 0, each once, found {list(layers)}")
+        raise UsageError(f"{owner}: expected layers counted from 0, each once, found {list(layers)}")
 
 
-def _check_numbers(what: str, numbers: Sequence[float]) -> None:
+def _check_numbers(owner: str, numbers: Sequence[float]) -> None:
     bad = [x for x in numbers if not math.isfinite(x)]
     if bad:
-        raise UsageError(f"{what} is {bad[0]}: expected a finite number")
+        raise UsageError(f"{owner} is {bad[0]}: expected a finite number")
 
 
 def _check_where(where: str) -> None:

@@ -26,8 +26,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def cache_folder() -> Path:
     """Where converted models are kept: PERSONASPACE_CACHE, or the user's cache folder."""
-    own = os.environ.get("PERSONASPACE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "personaspace"
+    configured = os.environ.get("PERSONASPACE_CACHE")
+    return (
+        Path(configured)
+        if configured
+        else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "personaspace"
+    )
 
 
 def pick_device(device: str | None) -> torch.device:
@@ -38,8 +42,8 @@ def pick_device(device: str | None) -> torch.device:
         where = torch.device(device)
         torch.empty(1, device=where)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        said = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UsageError(f"--device {device}: not a device of this machine's PyTorch, as cpu is ({said})") from None
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UsageError(f"--device {device}: not a device of this machine's PyTorch, as cpu is ({reason})") from None
     return where
 
 
@@ -68,8 +72,10 @@ def resolve(name: str) -> str:
             return str(path)
         if len(ggufs) == 1:
             return str(_converted(ggufs[0]))
-        held = f"{len(ggufs)} GGUF files" if ggufs else "neither config.json nor a GGUF file"
-        raise ModelError(f"{name}: the folder is not a model: it has {held}; give a model's folder or one GGUF file")
+        contents = f"{len(ggufs)} GGUF files" if ggufs else "neither config.json nor a GGUF file"
+        raise ModelError(
+            f"{name}: the folder is not a model: it has {contents}; give a model's folder or one GGUF file"
+        )
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{name}: not a model: expected a folder, a .gguf file, a Hub id (owner/name) or smollm2")
     if "/" not in name and _near(name):
@@ -170,20 +176,20 @@ def _converted(gguf: Path) -> Path:
 
     logging.disable_progress_bar()
     target.parent.mkdir(parents=True, exist_ok=True)
-    whole = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
         options = {"gguf_file": gguf.name, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
         with contextlib.redirect_stderr(io.StringIO()):  # the reader draws bars of its own
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, trust_remote_code=False, **options)
         if quantizer := getattr(model, "hf_quantizer", None):
             quantizer.remove_quantization_config(model)
-        model.save_pretrained(whole)
+        model.save_pretrained(temporary)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        tokenizer.save_pretrained(whole)
+        tokenizer.save_pretrained(temporary)
         if not target.exists():
-            whole.rename(target)
+            temporary.rename(target)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as e:
         raise ModelError(f"{gguf}: cannot read the GGUF file: {str(e).splitlines()[0] if str(e) else e!r}") from None
     finally:
-        shutil.rmtree(whole, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target

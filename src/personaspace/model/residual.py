@@ -24,11 +24,11 @@ def text_config(model: Any) -> Any:
 def find_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers: the one outermost `ModuleList` as long as `num_hidden_layers`. Raises `ModelError`."""
     n = text_config(model).num_hidden_layers
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n}
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n}
     outer = {
         name: m
-        for name, m in found.items()
-        if not any(name.startswith(other + ".") for other in found if other != name)
+        for name, m in lists.items()
+        if not any(name.startswith(outer_name + ".") for outer_name in lists if outer_name != name)
     }
     if len(outer) != 1:
         names = ", ".join(outer) or "none"
@@ -47,33 +47,33 @@ def check_layers(model: Any, layers: nn.ModuleList) -> None:
     """Holds on a short input that what leaves a layer is what enters the next, and that the last one's output, put
     through the final norm, is the model's last hidden state. Raises `ModelError`."""
     entered: list[Tensor] = []
-    left: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         entered.append((args[0] if args else kwargs["hidden_states"]).detach())
-        left.append(hidden_of(output).detach())
+        outputs.append(hidden_of(output).detach())
 
     handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
     ids = torch.arange(4, 9, device=next(model.parameters()).device)[None] % text_config(model).vocab_size
     try:
         with torch.inference_mode():
             last = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            whole = len(left) == len(layers)
-            flows = whole and all(torch.equal(a, b) for a, b in zip(left, entered[1:], strict=False))
+            all_ran = len(outputs) == len(layers)
+            flows = all_ran and all(torch.equal(a, b) for a, b in zip(outputs, entered[1:], strict=False))
             norms = [
                 m for _, p in model.named_modules() if any(c is layers for c in p.children()) for m in p.children()
             ]
-            normed = whole and any(_gives(m, left[-1], last) for m in norms if m is not layers)
+            normed = all_ran and any(_gives(m, outputs[-1], last) for m in norms if m is not layers)
     finally:
         for handle in handles:
             handle.remove()
     if not (flows and normed):
-        what = (
+        fault = (
             "the final norm of the last layer is not its last hidden state"
             if flows
             else "a layer's output is not the next one's input"
         )
-        raise ModelError(f"cannot read the residual stream of {type(model).__name__}: {what}")
+        raise ModelError(f"cannot read the residual stream of {type(model).__name__}: {fault}")
 
 
 def _gives(module: nn.Module, x: Tensor, expected: Tensor) -> bool:
@@ -135,8 +135,8 @@ class Intervening:
                     changed = torch.where(mask[..., None], changed, after)
                 after = changed
             if self.touched is not None:
-                at = slice(None) if rows is None else rows
-                self.touched[at] |= (after != before).any(-1)
+                touched_rows = slice(None) if rows is None else rows
+                self.touched[touched_rows] |= (after != before).any(-1)
             if rows is None:
                 result = after
             else:
@@ -273,5 +273,5 @@ class SpanMeans:
         self.norms[:, k] = (norm[self.rows] * self.weights).sum(-1)
         for span, row in enumerate(self.rows.tolist()):
             self.means[span, k] = self.weights[span] @ hidden[row].float()
-        for kept, (row, a, b) in zip(self.each, self.ranges, strict=True):
-            kept.append(hidden[row, a:b].float())
+        for token_states, (row, a, b) in zip(self.each, self.ranges, strict=True):
+            token_states.append(hidden[row, a:b].float())

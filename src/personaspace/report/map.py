@@ -69,8 +69,8 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
         for i, name in enumerate(space.roles)
     ]
     default = (space.tensors["default_vector"][layer] - mean) @ directions.T
-    known = summary["order_known"] is not False and summary["neighbours_known"] is not False
-    nearest = space.nearest(space.tensors["default_vector"], SIMILAR, reading=space.reading) if known else []
+    neighbours_known = summary["order_known"] is not False and summary["neighbours_known"] is not False
+    nearest = space.nearest(space.tensors["default_vector"], SIMILAR, reading=space.reading) if neighbours_known else []
     return {
         "roles": roles,
         "default": {
@@ -135,8 +135,8 @@ def ends(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
             ("Far end", unknown, ", ".join(published["far_end"])),
         ]
 
-    def ranks(wanted: list[str]) -> str:
-        return ", ".join(f"{w} ({names.index(w) + 1})" for w in wanted if w in names) or "not among the roles"
+    def ranks(study_roles: list[str]) -> str:
+        return ", ".join(f"{w} ({names.index(w) + 1})" for w in study_roles if w in names) or "not among the roles"
 
     return [
         ("Assistant end", ", ".join(names[:5]), ", ".join(published["assistant_end"])),

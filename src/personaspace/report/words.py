@@ -113,21 +113,21 @@ def _untold(worth: Summary, name: str) -> str:
 
 
 def _meaning(name: str, value: float, interval: list[float] | None) -> str:
-    known, shown, spread = value >= KNOWN, number(value), ""
+    is_known, shown, spread = value >= KNOWN, number(value), ""
     if interval and name == "map":
         spread = f" (95%: {share_of_noise(interval[1])} to {share_of_noise(interval[0])})"
     elif interval:
         spread = f" (95%: {number(interval[0])} to {number(interval[1])})"
     if name == "axis":
-        way = "nearly the same way" if value >= TARGET else "much the same way" if known else "another way"
+        way = "nearly the same way" if value >= TARGET else "much the same way" if is_known else "another way"
         text = f"mapped again, the axis would point {way}: cosine {shown} with this one{spread}."
-    elif name == "order" and known:
+    elif name == "order" and is_known:
         text = f"mapped again, the roles' places along the axis would correlate {shown} with these{spread}."
     elif name == "order":
         text = f"mapped again, the roles would stand in another order: correlation {shown} with this one{spread}."
     else:
         text = f"of the roles' squared distances, {share_of_noise(value)} is noise{spread}."
-    return f"{text[0].upper()}{text[1:]}" if known else f"Not known: {text}"
+    return f"{text[0].upper()}{text[1:]}" if is_known else f"Not known: {text}"
 
 
 def share_of_noise(value: float) -> str:
@@ -194,24 +194,24 @@ def likeness(worth: Summary) -> str:
 
 def agreement(summary: Summary) -> str:
     """Whether the two readings tell the same order; empty where that was not measured."""
-    found = summary.get("readings_agree")
-    if not found:
+    agree = summary.get("readings_agree")
+    if not agree:
         return ""
-    low, high = found["interval"]
+    low, high = agree["interval"]
     return (
-        f"The two readings tell the order of the roles alike to {found['order']:.2f} (95%: {low:.2f} to {high:.2f}), the noise "
+        f"The two readings tell the order of the roles alike to {agree['order']:.2f} (95%: {low:.2f} to {high:.2f}), the noise "
         "of either taken out: the prompts of one half against the replies of the other."
     )
 
 
 def nearest(summary: Summary) -> str:
     """What a reply's nearest roles are worth; empty where that was not measured."""
-    known = summary.get("nearest")
-    if not known or not known["n"]:
+    measured = summary.get("nearest")
+    if not measured or not measured["n"]:
         return ""
     return (
-        f"The {known['k']} roles that a reply lies nearest to are a hint, no more: a role's own replies have it among them in "
-        f"{100 * known['own']:.0f}% of {known['n']} (by chance {100 * known['chance']:.0f}%)."
+        f"The {measured['k']} roles that a reply lies nearest to are a hint, no more: a role's own replies have it among them "
+        f"in {100 * measured['own']:.0f}% of {measured['n']} (by chance {100 * measured['chance']:.0f}%)."
     )
 
 
@@ -249,30 +249,30 @@ def beside(summary: Summary) -> list[Beside]:
         ("axis_share", "The axis' share of what roles differ by", ""),
         ("effective_dimension", "Dimensions that roles differ in", ""),
     ]
-    found = []
+    comparisons = []
     for key, name, study in rows:
         # The last two exist without noise alone.
-        known = f"{key}_corrected" in summary
-        corrected = summary[f"{key}_corrected"] if known else summary.get(key)
-        measured = summary[key] if known else None
+        has_corrected = f"{key}_corrected" in summary
+        corrected = summary[f"{key}_corrected"] if has_corrected else summary.get(key)
+        measured = summary[key] if has_corrected else None
         if measured is None and corrected is None:
             continue
         intervals = summary.get("corrected_interval") or {}
         spread = intervals.get(f"{key}_corrected") or intervals.get(key)
-        own = summary.get("axis_pc1_interval") if key == "axis_pc1_cosine" else None
+        raw_interval = summary.get("axis_pc1_interval") if key == "axis_pc1_cosine" else None
         chance = (summary.get("null") or {}).get(key)
-        found.append(
+        comparisons.append(
             Beside(
                 name,
                 _figure(key, measured),
-                _interval(key, own),
+                _interval(key, raw_interval),
                 _figure(key, corrected),
                 _interval(key, spread),
                 f"{_figure(key, chance['mean'])}, in 95% under {_figure(key, chance['p95'])}" if chance else "",
                 study,
             )
         )
-    return found
+    return comparisons
 
 
 def _figure(key: str, value: float | None) -> str:
@@ -297,30 +297,33 @@ def wrapped(text: str, width: int, indent: int = 0, first: str = "") -> list[str
 
 def lines(summary: Summary, width: int = 100) -> list[str]:
     """The three reliabilities of each reading, and then the figures that noise moves: the head of `show`."""
-    told = [f"{summary['model']}: layer {summary['layer']} of {summary['layers']}, {summary['n_roles']} roles", ""]
-    told += ["How sure is this map?", *wrapped(INTRODUCTION, width)]
+    text_lines = [
+        f"{summary['model']}: layer {summary['layer']} of {summary['layers']}, {summary['n_roles']} roles",
+        "",
+    ]
+    text_lines += ["How sure is this map?", *wrapped(INTRODUCTION, width)]
     for reading, worth in summary["readings"].items():
         source = read_from(reading, worth["n_responses"])
-        told += ["", *wrapped(f"{reading}: read from {source}; layer {worth['layer']}", width, 2)]
+        text_lines += ["", *wrapped(f"{reading}: read from {source}; layer {worth['layer']}", width, 2)]
         for r in reliabilities(worth):
-            told += wrapped(r.meaning, width, 17, f"  {r.name:<6} {r.shown:<6}  ")
+            text_lines += wrapped(r.meaning, width, 17, f"  {r.name:<6} {r.shown:<6}  ")
             if r.by_text is not None:
-                told += wrapped(f"With other instructions as well: {number(r.by_text)}.", width, 17)
-            told += wrapped(r.takes, width, 17)
+                text_lines += wrapped(f"With other instructions as well: {number(r.by_text)}.", width, 17)
+            text_lines += wrapped(r.takes, width, 17)
     for text in (agreement(summary), nearest(summary)):
         if text:
-            told += ["", *wrapped(text, width)]
-    own = summary["reading"]
-    title = f"Figures that noise moves, of the {own} reading; the study's stand beside, as no mark to pass:"
-    told += ["", *wrapped(title, width)]
+            text_lines += ["", *wrapped(text, width)]
+    reading_name = summary["reading"]
+    title = f"Figures that noise moves, of the {reading_name} reading; the study's stand beside, as no mark to pass:"
+    text_lines += ["", *wrapped(title, width)]
     for row in beside(summary):
-        said = [
+        versions = [
             ("as measured", row.measured, row.interval),
             ("noise taken out", row.corrected, row.corrected_interval),
             ("roles shuffled", row.shuffled, ""),
             ("the study", row.study, ""),
         ]
-        told.append(f"  {row.name[0].lower()}{row.name[1:]}:")
-        text = "; ".join(f"{what} {x}{f' (95%: {i})' if i else ''}" for what, x, i in said if x)
-        told += wrapped(text, width, 4)
-    return told
+        text_lines.append(f"  {row.name[0].lower()}{row.name[1:]}:")
+        text = "; ".join(f"{version} {x}{f' (95%: {i})' if i else ''}" for version, x, i in versions if x)
+        text_lines += wrapped(text, width, 4)
+    return text_lines

@@ -52,14 +52,14 @@ SCHEMA = pa.schema(
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What two configurations differ in, as `name: old → new`."""
-    found = []
+    changes = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
+            changes += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key}: {_short(a)} → {_short(b)}")
-    return found
+            changes.append(f"{prefix}{key}: {_short(a)} → {_short(b)}")
+    return changes
 
 
 def _short(value: Any) -> str:
@@ -118,16 +118,16 @@ class Folder:
         """What stands in `run.json`. Raises `RunError` where there is none or it can't be read."""
         path = self.folder / "run.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"{self.folder}: no run.json in it; is it a run's folder?") from None
         except (OSError, ValueError) as e:
             raise RunError(f"{path}: cannot be read: {e}") from None
-        if found.get("format") != FORMAT:
+        if manifest.get("format") != FORMAT:
             raise RunError(
-                f"{path}: found format {found.get('format')}, expected {FORMAT}; written by another version?"
+                f"{path}: found format {manifest.get('format')}, expected {FORMAT}; written by another version?"
             )
-        return found
+        return manifest
 
     def begin(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
         """Starts a run, or goes on with the one that is there. `config` is what determines the responses.
@@ -242,8 +242,8 @@ class Shards:
         near = (self.place.local or self.near or Path()) / path
         try:
             if self.place.local is None and not near.is_file():
-                whole: Tensor = load(self.place.read(path).to_pybytes())[name]
-                return whole[:, layers]
+                all_layers: Tensor = load(self.place.read(path).to_pybytes())[name]
+                return all_layers[:, layers]
             with safe_open(near, framework="pt") as f:
                 tensor: Tensor = f.get_slice(name)[:, layers]
                 return tensor
@@ -293,9 +293,11 @@ class Run(Folder, Shards):
         """Says where the shards lie: at an address, under the configuration's hash. Raises `RunMismatch` where the run's lie
         somewhere else already."""
         place = f"{address.rstrip('/')}/{manifest['config_hash']}"
-        there = manifest.get("shards", self.folder if self.done() else place)
-        if there != place:
-            raise RunMismatch(f"{self.folder}: its shards lie in {there}, not in {place}; give the same --shards")
+        present_place = manifest.get("shards", self.folder if self.done() else place)
+        if present_place != place:
+            raise RunMismatch(
+                f"{self.folder}: its shards lie in {present_place}, not in {place}; give the same --shards"
+            )
         manifest["shards"] = place
         self.update(manifest)
         self.place = Place(place)
@@ -320,10 +322,10 @@ def _projections(shard: int) -> str:
 
 
 def _numbers(names: Sequence[str], ending: str) -> list[int]:
-    found = (
+    digits = (
         n.removeprefix("part-").removesuffix(ending) for n in names if n.startswith("part-") and n.endswith(ending)
     )
-    return sorted(int(n) for n in found)
+    return sorted(int(n) for n in digits)
 
 
 def _tensor(value: Tensor | None) -> Tensor:

@@ -108,12 +108,12 @@ class PersonaSpace:
 
         Raises `SpaceError` for another shape.
         """
-        at = self._layer(layer)
+        chosen_layer = self._layer(layer)
         layers, hidden = self.tensors["axis"].shape
         if activations.shape[-1] != hidden:
             raise SpaceError(f"activations of {activations.shape[-1]} numbers; this space's model has {hidden}")
         if activations.dim() > 1 and activations.shape[-2] == layers:
-            activations = activations[..., at, :]
+            activations = activations[..., chosen_layer, :]
         return activations.float() @ self.axis_at(layer)
 
     def nearest(
@@ -121,13 +121,13 @@ class PersonaSpace:
     ) -> list[tuple[str, float]]:
         """The k roles of highest cosine to an activation `[hidden]` or `[layers, hidden]`, the mean of roles taken off: of
         roles' replies, or, for an activation of the other reading, of roles' prompts."""
-        at = self._layer(layer)
+        chosen_layer = self._layer(layer)
         if activation.dim() == 2:
-            activation = activation[at]
-        if (at, reading) not in self._towards:  # asked of every token that is served
-            units = torch.nn.functional.normalize(self.centred(at)[0], dim=-1)
-            self._towards[at, reading] = units, self.centre(at, reading)
-        units, centre = self._towards[at, reading]
+            activation = activation[chosen_layer]
+        if (chosen_layer, reading) not in self._towards:  # asked of every token that is served
+            units = torch.nn.functional.normalize(self.centred(chosen_layer)[0], dim=-1)
+            self._towards[chosen_layer, reading] = units, self.centre(chosen_layer, reading)
+        units, centre = self._towards[chosen_layer, reading]
         off = activation.float() - centre
         cosines = units @ off / off.norm().clamp(min=1e-8)
         best = cosines.topk(min(k, len(cosines)))
@@ -135,14 +135,14 @@ class PersonaSpace:
 
     def role_vectors_at(self, layer: int | None = None) -> Tensor:
         """Role vectors `[roles, hidden]` at a layer. Raises `SpaceError` where the space does not hold them."""
-        at, held = self._layer(layer), self.meta.get("role_layers")
-        if held is None:
-            return self.tensors["role_vectors"][:, at]
-        if at not in held:
+        chosen_layer, available = self._layer(layer), self.meta.get("role_layers")
+        if available is None:
+            return self.tensors["role_vectors"][:, chosen_layer]
+        if chosen_layer not in available:
             raise SpaceError(
-                f"layer {at}: this compact space holds role vectors at layer {held[0]} only; map the model"
+                f"layer {chosen_layer}: this compact space holds role vectors at layer {available[0]} only; map the model"
             )
-        return self.tensors["role_vectors"][:, held.index(at)]
+        return self.tensors["role_vectors"][:, available.index(chosen_layer)]
 
     def centred(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
         """Role vectors `[roles, hidden]` at a layer less their mean, and the mean `[hidden]`."""
@@ -155,8 +155,8 @@ class PersonaSpace:
         where it does not hold it."""
         if reading == self.reading or reading not in self.readings:
             return self.centred(layer)[1]
-        at, other = self._layer(layer), self.of(reading).tensors
-        mean: Tensor = other["default_vector"][at] - other["axis"][at]
+        chosen_layer, tensors = self._layer(layer), self.of(reading).tensors
+        mean: Tensor = tensors["default_vector"][chosen_layer] - tensors["axis"][chosen_layer]
         return mean
 
     def direction(self, name: str, layer: int | None = None) -> Tensor:
@@ -177,8 +177,8 @@ class PersonaSpace:
         """The named cap that calibration stored. Raises `SpaceError` with the names there are."""
         caps = self.meta.get("caps", {})
         if name not in caps:
-            there = ", ".join(caps) or "none; `personaspace calibrate` makes them"
-            raise SpaceError(f"no cap {name!r} in this space: it has {there}")
+            available = ", ".join(caps) or "none; `personaspace calibrate` makes them"
+            raise SpaceError(f"no cap {name!r} in this space: it has {available}")
         layers = caps[name]["layers"]
         axis = torch.stack([self.axis_at(layer) for layer in layers])
         return Cap(axis, tuple(layers), floor=tuple(caps[name]["floors"]), where=where)
@@ -198,12 +198,12 @@ class PersonaSpace:
                 f"the space of {self.meta['model']['id']} is for {layers} layers of {hidden} numbers; "
                 f"{model.id} has {model.layers} of {model.hidden}"
             )
-        known = self.meta["model"].get("fingerprint")
-        if known == model.fingerprint:
+        fingerprint = self.meta["model"].get("fingerprint")
+        if fingerprint == model.fingerprint:
             return None
         return (
             f"the space was made from other weights than {model.id}'s "
-            f"(fingerprint {known or 'unknown'}, found {model.fingerprint}); a variant's figures may differ"
+            f"(fingerprint {fingerprint or 'unknown'}, found {model.fingerprint}); a variant's figures may differ"
         )
 
     def compact(self) -> PersonaSpace:
@@ -212,9 +212,9 @@ class PersonaSpace:
         tensors = {name: t for name, t in self.tensors.items() if name in layout.compact(self.tensors)}
         tensors["role_vectors"] = self.role_vectors_at()[:, None].clone()
         meta = {k: v for k, v in self.meta.items() if k not in ("samples", "made_from")}
-        for reading, own in meta.get("other", {}).items():
-            other = {k: v for k, v in own.items() if k not in ("samples", "made_from", "histogram")}
-            meta["other"] = {reading: {**other, "axis_pc1": self.of(reading).axis_pc1()}}
+        for reading, reading_meta in meta.get("other", {}).items():
+            smaller = {k: v for k, v in reading_meta.items() if k not in ("samples", "made_from", "histogram")}
+            meta["other"] = {reading: {**smaller, "axis_pc1": self.of(reading).axis_pc1()}}
         return PersonaSpace({**meta, "role_layers": [self.layer], "axis_pc1": self.axis_pc1()}, tensors)
 
     def similar(self, role: str, k: int = 5) -> list[tuple[str, float]]:
@@ -228,13 +228,13 @@ class PersonaSpace:
         do not. To stand out, a cosine must be beyond what chance would give the nearest of all other roles. Raises
         `SpaceError` for an unknown role, or where the space does not know the cosines' errors."""
         self._tensor("cosine_error")
-        alike, at = self._alike(), self._role(role)
-        row, half = alike.cosine[at], alike.half[at]
+        alike, row_index = self._alike(), self._role(role)
+        row, half = alike.cosine[row_index], alike.half[row_index]
         nearest = np.argsort(-row)[: min(k, len(row) - 1)]
         clear = [
             (self.roles[i], float(row[i]), (float(row[i] - half[i]), float(row[i] + half[i])))
             for i in nearest
-            if alike.clear[at, i]
+            if alike.clear[row_index, i]
         ]
         return clear, len(nearest) - len(clear)
 
@@ -245,16 +245,18 @@ class PersonaSpace:
 
     def axis_pc1(self) -> list[float]:
         """The cosine of axis and first component, at every layer. Raises `SpaceError` where the space does not know it."""
-        if known := self.meta.get("axis_pc1"):
-            return list(known)
+        if cosines := self.meta.get("axis_pc1"):
+            return list(cosines)
         return torch.cosine_similarity(self.tensors["axis"], self._tensor("components")[:, 0], dim=-1).tolist()
 
     def components_at(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
         """Components `[k, hidden]` at a layer, and their shares of the variance; a compact space's are computed anew."""
-        at = self._layer(layer)
+        chosen_layer = self._layer(layer)
         if "components" in self.tensors:
-            return self.tensors["components"][at], self.tensors["variance"][at]
-        components, shares = principal_components(self.role_vectors_at(at)[:, None], self.tensors["axis"][at][None])
+            return self.tensors["components"][chosen_layer], self.tensors["variance"][chosen_layer]
+        components, shares = principal_components(
+            self.role_vectors_at(chosen_layer)[:, None], self.tensors["axis"][chosen_layer][None]
+        )
         return components[0], shares[0]
 
     def axis_reliability(self) -> list[float]:
@@ -305,12 +307,12 @@ class PersonaSpace:
 
     def worth(self) -> dict[str, Any]:
         """What `summary` says of one reading: how much was read, and how sure its figures are."""
-        asked = self.meta.get("asked", {})
+        counts = self.meta.get("asked", {})
         return {
             "layer": self.layer,
             "n_responses": self.meta.get("n_responses"),
             "n_default": self.meta.get("n_default"),
-            "per_role": min((n for role, n in asked.items() if role != DEFAULT), default=None),
+            "per_role": min((n for role, n in counts.items() if role != DEFAULT), default=None),
             "axis_pc1_cosine": self.axis_pc1()[self.layer] if self._knows_pc1() else None,
             "axis_pc1_interval": self.meta.get("axis_pc1_interval"),
             "separation": self._figure("separation"),
@@ -378,10 +380,10 @@ class PersonaSpace:
 
     def _layer(self, layer: int | None) -> int:
         layers = self.tensors["axis"].shape[0]
-        at = self.layer if layer is None else layer
-        if not 0 <= at < layers:
-            raise SpaceError(f"layer {at}: this space has layers 0 to {layers - 1}")
-        return at
+        chosen_layer = self.layer if layer is None else layer
+        if not 0 <= chosen_layer < layers:
+            raise SpaceError(f"layer {chosen_layer}: this space has layers 0 to {layers - 1}")
+        return chosen_layer
 
 
 def _ends(interval: Tensor) -> list[float] | None:

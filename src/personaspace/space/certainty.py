@@ -34,19 +34,19 @@ def figures(meta: Mapping[str, Any], tensors: Mapping[str, Tensor], layer: int) 
     many times the data would give 0.9, how many responses that is in all, and how many seconds more where the map was made.
     noise_share: how much of the roles' squared distances is noise.
     """
-    whole = {name: _whole(tensors, name, "split_half", layer) for name in NAMES}
+    reliability = {name: _whole(tensors, name, "split_half", layer) for name in NAMES}
     by_text = {name: _whole(tensors, name, "split_half_by_instruction", layer) for name in NAMES}
     n, spent = meta.get("n_responses"), meta.get("seconds", {}).get("responses")
     corrected = meta.get("corrected") or {}
     return {
         "reading": meta.get("reading", "reply"),
-        "reliability": whole,
+        "reliability": reliability,
         "reliability_interval": {**dict.fromkeys(NAMES), **meta.get("reliability_interval", {})},
         "reliability_by_instruction": by_text if any(v is not None for v in by_text.values()) else None,
-        "forecast": {name: _forecast(value, n, spent) for name, value in whole.items() if value is not None},
-        "order_known": _known(tensors, "order", whole["order"]),
-        "neighbours_known": _known(tensors, "map", whole["map"]),
-        "noise_share": None if whole["map"] is None else 1 - whole["map"],
+        "forecast": {name: _forecast(value, n, spent) for name, value in reliability.items() if value is not None},
+        "order_known": _known(tensors, "order", reliability["order"]),
+        "neighbours_known": _known(tensors, "map", reliability["map"]),
+        "noise_share": None if reliability["map"] is None else 1 - reliability["map"],
         **{name: corrected.get(name) for name in CORRECTED},
     }
 
@@ -67,9 +67,9 @@ def _layers(tensors: Mapping[str, Tensor], figure: str, split: str) -> list[floa
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def _known(tensors: Mapping[str, Tensor], figure: str, whole: float | None) -> bool | None:
+def _known(tensors: Mapping[str, Tensor], figure: str, reliability: float | None) -> bool | None:
     """None for a space that never looked; False, too, where halves of what it has share too few roles to tell."""
-    return (whole or 0.0) >= KNOWN if f"{figure}_split_half" in tensors else None
+    return (reliability or 0.0) >= KNOWN if f"{figure}_split_half" in tensors else None
 
 
 def _whole(tensors: Mapping[str, Tensor], figure: str, split: str, layer: int) -> float | None:

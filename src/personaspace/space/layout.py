@@ -63,12 +63,12 @@ HALVES = 30_000.0
 
 def compact(names: Mapping[str, Tensor]) -> list[str]:
     """Which of a space's tensors a compact one keeps as they are."""
-    kept = []
+    unchanged = []
     for name in names:
         reading, dot, plain = name.rpartition(".")
         if plain not in ONE_LAYER and not (dot and reading in READINGS and plain in (*OF_ROLES, *SPREAD)):
-            kept.append(name)
-    return kept
+            unchanged.append(name)
+    return unchanged
 
 
 def written(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:

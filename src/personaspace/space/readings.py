@@ -21,17 +21,20 @@ OF_REPLIES = ("residual_norm", "quantiles_default", "quantiles_roles", "default_
 Meta = dict[str, Any]
 
 
-def joined(main: tuple[Meta, Mapping[str, Tensor]], other: tuple[Meta, Mapping[str, Tensor]]) -> tuple[Meta, Meta]:
+def joined(main: tuple[Meta, Mapping[str, Tensor]], second: tuple[Meta, Mapping[str, Tensor]]) -> tuple[Meta, Meta]:
     """Metadata and tensors of a space of two readings."""
     meta, tensors = main
-    reading = other[0]["reading"]
-    own = {k: v for k, v in other[0].items() if meta.get(k) != v}
-    return {**meta, "other": {reading: own}}, {**tensors, **{f"{reading}.{name}": t for name, t in other[1].items()}}
+    reading = second[0]["reading"]
+    differing = {k: v for k, v in second[0].items() if meta.get(k) != v}
+    return {**meta, "other": {reading: differing}}, {
+        **tensors,
+        **{f"{reading}.{name}": t for name, t in second[1].items()},
+    }
 
 
 def part(meta: Meta, tensors: Mapping[str, Tensor], reading: str) -> tuple[Meta, dict[str, Tensor]]:
     """What such a space holds of its other reading. Raises `KeyError` where it has none of that name."""
     shared = {k: v for k, v in meta.items() if k not in ("other", "caps", "calibration")}
     start = f"{reading}."
-    own = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
-    return {**shared, **meta["other"][reading]}, own
+    reading_tensors = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+    return {**shared, **meta["other"][reading]}, reading_tensors

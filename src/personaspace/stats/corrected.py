@@ -58,34 +58,38 @@ def figures(
     are as far spread, (Σs)²/Σs². spectrum_corrected: shares of the first components.
     corrected_interval: 95%; that of `spectrum_corrected` is of its first share. null: of raw figures, role labels shuffled.
     """
-    told: dict[str, Any] = {**dict.fromkeys(NAMES), "reason": None}
+    result: dict[str, Any] = {**dict.fromkeys(NAMES), "reason": None}
     roles = len(fit.cells.shown) - 1
     if roles < LEAST_ROLES:
-        return {**told, "reason": f"{roles} roles; {LEAST_ROLES} have a spectrum"}, None
+        return {**result, "reason": f"{roles} roles; {LEAST_ROLES} have a spectrum"}, None
     totals = fit.totals(sums).numpy()
     effects = fit.solution(ratio) @ totals
     noise = Noise(fit, totals, ratio, sample)
     if noise.freedom[noise.at[0] > 0].sum() < LEAST_FREEDOM:
-        return {**told, "reason": "too few responses of a role tell what its noise is like"}, None
+        return {**result, "reason": "too few responses of a role tell what its noise is like"}, None
     rng = np.random.default_rng(seed)
-    told["null"] = shuffled(fit, totals, ratio, sample, rng)
+    result["null"] = shuffled(fit, totals, ratio, sample, rng)
     vectors = centred(effects[1:])
     axis = effects[0] - effects[1:].mean(0)
     basis = _basis(noise, vectors, rng)
     covariance, _, _ = noise.covariance(basis)
     signal = (vectors @ basis).T @ (vectors @ basis) / (roles - 1) - covariance
-    told["axis_share"] = axis_share(products)
+    result["axis_share"] = axis_share(products)
     cosines = role_cosines(products, noise, signal, covariance)
     values, components = np.linalg.eigh(signal)
     observed, basis = values[::-1], basis @ components[:, ::-1]
     total = float(observed.sum())
     if total <= 0:
-        return {**told, "reason": "roles vary no more than their noise"}, cosines
-    whole = float((vectors**2).sum()) / (roles - 1) - noise.total()
-    beyond = min(max(1 - total / whole, 0.0), 1.0) if whole > 0 and basis.shape[1] < vectors.shape[1] else 0.0
+        return {**result, "reason": "roles vary no more than their noise"}, cosines
+    roles_variance = float((vectors**2).sum()) / (roles - 1) - noise.total()
+    beyond = (
+        min(max(1 - total / roles_variance, 0.0), 1.0)
+        if roles_variance > 0 and basis.shape[1] < vectors.shape[1]
+        else 0.0
+    )
     if beyond > TOO_FAR:
         return {
-            **told,
+            **result,
             "reason": f"{beyond:.0%} of the roles' variance lies beyond the {DIRECTIONS} directions worked in",
         }, cosines
     world = planting.World(noise, basis, observed, planting.FITTING, rng)
@@ -97,7 +101,7 @@ def figures(
     length = float(np.sqrt(max(seen @ seen - noisy, 0.1 * seen @ seen)))
     tested = planting.tested(again, parameters, gain, total, seen * length / np.linalg.norm(seen), rng)
     if total < 2 * tested.total.std(ddof=1):
-        return {**told, "reason": "roles' variance is not told from noise"}, cosines
+        return {**result, "reason": "roles' variance is not told from noise"}, cosines
     shares = planting.shape(parameters, world.planted)
     unknown = beyond + UNKNOWN * float(np.trace(covariance)) / (float(np.trace(covariance)) + total)
 
@@ -129,11 +133,11 @@ def figures(
         "default_on_pc1_corrected": [max(min(places) - loose, 0.0), min(max(places) + loose, 1.0)],
         "effective_dimension": about(planting.dimension_of(shares), tested.dimension),
     }
-    if told["axis_share"] is not None:
-        half = 1.96 * np.hypot(REFITTED * float(tested.share.std(ddof=1)), unknown * told["axis_share"])
-        interval["axis_share"] = np.clip([told["axis_share"] - half, told["axis_share"] + half], 0, 1).tolist()
+    if result["axis_share"] is not None:
+        half = 1.96 * np.hypot(REFITTED * float(tested.share.std(ddof=1)), unknown * result["axis_share"])
+        interval["axis_share"] = np.clip([result["axis_share"] - half, result["axis_share"] + half], 0, 1).tolist()
     named = able[1] - able[0] <= WIDEST
-    told |= {
+    result |= {
         "axis_pc1_cosine_corrected": cosine if named else None,
         "components_for_70pct_corrected": seventy,
         "spectrum_corrected": shares[:SHOWN].tolist(),
@@ -142,7 +146,7 @@ def figures(
         "corrected_interval": interval,
         "reason": None if named else "PC1 is not told from the components next to it",
     }
-    return told, cosines
+    return result, cosines
 
 
 def _basis(noise: Noise, vectors: Floats, rng: np.random.Generator) -> Floats:
@@ -150,13 +154,13 @@ def _basis(noise: Noise, vectors: Floats, rng: np.random.Generator) -> Floats:
     `BEYOND` of the roles' own variance. Role vectors have no say, since directions that their noise had chosen would show more
     of it than is taken off."""
     roles, rows = vectors / np.sqrt(len(vectors) - 1), noise.residuals
-    found = np.eye(vectors.shape[1])
-    if len(found) > DIRECTIONS:
-        found = rows.T @ rng.normal(size=(len(rows), DIRECTIONS))
+    directions = np.eye(vectors.shape[1])
+    if len(directions) > DIRECTIONS:
+        directions = rows.T @ rng.normal(size=(len(rows), DIRECTIONS))
         for _ in range(2):
-            found = np.linalg.qr(rows.T @ (rows @ found))[0]
-    on = rows @ found
-    basis: Floats = found @ np.linalg.eigh(on.T @ on)[1][:, ::-1]
+            directions = np.linalg.qr(rows.T @ (rows @ directions))[0]
+    on = rows @ directions
+    basis: Floats = directions @ np.linalg.eigh(on.T @ on)[1][:, ::-1]
     signal = ((roles @ basis) ** 2).sum(0) - np.diag(noise.covariance(basis)[0])
     beyond = 1 - signal.cumsum() / max(float((roles**2).sum()) - noise.total(), 1e-30)
     enough = np.flatnonzero(np.abs(beyond) < BEYOND)
@@ -220,19 +224,19 @@ def shuffled(fit: Fit, totals: Floats, ratio: float, sample: Sample, rng: np.ran
     role, column = (np.repeat(x, n[role, column]) for x in (role, column))
     order = np.argsort(column, kind="stable")
     role, column = role[order], fit.asked[column[order]]
-    mine = np.flatnonzero(sample.role > 0)
-    pool = {q: mine[sample.question[mine] == q] for q in np.unique(column)}
+    of_roles = np.flatnonzero(sample.role > 0)
+    pool = {q: of_roles[sample.question[of_roles] == q] for q in np.unique(column)}
     slots = {q: int((column == q).sum()) for q in pool}
     solution, levels = fit.solution(ratio), len(n)
     activations = sample.activations
     cosines, counts = [], []
     for _ in range(SHUFFLES):
         drawn = []
-        for q, there in pool.items():
-            if len(there) == slots[q]:
-                drawn.append(rng.permutation(there))
+        for q, candidates in pool.items():
+            if len(candidates) == slots[q]:
+                drawn.append(rng.permutation(candidates))
             else:
-                drawn.append(rng.choice(there if len(there) else mine, slots[q]))
+                drawn.append(rng.choice(candidates if len(candidates) else of_roles, slots[q]))
         shape = (levels, len(activations))
         adding = coo_array((np.ones(len(role)), (role, np.concatenate(drawn))), shape=shape).tocsr()
         new = np.vstack([adding @ activations, totals[levels:]])
@@ -242,7 +246,7 @@ def shuffled(fit: Fit, totals: Floats, ratio: float, sample: Sample, rng: np.ran
         values, turned = np.linalg.eigh(vectors @ vectors.T)
         first = turned[:, -1] @ vectors
         cosines.append(abs(first @ axis) / max(np.linalg.norm(first) * np.linalg.norm(axis), 1e-30))
-        kept = np.maximum(values[::-1], 0)
-        counts.append(int((kept.cumsum() / kept.sum() < 0.7).sum()) + 1)
+        variances = np.maximum(values[::-1], 0)
+        counts.append(int((variances.cumsum() / variances.sum() < 0.7).sum()) + 1)
     both = {"axis_pc1_cosine": cosines, "components_for_70pct": counts}
     return {k: {"mean": float(np.mean(v)), "p95": float(np.percentile(v, 95))} for k, v in both.items()}

@@ -60,19 +60,19 @@ class Estimate:
 
 def share(hits: Sequence[bool | None]) -> Estimate:
     """How often something is so, with Wilson's interval. None counts as missing."""
-    known = [bool(h) for h in hits if h is not None]
-    missing = len(hits) - len(known)
-    if not known:
+    judged = [bool(h) for h in hits if h is not None]
+    missing = len(hits) - len(judged)
+    if not judged:
         return Estimate(math.nan, math.nan, math.nan, 0, missing)
     from scipy.stats import binomtest  # half a second to import, which no other command should wait for
 
-    found = binomtest(sum(known), len(known)).proportion_ci(LEVEL, method="wilson")
-    return Estimate(sum(known) / len(known), float(found.low), float(found.high), len(known), missing)
+    interval = binomtest(sum(judged), len(judged)).proportion_ci(LEVEL, method="wilson")
+    return Estimate(sum(judged) / len(judged), float(interval.low), float(interval.high), len(judged), missing)
 
 
-def shares_of(found: Sequence[str | None], kinds: Sequence[str]) -> dict[str, Estimate]:
+def shares_of(labels: Sequence[str | None], kinds: Sequence[str]) -> dict[str, Estimate]:
     """How often each kind was found; None counts as missing."""
-    return {kind: share([None if f is None else f == kind for f in found]) for kind in kinds}
+    return {kind: share([None if f is None else f == kind for f in labels]) for kind in kinds}
 
 
 def bootstrap(
@@ -132,10 +132,12 @@ def estimate(
 def mean(values: Sequence[float], groups: Sequence[Hashable] | None = None, seed: int = 0) -> Estimate:
     """The mean of the values that are not NaN, with its interval over groups (over the values unless given); see `estimate`."""
     array = np.asarray(values, dtype=float)
-    known = np.flatnonzero(~np.isnan(array))
-    named: list[Hashable] = [groups[int(k)] if groups is not None else int(k) for k in known]
-    found = estimate(named, lambda at: float(array[known[at]].mean()), seed)
-    return Estimate(found.value, found.low, found.high, found.n, len(array) - len(known))
+    present = np.flatnonzero(~np.isnan(array))
+    named: list[Hashable] = [groups[int(k)] if groups is not None else int(k) for k in present]
+    without_missing = estimate(named, lambda draw: float(array[present[draw]].mean()), seed)
+    return Estimate(
+        without_missing.value, without_missing.low, without_missing.high, without_missing.n, len(array) - len(present)
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def change(first: Sequence[bool], second: Sequence[bool]) -> Estimate:
 def trend(strength: Sequence[float], is_so: Sequence[bool], groups: Sequence[Hashable]) -> Estimate:
     """The rank correlation of a strength with something being so, by group; 0 where one of the two never varies."""
     x, y = np.asarray(strength, dtype=float), np.asarray(is_so, dtype=float)
-    return estimate(groups, lambda at: _rank_correlation(x[at], y[at]), draws=500, within=(-1, 1))
+    return estimate(groups, lambda draw: _rank_correlation(x[draw], y[draw]), draws=500, within=(-1, 1))
 
 
 def trend_difference(
@@ -194,8 +196,8 @@ def trend_difference(
     """How much larger a trend is on one side than on the other, by group. side: 1 or −1."""
     x, y, sides = np.asarray(strength, dtype=float), np.asarray(is_so, dtype=float), np.asarray(side)
 
-    def difference(at: np.ndarray) -> float:
-        first, second = at[sides[at] > 0], at[sides[at] < 0]
+    def difference(draw: np.ndarray) -> float:
+        first, second = draw[sides[draw] > 0], draw[sides[draw] < 0]
         return _rank_correlation(x[first], y[first]) - _rank_correlation(x[second], y[second])
 
     return estimate(groups, difference, draws=500, within=(-2, 2))
@@ -205,8 +207,8 @@ def mean_difference(is_so: Sequence[bool], groups: Sequence[Hashable], side: Seq
     """How much more often something is so on side 1 than on side −1, by group."""
     y, sides = np.asarray(is_so, dtype=float), np.asarray(side)
 
-    def difference(at: np.ndarray) -> float:
-        first, second = y[at[sides[at] > 0]], y[at[sides[at] < 0]]
+    def difference(draw: np.ndarray) -> float:
+        first, second = y[draw[sides[draw] > 0]], y[draw[sides[draw] < 0]]
         return float(first.mean() - second.mean()) if len(first) and len(second) else math.nan
 
     return estimate(groups, difference, draws=500, within=(-1, 1))

@@ -36,7 +36,7 @@ class Moments:
         (roles, row), (questions, column) = (np.unique(x, return_inverse=True) for x in (role, question))
         n = np.zeros((len(roles), len(questions)))
         np.add.at(n, (row, column), 1)
-        at, offset = 0, None
+        start, offset = 0, None
         for block in activations:
             block = block.double()
             if offset is None:
@@ -45,11 +45,11 @@ class Moments:
                 by_role, by_question = (block.new_zeros(size, *offset.shape) for size in n.shape)
                 squares = block.new_zeros(len(offset))
             block = block - offset
-            rows = slice(at, at + len(block))
+            rows = slice(start, start + len(block))
             by_role.index_add_(0, torch.from_numpy(row[rows]), block)
             by_question.index_add_(0, torch.from_numpy(column[rows]), block)
             squares += block.square().sum((0, 2))
-            at += len(block)
+            start += len(block)
         return cls(by_role, by_question, squares, n)
 
 
@@ -73,8 +73,8 @@ def variance_ratio(moments: Moments) -> Floats:
     errors = (moments.squares.numpy() - roles - explained) / freedom
     questions = (explained - rank * errors) / np.trace(within)
     ratio = np.full(layers, np.inf)
-    some = questions > 0
-    ratio[some] = errors[some] / questions[some]
+    positive = questions > 0
+    ratio[positive] = errors[positive] / questions[positive]
     with np.errstate(divide="ignore"):
         power = np.round(np.log2(ratio))
     return np.where(power > MOST, np.inf, 2.0 ** np.maximum(power, LEAST))

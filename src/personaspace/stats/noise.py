@@ -62,11 +62,11 @@ class Noise:
         roles = (totals[:levels] - n @ effects) / per_role[:, None]
         leverage = 1 / per_role[:, None] + beyond
         place = np.searchsorted(fit.asked, sample.question)
-        at = (sample.role, place)
-        some = leverage[at] < MOST_LEVERAGE
-        self.at = (sample.role[some], place[some])
+        cell = (sample.role, place)
+        informative = leverage[cell] < MOST_LEVERAGE
+        self.at = (sample.role[informative], place[informative])
         freedom = 1 - leverage[self.at]
-        raw = sample.activations[some] - roles[self.at[0]] - effects[self.at[1]]
+        raw = sample.activations[informative] - roles[self.at[0]] - effects[self.at[1]]
         self.residuals = raw / np.sqrt(freedom)[:, None]
         self.freedom = freedom
         weight = _spread(self.of_role[1:], self.of_question[1:])
@@ -77,11 +77,11 @@ class Noise:
     def _of_all(self, weight: Floats) -> Floats:
         """Weights by role and question `[levels, asked]`, for those of the sample, which stand for all responses: of the
         default and of roles, each kind's by as much as it is larger than its sample."""
-        mine = weight[self.at]
-        result = np.zeros(len(mine))
+        sampled_weights = weight[self.at]
+        result = np.zeros(len(sampled_weights))
         for kind, rows in ((self.at[0] == 0, slice(0, 1)), (self.at[0] > 0, slice(1, None))):
-            if kind.any() and abs(mine[kind].sum()) > 1e-12:
-                result[kind] = mine[kind] * (weight[rows] * self.n[rows]).sum() / mine[kind].sum()
+            if kind.any() and abs(sampled_weights[kind].sum()) > 1e-12:
+                result[kind] = sampled_weights[kind] * (weight[rows] * self.n[rows]).sum() / sampled_weights[kind].sum()
         return result
 
     def covariance(self, basis: Floats | None = None) -> tuple[Floats, Floats, Floats]:

@@ -56,19 +56,19 @@ class World:
             of_questions = rng.normal(size=(noise.questions.shape[1], size)) @ question_root
             errors = on_roles @ rng.normal(size=(roles + 1, size)) @ error_root + noise.questions @ of_questions
             # The noise's own covariance is not known either, and is estimated by as many residuals as are free.
-            known = scale * error_root @ (np.eye(size) + wishart(size, freedom, rng)) @ error_root
+            estimated_noise = scale * error_root @ (np.eye(size) + wishart(size, freedom, rng)) @ error_root
             if through:
                 drawn = centred(of_questions)
-                known += through * drawn.T @ drawn / max(len(drawn) - 1, 1)
+                estimated_noise += through * drawn.T @ drawn / max(len(drawn) - 1, 1)
                 extra = error_root @ wishart(size, noise.rank, rng) @ error_root
-                known += through * noise.rank / noise.trace * extra
+                estimated_noise += through * noise.rank / noise.trace * extra
             directions = rng.normal(size=(size, size)) @ leaning
             directions[: self.clear] = np.eye(size)[: self.clear]
             turned = np.linalg.qr(directions.T)[0]
             turned[:, : self.clear] = np.eye(size)[:, : self.clear]
             on_turned = centred(errors[1:]) @ turned
             places = np.linalg.qr(centred(rng.normal(size=(roles, self.planted))))[0]
-            self.bare.append(on_turned.T @ on_turned / (roles - 1) - turned.T @ known @ turned)
+            self.bare.append(on_turned.T @ on_turned / (roles - 1) - turned.T @ estimated_noise @ turned)
             self.across.append(places.T @ on_turned / np.sqrt(roles - 1))
             self.axis.append((errors[0] - errors[1:].mean(0)) @ turned)
 
@@ -125,8 +125,8 @@ def _bins(values: Floats, total: float) -> Floats:
 def seventy(shares: Floats) -> float:
     """How many components hold 70% of the variance, with the part of the last one that it takes."""
     total = np.concatenate([[0.0], shares.cumsum()])
-    at = int((total < 0.7).sum())
-    return float(at - 1 + (0.7 - total[at - 1]) / (total[at] - total[at - 1]))
+    first_beyond = int((total < 0.7).sum())
+    return float(first_beyond - 1 + (0.7 - total[first_beyond - 1]) / (total[first_beyond] - total[first_beyond - 1]))
 
 
 def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
@@ -170,8 +170,8 @@ def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
         covariance = np.cov(sums.T) * (0.5 + 0.5 * np.eye(len(target)))
         inverse = np.asarray(np.linalg.inv(covariance + np.diag(0.02 * np.diag(covariance) + 1e-7)), dtype=np.float64)
 
-        def misfit(at: Floats, sums: Floats, inverse: Floats = inverse) -> float:
-            gap, off = target - sums.mean(0), at - centre
+        def misfit(candidate: Floats, sums: Floats, inverse: Floats = inverse) -> float:
+            gap, off = target - sums.mean(0), candidate - centre
             return float(gap @ inverse @ gap + off @ precision @ off)
 
         worst = misfit(parameters, sums)
@@ -230,17 +230,17 @@ def tested(
     for draw in range(len(world.bare)):
         # Roles are a few of many: their own spectrum is rougher than a smooth one, and that is what is asked for.
         places = centred(rng.normal(size=(world.roles, world.planted)) * np.sqrt(shares))
-        own = np.linalg.eigvalsh(places.T @ places)[::-1]
-        own = np.maximum(own / own.sum(), 1e-12)
-        matrix = world.seen(draw, own * total)
+        spectrum = np.linalg.eigvalsh(places.T @ places)[::-1]
+        spectrum = np.maximum(spectrum / spectrum.sum(), 1e-12)
+        matrix = world.seen(draw, spectrum * total)
         values, vectors = np.linalg.eigh(matrix)
         sums.append(_bins(values[::-1], values.sum()))
         totals.append(values.sum())
-        truths.append(own)
+        truths.append(spectrum)
         # Where the axis lies beside PC1 is known badly too where components of like variance were mixed: it is taken from the
         # data's clear components in every other draw, and as roles are spread for the rest, and in the others.
         beside, start = np.zeros(size), clear if draw % 2 else 1
-        beside[start : world.planted] = (rng.normal(size=world.planted) * np.sqrt(own))[start:]
+        beside[start : world.planted] = (rng.normal(size=world.planted) * np.sqrt(spectrum))[start:]
         beside *= np.linalg.norm(axis[start:]) / max(float(np.linalg.norm(beside)), 1e-30)
         beside[1:start] = axis[1:start]
         beside /= max(float(np.linalg.norm(beside)), 1e-30)
@@ -248,14 +248,14 @@ def tested(
         noisy = axes + world.axis[draw]
         seen.append(np.abs(noisy @ vectors[:, -1]) / np.linalg.norm(noisy, axis=1))
         turned.append(abs(vectors[0, ::-1] @ axis) / length)
-        at = round((len(COSINES) - 1) * first)
-        told = noisy[at] @ matrix @ noisy[at] / (noisy[at] @ noisy[at] * values.sum())
-        shares_off.append(told - axes[at, : world.planted] ** 2 @ own / length**2)
+        nearest = round((len(COSINES) - 1) * first)
+        estimate = noisy[nearest] @ matrix @ noisy[nearest] / (noisy[nearest] @ noisy[nearest] * values.sum())
+        shares_off.append(estimate - axes[nearest, : world.planted] ** 2 @ spectrum / length**2)
     moved = (np.array(sums) - np.mean(sums, axis=0)) @ gain.T
     errors = []
-    for move, own in zip(moved, truths, strict=True):
-        told = shape(np.clip(parameters + move, LIMITS[:, 0], LIMITS[:, 1]), world.planted)
-        errors.append([np.log(f(told) / f(own)) for f in (seventy, lambda p: p[0], dimension_of)])
+    for move, spectrum in zip(moved, truths, strict=True):
+        estimate = shape(np.clip(parameters + move, LIMITS[:, 0], LIMITS[:, 1]), world.planted)
+        errors.append([np.log(f(estimate) / f(spectrum)) for f in (seventy, lambda p: p[0], dimension_of)])
     components, first, dimension = np.array(errors).T
     return Tested(
         components, first, dimension, np.array(shares_off), np.array(seen), np.array(turned), np.array(totals)

@@ -77,13 +77,13 @@ class PartialFit(Fit):
         self.counts = np.zeros(cells.n.shape)
         np.add.at(self.counts, (role[chosen], question[chosen]), fine.count[chosen])
         self.asked, column = np.unique(question[chosen], return_inverse=True)
-        rows, at = np.concatenate([role[chosen], len(cells.n) + column]), np.tile(np.flatnonzero(chosen), 2)
+        rows, columns = np.concatenate([role[chosen], len(cells.n) + column]), np.tile(np.flatnonzero(chosen), 2)
         shape = (len(cells.n) + len(self.asked), len(fine.count) + len(fine.block_of))
-        self.adding = coo_array((np.ones(len(rows)), (rows, at)), shape=shape).tocsr()
+        self.adding = coo_array((np.ones(len(rows)), (rows, columns)), shape=shape).tocsr()
         used = [np.zeros(len(fine.n), dtype=bool) for _ in range(2)]
         used[0][fine.role], used[1][fine.role[chosen]] = True, True
-        whole, half = (u.reshape(len(cells.n), -1).sum(1)[cells.shown][1:] for u in used)
-        self.most = float(np.mean(1 / half[half > 0]) / np.mean(1 / whole[half > 0])) if half.any() else np.inf
+        all_texts, half = (u.reshape(len(cells.n), -1).sum(1)[cells.shown][1:] for u in used)
+        self.most = float(np.mean(1 / half[half > 0]) / np.mean(1 / all_texts[half > 0])) if half.any() else np.inf
 
 
 def instruction_fits(cells: Cells, fine: Cells, splits: int, seed: int) -> list[Pair]:
@@ -100,13 +100,13 @@ def instruction_fits(cells: Cells, fine: Cells, splits: int, seed: int) -> list[
             continue
         by_text = np.zeros((2, len(fine.n)))
         np.add.at(by_text, (np.where(first, 0, 1), fine.role), fine.count)
-        asked = by_text.reshape(2, -1, instructions)
-        gain = asked[0] - asked[1] + rng.uniform(-0.1, 0.1, size=asked[0].shape)
-        in_first, used = gain > 0, asked.sum(0) > 0
-        for own, other in ((in_first, 1), (~in_first, 0)):
+        counts = by_text.reshape(2, -1, instructions)
+        gain = counts[0] - counts[1] + rng.uniform(-0.1, 0.1, size=counts[0].shape)
+        in_first, used = gain > 0, counts.sum(0) > 0
+        for in_half, opposite in ((in_first, 1), (~in_first, 0)):
             # Roles whose instructions would all be on one side: the one that costs least goes over.
-            able = asked[other] > 0
-            for role in np.flatnonzero((own | ~used).all(1) & able.any(1) & (used.sum(1) > 1)):
+            able = counts[opposite] > 0
+            for role in np.flatnonzero((in_half | ~used).all(1) & able.any(1) & (used.sum(1) > 1)):
                 least = np.argmin(np.where(able[role], np.abs(gain[role]), np.inf))
                 in_first[role, least] = not in_first[role, least]
         chosen = in_first.ravel()[fine.role]
@@ -131,9 +131,9 @@ def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf
     figures = np.full((4, 1, sums.shape[1]), np.nan)
     values: list[list[Tensor]] = []
     for pair in pairs:
-        there: list[NDArray[np.bool_]] = [fit.counts[fit.cells.shown][1:].sum(1) > 0 for fit in pair]
-        shared = np.logical_and(*there)
-        if not all(present.any() for present in there):
+        has_responses: list[NDArray[np.bool_]] = [fit.counts[fit.cells.shown][1:].sum(1) > 0 for fit in pair]
+        shared = np.logical_and(*has_responses)
+        if not all(present.any() for present in has_responses):
             continue
         if shared.sum() < 2:
             # Roles that were asked once are in one of the two: the axes are known, and nothing of roles.
@@ -142,7 +142,9 @@ def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf
             values.append([axis, unknown, unknown, unknown])
             continue
         a, b = (fit.effects(sums, ratios) for fit in pair)
-        axes = [e[0] - e[1:][torch.from_numpy(present)].mean(0) for e, present in zip((a, b), there, strict=True)]
+        axes = [
+            e[0] - e[1:][torch.from_numpy(present)].mean(0) for e, present in zip((a, b), has_responses, strict=True)
+        ]
         axis = _cosine(axes[0], axes[1], (1,))
         projections, roles, axes = [], [], []
         for effects in (a, b):
@@ -170,10 +172,10 @@ def _cosine(a: Tensor, b: Tensor, over: tuple[int, ...]) -> Tensor:
 
 
 def _factor(pair: Pair, shared: NDArray[np.bool_], ratios: Floats) -> Floats:
-    whole = Fit(pair[0].cells)
+    all_blocks = Fit(pair[0].cells)
     by_ratio = {}
     for ratio in set(ratios.tolist()):
-        noise = [np.mean(fit.error(ratio)[1:][shared]) for fit in (whole, *pair)]
+        noise = [np.mean(fit.error(ratio)[1:][shared]) for fit in (all_blocks, *pair)]
         by_ratio[ratio] = min(
             (noise[1] + noise[2]) / 2 / noise[0], *(f.most for f in pair if isinstance(f, PartialFit)), np.inf
         )
@@ -212,8 +214,8 @@ class Products:
 
     def role_split_half(self) -> Floats:
         """Cosine of each role's vector between halves, averaged over the splits that have it in both, `[roles]`."""
-        own = np.diagonal(self.values, axis1=3, axis2=4)[..., :-1]
-        cosines = own[:, 0, 1] / np.sqrt(np.maximum(own[:, 0, 0] * own[:, 1, 1], 1e-60))
+        squares = np.diagonal(self.values, axis1=3, axis2=4)[..., :-1]
+        cosines = squares[:, 0, 1] / np.sqrt(np.maximum(squares[:, 0, 0] * squares[:, 1, 1], 1e-60))
         n = self.shared.sum(0)
         result: Floats = np.where(n > 0, (cosines * self.shared).sum(0) / np.maximum(n, 1), np.nan)
         return result
@@ -225,7 +227,7 @@ class Products:
             return {}
         rng = np.random.default_rng(seed)
         weights = rng.exponential(size=(rounds, self.shared.shape[1]))
-        own = np.diagonal(self.values, axis1=3, axis2=4)[..., :-1]
+        squares = np.diagonal(self.values, axis1=3, axis2=4)[..., :-1]
         order, map_ = [], []
         for split, shared in enumerate(self.shared):
             w = weights * shared
@@ -234,7 +236,7 @@ class Products:
             mean_a, mean_b = w @ a, w @ b
             covariance = w @ (a * b) - mean_a * mean_b
             order.append(covariance / np.sqrt((w @ a**2 - mean_a**2) * (w @ b**2 - mean_b**2)))
-            map_.append(w @ own[split, 0, 1] / np.sqrt((w @ own[split, 0, 0]) * (w @ own[split, 1, 1])))
+            map_.append(w @ squares[split, 0, 1] / np.sqrt((w @ squares[split, 0, 0]) * (w @ squares[split, 1, 1])))
         ends = [2.5, 97.5]
         draws = {"order": order, "map": map_}
         return {k: spearman_brown(np.percentile(np.mean(v, axis=0), ends), factor).tolist() for k, v in draws.items()}
@@ -248,8 +250,8 @@ class Products:
         if not len(self.values):
             return np.full(self.shared.shape[1], np.nan)
         p = self.values[..., :-1, :-1]
-        whole = (p[:, 0, 0] + p[:, 1, 1] + p[:, 0, 1] + p[:, 1, 0]) / 4
-        norms = np.sqrt(np.maximum(np.diagonal(whole, axis1=1, axis2=2), 1e-30))
+        products = (p[:, 0, 0] + p[:, 1, 1] + p[:, 0, 1] + p[:, 1, 0]) / 4
+        norms = np.sqrt(np.maximum(np.diagonal(products, axis1=1, axis2=2), 1e-30))
         scale = norms[:, :, None] * norms[:, None, :]
         difference = (p[:, 0, 0] - p[:, 1, 1]) / 2 / scale
         noise = (p[:, 0, 0] + p[:, 1, 1] - p[:, 0, 1] - p[:, 1, 0]) / 4 / scale
@@ -301,16 +303,16 @@ def _lost_freedom(cells: Cells, ratio: float) -> float:
 
 def _blocks_asked(cells: Cells) -> Ints:
     """In how many blocks each wanted role was asked, `[roles]`."""
-    found: Ints = np.bincount(cells.role, minlength=len(cells.n))[cells.shown]
-    return found
+    blocks: Ints = np.bincount(cells.role, minlength=len(cells.n))[cells.shown]
+    return blocks
 
 
 def _pooled_error(variance: Floats, n: Ints) -> Floats:
     """Standard errors `[roles]` of means over n blocks, from what random weights made of each. Those have (n − 1)/(n + 1) of
     the variance of a mean; what a single block varies by is taken to be the same for all roles."""
-    some = n > 1
-    if not some.any():
+    repeated = n > 1
+    if not repeated.any():
         return np.full(len(n), np.nan)
-    single = variance[some] * (n[some] + 1) / (n[some] - 1) * n[some]
-    error: Floats = np.sqrt(np.average(single, weights=n[some] - 1) / n)
+    single = variance[repeated] * (n[repeated] + 1) / (n[repeated] - 1) * n[repeated]
+    error: Floats = np.sqrt(np.average(single, weights=n[repeated] - 1) / n)
     return error

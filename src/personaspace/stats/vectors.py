@@ -85,8 +85,8 @@ class Cells:
 
     def place(self, role: Ints, block: Ints) -> Ints:
         """The cells of pairs of role and block."""
-        found: Ints = np.searchsorted(self.role * self.blocks + self.block, role * self.blocks + block)
-        return found
+        positions: Ints = np.searchsorted(self.role * self.blocks + self.block, role * self.blocks + block)
+        return positions
 
     def per_role(self) -> Ints:
         """Responses of each role that is wanted, `[roles]`."""
@@ -104,22 +104,22 @@ def add_to(total: Tensor, cells: Cells, activations: Tensor, rows: slice = slice
 def cell_sums(cells: Cells, blocks: Iterable[Tensor]) -> Tensor:
     """Sums by cell, `[cells + questions, …]` in fp64, of activations that come in blocks `[n, …]` in the responses' order."""
     total: Tensor | None = None
-    at = 0
+    start = 0
     for block in blocks:
         if total is None:
             total = torch.zeros(len(cells.count) + cells.n.shape[1], *block.shape[1:], dtype=torch.float64)
-        add_to(total, cells, block, slice(at, at + len(block)))
-        at += len(block)
-    if total is None or at != len(cells.of):
-        raise DesignError(f"expected the activations of {len(cells.of)} responses, found {at}")
+        add_to(total, cells, block, slice(start, start + len(block)))
+        start += len(block)
+    if total is None or start != len(cells.of):
+        raise DesignError(f"expected the activations of {len(cells.of)} responses, found {start}")
     return total
 
 
-def merge_into(total: Tensor, cells: Cells, other: Tensor, others: Cells) -> None:
+def merge_into(total: Tensor, cells: Cells, addend: Tensor, addend_cells: Cells) -> None:
     """Adds other sums, whose cells are among these and whose questions are the same, to sums by cell."""
-    size = len(others.count)
-    total.index_add_(0, torch.from_numpy(cells.place(others.role, others.block)), other[:size])
-    total[len(cells.count) :] += other[size:]
+    size = len(addend_cells.count)
+    total.index_add_(0, torch.from_numpy(cells.place(addend_cells.role, addend_cells.block)), addend[:size])
+    total[len(cells.count) :] += addend[size:]
 
 
 class Fit:
@@ -239,21 +239,21 @@ def role_operator(cells: Cells, weight: Floats | None = None, *, ratio: float = 
 
 def _connected(cells: Cells, n: Floats, partly: bool) -> Floats:
     """The counts `[roles, questions]` of what is connected with the roles that are wanted; raises where those are not."""
-    there = n[cells.shown].sum(1) > 0
-    if not there.any():
+    answered = n[cells.shown].sum(1) > 0
+    if not answered.any():
         raise DesignError("no response is left to compute vectors from")
     roles, questions = np.nonzero(n)
     size = n.shape[0] + n.shape[1]
     graph = coo_array((np.ones(len(roles)), (roles, n.shape[0] + questions)), shape=(size, size))
     _, label = connected_components(graph, directed=False)
-    mine, first = label[cells.shown], int(there.argmax())
-    other = [cells.names[k] for k in np.flatnonzero(there & (mine != mine[first]))]
-    if other and not partly:
+    component, first = label[cells.shown], int(answered.argmax())
+    unconnected = [cells.names[k] for k in np.flatnonzero(answered & (component != component[first]))]
+    if unconnected and not partly:
         raise DesignError(
-            f"{len(other)} roles ({', '.join(other[:3])}, …) share no question with {cells.names[first]}; "
+            f"{len(unconnected)} roles ({', '.join(unconnected[:3])}, …) share no question with {cells.names[first]}; "
             "their vectors cannot be compared: ask more questions in common, or more default responses"
         )
-    result: Floats = np.where((label[: n.shape[0]] == mine[first])[:, None], n, 0.0)
+    result: Floats = np.where((label[: n.shape[0]] == component[first])[:, None], n, 0.0)
     return result
 
 
