@@ -36,7 +36,7 @@ class CompletedReply:
 
 @dataclass(frozen=True)
 class ReplyFormat:
-    """A request's identity in its replies: a chat's or a text completion's. decode: the text of a reply's tokens; name: of
+    """How a request's replies are written: as a chat's or a text completion's. decode: the text of a reply's tokens; name: of
     one token, also of one that ends a reply and is no part of its text; raw: a token's own bytes, also of a part of a
     character."""
 
