@@ -13,7 +13,7 @@ from rich.console import Console
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
-from personaspace.cli.chat import Conversation, converse
+from personaspace.cli.chat import ChatSession, converse
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import DesignError, ModelError, SpaceError, UsageError
@@ -484,10 +484,10 @@ def test_a_space_of_another_model_is_refused_and_a_variant_gets_a_sentence(engin
 # -- the chat --------------------------------------------------------------------------------------------------------
 
 
-def talk(engine, space, lines: list[str]) -> tuple[Conversation, str]:
+def talk(engine, space, lines: list[str]) -> tuple[ChatSession, str]:
     out = io.StringIO()
     console = Console(file=out, width=200)
-    conversation = Conversation(
+    conversation = ChatSession(
         engine, space, Sampling(max_new_tokens=6), console, instruction={"ghost": "You are a ghost."}.get
     )
     pending = iter(lines)

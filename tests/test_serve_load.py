@@ -66,7 +66,7 @@ def test_many_at_once_mixed_and_hanging_up_get_what_they_get_alone_and_leave_not
             sixty_four(url)
         assert idle(worker)
         assert resident() - before < 32 << 20
-        assert worker.turns.guests == 0
+        assert worker.model_lock.admitted == 0
 
 
 def resident():

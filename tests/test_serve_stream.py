@@ -52,7 +52,7 @@ def test_every_token_is_listed_once_with_its_log_probability_however_far_decodin
         (job,) = worker.jobs
         row, seen = job.row, []
         row.out, row.logs = [10], [(-10.0, [])]
-        job.emit(Event("a", made=1))
+        job.emit(Event("a", token_count=1))
         async for line in requests.stream(running, body):
             if "[DONE]" in line:
                 break
@@ -61,15 +61,15 @@ def test_every_token_is_listed_once_with_its_log_probability_however_far_decodin
             if len(seen) == 1:  # the thread is done before the first chunk is on its way
                 row.out, row.end = [10, 11, 12], 2
                 row.logs = [(-10.0, []), (-11.0, []), (-12.0, []), (-2.0, [])]
-                job.emit(Event("b", made=2))
-                job.emit(Event("c", finish="stop", made=4))
+                job.emit(Event("b", token_count=2))
+                job.emit(Event("c", finish="stop", token_count=4))
         return seen
 
     assert asyncio.run(told()) == [[-10.0], [-11.0], [-12.0] if chat else [-12.0, -2.0]]
 
 
 def test_a_reply_whose_client_does_not_read_is_given_up(space, engine, monkeypatch):
-    monkeypatch.setattr("personaspace.serve.requests.UNREAD", 20)
+    monkeypatch.setattr("personaspace.serve.completions.UNREAD", 20)
     worker = Worker(engine, space.layer, space.axis_at(), rows=1, queue=4, columns=512)
     requests = requests_of(space, engine, worker)
     body = ChatCompletion(model="tiny", messages=HELLO, stream=True, n=2, max_tokens=400, temperature=2.0)

@@ -1,4 +1,4 @@
-"""Who gets the model, and a place to wait for it: replies, guests with a pass of their own, and those that went away."""
+"""Who gets the model, and a place to wait for it: replies, requests with a pass of their own, and those that went away."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import personaspace as ps
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.transformers.batching import Row
 from personaspace.engines.transformers.sampling import uniforms
-from personaspace.serve.lock import QueueFull, Turns
+from personaspace.serve.lock import ModelLock, QueueFull
 from personaspace.serve.scheduler import Ended, Job, Worker
 from served import engine, serving, space
 
@@ -32,21 +32,21 @@ def until(true):
     raise AssertionError("it never came true")
 
 
-def test_a_step_comes_after_each_guest_and_a_guest_after_each_step():
-    turns, order, done = Turns(8), [], threading.Event()
+def test_a_step_comes_after_each_exclusive_use_and_exclusive_use_after_each_step():
+    lock, order, done = ModelLock(8), [], threading.Event()
 
     def visit():
         while not done.is_set():
-            with turns.guest():
-                order.append("guest")
+            with lock.exclusive():
+                order.append("exclusive")
                 time.sleep(0.001)
 
     with ThreadPoolExecutor(3) as pool:
         for _ in range(3):
             pool.submit(visit)
-        until(lambda: turns.asking)
+        until(lambda: lock.waiting)
         for _ in range(50):
-            with turns.step(lambda: False) as ours:
+            with lock.step(lambda: False) as ours:
                 assert ours
                 order.append("step")
         done.set()
@@ -56,14 +56,14 @@ def test_a_step_comes_after_each_guest_and_a_guest_after_each_step():
 
 
 def test_a_step_is_not_waited_for_longer_than_there_is_time():
-    turns, began = Turns(1), time.monotonic()
-    with turns.guest():
-        with turns.step(lambda: time.monotonic() > began + 0.2) as ours:
+    lock, began = ModelLock(1), time.monotonic()
+    with lock.exclusive():
+        with lock.step(lambda: time.monotonic() > began + 0.2) as ours:
             assert not ours
-        assert turns.taken
-    with turns.step(lambda: True) as ours:
+        assert lock.in_use
+    with lock.step(lambda: True) as ours:
         assert ours
-    assert not turns.taken
+    assert not lock.in_use
 
 
 def test_clients_that_keep_projecting_do_not_stop_a_reply(space, engine):
@@ -75,21 +75,21 @@ def test_clients_that_keep_projecting_do_not_stop_a_reply(space, engine):
                 assert httpx.post(f"{address}/v1/persona/project", json=TALK, timeout=30).status_code == 200
 
         clients = [pool.submit(keep) for _ in range(4)]
-        until(lambda: worker.turns.guests)
+        until(lambda: worker.model_lock.admitted)
         try:
             answer = httpx.post(f"{address}/v1/chat/completions", json={**ASKED, "max_tokens": 40}, timeout=20)
         finally:
             done.set()
         assert answer.status_code == 200
         assert [c.result() for c in clients] == [None] * 4
-        assert worker.turns.guests == worker.turns.asking == 0
+        assert worker.model_lock.admitted == worker.model_lock.waiting == 0
 
 
-def test_more_guests_than_may_wait_are_answered_429(space, engine):
+def test_more_requests_for_the_model_than_may_wait_are_answered_429(space, engine):
     with serving(space, engine, queue=1) as (address, worker), ThreadPoolExecutor(1) as pool:
-        with worker.turns.guest():
+        with worker.model_lock.exclusive():
             first = pool.submit(httpx.post, f"{address}/v1/persona/project", json=TALK, timeout=30)
-            until(lambda: worker.turns.guests)
+            until(lambda: worker.model_lock.admitted)
             echo = {"model": "tiny", "prompt": "hello", "max_tokens": 1, "echo": True, "logprobs": 0}
             for path, body in (("persona/project", TALK), ("completions", echo)):
                 refused = httpx.post(f"{address}/v1/{path}", json=body, timeout=30)
@@ -139,7 +139,7 @@ def test_where_decoding_ends_for_good_everybody_is_told(space, engine):
 
         worker._watch = worker._fresh = fail
         url = f"{address}/v1/chat/completions"
-        with worker.turns.guest():
+        with worker.model_lock.exclusive():
             waiting = [pool.submit(httpx.post, url, json=ASKED, timeout=20) for _ in range(2)]
             until(lambda: len(worker.running) + len(worker.waiting) == 2)
         assert [w.result().status_code for w in waiting] == [500, 500]

@@ -28,7 +28,7 @@ HELP = """/cap [NAME]       hold replies with a cap of the space; /cap off lets 
 
 
 @dataclass
-class Conversation:
+class ChatSession:
     """A conversation with a model, what holds it, and what its turns read."""
 
     engine: Engine
@@ -49,8 +49,8 @@ class Conversation:
 
     def interventions(self, cap: str | None) -> tuple[Intervention, ...]:
         """What is done to a reply: steering, then the cap. Raises `SpaceError` for one that does not exist."""
-        steered = (self.space.steer(*self.steer),) if self.steer else ()
-        return (*steered, self.space.cap(cap)) if cap else steered
+        steering = (self.space.steer(*self.steer),) if self.steer else ()
+        return (*steering, self.space.cap(cap)) if cap else steering
 
     def say(self, text: str) -> None:
         """Answers the user, streaming, and shows the gauge; in a comparison twice, the second reply being kept."""
@@ -99,10 +99,10 @@ class Conversation:
         if name in ("quit", "exit", "q"):
             return False
         if name == "cap":
-            wanted = None if rest == "off" else rest or "capped"
-            self.interventions(wanted)
-            self.cap = wanted
-            self.console.print(f"cap: {wanted or 'off'}", style="dim", markup=False)
+            cap = None if rest == "off" else rest or "capped"
+            self.interventions(cap)
+            self.cap = cap
+            self.console.print(f"cap: {cap or 'off'}", style="dim", markup=False)
         elif name == "steer":
             self._steer(rest)
         elif name == "role":
@@ -160,14 +160,14 @@ def gauge(space: PersonaSpace, reading: TurnReading, touched: int = 0) -> Text:
     home = round(3 / 4 * (WIDTH - 1))
     cells = ["│" if k == home else "─" for k in range(WIDTH)]
     cells[place] = "●"
-    held = f", {touched} of {reading.tokens} tokens held" if touched else ""
+    capped = f", {touched} of {reading.tokens} tokens held" if touched else ""
     colour = "red" if reading.alert else "yellow" if reading.drift > 1 else "green"
     alert = "  ALERT" if reading.alert else ""
-    said = f"away {''.join(cells)} Assistant  drift {reading.drift:+.1f} sd, near {nearest}{held}{alert}"
-    return Text(said, style=colour)
+    line = f"away {''.join(cells)} Assistant  drift {reading.drift:+.1f} sd, near {nearest}{capped}{alert}"
+    return Text(line, style=colour)
 
 
-def converse(conversation: Conversation, read: Callable[[], str | None]) -> None:
+def converse(session: ChatSession, read: Callable[[], str | None]) -> None:
     """Talks until the user has had enough; a mistake is one line, and the conversation goes on."""
     while True:
         try:
@@ -176,9 +176,9 @@ def converse(conversation: Conversation, read: Callable[[], str | None]) -> None
                 return
             line = line.strip()
             if line.startswith("/"):
-                if not conversation.command(line):
+                if not session.command(line):
                     return
             elif line:
-                conversation.say(line)
+                session.say(line)
         except PersonaSpaceError as e:
-            conversation.console.print(f"{e}", style="red", markup=False)
+            session.console.print(f"{e}", style="red", markup=False)

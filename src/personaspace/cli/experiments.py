@@ -83,30 +83,30 @@ DEFAULTS: dict[str, Any] = {"published": False, "judge": DEFAULT_JUDGE, "dry_run
 NEEDED = ("space", "out_folder")
 
 
-def _told(default: Any) -> str:
+def _default_text(default: Any) -> str:
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _option(name: str, field: FieldInfo) -> Any:
     """A field as an option: what holds several values is text here, and is read by the field itself."""
     kind = field.annotation if field.annotation in (int, float, bool) else str
-    told = "" if field.default in (None, "", ()) else f"  [default: {_told(field.default)}]"
+    default_note = "" if field.default in (None, "", ()) else f"  [default: {_default_text(field.default)}]"
     flag = "--" + name.replace("_", "-")
-    return Annotated[kind | None, typer.Option(flag, help=f"{field.description}{told}", show_default=False)]
+    return Annotated[kind | None, typer.Option(flag, help=f"{field.description}{default_note}", show_default=False)]
 
 
 def command_of(name: str) -> Any:
     """An experiment's command: the common options, and one for each field of its own."""
     experiment = find(name)
-    own = {k: _option(k, f) for k, f in experiment.options.model_fields.items()}
+    experiment_options = {k: _option(k, f) for k, f in experiment.options.model_fields.items()}
 
-    def command(**given: Any) -> None:
-        chosen = {k: given.pop(k) for k in own}
-        _run(experiment, {k: v for k, v in chosen.items() if v is not None}, **given)
+    def command(**arguments: Any) -> None:
+        options = {k: arguments.pop(k) for k in experiment_options}
+        _run(experiment, {k: v for k, v in options.items() if v is not None}, **arguments)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter(k, keyword, annotation=COMMON[k]) for k in NEEDED]
-    parameters += [inspect.Parameter(k, keyword, annotation=a, default=None) for k, a in own.items()]
+    parameters += [inspect.Parameter(k, keyword, annotation=a, default=None) for k, a in experiment_options.items()]
     parameters += [
         inspect.Parameter(k, keyword, annotation=a, default=DEFAULTS.get(k))
         for k, a in COMMON.items()
@@ -120,11 +120,11 @@ def command_of(name: str) -> Any:
     return typer.main.get_command(alone)
 
 
-def read_options(experiment: Experiment, given: dict[str, Any], published: bool) -> Options:
-    """The options given, over the small or the published setting. Raises `UsageError`."""
+def read_options(experiment: Experiment, overrides: dict[str, Any], published: bool) -> Options:
+    """The overrides over the small or the published setting. Raises `UsageError`."""
     start = experiment.published.model_dump() if published else {}
     try:
-        return experiment.options.model_validate({**start, **given})
+        return experiment.options.model_validate({**start, **overrides})
     except ValidationError as e:
         first = e.errors()[0]
         name = str(first["loc"][0]).replace("_", "-")
@@ -133,7 +133,7 @@ def read_options(experiment: Experiment, given: dict[str, Any], published: bool)
 
 def _run(
     experiment: Experiment,
-    given: dict[str, Any],
+    overrides: dict[str, Any],
     *,
     space: str,
     out_folder: Path,
@@ -154,7 +154,7 @@ def _run(
     from personaspace.experiments.kit.trials import Judges, Trials
 
     check_judge(judge)
-    options = read_options(experiment, given, published)
+    options = read_options(experiment, overrides, published)
     texts = load_catalog(catalog)
     loaded, engine = space_and_engine(space, model, device, dtype)
 
@@ -164,8 +164,8 @@ def _run(
     if dry_run:
         _costs(experiment, options, texts, engine, as_json)
         return
-    other = judging_engine(judge, judge_model, engine, device, dtype)
-    judges = Judges(judge, other, judge_model, judge_url)
+    judge_engine = judging_engine(judge, judge_model, engine, device, dtype)
+    judges = Judges(judge, judge_engine, judge_model, judge_url)
     bar = Bar(err)
     trials = Trials(
         engine, loaded, out_folder, experiment.name, options, catalog=texts, judges=judges, load=load, watcher=bar
@@ -188,16 +188,16 @@ def _run(
 def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as_json: bool) -> None:
     from personaspace.report.words import duration
 
-    each = {"this": experiment.cost(options, texts)}
+    costs = {"this": experiment.cost(options, texts)}
     try:
-        each["published"] = experiment.cost(experiment.published, texts)
+        costs["published"] = experiment.cost(experiment.published, texts)
     except (UsageError, CatalogError) as e:  # a user's own catalogue may lack what the published setting asks for
         err.print(f"the published setting is not one for this catalogue: {e}", markup=False)
-    seconds = {k: c.seconds(engine) for k, c in each.items()}
+    seconds = {k: c.seconds(engine) for k, c in costs.items()}
     if as_json:
-        out.print_json(json.dumps({k: {**vars(c), "seconds": seconds[k]} for k, c in each.items()}))
+        out.print_json(json.dumps({k: {**vars(c), "seconds": seconds[k]} for k, c in costs.items()}))
         return
-    for name, c in each.items():
+    for name, c in costs.items():
         out.print(
             f"{name + ' setting:':<19} {c.replies:,} replies, at most {c.tokens:,} tokens, about {duration(seconds[name])} "
             f"with {engine.model.id} on this machine"

@@ -79,62 +79,75 @@ def calibrate(
     kind, floor = of or "default", 25 if percentile is None else percentile
     calibration.check_kind(kind, floor)
     tasks = sweeping.read_tasks(capability) if capability else []
-    wanted = calibration.parse_range(layers) if layers else None
+    requested_range = calibration.parse_range(layers) if layers else None
     loaded = PersonaSpace.load(space)
     axis = loaded.tensors["axis"]
-    chosen = wanted or calibration.default_range(len(axis))
-    calibration.check_range(chosen, len(axis))
+    layer_range = requested_range or calibration.default_range(len(axis))
+    calibration.check_range(layer_range, len(axis))
     run = Run(folder)
-    taken = calibration.projections_while_mapping(run, axis / axis.norm(dim=-1, keepdim=True))
-    replay = sweep or min(len(taken[0]), len(taken[1])) < calibration.LEAST
+    default_projections, role_projections, role_names = calibration.projections_while_mapping(
+        run, axis / axis.norm(dim=-1, keepdim=True)
+    )
+    replay = sweep or min(len(default_projections), len(role_projections)) < calibration.LEAST
     if replay:
         loaded, engine = space_and_engine(space, model, device, dtype)
     with run.locked():
         if replay:
             sample = calibration.draw_sample(run, seed=seed)
             err.print(f"replaying {len(sample.default)} default and {len(sample.roles)} role replies")
-            made = calibration.calibrate(engine, loaded, sample, chosen)
+            calibrated = calibration.calibrate(engine, loaded, sample, layer_range)
         else:
-            err.print(f"{len(taken[0])} default and {len(taken[1])} role replies were projected while they were given")
-            made = calibration.with_caps(loaded, taken[0], taken[1], chosen, taken[2])
-        name, cap = calibration.named_cap(made, kind, floor, chosen)
-        made.meta["caps"][name] = cap
+            n_default, n_role = len(default_projections), len(role_projections)
+            err.print(f"{n_default} default and {n_role} role replies were projected while they were given")
+            calibrated = calibration.with_caps(loaded, default_projections, role_projections, layer_range, role_names)
+        name, cap = calibration.named_cap(calibrated, kind, floor, layer_range)
+        calibrated.meta["caps"][name] = cap
         outcomes: list[CapOutcome] = []
         if sweep:
-            ranges = [wanted] if wanted else sweeping.candidates(engine.model.layers)
+            ranges = [requested_range] if requested_range else sweeping.candidates(engine.model.layers)
             err.print(f"trying {len(ranges) * len(sweeping.CHOICES)} caps on {prompts} role prompts")
-            judging = judging_engine(judge, judge_model, engine, device, dtype)
-            scorer = make_judge(judge, engine=judging, model=judge_model, url=judge_url)
-            made, outcomes = sweeping.sweep(
-                engine, made, sample, ranges, judge=scorer, prompts=prompts, tasks=tasks, seed=seed, random=controls
+            judge_engine = judging_engine(judge, judge_model, engine, device, dtype)
+            scorer = make_judge(judge, engine=judge_engine, model=judge_model, url=judge_url)
+            calibrated, outcomes = sweeping.sweep(
+                engine,
+                calibrated,
+                sample,
+                ranges,
+                judge=scorer,
+                prompts=prompts,
+                tasks=tasks,
+                seed=seed,
+                random=controls,
             )
         else:
             why = {"because": "it was asked for" if of or percentile is not None or layers else "no sweep was made"}
-            made = calibration.recommended(made, name, why)
-        made.save(run.space_file)
-        drawn = tradeoff.write_tradeoff(folder / "calibration.html", made, outcomes) if sweep else None
-    capped = made.meta["caps"]["capped"]
-    rules = detection(made)
+            calibrated = calibration.recommended(calibrated, name, why)
+        calibrated.save(run.space_file)
+        page = tradeoff.write_tradeoff(folder / "calibration.html", calibrated, outcomes) if sweep else None
+    capped = calibrated.meta["caps"]["capped"]
+    rules = detection(calibrated)
     if as_json:
         result = {
-            "caps": made.meta["caps"],
+            "caps": calibrated.meta["caps"],
             "sweep": [o.to_dict() for o in outcomes],
             "alerts": [vars(r) for r in rules],
         }
-        out.print_json(json.dumps({**result, "space": str(run.space_file), "page": str(drawn) if drawn else None}))
+        out.print_json(json.dumps({**result, "space": str(run.space_file), "page": str(page) if page else None}))
         return
     if outcomes:
         head, rows = tradeoff.table(outcomes)
-        _print_whole(_table(head, rows))
+        _print_uncut(_table(head, rows))
     out.print(f"\ncapped = {capped['is']}: {capped['why']['because']}. {tradeoff.again(capped)}")
-    if beside := capped["why"].get("controls"):
-        _print_whole(_table(*tradeoff.controls_table(beside)))
-        out.print(beside["because"])
-    alike = f"{rules[0].correlation:.2f}" if rules and rules[0].correlation is not None else "not known: any holds"
+    if controls_summary := capped["why"].get("controls"):
+        _print_uncut(_table(*tradeoff.controls_table(controls_summary)))
+        out.print(controls_summary["because"])
+    correlation = (
+        f"{rules[0].correlation:.2f}" if rules and rules[0].correlation is not None else "not known: any holds"
+    )
     of = (rules[0].rate_of if rules else None) or "conversations"
-    out.print(f"\nHow sure an alert is that 1% of the default's {of} raise (turns' correlation: {alike}):")
-    _print_whole(_alerts(rules))
-    out.print(f"\nspace: {run.space_file}" + (f"\npage:  {drawn}" if drawn else ""))
+    out.print(f"\nHow sure an alert is that 1% of the default's {of} raise (turns' correlation: {correlation}):")
+    _print_uncut(_alerts(rules))
+    out.print(f"\nspace: {run.space_file}" + (f"\npage:  {page}" if page else ""))
 
 
 @app.command(epilog="Example: personaspace project smollm2 talk.json --plot talk.html")
@@ -159,22 +172,24 @@ def project(
 
     if alert_turns < 1:
         raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
-    found = [t for path in transcripts for t in read_transcripts(path)]
+    parsed_transcripts = [t for path in transcripts for t in read_transcripts(path)]
     loaded, engine = space_and_engine(space, model, device, dtype)
     calibrated = "beginnings_default" in loaded.tensors
     rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if calibrated else None
     conversations = []
-    for t in found:
+    for t in parsed_transcripts:
         readings, problem = monitor.project(engine, loaded, t.messages, rule)
         if problem:
             err.print(f"warning: {t.name}: {problem}", markup=False)
         conversations.append((t.name, readings))
     page = write_trajectories(plot, loaded, conversations, rule) if plot else None
     if as_json:
-        read = [{"name": n, "turns": [r.to_dict(tokens) for r in rs]} for n, rs in conversations]
-        first = {"turns": read[0]["turns"]} if len(read) == 1 else {"transcripts": read}
+        trajectories = [{"name": n, "turns": [r.to_dict(tokens) for r in rs]} for n, rs in conversations]
+        trajectory_fields = (
+            {"turns": trajectories[0]["turns"]} if len(trajectories) == 1 else {"transcripts": trajectories}
+        )
         alert = vars(rule) if rule else None
-        out.print_json(json.dumps({"layer": loaded.layer, "alert_rule": alert, **first}))
+        out.print_json(json.dumps({"layer": loaded.layer, "alert_rule": alert, **trajectory_fields}))
         return
     for name, readings in conversations:
         rows = [
@@ -189,7 +204,8 @@ def project(
             for r in readings
         ]
         out.print(_table([name, "tokens", "projection", "drift", "nearest", ""], rows))
-    out.print(_said(rule))
+    uncalibrated = "no alert: this space is not calibrated (personaspace calibrate)"
+    out.print(f"\n{uncalibrated}" if rule is None else f"\nalert: {rule}")
     if page:
         out.print(f"page: {page}")
 
@@ -212,14 +228,14 @@ def chat(
     """Talk with the model in the terminal, and see where each reply lies on the axis."""
     from personaspace.api import sampling_of
     from personaspace.catalog import load_catalog
-    from personaspace.cli.chat import Conversation, converse
+    from personaspace.cli.chat import ChatSession, converse
     from personaspace.holding.monitor import alert_rule
 
     sampling = sampling_of(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     loaded, engine = space_and_engine(space, model, device, dtype)
     texts = {r.role: r.instructions[0] for r in load_catalog().roles}
     rule = alert_rule(loaded) if "beginnings_default" in loaded.tensors else None
-    talk = Conversation(
+    session = ChatSession(
         engine,
         loaded,
         sampling,
@@ -231,7 +247,7 @@ def chat(
         seed=seed,
     )
     out.print(f"{engine.model.id}, read at layer {loaded.layer}; /help lists the commands, /quit ends", style="dim")
-    converse(talk, _line)
+    converse(session, _line)
 
 
 def _line() -> str | None:
@@ -254,7 +270,7 @@ def _table(head: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def _print_whole(table: Table) -> None:
+def _print_uncut(table: Table) -> None:
     """Prints a table without cutting its cells short, also where a pipe or a narrow terminal is taken for 80 columns."""
     Console(file=out.file, width=max(out.width, WIDE)).print(table)
 
@@ -278,7 +294,3 @@ def _alerts(rules: Sequence[AlertRule]) -> Table:
     ]
     raised = ["raised by the default", "may be", "by its runs of turns", "by roles' runs", "by roles"]
     return _table(["tokens a reply", "turns", "drift over", *raised], rows)
-
-
-def _said(rule: AlertRule | None) -> str:
-    return "\nno alert: this space is not calibrated (personaspace calibrate)" if rule is None else f"\nalert: {rule}"

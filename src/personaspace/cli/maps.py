@@ -142,17 +142,19 @@ def map_command(
         blocks=blocks,
         shards=shards,
     )
-    chosen = catalog_of(out_folder, options, catalog, roles, questions)
+    chosen_catalog = catalog_of(out_folder, options, catalog, roles, questions)
     if on:
         if not dry_run:
             raise UsageError("--on: a map runs where it is; with --dry-run it says what it would take there")
-        return _plan_on(model, on, chosen, options, as_json)
+        return _plan_on(model, on, chosen_catalog, options, as_json)
     bar = Bar(err)
-    here: dict[str, Any] = {"device": device, "dtype": dtype}
+    placement: dict[str, Any] = {"device": device, "dtype": dtype}
     cluster = {"address": address, "workers": workers, "worker_engine": worker_engine}
-    each = {"cpus": cpus_per_worker, "gpus": gpus_per_worker}
-    loaded = load_engine(engine, model, **here, rows=rows, **({**cluster, **each} if engine == "ray" else {}))
-    mapper = Mapper(loaded, chosen, out_folder, options, bar)
+    per_worker = {"cpus": cpus_per_worker, "gpus": gpus_per_worker}
+    loaded_engine = load_engine(
+        engine, model, **placement, rows=rows, **({**cluster, **per_worker} if engine == "ray" else {})
+    )
+    mapper = Mapper(loaded_engine, chosen_catalog, out_folder, options, bar)
     if dry_run:
         plans = mapper.plan()
         if as_json:
@@ -161,8 +163,8 @@ def map_command(
         else:
             out.print("\n".join(bar.line(plan) for plan in plans.values()))
         return
-    judging = judging_engine(judge, judge_model, loaded, device, dtype)
-    scorer = make_judge(judge, engine=judging, model=judge_model, url=judge_url)
+    judge_engine = judging_engine(judge, judge_model, loaded_engine, device, dtype)
+    scorer = make_judge(judge, engine=judge_engine, model=judge_model, url=judge_url)
     with bar:
         space = mapper.map(scorer)
     summary = space.summary()
@@ -181,17 +183,21 @@ def _plan_on(model: str, on: str, catalog: Catalog, options: MapOptions, as_json
     shape, chat = plan.model_of(model)
     hardware = plan.hardware_of(on)
     options = options.resolved(None, catalog)
-    asked = {}
+    workloads = {}
     if options.read != "reply":
-        asked["prompt"] = plan.workload_of(catalog, options.prompts, 0, options.seed, chat)
+        workloads["prompt"] = plan.workload_of(catalog, options.prompts, 0, options.seed, chat)
     if options.read != "prompt":
-        asked["reply"] = plan.workload_of(catalog, options.design, options.sampling.max_new_tokens, options.seed, chat)
+        workloads["reply"] = plan.workload_of(
+            catalog, options.design, options.sampling.max_new_tokens, options.seed, chat
+        )
     if as_json:
-        by_reading = {reading: plan.as_json(model, hardware, of, shape) for reading, of in asked.items()}
-        out.print_json(json.dumps({**by_reading[list(asked)[-1]], "readings": by_reading}))
+        by_reading = {
+            reading: plan.as_json(model, hardware, workload, shape) for reading, workload in workloads.items()
+        }
+        out.print_json(json.dumps({**by_reading[list(workloads)[-1]], "readings": by_reading}))
     else:
-        for reading, of in asked.items():
-            out.print("\n".join(plan.lines(model, hardware, of, shape, reading)), markup=False)
+        for reading, workload in workloads.items():
+            out.print("\n".join(plan.lines(model, hardware, workload, shape, reading)), markup=False)
 
 
 @app.command(epilog="Example: personaspace show runs/smollm2")

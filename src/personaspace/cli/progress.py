@@ -28,22 +28,22 @@ class Bar(Watcher):
         self.task: TaskID | None = None
         self.began = self.last = time.monotonic()
         self.first = 0
-        self.what = "responses"
+        self.unit = "responses"
 
     def line(self, plan: Plan) -> str:
         """The plan in one line."""
-        there = f" ({plan.done} of them there already)" if plan.done else ""
-        new = f", at most {plan.new_tokens:,} new ones" if plan.new_tokens else ", nothing generated"
+        done_note = f" ({plan.done} of them there already)" if plan.done else ""
+        generated = f", at most {plan.new_tokens:,} new ones" if plan.new_tokens else ", nothing generated"
         # An engine elsewhere is not timed beforehand: no time is better than 0 s.
-        took = f"about {duration(plan.seconds)}" if plan.seconds else "for a time that shows once it runs"
+        duration_note = f"about {duration(plan.seconds)}" if plan.seconds else "for a time that shows once it runs"
         return (
-            f"{plan.responses} {plan.what}{there}: {plan.prompt_tokens:,} prompt tokens{new}, "
-            f"{took if plan.done < plan.responses else 'nothing left to do'}, {plan.bytes / 1e6:,.0f} MB on the disk"
+            f"{plan.responses} {plan.what}{done_note}: {plan.prompt_tokens:,} prompt tokens{generated}, "
+            f"{duration_note if plan.done < plan.responses else 'nothing left to do'}, {plan.bytes / 1e6:,.0f} MB on the disk"
         )
 
     def planned(self, plan: Plan) -> None:
         self.console.print(self.line(plan))
-        self.began, self.first, self.what = time.monotonic(), plan.done, plan.what
+        self.began, self.first, self.unit = time.monotonic(), plan.done, plan.what
         if not self.console.is_terminal:
             return
         if self.bar is None:
@@ -61,7 +61,7 @@ class Bar(Watcher):
         elif now - self.last > LINE_EVERY and done - self.first >= FIRST_ROWS:
             self.last = now
             self.console.print(
-                f"{done}/{total} {self.what}, {rate:.1f}/s, {duration((total - done) / max(rate, 1e-9))} left"
+                f"{done}/{total} {self.unit}, {rate:.1f}/s, {duration((total - done) / max(rate, 1e-9))} left"
             )
 
     def note(self, text: str) -> None:

@@ -46,17 +46,17 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible API that shows and holds the persona, and the page to try it on."""
     if engine == "vllm":
-        own = {"api-keys": api_keys, "record": record, "queue": queue, "grace": grace, "device": device}
-        for unmet, value in own.items():
+        unsupported = {"api-keys": api_keys, "record": record, "queue": queue, "grace": grace, "device": device}
+        for option, value in unsupported.items():
             if value is not None:
-                raise UsageError(f"--{unmet} is not there with --engine vllm: its server is vLLM's own")
+                raise UsageError(f"--{option} is not there with --engine vllm: its server is vLLM's own")
         if dtype is not None and dtype not in DTYPES:
             raise UsageError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-        given = [f"--host={host}", f"--port={port}", f"--max-num-seqs={rows}"]
-        given += [f"--allowed-origins={json.dumps(cors)}"] if cors else []
-        given += [f"--override-generation-config={json.dumps({'max_new_tokens': max_tokens})}"]
-        given += [f"--dtype={DTYPES[dtype]}"] if dtype in DTYPES else []
-        _become_vllm(space, model, host, api_key, [*given, *(vllm or ())])
+        options = [f"--host={host}", f"--port={port}", f"--max-num-seqs={rows}"]
+        options += [f"--allowed-origins={json.dumps(cors)}"] if cors else []
+        options += [f"--override-generation-config={json.dumps({'max_new_tokens': max_tokens})}"]
+        options += [f"--dtype={DTYPES[dtype]}"] if dtype in DTYPES else []
+        _become_vllm(space, model, host, api_key, [*options, *(vllm or ())])
     if engine != "transformers":
         raise UsageError(f"--engine {engine}: expected transformers or vllm")
     queue, grace = 64 if queue is None else queue, 20 if grace is None else grace
@@ -76,10 +76,10 @@ def serve(
     settings = Settings(
         rows=rows, queue=queue, max_tokens=max_tokens, keys=keys, origins=tuple(cors or ()), record=record
     )
-    loaded, ours = space_and_engine(space, model, device, dtype)
-    application = create_app(loaded, ours, settings)  # type: ignore[arg-type]
+    loaded_space, loaded_engine = space_and_engine(space, model, device, dtype)
+    application = create_app(loaded_space, loaded_engine, settings)  # type: ignore[arg-type]
     shown = f"[{host}]" if ":" in host else host
-    err.print(f"{ours.model.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)", markup=False)
+    err.print(f"{loaded_engine.model.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)", markup=False)
     try:
         run(application, listening, grace)
     finally:
@@ -100,17 +100,17 @@ def _become_vllm(space: str, model: str | None, host: str, api_key: str | None, 
     from personaspace.space import PersonaSpace
 
     check_exposure(host, (hash_key(api_key),) if api_key else ())
-    loaded = PersonaSpace.load(space)
-    name = model or str(loaded.meta["model"]["id"])
+    loaded_space = PersonaSpace.load(space)
+    name = model or str(loaded_space.meta["model"]["id"])
     folder = resolve(name)
     if Path(folder).is_dir():
         shape, _ = model_of(folder)
-        found, expected = (shape.num_hidden_layers, shape.hidden_size), tuple(loaded.tensors["axis"].shape)
-        if found != expected:
+        model_size, space_size = (shape.num_hidden_layers, shape.hidden_size), tuple(loaded_space.tensors["axis"].shape)
+        if model_size != space_size:
             raise UsageError(
-                f"the space is for {expected[0]} layers of {expected[1]}; {name} has {found[0]} of {found[1]}"
+                f"the space is for {space_size[0]} layers of {space_size[1]}; {name} has {model_size[0]} of {model_size[1]}"
             )
-    program, environment = command(space, loaded.layer, folder, name, options)
+    program, environment = command(space, loaded_space.layer, folder, name, options)
     if api_key:
         environment["VLLM_API_KEY"] = api_key
     os.execve(program[0], program, environment)

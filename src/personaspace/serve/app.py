@@ -61,8 +61,8 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
         yield
-        with ThreadPoolExecutor(1) as own:  # the loop's own threads may all be waiting for the model
-            await asyncio.get_running_loop().run_in_executor(own, worker.stop)
+        with ThreadPoolExecutor(1) as stopper:  # the loop's own threads may all be waiting for the model
+            await asyncio.get_running_loop().run_in_executor(stopper, worker.stop)
 
     app = FastAPI(title="personaspace", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.worker = worker
@@ -120,30 +120,30 @@ def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -
         messages = [m.plain() for m in body.messages]
 
         def read() -> dict[str, Any]:
-            with requests.worker.turns.guest():
+            with requests.worker.model_lock.exclusive():
                 readings, problem = project(requests.engine, reader.space, messages, reader.rule, requests.context)
             return {"layer": reader.space.layer, "turns": [r.to_dict(True) for r in readings], "problem": problem}
 
-        with requests.worker.turns.place():  # counted here: a thread to wait in may be long in coming
+        with requests.worker.model_lock.place():  # counted here: a thread to wait in may be long in coming
             return await asyncio.to_thread(read)
 
 
 async def _answer(requests: Requests, body: Completion, request: Request) -> Response:
-    running = await requests.begin(body)
+    pending = await requests.begin(body)
     if body.stream:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(requests.stream(running, body), media_type="text/event-stream", headers=headers)
-    gone = asyncio.create_task(_disconnected(request))
-    whole = asyncio.create_task(requests.whole(running))
+        return StreamingResponse(requests.stream(pending, body), media_type="text/event-stream", headers=headers)
+    disconnected = asyncio.create_task(_disconnected(request))
+    completion = asyncio.create_task(requests.complete(pending))
     try:
-        await asyncio.wait({gone, whole}, return_when=asyncio.FIRST_COMPLETED)
-        if not whole.done():
+        await asyncio.wait({disconnected, completion}, return_when=asyncio.FIRST_COMPLETED)
+        if not completion.done():
             return Response(status_code=499)
-        return JSONResponse(whole.result())
+        return JSONResponse(completion.result())
     finally:
-        for task in (gone, whole):
+        for task in (disconnected, completion):
             task.cancel()
-        running.cancel()
+        pending.cancel()
 
 
 async def _disconnected(request: Request) -> None:
@@ -218,18 +218,18 @@ def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
             return answer(
                 request, 400, error_body("The body is not JSON", "invalid_request_error", None, "invalid_json")
             )
-        where = ".".join(str(p) for p in first["loc"] if p != "body")
-        said = ": ".join(filter(None, [where, first["msg"]]))
+        field = ".".join(str(p) for p in first["loc"] if p != "body")
+        message = ": ".join(filter(None, [field, first["msg"]]))
         if first["type"] == "extra_forbidden":
-            said = f"Unsupported parameter: '{where}'"
+            message = f"Unsupported parameter: '{field}'"
         code = "unsupported_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-        return answer(request, 400, error_body(said, "invalid_request_error", where or None, code))
+        return answer(request, 400, error_body(message, "invalid_request_error", field or None, code))
 
     @app.exception_handler(QueueFull)
     async def full(request: Request, _: QueueFull) -> JSONResponse:
-        said = f"The queue of {worker.queue} replies is full; try again later"
+        message = f"The queue of {worker.queue} replies is full; try again later"
         headers = {"Retry-After": str(worker.retry_after)}
-        return answer(request, 429, error_body(said, "rate_limit_error", None, "queue_full"), headers)
+        return answer(request, 429, error_body(message, "rate_limit_error", None, "queue_full"), headers)
 
     @app.exception_handler(PersonaSpaceError)
     async def ours(request: Request, e: PersonaSpaceError) -> JSONResponse:
@@ -237,10 +237,10 @@ def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, e: HTTPException) -> JSONResponse:
-        said = str(e.detail)
-        if said == "Not Found":
-            said = f"There is no {request.method} {request.url.path} here; /openapi.json lists what there is"
-        return answer(request, e.status_code, error_body(said, "invalid_request_error"), dict(e.headers or {}))
+        message = str(e.detail)
+        if message == "Not Found":
+            message = f"There is no {request.method} {request.url.path} here; /openapi.json lists what there is"
+        return answer(request, e.status_code, error_body(message, "invalid_request_error"), dict(e.headers or {}))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, e: Exception) -> JSONResponse:

@@ -18,7 +18,7 @@ from personaspace.engines.transformers.sampling import uniforms
 from personaspace.model.interventions import Intervention
 from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import BadRequest, Reader, tokens_of
-from personaspace.serve.replies import Logged, Reply, Shape
+from personaspace.serve.replies import CompletedReply, Logged, ReplyFormat
 from personaspace.serve.scheduler import Ended, Event, Job, Worker
 from personaspace.serve.settings import Settings
 from personaspace.serve.types import ChatCompletion, ChatMessage, Completion, TextCompletion
@@ -44,12 +44,12 @@ UNREAD = 512
 
 
 @dataclass
-class Running:
+class Pending:
     """A request whose replies are being made."""
 
     body: Completion
-    shape: Shape
-    replies: list[Reply]
+    reply_format: ReplyFormat
+    replies: list[CompletedReply]
     events: asyncio.Queue[tuple[int, Event]]
     began: float = field(default_factory=time.monotonic)
     messages: list[dict[str, str]] | None = None
@@ -94,7 +94,7 @@ class Requests:
         if len(messages) > self.settings.max_messages:
             raise BadRequest(f"{len(messages)} messages; at most {self.settings.max_messages} are taken", "messages")
 
-    async def begin(self, body: Completion) -> Running:
+    async def begin(self, body: Completion) -> Pending:
         """Puts a request's replies in the queue. Raises `BadRequest`, `QueueFull`."""
         prompts, messages = self._prompts(body)
         n = body.n * len(prompts)
@@ -104,11 +104,12 @@ class Requests:
             raise BadRequest(f"{n} replies in one request; the queue has {self.worker.queue} places", "n")
         interventions = self.reader.interventions(body.model, body.persona)
         chat = self.engine.chat
-        shape = Shape(isinstance(body, ChatCompletion), body.model, chat.decode, self._name, chat.token_bytes)
-        running = Running(body, shape, [], asyncio.Queue(), messages=messages)
-        samplings = [
-            self._sampling(body, len(ids)) for ids in prompts
-        ]  # says what is too long before anything is computed
+        reply_format = ReplyFormat(
+            isinstance(body, ChatCompletion), body.model, chat.decode, self._name, chat.token_bytes
+        )
+        pending = Pending(body, reply_format, [], asyncio.Queue(), messages=messages)
+        # A prompt that is too long is refused before anything is computed.
+        samplings = [self._sampling(body, len(ids)) for ids in prompts]
         echoes = await self._echoes(body, prompts, interventions)
         loop = asyncio.get_running_loop()
         seed = body.seed if body.seed is not None else secrets.randbits(62)
@@ -116,20 +117,20 @@ class Requests:
             for k in range(body.n):
                 random = uniforms(abs(seed) + k, sampling.max_new_tokens)
                 # A text that is gone on with may have blank lines, at which a transcript's reply ends.
-                ends = None if shape.chat else chat.text_end_ids
+                ends = None if reply_format.chat else chat.text_end_ids
                 row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body), end_ids=ends)
-                reply = Reply(len(running.replies), len(ids), echo=echoes.get(tuple(ids)))
+                reply = CompletedReply(len(pending.replies), len(ids), echo=echoes.get(tuple(ids)))
                 if reply.echo is not None:
                     reply.prompt = self._written(ids)
-                emit = _emitter(loop, running, reply.index)
+                emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
                 reply.job = Job(row, emit, tuple(body.stop), body.stream, follow)
-                running.replies.append(reply)
+                pending.replies.append(reply)
         try:
-            self.worker.submit([r.job for r in running.replies if r.job])
+            self.worker.submit([r.job for r in pending.replies if r.job])
         except Ended:
             raise BadRequest(*LOST["ended"]) from None
-        return running
+        return pending
 
     def _name(self, token: int) -> str:
         return str(self.engine.tokenizer.decode([token]))
@@ -168,10 +169,10 @@ class Requests:
             return {tuple(ids): [] for ids in prompts}
 
         def score(ids: list[int]) -> list[Logged]:
-            with self.worker.turns.guest():
+            with self.worker.model_lock.exclusive():
                 return list(self.engine.score(ids, top, interventions))
 
-        with self.worker.turns.place():
+        with self.worker.model_lock.place():
             return {tuple(ids): await asyncio.to_thread(score, ids) for ids in prompts}
 
     def _sampling(self, body: Completion, length: int) -> Sampling:
@@ -183,11 +184,11 @@ class Requests:
                 "messages",
                 "context_length_exceeded",
             )
-        wanted = body.limit
-        if wanted is not None and wanted > self.settings.max_tokens:
-            raise BadRequest(f"max_tokens {wanted}: at most {self.settings.max_tokens} are made", "max_tokens")
-        most = min(wanted or self.settings.max_tokens, room)
-        return Sampling(temperature=body.temperature, top_p=body.top_p, max_new_tokens=most)
+        max_tokens = body.limit
+        if max_tokens is not None and max_tokens > self.settings.max_tokens:
+            raise BadRequest(f"max_tokens {max_tokens}: at most {self.settings.max_tokens} are made", "max_tokens")
+        max_new_tokens = min(max_tokens or self.settings.max_tokens, room)
+        return Sampling(temperature=body.temperature, top_p=body.top_p, max_new_tokens=max_new_tokens)
 
     @staticmethod
     def _alternatives(body: Completion) -> int | None:
@@ -195,20 +196,20 @@ class Requests:
 
     # -- following -------------------------------------------------------------------------------------------------
 
-    async def whole(self, running: Running) -> dict[str, Any]:
+    async def complete(self, pending: Pending) -> dict[str, Any]:
         """Waits for all replies. Raises `BadRequest` where decoding failed."""
-        async for reply, _ in self._events(running):
+        async for reply, _ in self._events(pending):
             if reply.finish in LOST:
                 raise BadRequest(*LOST[reply.finish])
-        self._finished(running)
-        return running.shape.whole(running.replies)
+        self._finished(pending)
+        return pending.reply_format.completion(pending.replies)
 
-    async def stream(self, running: Running, body: Completion) -> AsyncIterator[str]:
+    async def stream(self, pending: Pending, body: Completion) -> AsyncIterator[str]:
         """Lines of server-sent events, to the end; where the client goes away, the replies are given up."""
         begun: set[int] = set()
         logged: dict[int, int] = {}
         try:
-            async for reply, event in self._events(running):
+            async for reply, event in self._events(pending):
                 if reply.finish in LOST:
                     message, param, code, _ = LOST[reply.finish]
                     yield _sse({"error": {"message": message, "type": "server_error", "param": param, "code": code}})
@@ -217,18 +218,18 @@ class Requests:
                 first = reply.index not in begun
                 if event.text or persona or reply.finish or first:
                     begun.add(reply.index)
-                    new = slice(logged.get(reply.index, 0), event.made)
-                    yield _sse(running.shape.chunk(reply, event.text, persona, first, new))
-                    logged[reply.index] = event.made
+                    new = slice(logged.get(reply.index, 0), event.token_count)
+                    yield _sse(pending.reply_format.chunk(reply, event.text, persona, first, new))
+                    logged[reply.index] = event.token_count
             if body.stream_options.include_usage:
-                yield _sse(running.shape.usage_chunk(running.replies))
-            self._finished(running)
+                yield _sse(pending.reply_format.usage_chunk(pending.replies))
+            self._finished(pending)
             yield _sse("[DONE]")
         finally:
-            running.cancel()
+            pending.cancel()
 
-    def _persona(self, reply: Reply, event: Event, body: Completion) -> dict[str, Any]:
-        """What a chunk tells: at the end how the reply lies; before it, where tokens were asked for, how it lies so far."""
+    def _persona(self, reply: CompletedReply, event: Event, body: Completion) -> dict[str, Any]:
+        """A chunk's `persona`: at the end how the reply lies; before it, where tokens were asked for, how it lies so far."""
         tokens = tokens_of(event.read) if event.read and body.persona.report == "token" else {}
         if reply.finish:
             return {**(reply.persona or {}), **tokens}
@@ -236,37 +237,39 @@ class Requests:
             return tokens
         return {**self.reader.reading(event.mean, event.read[-1].index + 1), **tokens}
 
-    async def _events(self, running: Running) -> AsyncIterator[tuple[Reply, Event]]:
-        left = len(running.replies)
-        waiting_for_first = {r.index for r in running.replies}
-        while left:
-            index, event = await running.events.get()
-            reply = running.replies[index]
+    async def _events(self, pending: Pending) -> AsyncIterator[tuple[CompletedReply, Event]]:
+        unfinished = len(pending.replies)
+        waiting_for_first = {r.index for r in pending.replies}
+        while unfinished:
+            index, event = await pending.events.get()
+            reply = pending.replies[index]
             if index in waiting_for_first:
                 waiting_for_first.discard(index)
-                self.metrics.first.labels(running.body.model).observe(time.monotonic() - running.began)
+                self.metrics.first.labels(pending.body.model).observe(time.monotonic() - pending.began)
             reply.text += event.text
             if event.finish:
-                left -= 1
+                unfinished -= 1
                 reply.finish = event.finish
                 job = reply.job
                 if job and event.finish not in LOST:
-                    reply.persona = self.reader.turn(event.mean, job.read, job.touched, running.body.persona.history)
-                    self._count(running.body.model, reply)
+                    reply.persona = self.reader.turn(
+                        event.mean, job.tokens_read, job.touched, pending.body.persona.history
+                    )
+                    self._count(pending.body.model, reply)
             yield reply, event
 
-    def _count(self, model: str, reply: Reply) -> None:
+    def _count(self, model: str, reply: CompletedReply) -> None:
         m = self.metrics
         m.tokens.labels(model, "prompt").inc(reply.prompt_tokens)
         m.tokens.labels(model, "completion").inc(reply.tokens)
         m.reply(model, reply.persona)
 
-    def _finished(self, running: Running) -> None:
-        endpoint = "/v1/chat/completions" if running.shape.chat else "/v1/completions"
-        self.metrics.requests.labels(running.body.model, endpoint, 200).inc()
-        if self.settings.record and running.messages is not None:
-            replies = [{"text": r.text, "persona": r.persona} for r in running.replies]
-            line = json.dumps({"model": running.body.model, "messages": running.messages, "replies": replies})
+    def _finished(self, pending: Pending) -> None:
+        endpoint = "/v1/chat/completions" if pending.reply_format.chat else "/v1/completions"
+        self.metrics.requests.labels(pending.body.model, endpoint, 200).inc()
+        if self.settings.record and pending.messages is not None:
+            replies = [{"text": r.text, "persona": r.persona} for r in pending.replies]
+            line = json.dumps({"model": pending.body.model, "messages": pending.messages, "replies": replies})
             try:
                 with self.settings.record.open("a", encoding="utf-8") as f:
                     f.write(line + "\n")
@@ -276,11 +279,11 @@ class Requests:
                 self._unwritten = True
 
 
-def _emitter(loop: asyncio.AbstractEventLoop, running: Running, index: int) -> Callable[[Event], None]:
+def _emitter(loop: asyncio.AbstractEventLoop, pending: Pending, index: int) -> Callable[[Event], None]:
     def emit(event: Event) -> None:
         # Where the loop is closed already, nobody waits.
         if not loop.is_closed():
-            loop.call_soon_threadsafe(running.take, index, event)
+            loop.call_soon_threadsafe(pending.take, index, event)
 
     return emit
 

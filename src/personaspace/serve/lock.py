@@ -1,4 +1,4 @@
-"""Who has the model: a thread that decodes step by step, and guests with a pass of their own. They take turns."""
+"""Who has the model: a thread that decodes step by step, and requests with a forward pass of their own. They take turns."""
 
 from __future__ import annotations
 
@@ -11,64 +11,65 @@ class QueueFull(Exception):
     """No place is left to wait in."""
 
 
-class Turns:
-    """One model, used by one at a time: after a guest comes a step where one is wanted, after a step a guest where one waits.
+class ModelLock:
+    """One model, used by one at a time: after exclusive use comes a step where one is waited for, and after a step exclusive
+    use where somebody waits for it.
 
-    guests: how many were let in, at most `most`; `asking` of them wait for the model right now.
+    admitted: how many have a place for exclusive use, at most `limit`; `waiting` of them wait for the model right now.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.guests, self.asking = most, 0, 0
+    def __init__(self, limit: int) -> None:
+        self.limit, self.admitted, self.waiting = limit, 0, 0
         self.changed = threading.Condition()
-        self.taken = self.stepping = False
-        self.due = False  # a guest was the last one
+        self.in_use = self.stepping = False
+        self.step_due = False  # the last use was an exclusive one
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place among the guests, while it lasts. Raises `QueueFull`."""
+        """A place among those who may wait for exclusive use, while it lasts. Raises `QueueFull`."""
         with self.changed:
-            if self.guests >= self.most:
+            if self.admitted >= self.limit:
                 raise QueueFull
-            self.guests += 1
+            self.admitted += 1
         try:
             yield
         finally:
             with self.changed:
-                self.guests -= 1
+                self.admitted -= 1
 
     @contextmanager
-    def guest(self) -> Iterator[None]:
-        """The model to oneself, between two steps."""
+    def exclusive(self) -> Iterator[None]:
+        """The model to oneself, between two steps: for a pass of one's own."""
         with self.changed:
-            self.asking += 1
+            self.waiting += 1
             try:
-                self.changed.wait_for(lambda: not self.taken and not (self.stepping and self.due))
-                self.taken = True
+                self.changed.wait_for(lambda: not self.in_use and not (self.stepping and self.step_due))
+                self.in_use = True
             finally:
-                self.asking -= 1
+                self.waiting -= 1
         try:
             yield
         finally:
-            self._leave(due=True)
+            self._release(step_due=True)
 
     @contextmanager
     def step(self, over: Callable[[], bool]) -> Iterator[bool]:
-        """The model for a step; false, and no model, where it is `over` before guests let it go."""
+        """The model for a step; false, and no model, where it is `over` before exclusive use ends."""
         with self.changed:
             self.stepping = True
-            while (busy := self.taken or (self.asking > 0 and not self.due)) and not over():
+            while (busy := self.in_use or (self.waiting > 0 and not self.step_due)) and not over():
                 self.changed.wait(0.1)
             self.stepping = False
             if not busy:
-                self.taken = True
+                self.in_use = True
             self.changed.notify_all()
         try:
             yield not busy
         finally:
             if not busy:
-                self._leave(due=False)
+                self._release(step_due=False)
 
-    def _leave(self, due: bool) -> None:
+    def _release(self, step_due: bool) -> None:
         with self.changed:
-            self.taken, self.due = False, due
+            self.in_use, self.step_due = False, step_due
             self.changed.notify_all()

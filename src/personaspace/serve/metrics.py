@@ -28,12 +28,12 @@ class PersonaMetrics:
         )
         self.alerts = Counter("personaspace_alerts", "Replies after which an alert stood", ["model"], registry=r)
 
-    def reply(self, model: str, told: Mapping[str, Any] | None) -> None:
+    def reply(self, model: str, persona: Mapping[str, Any] | None) -> None:
         """Counts a reply, given its `persona`; None of one that was not read."""
-        self.capped.labels(model).inc(told["capped_tokens"] if told else 0)
-        if told:
-            self.projection.labels(model).observe(told["projection"])
-            self.alerts.labels(model).inc(bool(told["alert"]))
+        self.capped.labels(model).inc(persona["capped_tokens"] if persona else 0)
+        if persona:
+            self.projection.labels(model).observe(persona["projection"])
+            self.alerts.labels(model).inc(bool(persona["alert"]))
 
 
 class Metrics(PersonaMetrics):

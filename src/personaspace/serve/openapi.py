@@ -186,13 +186,13 @@ def refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def answered(model: type[BaseModel], *statuses: int, streams: bool = False) -> dict[int | str, dict[str, Any]]:
     """A route's reply and refusals, for its `responses`."""
-    said: dict[str, Any] = {"model": model, "description": "The whole reply at once"}
+    reply: dict[str, Any] = {"model": model, "description": "The whole reply at once"}
     if streams:
         event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
         chunks = {"schema": event, "example": "data: {…}\n\ndata: [DONE]\n\n"}
-        said["content"] = {"text/event-stream": chunks}
-        said["description"] = "The whole reply at once, or with `stream` as server-sent events of chunks"
-    return {200: said, **refused(*statuses)}
+        reply["content"] = {"text/event-stream": chunks}
+        reply["description"] = "The whole reply at once, or with `stream` as server-sent events of chunks"
+    return {200: reply, **refused(*statuses)}
 
 
 def describe(
@@ -202,24 +202,24 @@ def describe(
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            made = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            _as_it_is(made)
-            _named(made["components"]["schemas"], settings, models, caps, roles)
+            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            _as_it_is(schema)
+            _named(schema["components"]["schemas"], settings, models, caps, roles)
             if settings.keys:
-                _locked(made)
-            app.openapi_schema = made
+                _locked(schema)
+            app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _as_it_is(made: dict[str, Any]) -> None:
+def _as_it_is(schema: dict[str, Any]) -> None:
     """Bodies that do not hold are answered 400 here, never 422."""
-    for path in made["paths"].values():
+    for path in schema["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
-        made["components"]["schemas"].pop(name, None)
+        schema["components"]["schemas"].pop(name, None)
 
 
 def _named(
@@ -242,9 +242,9 @@ def _named(
     schemas["Steer"]["properties"]["direction"]["enum"] = ["axis", *roles]
 
 
-def _locked(made: dict[str, Any]) -> None:
-    made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path, operations in made["paths"].items():
+def _locked(schema: dict[str, Any]) -> None:
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in schema["paths"].items():
         if path.startswith("/v1/") or path == "/metrics":
             for operation in operations.values():
                 operation["security"] = [{"key": []}]

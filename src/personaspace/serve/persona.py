@@ -1,4 +1,4 @@
-"""What a request's `persona` asks for, and what a reply's says: interventions, projection, drift, nearest roles, alert."""
+"""What a request's `persona` asks for, and what a reply's holds: interventions, projection, drift, nearest roles, alert."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Reader:
         """The model, and the model with each named cap."""
         return [self.name, *(f"{self.name}:{cap}" for cap in self.space.meta.get("caps", {}))]
 
-    def interventions(self, model: str, wanted: Persona) -> tuple[Intervention, ...]:
+    def interventions(self, model: str, persona: Persona) -> tuple[Intervention, ...]:
         """What a request asks for. Raises `BadRequest`."""
         if model not in self.models:
             raise BadRequest(
@@ -55,23 +55,23 @@ class Reader:
                 404,
             )
         cap = model.removeprefix(self.name).removeprefix(":") or None
-        if cap and wanted.cap is not None and cap != wanted.cap:
-            raise BadRequest(f"model says cap '{cap}', persona.cap says '{wanted.cap}'", "persona.cap")
+        if cap and persona.cap is not None and cap != persona.cap:
+            raise BadRequest(f"model says cap '{cap}', persona.cap says '{persona.cap}'", "persona.cap")
         try:
-            steered = [self.space.steer(s.alpha, s.direction) for s in wanted.steer]
-            name = cap or wanted.cap
-            held = [] if name is None else [self.space.cap(name)]
+            steering = [self.space.steer(s.alpha, s.direction) for s in persona.steer]
+            name = cap or persona.cap
+            capping = [] if name is None else [self.space.cap(name)]
         except SpaceError as e:
             raise BadRequest(str(e), "persona") from None
-        return (*steered, *held)
+        return (*steering, *capping)
 
     def turn(self, mean: Tensor | None, tokens: int, touched: int, history: Sequence[float]) -> dict[str, Any] | None:
         """A reply's `persona`; None for an empty one. history: the drifts of the turns before it."""
         if mean is None:
             return None
-        told = self.reading(mean, tokens)
-        alert = self._alert([*history, told["drift"]]) if told["drift"] is not None else None
-        return {**told, "capped_tokens": touched, "alert": alert}
+        reading = self.reading(mean, tokens)
+        alert = self._alert([*history, reading["drift"]]) if reading["drift"] is not None else None
+        return {**reading, "capped_tokens": touched, "alert": alert}
 
     def reading(self, mean: Tensor, tokens: int) -> dict[str, Any]:
         """Where a mean activation `[hidden]` over so many tokens lies."""

@@ -16,9 +16,9 @@ Logged = tuple[float, list[tuple[int, float]]]
 
 
 @dataclass
-class Reply:
-    """What is known of one of a request's replies so far. echo: where the prompt is given back, what is known of its tokens
-    from the second one on; prompt: its text then."""
+class CompletedReply:
+    """One of a request's replies, complete once it has a `finish`. echo: where the prompt is given back, the
+    log-probabilities of its tokens from the second one on; prompt: its text then."""
 
     index: int
     prompt_tokens: int
@@ -35,8 +35,8 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A request's identity in its replies: a chat's or a text completion's. decode: the text of a reply's tokens; name: of
+class ReplyFormat:
+    """How a request's replies are written: as a chat's or a text completion's. decode: the text of a reply's tokens; name: of
     one token, also of one that ends a reply and is no part of its text; raw: a token's own bytes, also of a part of a
     character."""
 
@@ -53,42 +53,42 @@ class Shape:
         name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
         return {"id": name, "object": kind, "created": self.created, "model": self.model}
 
-    def whole(self, replies: Sequence[Reply]) -> dict[str, Any]:
+    def completion(self, replies: Sequence[CompletedReply]) -> dict[str, Any]:
         """All of a request's replies at once; `persona` is the first one's, `personas` all of them."""
         choices = []
         for r in replies:
             text = r.prompt + r.text
             message = {"role": "assistant", "content": text, "refusal": None}
-            said = {"message": message} if self.chat else {"text": text}
-            choices.append({"index": r.index, **said, "logprobs": self.logprobs(r), "finish_reason": r.finish})
+            content = {"message": message} if self.chat else {"text": text}
+            choices.append({"index": r.index, **content, "logprobs": self.logprobs(r), "finish_reason": r.finish})
         personas = [r.persona for r in replies]
         extra = {"persona": personas[0]} if len(personas) == 1 else {"persona": personas[0], "personas": personas}
         return {**self._head(False), "choices": choices, "usage": usage(replies), **extra}
 
     def chunk(
-        self, r: Reply, text: str, persona: Mapping[str, Any] | None, first: bool, logged: slice
+        self, r: CompletedReply, text: str, persona: Mapping[str, Any] | None, first: bool, logged: slice
     ) -> dict[str, Any]:
         """What a step brought a reply. logged: which of its tokens' log-probabilities to tell."""
         if self.chat:
             delta: dict[str, Any] = {"role": "assistant"} if first else {}
-            said: dict[str, Any] = {"delta": {**delta, "content": text} if text or first else delta}
+            content: dict[str, Any] = {"delta": {**delta, "content": text} if text or first else delta}
         else:
-            said = {"text": text}
-        choice = {"index": r.index, **said, "logprobs": self.logprobs(r, logged), "finish_reason": r.finish or None}
+            content = {"text": text}
+        choice = {"index": r.index, **content, "logprobs": self.logprobs(r, logged), "finish_reason": r.finish or None}
         return {**self._head(True), "choices": [choice], **({"persona": persona} if persona else {})}
 
-    def usage_chunk(self, replies: Sequence[Reply]) -> dict[str, Any]:
+    def usage_chunk(self, replies: Sequence[CompletedReply]) -> dict[str, Any]:
         """The last chunk where usage is asked for: no choices, the counts."""
         return {**self._head(True), "choices": [], "usage": usage(replies)}
 
-    def logprobs(self, r: Reply, which: slice = slice(0, None)) -> dict[str, Any] | None:
+    def logprobs(self, r: CompletedReply, which: slice = slice(0, None)) -> dict[str, Any] | None:
         """The log-probabilities of those of a reply's tokens, in the endpoint's own shape."""
         row = r.job.row if r.job else None
         if row is None or row.logprobs is None:
             return None
-        # Text completions list the token that ended the reply as well: who scores a prompt cuts one token off the end.
-        made = row.out if self.chat or row.end is None else [*row.out, row.end]
-        tokens = [(t, *logged) for t, logged in list(zip(made, row.logs, strict=False))[which]]
+        # Text completions list the stop token as well: who scores a prompt cuts one token off the end.
+        token_ids = row.out if self.chat or row.end is None else [*row.out, row.end]
+        tokens = [(t, *logged) for t, logged in list(zip(token_ids, row.logs, strict=False))[which]]
         if not self.chat:
             return self._text_logprobs(r, tokens, which.start)
         return {
@@ -98,11 +98,11 @@ class Shape:
             "refusal": None,
         }
 
-    def _text_logprobs(self, r: Reply, tokens: list[tuple[int, float, Any]], since: int) -> dict[str, Any]:
+    def _text_logprobs(self, r: CompletedReply, tokens: list[tuple[int, float, Any]], since: int) -> dict[str, Any]:
         """Lists side by side; an echoed prompt's come first, its first token without a probability."""
         ids = r.job.row.ids if r.job and r.echo is not None else []
         logged: list[Any] = [(None, None), *(r.echo or [])] if ids else []
-        every = [*((t, *found) for t, found in zip(ids, logged, strict=True)), *tokens]
+        every = [*((t, *logprobs) for t, logprobs in zip(ids, logged, strict=True)), *tokens]
         before = r.job.row.out[:since] if r.job else []
         texts = [self.name(t) for t, _, _ in every]
         start = len(self.decode(before))
@@ -116,17 +116,21 @@ class Shape:
 
     def _most_probable(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
         """By text: of tokens that are written alike, the most probable one counts, which stands first."""
-        found: dict[str, float] = {}
+        by_text: dict[str, float] = {}
         for token, logprob in top:
-            found.setdefault(self.name(token), logprob)
-        return found
+            by_text.setdefault(self.name(token), logprob)
+        return by_text
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         return {"token": self.name(token), "logprob": logprob, "bytes": list(self.raw(token))}
 
 
-def usage(replies: Sequence[Reply]) -> dict[str, int]:
+def usage(replies: Sequence[CompletedReply]) -> dict[str, int]:
     """Tokens of the prompts, counted once a prompt, and of the replies."""
-    prompts = sum({id(r.job.row.ids): r.prompt_tokens for r in replies if r.job}.values())
-    made = sum(r.tokens for r in replies)
-    return {"prompt_tokens": prompts, "completion_tokens": made, "total_tokens": prompts + made}
+    prompt_tokens = sum({id(r.job.row.ids): r.prompt_tokens for r in replies if r.job}.values())
+    completion_tokens = sum(r.tokens for r in replies)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }

@@ -20,7 +20,7 @@ from torch import Tensor
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.engine import TransformersEngine
-from personaspace.serve.lock import QueueFull, Turns
+from personaspace.serve.lock import ModelLock, QueueFull
 
 log = logging.getLogger("personaspace.serve")
 
@@ -43,14 +43,14 @@ class TokenRead:
 class Event:
     """What a step brought a reply: text that is ready, tokens that were read, and at the end how it ended. mean: the mean
     activation `[hidden]` at the space's layer over the tokens that were read (None where none was), at the end and, of a job
-    that is followed, at every step. made: how many tokens were drawn by then, at the end with the one that ended the reply:
-    the row itself goes on while the event is on its way."""
+    that is followed, at every step. token_count: how many tokens were sampled by then, at the end with the stop token: the row
+    itself goes on while the event is on its way."""
 
     text: str = ""
     read: tuple[TokenRead, ...] = ()
     finish: str = ""
     mean: Tensor | None = None
-    made: int = 0
+    token_count: int = 0
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class Job:
     text: str = ""
     shown: int = 0
     seen: int = 0
-    read: int = 0  # tokens that were fed: the newest one is not, yet
+    tokens_read: int = 0  # tokens that were fed: the newest one is not, yet
     starts: list[int] = field(default_factory=list)  # where each token's text begins
     touched: int = 0
     finish: str = ""
@@ -87,7 +87,7 @@ class Worker:
         self.running: dict[int, Job] = {}
         self.changed = threading.Condition()
         self.stopping, self.until, self.ended = False, math.inf, False
-        self.turns = Turns(queue)
+        self.model_lock = ModelLock(queue)
         self.seconds = 5.0  # how long a reply has taken lately
         self.thread = threading.Thread(target=self._run, name="personaspace-decode", daemon=True)
         self._keys = 0
@@ -121,9 +121,9 @@ class Worker:
         with self.changed:
             if self.ended:
                 raise Ended
-            for gone in [job for job in self.waiting if job.cancelled]:
-                self.waiting.remove(gone)
-                gone.emit(Event(finish="cancelled"))
+            for cancelled in [job for job in self.waiting if job.cancelled]:
+                self.waiting.remove(cancelled)
+                cancelled.emit(Event(finish="cancelled"))
             if len(self.waiting) + len(jobs) > self.queue:
                 raise QueueFull
             for job in jobs:
@@ -145,7 +145,7 @@ class Worker:
         finally:
             with self.changed:
                 self.ended = True
-            self._give_up("error", whole=True)
+            self._give_up("error", waiting_too=True)
 
     def _decode(self) -> None:
         loop = self._fresh()
@@ -157,9 +157,9 @@ class Worker:
                     return
                 joining = self._next(loop.free)
             try:
-                with self.turns.step(lambda: self.overdue) as ours:
-                    if self.overdue or not ours:
-                        self._give_up("stopping", whole=True)
+                with self.model_lock.step(lambda: self.overdue) as acquired:
+                    if self.overdue or not acquired:
+                        self._give_up("stopping", waiting_too=True)
                         loop = self._fresh()
                         continue
                     if joining:
@@ -172,15 +172,15 @@ class Worker:
                 self._give_up("error")
                 loop = self._fresh()
 
-    def _give_up(self, why: str, whole: bool = False) -> None:
-        """Ends what runs, and with `whole` what waits as well."""
+    def _give_up(self, finish: str, waiting_too: bool = False) -> None:
+        """Ends the jobs that run, and with `waiting_too` those that wait as well."""
         with self.changed:
-            jobs = [*self.running.values(), *(self.waiting if whole else ())]
+            jobs = [*self.running.values(), *(self.waiting if waiting_too else ())]
             self.running.clear()
-            if whole:
+            if waiting_too:
                 self.waiting.clear()
         for job in jobs:
-            job.emit(Event(finish=why))
+            job.emit(Event(finish=finish))
 
     def _fresh(self) -> DecodeLoop:
         return self.engine.open_loop(self.columns, [self.layer], rows=self.rows)
@@ -200,43 +200,44 @@ class Worker:
         """Tells a job what this step brought, and ends it where it stops by itself."""
         job = self.running[row.key]
         read: tuple[TokenRead, ...] = ()
-        known = len(job.starts)
-        full = self.engine.chat.decode(row.out)
-        whole = full if row.finish else full.rstrip("\ufffd")  # a character's bytes may be spread over tokens
-        for _ in range(known, len(row.out)):
+        decoded = self.engine.chat.decode(row.out)
+        # A character's bytes may be spread over tokens: an unfinished one at the end is left out.
+        text = decoded if row.finish else decoded.rstrip("\ufffd")
+        for _ in range(len(job.starts), len(row.out)):
             job.starts.append(len(job.text))
-        job.text = whole if len(whole) > len(job.text) else job.text
+        job.text = text if len(text) > len(job.text) else job.text
         if job.seen:
-            at = job.seen - 1
-            end = job.starts[at + 1] if at + 1 < len(job.starts) else len(job.text)
+            index = job.seen - 1
+            start = job.starts[index]
+            end = job.starts[index + 1] if index + 1 < len(job.starts) else len(job.text)
             projection = float(loop.means.last[0, k] @ self.unit)
             if math.isfinite(projection):
-                read = (TokenRead(at, job.text[job.starts[at] : end], projection, row.touched > job.touched),)
+                read = (TokenRead(index, job.text[start:end], projection, row.touched > job.touched),)
             else:
                 row.finish = NOT_FINITE
-        job.read, job.seen, job.touched = job.seen, len(row.out), row.touched
-        cut = min((at for s in job.stop if (at := job.text.find(s)) >= 0), default=-1)
-        if row.finish != NOT_FINITE and cut >= 0:
-            job.text, row.finish = job.text[:cut], "stop"
+        job.tokens_read, job.seen, job.touched = job.seen, len(row.out), row.touched
+        stop_start = min((start for stop in job.stop if (start := job.text.find(stop)) >= 0), default=-1)
+        if row.finish != NOT_FINITE and stop_start >= 0:
+            job.text, row.finish = job.text[:stop_start], "stop"
         elif job.cancelled:
             row.finish = "cancelled"
         if row.finish:
             job.finish, job.last = row.finish, read
             return
         # What may be the beginning of a stop text is held back.
-        held = max((_overlap(job.text, s) for s in job.stop), default=0)
-        ready = job.text[job.shown : len(job.text) - held]
+        overlap = max((_overlap(job.text, stop) for stop in job.stop), default=0)
+        ready = job.text[job.shown : len(job.text) - overlap]
         if job.live or not job.shown:
             job.shown += len(ready)
             mean = loop.means.mean(k)[0][0] if job.follow and read else None
-            job.emit(Event(ready, read, mean=mean, made=len(row.out)))
+            job.emit(Event(ready, read, mean=mean, token_count=len(row.out)))
 
     def _end(self, done: Done) -> None:
         job = self.running.pop(done.row.key)
         self.seconds += 0.2 * (time.monotonic() - job.began - self.seconds)
-        mean = done.mean[0] if done.mean is not None and job.read and bool(torch.any(done.mean)) else None
-        made = len(done.row.out) + (done.row.end is not None)
-        job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, made))
+        mean = done.mean[0] if done.mean is not None and job.tokens_read and bool(torch.any(done.mean)) else None
+        token_count = len(done.row.out) + (done.row.end is not None)
+        job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, token_count))
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -34,8 +34,8 @@ class Settings:
 
     def allows(self, key: str) -> bool:
         """Whether a key is one of those that may; takes as long for any wrong one."""
-        given = hash_key(key)
-        return sum(hmac.compare_digest(given, known) for known in self.keys) > 0  # every one is compared
+        digest = hash_key(key)
+        return sum(hmac.compare_digest(digest, allowed) for allowed in self.keys) > 0  # every one is compared
 
 
 def hash_key(key: str) -> str:
@@ -49,7 +49,7 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"--api-keys {path}: cannot be read: {e}") from None
-    found = []
+    digests = []
     for number, line in enumerate(lines, 1):
         digest = line.split("#")[0].strip()
         if digest and not _DIGEST.fullmatch(digest):
@@ -57,10 +57,10 @@ def read_keys(path: str | Path) -> tuple[str, ...]:
                 f"--api-keys {path}, line {number}: expected a SHA-256 digest (printf %s KEY | sha256sum), found something else"
             )
         if digest:
-            found.append(digest)
-    if not found:
+            digests.append(digest)
+    if not digests:
         raise UsageError(f"--api-keys {path}: no key in it")
-    return tuple(found)
+    return tuple(digests)
 
 
 def check_exposure(host: str, keys: Sequence[str]) -> None:

@@ -113,9 +113,9 @@ def _as_taken(schema: dict[str, Any]) -> None:
     fields = schema["properties"]
     for name, field in fields.items():
         if "default" in field and {"type": "null"} not in field.get("anyOf", ()):
-            kept = {k: field.pop(k) for k in ("default", "title") if k in field}
-            one = [{"type": "string"}] if name == "stop" else []
-            fields[name] = {**kept, "anyOf": [field, *one, {"type": "null"}]}
+            annotations = {k: field.pop(k) for k in ("default", "title") if k in field}
+            single_text = [{"type": "string"}] if name == "stop" else []
+            fields[name] = {**annotations, "anyOf": [field, *single_text, {"type": "null"}]}
     fields.update({name: {"enum": list(values)} for name, values in NEUTRAL.items()})
     fields.update({name: {} for name in IGNORED})
 
