@@ -54,7 +54,7 @@ def mapped(engine, small_catalog, monkeypatch):
     """Maps in small shards, summed as they come."""
     monkeypatch.setattr("personaspace.mapping.stages.SHARD", 16)
     monkeypatch.setattr("personaspace.mapping.stages.FOLD", 1)
-    monkeypatch.setattr("personaspace.sums.SAMPLE", 30)
+    monkeypatch.setattr("personaspace.mapping.sums.SAMPLE", 30)
 
     def map_(folder, judge=None, **options) -> PersonaSpace:
         return Mapper(engine, load_catalog(small_catalog), folder, options_of(**{**OPTIONS, **options})).map(
@@ -88,7 +88,7 @@ def test_the_space_from_sums_is_that_from_activations_under_the_same_blocks(tmp_
 
 
 def test_blocks_of_one_question_each_give_what_no_blocks_give(tmp_path, mapped, monkeypatch):
-    monkeypatch.setattr("personaspace.sums.SAMPLE", 1000)
+    monkeypatch.setattr("personaspace.mapping.sums.SAMPLE", 1000)
     whole, by_blocks = mapped(tmp_path, blocks=None), mapped(tmp_path, blocks=12)
     for name in ("axis", "role_vectors", "default_vector", "residual_norm", "quantiles_roles", "default_moments"):
         assert torch.allclose(whole.tensors[name], by_blocks.tensors[name], atol=1e-5), name

@@ -29,42 +29,42 @@ class Likeness:
     again: float
 
 
-def likeness(kept: IncludedResponses, mapped: PersonaSpace, other: PersonaSpace, seed: int = 0) -> Likeness:
+def likeness(included: IncludedResponses, mapped: PersonaSpace, reference: PersonaSpace, seed: int = 0) -> Likeness:
     """Sets a map's axis beside another's."""
-    same = mapped.tensors["axis"].shape == other.tensors["axis"].shape
-    cosines = _cosines(kept, mapped, other, seed) if same else None
-    return Likeness(cosines, _ceiling(mapped, other) if same else [], _again(kept, mapped, seed))
+    same = mapped.tensors["axis"].shape == reference.tensors["axis"].shape
+    cosines = _cosines(included, mapped, reference, seed) if same else None
+    return Likeness(cosines, _ceiling(mapped, reference) if same else [], _again(included, mapped, seed))
 
 
-def _cosines(kept: IncludedResponses, mapped: PersonaSpace, other: PersonaSpace, seed: int) -> list[Estimate]:
+def _cosines(included: IncludedResponses, mapped: PersonaSpace, reference: PersonaSpace, seed: int) -> list[Estimate]:
     """The other's axis is held still; the map's is drawn by question, with random weights as `reliability.bootstrap` does. The
     interval is ± 1.96 standard deviations of that: noise turns an axis away, so that the draws themselves lie too low."""
-    rng, cells = np.random.default_rng(seed), kept.cells
+    rng, cells = np.random.default_rng(seed), included.cells
     fits = [Fit(cells, rng.exponential(size=cells.blocks)) for _ in range(DRAWS)]
-    found = []
+    estimates = []
     for layer in range(mapped.tensors["axis"].shape[0]):
-        one = slice(layer, layer + 1)
-        sums, ratio = kept.source.sums(cells, one), variance_ratios(kept, one)
-        theirs = other.tensors["axis"][layer].double().numpy()
-        at = float(cosine(mapped.tensors["axis"][layer].double().numpy(), theirs))
+        one_layer = slice(layer, layer + 1)
+        sums, ratio = included.source.sums(cells, one_layer), variance_ratios(included, one_layer)
+        theirs = reference.tensors["axis"][layer].double().numpy()
+        measured = float(cosine(mapped.tensors["axis"][layer].double().numpy(), theirs))
         draws = np.stack([fit.axis(sums, ratio)[0].numpy() for fit in fits])
         reach = 1.96 * float(np.std(cosine(draws, theirs)))
-        found.append(Estimate(at, max(at - reach, -1.0), min(at + reach, 1.0), cells.blocks))
-    return found
+        estimates.append(Estimate(measured, max(measured - reach, -1.0), min(measured + reach, 1.0), cells.blocks))
+    return estimates
 
 
-def _ceiling(mapped: PersonaSpace, other: PersonaSpace) -> list[float]:
-    if "axis_split_half" not in mapped.tensors or "axis_split_half" not in other.tensors:
+def _ceiling(mapped: PersonaSpace, reference: PersonaSpace) -> list[float]:
+    if "axis_split_half" not in mapped.tensors or "axis_split_half" not in reference.tensors:
         return [math.nan] * len(mapped.tensors["axis"])
-    both = zip(mapped.axis_reliability(), other.axis_reliability(), strict=True)
+    both = zip(mapped.axis_reliability(), reference.axis_reliability(), strict=True)
     return [math.sqrt(a * b) for a, b in both]
 
 
-def _again(kept: IncludedResponses, mapped: PersonaSpace, seed: int) -> float:
-    one = slice(mapped.layer, mapped.layer + 1)
-    sums, ratio = kept.source.sums(kept.cells, one), variance_ratios(kept, one)
+def _again(included: IncludedResponses, mapped: PersonaSpace, seed: int) -> float:
+    one_layer = slice(mapped.layer, mapped.layer + 1)
+    sums, ratio = included.source.sums(included.cells, one_layer), variance_ratios(included, one_layer)
     axis, halves = mapped.axis_at().double(), []
-    for pair in split_fits(kept.cells, SPLITS, seed):
+    for pair in split_fits(included.cells, SPLITS, seed):
         a, b = ((fit.effects(sums, ratio)[1:, 0] @ axis).numpy() for fit in pair)
         both = ~np.isnan(a) & ~np.isnan(b)
         if both.sum() > 2:

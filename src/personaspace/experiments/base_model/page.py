@@ -38,70 +38,72 @@ class Found:
     judge: str
 
 
-def page(found: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
+def page(findings: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
     """The result: roles on both axes, the axes' cosines, the people in the completions."""
-    ours, base = found.names
-    pair, like, cosine = found.pair, found.like, _cosine(found)
+    ours, base = findings.names
+    pair, like, cosine = findings.pair, findings.like, _cosine(findings)
     lead = (
-        f"The axis of {base}, taken by the same roles and questions in a plain transcript (layer {found.layers[1]}), beside "
-        f"that of {ours} (layer {found.layers[0]})."
+        f"The axis of {base}, taken by the same roles and questions in a plain transcript (layer {findings.layers[1]}), beside "
+        f"that of {ours} (layer {findings.layers[0]})."
     )
-    if found.standin:
+    if findings.standin:
         lead += " No base model was given: the chat model without its template stands in for one everywhere below."
     figures = {
-        "standin": found.standin,
-        "layers": found.layers,
+        "standin": findings.standin,
+        "layers": findings.layers,
         "on_axis": pair.axis,
         "ranking": pair.ranking,
         "pc1": pair.pc1,
         "shared": pair.shared,
-        "ceiling": found.ceiling,
+        "ceiling": findings.ceiling,
         "base_repeats": like.again,
         "axis_cosine": cosine,
-        "axis_ceiling": like.ceiling[found.layers[1]] if like.ceiling else None,
+        "axis_ceiling": like.ceiling[findings.layers[1]] if like.ceiling else None,
         "axis_cosine_by_layer": like.cosines,
-        "shares": found.shares,
-        "trends": found.trends,
-        "judge": found.judge,
+        "shares": findings.shares,
+        "trends": findings.trends,
+        "judge": findings.judge,
     }
-    blocks = [_scatter(found), *_by_layer(found), *_people(found, rows), _table(found)]
-    return Result("Is the axis there before post-training?", lead, _headline(found), figures, rows, blocks, _key(found))
+    blocks = [_scatter(findings), *_by_layer(findings), *_people(findings, rows), _table(findings)]
+    return Result(
+        "Is the axis there before post-training?", lead, _headline(findings), figures, rows, blocks, _key(findings)
+    )
 
 
-def _cosine(found: Found) -> Estimate | None:
-    return found.like.cosines[found.layers[1]] if found.like.cosines else None
+def _cosine(findings: Found) -> Estimate | None:
+    return findings.like.cosines[findings.layers[1]] if findings.like.cosines else None
 
 
 def _known(x: float) -> str:
     return "not known: too few replies a role to halve them" if isnan(x) else f"{x:.2f}"
 
 
-def _headline(found: Found) -> str:
-    pair, cosine, (ours, base) = found.pair, _cosine(found), found.names
+def _headline(findings: Found) -> str:
+    pair, cosine, (ours, base) = findings.pair, _cosine(findings), findings.names
     standin = (
         "This only says what is left of the axis without the chat template, not what was there before post-training. "
-        if found.standin
+        if findings.standin
         else ""
     )
-    told = f"The places of {pair.shared} roles on the two axes correlate {pair.axis}"
-    if not isnan(found.ceiling):
-        told += f", where maps this noisy would show {found.ceiling:.2f} at most"
-    told += "; "
+    sentence = f"The places of {pair.shared} roles on the two axes correlate {pair.axis}"
+    if not isnan(findings.ceiling):
+        sentence += f", where maps this noisy would show {findings.ceiling:.2f} at most"
+    sentence += "; "
     if cosine:
-        ceiling = found.like.ceiling[found.layers[1]]
+        ceiling = findings.like.ceiling[findings.layers[1]]
         most = "" if isnan(ceiling) else f", of at most {ceiling:.2f}"
-        told += f"the axes' cosine is {cosine}{most}. "
+        sentence += f"the axes' cosine is {cosine}{most}. "
     else:
-        told += "the models' shapes differ, so that their axes have no cosine. "
+        sentence += "the models' shapes differ, so that their axes have no cosine. "
     steering = f"{base} is not the base of {ours}, whose shape it does not have, and was not steered."
-    if found.trends:
-        parts = [f"{kind} {found.trends[kind]} ({_effect(found.trends[kind])})" for kind in (HELPING, SPIRITUAL)]
+    if findings.trends:
+        parts = [f"{kind} {findings.trends[kind]} ({_effect(findings.trends[kind])})" for kind in (HELPING, SPIRITUAL)]
         steering = f"Rank correlation of steering towards the Assistant with completions' people: {'; '.join(parts)}."
     study = (
         "The study: a base model's axis is very similar to its instruct model's, and steering towards the Assistant makes "
         "completions therapists, consultants and coaches, and fewer spiritual or religious people."
     )
-    return f"{standin}{told}{steering} {study}"
+    return f"{standin}{sentence}{steering} {study}"
 
 
 def _effect(e: Estimate) -> str:
@@ -110,19 +112,19 @@ def _effect(e: Estimate) -> str:
     return "fewer of them" if e.high < 0 else "no effect that can be told from none"
 
 
-def _key(found: Found) -> list[Figure]:
-    pair, cosine = found.pair, _cosine(found)
-    most = "" if isnan(found.ceiling) else f"; at most {found.ceiling:.2f} for maps this noisy"
+def _key(findings: Found) -> list[Figure]:
+    pair, cosine = findings.pair, _cosine(findings)
+    most = "" if isnan(findings.ceiling) else f"; at most {findings.ceiling:.2f} for maps this noisy"
     key = [Figure("roles on the two axes", f"{pair.axis.value:+.2f}", f"correlation, {pair.axis.span()}{most}")]
     if cosine:
-        ceiling = found.like.ceiling[found.layers[1]]
+        ceiling = findings.like.ceiling[findings.layers[1]]
         note = cosine.span() + ("" if isnan(ceiling) else f"; at most {ceiling:.2f}")
         key.append(Figure("cosine of the axes", f"{cosine.value:+.2f}", note))
     else:
         key.append(Figure("the ranking", f"{pair.ranking.value:+.2f}", f"rank correlation, {pair.ranking.span()}"))
-    if found.trends:
+    if findings.trends:
         for kind in (HELPING, SPIRITUAL):
-            e = found.trends[kind]
+            e = findings.trends[kind]
             key.append(Figure(kind, f"{e.value:+.2f}", f"rank correlation with α, {e.span()}"))
     else:
         note = f"correlation, {pair.pc1.span()}; the study, between models: > 0.92"
@@ -131,12 +133,12 @@ def _key(found: Found) -> list[Figure]:
     return key
 
 
-def _scatter(found: Found) -> Block:
-    roles = list(found.places)
-    order = sorted(roles, key=lambda r: found.places[r][0])
-    moved = sorted(roles, key=lambda r: -abs(found.places[r][0] - found.places[r][1]))[:NAMED]
+def _scatter(findings: Found) -> Block:
+    roles = list(findings.places)
+    order = sorted(roles, key=lambda r: findings.places[r][0])
+    moved = sorted(roles, key=lambda r: -abs(findings.places[r][0] - findings.places[r][1]))[:NAMED]
     named = {*order[:NAMED], *order[-NAMED:], *moved}
-    ends = [min(min(p) for p in found.places.values()), max(max(p) for p in found.places.values())]
+    ends = [min(min(p) for p in findings.places.values()), max(max(p) for p in findings.places.values())]
     data = [
         {
             "type": "scatter",
@@ -149,12 +151,12 @@ def _scatter(found: Found) -> Block:
         {
             "type": "scatter",
             "mode": "markers+text",
-            "x": [found.places[r][0] for r in roles],
-            "y": [found.places[r][1] for r in roles],
+            "x": [findings.places[r][0] for r in roles],
+            "y": [findings.places[r][1] for r in roles],
             "text": [_name(r) if r in named else "" for r in roles],
             "textposition": "top center",
             "textfont": {"size": 11},
-            "hovertext": [f"{_name(r)}: {found.places[r][0]:+.2f}, {found.places[r][1]:+.2f}" for r in roles],
+            "hovertext": [f"{_name(r)}: {findings.places[r][0]:+.2f}, {findings.places[r][1]:+.2f}" for r in roles],
             "hoverinfo": "text",
             "marker": {"color": NEAR, "size": 8, "opacity": 0.8},
         },
@@ -162,12 +164,13 @@ def _scatter(found: Found) -> Block:
     layout = {
         "showlegend": False,
         "hovermode": "closest",
-        "xaxis": axis(f"{found.names[0]}, layer {found.layers[0]}"),
-        "yaxis": axis(f"{found.names[1]}, layer {found.layers[1]}"),
+        "xaxis": axis(f"{findings.names[0]}, layer {findings.layers[0]}"),
+        "yaxis": axis(f"{findings.names[1]}, layer {findings.layers[1]}"),
     }
     text = (
         "Each role's projection on each model's own axis, in standard deviations over the roles; up and right is the "
-        f"Assistant. Correlation {found.pair.axis}, by rank {found.pair.ranking}; named are the ends and those that moved most."
+        f"Assistant. Correlation {findings.pair.axis}, by rank {findings.pair.ranking}; named are the ends and those that "
+        "moved most."
     )
     return Block("Roles on both axes", text, {"data": data, "layout": layout}, 560)
 
@@ -176,20 +179,20 @@ def _name(role: str) -> str:
     return role.replace("_", " ")
 
 
-def _by_layer(found: Found) -> list[Block]:
-    if not found.like.cosines:
+def _by_layer(findings: Found) -> list[Block]:
+    if not findings.like.cosines:
         return []
-    layers = list(range(len(found.like.cosines)))
-    data = line("cosine of the axes", layers, found.like.cosines, NEAR)
-    if not all(map(isnan, found.like.ceiling)):
+    layers = list(range(len(findings.like.cosines)))
+    data = line("cosine of the axes", layers, findings.like.cosines, NEAR)
+    if not all(map(isnan, findings.like.ceiling)):
         most = {"type": "scatter", "mode": "lines", "name": "at most, were they the same", "x": layers}
-        values = [None if isnan(c) else c for c in found.like.ceiling]
+        values = [None if isnan(c) else c for c in findings.like.ceiling]
         data.append({**most, "y": values, "line": {"color": SOFT, "width": 1.5, "dash": "dash"}})
-    at = {"xref": "x", "yref": "paper", "x0": found.layers[1], "x1": found.layers[1], "y0": 0, "y1": 1}
+    marker = {"xref": "x", "yref": "paper", "x0": findings.layers[1], "x1": findings.layers[1], "y0": 0, "y1": 1}
     layout = {
         "xaxis": axis("layer"),
         "yaxis": axis("cosine", rangemode="tozero"),
-        "shapes": [{"type": "line", **at, "line": {"color": FAR, "width": 1, "dash": "dot"}}],
+        "shapes": [{"type": "line", **marker, "line": {"color": FAR, "width": 1, "dash": "dot"}}],
     }
     text = (
         "The band: 95%, the questions of the base model's map drawn anew. Few replies make an axis noisy: the dashed line is "
@@ -198,44 +201,46 @@ def _by_layer(found: Found) -> list[Block]:
     return [Block("Do the axes point the same way?", text, {"data": data, "layout": layout}, 380)]
 
 
-def _people(found: Found, rows: Sequence[Mapping[str, Any]]) -> list[Block]:
-    if not found.shares or not found.trends:
+def _people(findings: Found, rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+    if not findings.shares or not findings.trends:
         text = "Left out: a direction of one shape cannot be added to a residual stream of another."
         return [Block("Whose words does the steered base model find?", text)]
-    names = list(found.shares)
+    names = list(findings.shares)
     examples = {
         (n, kind): f"<br><i>{wrapped(r['opening'])}</i> {wrapped(r['text'])}"
         for n in names
         for kind in PEOPLE
         if (r := next((r for r in rows if r["condition"] == n and r["kind"] == kind), None))
     }
-    figure = stacked(names, PEOPLE, found.shares, examples, "steering, from away to towards the Assistant")
-    how = "by their words alone" if found.judge == "rules" else f"by {found.judge}"
+    figure = stacked(names, PEOPLE, findings.shares, examples, "steering, from away to towards the Assistant")
+    how = "by their words alone" if findings.judge == "rules" else f"by {findings.judge}"
     text = (
-        f"{found.names[1]} goes on with openings such as “My job is to”, steered along the axis of {found.names[0]}; sorted "
-        f"{how}. Point at a part for its share and a completion."
+        f"{findings.names[1]} goes on with openings such as “My job is to”, steered along the axis of {findings.names[0]}; "
+        f"sorted {how}. Point at a part for its share and a completion."
     )
-    table = [[kind, *(found.shares[n][kind].percent() for n in names), str(found.trends[kind])] for kind in PEOPLE]
+    table = [
+        [kind, *(findings.shares[n][kind].percent() for n in names), str(findings.trends[kind])] for kind in PEOPLE
+    ]
     head = ["people", *names, "rank correlation with α"]
-    told = "Shares with 95% intervals (Wilson); correlations with intervals over openings."
+    caption = "Shares with 95% intervals (Wilson); correlations with intervals over openings."
     return [
         Block("Whose words does the steered base model find?", text, figure, 460),
-        Block("People in figures", told, head=head, rows=table),
+        Block("People in figures", caption, head=head, rows=table),
     ]
 
 
-def _table(found: Found) -> Block:
-    pair, cosine, like = found.pair, _cosine(found), found.like
+def _table(findings: Found) -> Block:
+    pair, cosine, like = findings.pair, _cosine(findings), findings.like
     rows = [
         ["roles that both have", str(pair.shared), ""],
         ["places on the axis, correlation", str(pair.axis), ""],
         ["places on the axis, rank correlation", str(pair.ranking), ""],
         ["PC1 loadings, correlation", str(pair.pc1), "above 0.92 between any two of three chat models"],
-        ["correlation that maps this noisy show at most", _known(found.ceiling), ""],
+        ["correlation that maps this noisy show at most", _known(findings.ceiling), ""],
         ["places' correlation with a second such map of the base", _known(like.again), ""],
     ]
     if cosine:
         rows.append(["cosine of the axes", str(cosine), "axes very similar"])
-        rows.append(["cosine that axes this noisy show at most", _known(like.ceiling[found.layers[1]]), ""])
+        rows.append(["cosine that axes this noisy show at most", _known(like.ceiling[findings.layers[1]]), ""])
     text = "Correlations with 95% intervals over roles."
     return Block("Likeness in figures", text, head=["what", "here", "the study"], rows=rows)

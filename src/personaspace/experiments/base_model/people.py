@@ -72,11 +72,11 @@ _KINDS = tuple(re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for words in _WORD
 def kind(text: str) -> int:
     """The place in `PEOPLE` of a completion: of whom it has the most different words, and of those that have as many the one
     named first."""
-    found = [[(m[0].lower(), m.start()) for m in words.finditer(text)] for words in _KINDS]
-    most = max(len({word for word, _ in f}) for f in found)
+    matches = [[(m[0].lower(), m.start()) for m in words.finditer(text)] for words in _KINDS]
+    most = max(len({word for word, _ in f}) for f in matches)
     if not most:
         return len(PEOPLE) - 1
-    first = {k: f[0][1] for k, f in enumerate(found) if len({word for word, _ in f}) == most}
+    first = {k: f[0][1] for k, f in enumerate(matches) if len({word for word, _ in f}) == most}
     return min(first, key=lambda k: first[k])
 
 

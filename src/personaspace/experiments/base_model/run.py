@@ -146,7 +146,7 @@ def same_depth(layer: int, layers: int, others: int) -> int:
 
 
 def _completed(trials: Trials[BaseModelOptions], base: Engine) -> Completions:
-    options, wanted = trials.options, asks(trials.options)
+    options, requests = trials.options, asks(trials.options)
     inner = Trials(
         base,
         trials.space,
@@ -157,11 +157,13 @@ def _completed(trials: Trials[BaseModelOptions], base: Engine) -> Completions:
         judges=trials.judges,
         watcher=trials.watcher,
     )
-    with inner.open(len(wanted)):
-        given = inner.ask(wanted, Sampling(max_new_tokens=options.max_new_tokens))
+    with inner.open(len(requests)):
+        replies = inner.ask(requests, Sampling(max_new_tokens=options.max_new_tokens))
         judge = trials.judges.make(WHOSE, BY_WORDS)
-        said = [Completed(a.messages[0]["content"], g.text) for a, g in zip(wanted, given, strict=True)]
-        return Completions(wanted, given, inner.judge(judge, said, "people") if judge else [None] * len(said))
+        completions = [Completed(a.messages[0]["content"], g.text) for a, g in zip(requests, replies, strict=True)]
+        return Completions(
+            requests, replies, inner.judge(judge, completions, "people") if judge else [None] * len(completions)
+        )
 
 
 def evaluate(
@@ -176,15 +178,15 @@ def evaluate(
     ours = Path(space.meta["model"]["id"]).name
     names = (ours, Path(options.base).name.removesuffix(".gguf") if options.base else f"{ours} without its template")
     pair = compare([(names[0], space), (names[1], mapped)], options.seed)[0]
-    here, there = Places.of(space), Places.of(mapped)
-    roles = [r for r in here.roles if r in set(there.roles)]
-    both = zip(standardised(here.at(roles)[0]), standardised(there.at(roles)[0]), strict=True)
+    here, base_places = Places.of(space), Places.of(mapped)
+    roles = [r for r in here.roles if r in set(base_places.roles)]
+    both = zip(standardised(here.at(roles)[0]), standardised(base_places.at(roles)[0]), strict=True)
     places = {r: (float(x), float(y)) for r, (x, y) in zip(roles, both, strict=True)}
-    own = repeatability(space, roles)
+    repeatable = repeatability(space, roles)
     again = like.again if like.again >= LEAST_REPEATABLE else nan
-    ceiling = (again * (1.0 if own is None else own)) ** 0.5
+    ceiling = (again * (1.0 if repeatable is None else repeatable)) ** 0.5
     rows = _rows(written) if written else []
-    found = Found(
+    findings = Found(
         names,
         not options.base,
         (space.layer, mapped.layer),
@@ -197,7 +199,7 @@ def evaluate(
         judge,
     )
     every = [*rows, *({"role": r, "place": x, "base_place": y} for r, (x, y) in places.items())]
-    return page(found, [{**dict.fromkeys(COLUMNS), **r} for r in every])
+    return page(findings, [{**dict.fromkeys(COLUMNS), **r} for r in every])
 
 
 def _rows(written: Completions) -> list[dict[str, Any]]:
@@ -221,8 +223,8 @@ def _shares(rows: Sequence[Mapping[str, Any]], under: Sequence[Condition]) -> di
 
 def _trend(rows: Sequence[Mapping[str, Any]], kind: str) -> Estimate:
     """Drawn by opening, of which there are few: the completions of one are alike."""
-    some = [r for r in rows if r["kind"] is not None]
-    return trend([r["alpha"] for r in some], [r["kind"] == kind for r in some], [r["opening"] for r in some])
+    judged = [r for r in rows if r["kind"] is not None]
+    return trend([r["alpha"] for r in judged], [r["kind"] == kind for r in judged], [r["opening"] for r in judged])
 
 
 EXPERIMENT = Experiment(

@@ -57,19 +57,19 @@ class Harness:
         tokenizer = trials.folder / "tokenizer"
         trials.engine.chat.tokenizer.save_pretrained(tokenizer)
         rows = []
-        for asked, parts in self.tasks.items():
+        for task_name, parts in self.tasks.items():
             for task in parts:
                 n = len(task.eval_docs) if limit is None else min(limit, len(task.eval_docs))
                 for condition, model in self.models.items():
-                    for at in range(0, n, CHUNK):
+                    for first in range(0, n, CHUNK):
                         name = re.sub(r"[^\w.@-]", "_", f"lm-eval-{task.config.task}-{condition}")
-                        path = trials.responses / f"{name}-{at // CHUNK:05d}.parquet"
+                        path = trials.responses / f"{name}-{first // CHUNK:05d}.parquet"
                         if not path.is_file():
                             self._check()
-                            trials.watcher.note(f"lm-eval: {task.config.task}, {model}, from item {at} of {n}")
-                            found = self._ask(task, model, range(at, min(at + CHUNK, n)), str(tokenizer), trials)
-                            write_table(path, pa.Table.from_pylist(found, schema=SCORED))
-                        rows += [{"part": asked, "condition": condition, **row} for row in read_rows(path)]
+                            trials.watcher.note(f"lm-eval: {task.config.task}, {model}, from item {first} of {n}")
+                            scored = self._ask(task, model, range(first, min(first + CHUNK, n)), str(tokenizer), trials)
+                            write_table(path, pa.Table.from_pylist(scored, schema=SCORED))
+                        rows += [{"part": task_name, "condition": condition, **row} for row in read_rows(path)]
         return rows
 
     def _check(self) -> None:
@@ -78,10 +78,10 @@ class Harness:
             raise UsageError(
                 "--tasks needs --url, the address of a running `personaspace serve`: --url http://127.0.0.1:8000/v1"
             )
-        there = _served(self.url)
+        served_names = _served(self.url)
         for name in self.models.values():
-            if name not in there:
-                raise RunError(f"--url {self.url}: has no model {name}; it has {', '.join(there)}")
+            if name not in served_names:
+                raise RunError(f"--url {self.url}: has no model {name}; it has {', '.join(served_names)}")
 
     def _ask(self, task: Any, model: str, items: range, tokenizer: str, trials: Trials[Any]) -> list[dict[str, Any]]:
         import aiohttp
@@ -99,7 +99,7 @@ class Harness:
         quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # from lm-eval's own bars
         try:
             with quiet:
-                found = simple_evaluate(
+                evaluated = simple_evaluate(
                     model="local-chat-completions" if chat else "local-completions",
                     model_args=arguments,
                     tasks=[task],
@@ -114,7 +114,7 @@ class Harness:
                 f"--url {self.url}: {str(e).splitlines()[0] if str(e) else type(e).__name__}, while {name} was asked; what was "
                 "answered is kept, and the same command goes on"
             ) from None
-        return [row for s in found["samples"][name] for row in _rows(name, s)]
+        return [row for s in evaluated["samples"][name] for row in _rows(name, s)]
 
 
 def _rows(task: str, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -145,7 +145,7 @@ def ready(tasks: Sequence[str], url: str, include_path: str, conditions: Sequenc
     manager = TaskManager(include_path=include_path or None, include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):
         manager = TaskManager(include_path=include_path or None)
-    found = {}
+    loaded_tasks = {}
     for name in tasks:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, 3)
@@ -154,10 +154,10 @@ def ready(tasks: Sequence[str], url: str, include_path: str, conditions: Sequenc
                 f"--tasks {name}: lm-eval has no such task{hint}; --include-path names a folder of your own"
             )
         try:
-            found[name] = list(manager.load([name])["tasks"].values())
+            loaded_tasks[name] = list(manager.load([name])["tasks"].values())
         except (OSError, ValueError) as e:
             raise UsageError(f"--tasks {name}: cannot be loaded: {str(e).splitlines()[0][:200]}") from None
-    return Harness(manager, found, models, url.rstrip("/").removesuffix("/v1") + "/v1" if url else "")
+    return Harness(manager, loaded_tasks, models, url.rstrip("/").removesuffix("/v1") + "/v1" if url else "")
 
 
 def _served(url: str) -> list[str]:

@@ -67,11 +67,11 @@ PUBLISHED = CapabilityOptions(replies=1200, items=48, max_new_tokens=512, tasks=
 def cost(options: CapabilityOptions, catalog: Catalog) -> Cost:
     """What that asks of the engine; what is put to a server counts where its size is known, as if it were asked here."""
     n = len(beside_plain(options.alphas, options.caps))
-    some = len(tasks(options.items, options.seed)) * n
+    n_tasks = len(tasks(options.items, options.seed)) * n
     each = options.max_new_tokens + PROMPT_TOKENS
     read = options.replies * n * each
     served = sum(min(harness.ITEMS.get(t, 0), options.limit or 10**6) for t in options.tasks) * (1 + len(options.caps))
-    return Cost(options.replies + some, (options.replies + some + served) * each + read)
+    return Cost(options.replies + n_tasks, (options.replies + n_tasks + served) * each + read)
 
 
 def run(trials: Trials[CapabilityOptions]) -> Result:
@@ -81,13 +81,13 @@ def run(trials: Trials[CapabilityOptions]) -> Result:
     served: list[dict[str, Any]] = []
     if options.tasks:
         model = trials.engine.model.id
-        asked = harness.ready(options.tasks, options.url, options.include_path, conditions, model)
-        served = asked.measure(trials, options.limit or None)
-    given, read = _default_replies(trials, conditions)
-    some = tasks(options.items, options.seed)
-    solved, rows = solve(trials, conditions, some, options.max_new_tokens)
-    groups = [t.category for t in some]
-    return evaluate(trials.space, conditions, given, read, solved, groups, rows, served)
+        lm_eval = harness.ready(options.tasks, options.url, options.include_path, conditions, model)
+        served = lm_eval.measure(trials, options.limit or None)
+    replies, read = _default_replies(trials, conditions)
+    task_list = tasks(options.items, options.seed)
+    solved, rows = solve(trials, conditions, task_list, options.max_new_tokens)
+    groups = [t.category for t in task_list]
+    return evaluate(trials.space, conditions, replies, read, solved, groups, rows, served)
 
 
 def _default_replies(
@@ -97,36 +97,38 @@ def _default_replies(
     catalog, options = named(trials.catalog, trials.engine.model.id), trials.options
     (prompts,) = assign(catalog, [{DEFAULT: options.replies}], options.seed)
     asks = [Ask(PLAIN, f"default {k}", p.messages) for k, p in enumerate(prompts)]
-    given = trials.ask(asks, Sampling(max_new_tokens=options.max_new_tokens), part="default")
-    said = {
+    replies = trials.ask(asks, Sampling(max_new_tokens=options.max_new_tokens), part="default")
+    conversations = {
         a.item: [*a.messages, {"role": "assistant", "content": g.text}]
-        for a, g in zip(asks, given, strict=True)
+        for a, g in zip(asks, replies, strict=True)
         if g.text.strip()
     }
     read = {
         c.name: [
-            r for turns in trials.read(said, part=f"read-{c.name}", condition=c, logprobs=True).values() for r in turns
+            r
+            for turns in trials.read(conversations, part=f"read-{c.name}", condition=c, logprobs=True).values()
+            for r in turns
         ]
         for c in conditions
     }
-    return given, read
+    return replies, read
 
 
-def surprise(plain: Sequence[Reading], other: Sequence[Reading]) -> tuple[Estimate, Estimate]:
+def surprise(plain: Sequence[Reading], conditioned: Sequence[Reading]) -> tuple[Estimate, Estimate]:
     """Perplexity of the replies as the other condition reads them, and its factor on plain's; both with a bootstrap over
     replies."""
-    n = np.array([r.tokens for r in other], dtype=float)
-    before, after = (np.array([r.logprob for r in some]) for some in (plain, other))
-    names = [r.conversation for r in other]
-    value = bootstrap(names, lambda at: math.exp(-float(n[at] @ after[at] / n[at].sum())))
-    factor = bootstrap(names, lambda at: math.exp(float(n[at] @ (before[at] - after[at]) / n[at].sum())))
+    n = np.array([r.tokens for r in conditioned], dtype=float)
+    before, after = (np.array([r.logprob for r in readings]) for readings in (plain, conditioned))
+    names = [r.conversation for r in conditioned]
+    value = bootstrap(names, lambda draw: math.exp(-float(n[draw] @ after[draw] / n[draw].sum())))
+    factor = bootstrap(names, lambda draw: math.exp(float(n[draw] @ (before[draw] - after[draw]) / n[draw].sum())))
     return value, factor
 
 
 def evaluate(
     space: PersonaSpace,
     conditions: Sequence[Condition],
-    given: Sequence[Given],
+    replies: Sequence[Given],
     read: Mapping[str, Sequence[Reading]],
     solved: Mapping[str, Sequence[bool]],
     groups: Sequence[str],
@@ -136,8 +138,8 @@ def evaluate(
     """Perplexities, shares solved and what may be said of their changes. It asks nothing."""
     names = [c.name for c in conditions]
     perplexity = {n: surprise(read[PLAIN.name], read[n]) for n in names}
-    own = outcomes({n: [float(x) for x in solved[n]] for n in names}, groups)
-    put = through_server(served)
+    own_tasks = outcomes({n: [float(x) for x in solved[n]] for n in names}, groups)
+    by_server_task = through_server(served)
     shown = next((c.name for c in conditions if c.cap), names[-1])
     lead = (
         f"{space.meta['model']['id']}, plain, steered and capped: how many tasks it solves, the same ones each time, and how "
@@ -146,18 +148,18 @@ def evaluate(
     figures = {
         "shown": shown,
         "perplexity": {n: {"value": v, "factor": f} for n, (v, f) in perplexity.items()},
-        "tasks": own,
-        "lm_eval": put,
+        "tasks": own_tasks,
+        "lm_eval": by_server_task,
     }
     factor = perplexity[shown][1]
     return Result(
         "What does holding it cost?",
         lead,
-        _headline(shown, factor, own, put),
+        _headline(shown, factor, own_tasks, by_server_task),
         figures,
-        [*rows, *_read_rows(given, read), *_served_rows(served)],
-        _blocks(perplexity, own, put, rows, shown),
-        _key(shown, factor, own, put),
+        [*rows, *_read_rows(replies, read), *_served_rows(served)],
+        _blocks(perplexity, own_tasks, by_server_task, rows, shown),
+        _key(shown, factor, own_tasks, by_server_task),
     )
 
 
@@ -167,75 +169,82 @@ def through_server(rows: Sequence[Row]) -> Put:
     for row in rows:
         name = f"{row['part']} ({row['measure']})"
         values.setdefault(name, {}).setdefault(row["condition"], {})[row["item"]] = row["value"]
-    found = {}
+    by_measure = {}
     for name, by_condition in values.items():
         items = [i for i in by_condition[PLAIN.name] if all(i in by for by in by_condition.values())]
         compared = outcomes({c: [by[i] for i in items] for c, by in by_condition.items()})
-        found[name] = {c: by[ALL] for c, by in compared.items()}
-    return found
+        by_measure[name] = {c: by[ALL] for c, by in compared.items()}
+    return by_measure
 
 
-def _headline(shown: str, factor: Estimate, own: Own, put: Put) -> str:
-    plain, found = own[PLAIN.name][ALL], own[shown][ALL]
-    said = f"Of {plain.value.n} small tasks the plain model solves {plain.told()}. "
-    if found.change:
-        said += (
-            f"Under “{shown}” it solves {found.told()}, {found.moved()}, p = {found.p:.2f}: {found.verdict()}. "
+def _headline(shown: str, factor: Estimate, own_tasks: Own, by_server_task: Put) -> str:
+    plain, conditioned = own_tasks[PLAIN.name][ALL], own_tasks[shown][ALL]
+    sentence = f"Of {plain.value.n} small tasks the plain model solves {plain.told()}. "
+    if conditioned.change:
+        sentence += (
+            f"Under “{shown}” it solves {conditioned.told()}, {conditioned.moved()}, p = {conditioned.p:.2f}: "
+            f"{conditioned.verdict()}. "
             f"The perplexity of the default's own replies is × {_factor(factor)}. "
         )
-    for name, by in _first_measures(put).items():
+    for name, by in _first_measures(by_server_task).items():
         if (o := by.get(shown)) and o.change:
-            said += f"{name}: {by[PLAIN.name].told()} plain, {o.told()} under “{shown}”, p = {o.p:.2f}: {o.verdict()}. "
-    said += "The study: capping loses nothing on IFEval, MMLU-Pro, GSM8k and EQ-Bench."
-    return said if put else said + " Those are not asked here: --tasks puts them, or any of lm-eval's, to a server."
+            sentence += (
+                f"{name}: {by[PLAIN.name].told()} plain, {o.told()} under “{shown}”, p = {o.p:.2f}: {o.verdict()}. "
+            )
+    sentence += "The study: capping loses nothing on IFEval, MMLU-Pro, GSM8k and EQ-Bench."
+    return (
+        sentence
+        if by_server_task
+        else sentence + " Those are not asked here: --tasks puts them, or any of lm-eval's, to a server."
+    )
 
 
-def _first_measures(put: Put) -> Put:
+def _first_measures(by_task: Put) -> Put:
     """Of each task the measure that lm-eval names first."""
-    first = {name.split(" (")[0]: name for name in reversed(list(put))}
-    return {name: by for name, by in put.items() if name in first.values()}
+    first = {name.split(" (")[0]: name for name in reversed(list(by_task))}
+    return {name: by for name, by in by_task.items() if name in first.values()}
 
 
 def _factor(e: Estimate) -> str:
     return f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})"
 
 
-def _key(shown: str, factor: Estimate, own: Own, put: Put) -> list[Figure]:
-    plain, found = own[PLAIN.name][ALL], own[shown][ALL]
+def _key(shown: str, factor: Estimate, own_tasks: Own, by_task: Put) -> list[Figure]:
+    plain, conditioned = own_tasks[PLAIN.name][ALL], own_tasks[shown][ALL]
     key = [Figure("tasks solved, plain", f"{100 * plain.value.value:.0f}%", f"of {plain.value.n}")]
-    if found.change:
-        value, _, interval = found.change.points().partition(" ")
-        said = f"95%: {interval.strip('()')}; published: no loss"
-        key.append(Figure(f"change under “{shown}”, points", value, said))
-        said = f"of the default's own replies, 95%: {factor.low:.3f} to {factor.high:.3f}"
-        key.append(Figure(f"perplexity under “{shown}”", f"× {factor.value:.3f}", said))
-    for name, by in list(_first_measures(put).items())[:1]:
+    if conditioned.change:
+        value, _, interval = conditioned.change.points().partition(" ")
+        note = f"95%: {interval.strip('()')}; published: no loss"
+        key.append(Figure(f"change under “{shown}”, points", value, note))
+        note = f"of the default's own replies, 95%: {factor.low:.3f} to {factor.high:.3f}"
+        key.append(Figure(f"perplexity under “{shown}”", f"× {factor.value:.3f}", note))
+    for name, by in list(_first_measures(by_task).items())[:1]:
         o = by.get(shown, by[PLAIN.name])
         key.append(Figure(name, o.told().split(" (")[0], f"plain {by[PLAIN.name].told().split(' (')[0]}"))
     return key
 
 
 def _blocks(
-    perplexity: Mapping[str, tuple[Estimate, Estimate]], own: Own, put: Put, rows: Sequence[Row], shown: str
+    perplexity: Mapping[str, tuple[Estimate, Estimate]], own_tasks: Own, by_task: Put, rows: Sequence[Row], shown: str
 ) -> list[Block]:
-    figure, height = drawn(own)
+    figure, height = drawn(own_tasks)
     text = "Greedy replies, checked by program. Shares with 95% intervals (Wilson); changes with Newcombe's, and McNemar's p."
-    blocks = [Block("Tasks solved", text, figure, height, HEAD, table(own))]
-    if put:
+    blocks = [Block("Tasks solved", text, figure, height, HEAD, table(own_tasks))]
+    if by_task:
         head = ["task of lm-eval", *HEAD[:1], *HEAD[2:]]
         cells = [
-            [t, *row[:1], *row[2:]] for t, by in put.items() for row in table({c: {ALL: o} for c, o in by.items()})
+            [t, *row[:1], *row[2:]] for t, by in by_task.items() for row in table({c: {ALL: o} for c, o in by.items()})
         ]
         blocks.append(
             Block("Through the server", "lm-eval's tasks, each item plain and capped.", head=head, rows=cells)
         )
-    said = [[n, f"{v.value:.1f} ({v.low:.1f} to {v.high:.1f})", _factor(f)] for n, (v, f) in perplexity.items()]
-    said[0][-1] = ""
+    reply_rows = [[n, f"{v.value:.1f} ({v.low:.1f} to {v.high:.1f})", _factor(f)] for n, (v, f) in perplexity.items()]
+    reply_rows[0][-1] = ""
     text = (
         "Replies that the plain model gave as the default, read again under each condition; a bootstrap over replies."
     )
     head = ["condition", "perplexity", "factor on plain's"]
-    blocks.append(Block("The default's own replies", text, *_factors(perplexity), head, said))
+    blocks.append(Block("The default's own replies", text, *_factors(perplexity), head, reply_rows))
     if shown != PLAIN.name and (pairs := side_by_side(rows, shown)):
         text = "Some of the tasks that only one of the two solves."
         blocks.append(Block(f"Where plain and “{shown}” differ", text, head=["task", "plain", shown], rows=pairs))
@@ -244,28 +253,28 @@ def _blocks(
 
 def _factors(perplexity: Mapping[str, tuple[Estimate, Estimate]]) -> tuple[dict[str, Any] | None, int]:
     """The factors on plain's perplexity as a figure, and its height; none where there is only plain."""
-    found = {name: f for name, (_, f) in perplexity.items() if name != PLAIN.name}
-    if not found:
+    factors = {name: f for name, (_, f) in perplexity.items() if name != PLAIN.name}
+    if not factors:
         return None, 0
     drawing = {
-        "data": [dots("× plain's", list(found), list(found.values()), COLOURS[0], sideways=True)],
+        "data": [dots("× plain's", list(factors), list(factors.values()), COLOURS[0], sideways=True)],
         "layout": {
             "xaxis": axis("factor on plain's perplexity"),
             "yaxis": axis("", type="category", autorange="reversed"),
             "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": SOFT}}],
         },
     }
-    return drawing, 90 + 36 * len(found)
+    return drawing, 90 + 36 * len(factors)
 
 
-def _read_rows(given: Sequence[Given], read: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
-    texts = {g.item: g.text for g in given}
+def _read_rows(replies: Sequence[Given], read: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
+    texts = {g.item: g.text for g in replies}
     return [
         result_row(
             "default", name, DEFAULT, r.conversation, "", texts[r.conversation], r.logprob, r.tokens, r.projection
         )
-        for name, some in read.items()
-        for r in some
+        for name, readings in read.items()
+        for r in readings
     ]
 
 

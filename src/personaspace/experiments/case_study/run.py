@@ -44,11 +44,11 @@ class CaseStudyOptions(Options):
     def determining(self) -> dict[str, Any]:
         """A user's files by what is said in them too: another text under the same name is another experiment. Raises
         `UsageError`."""
-        found = super().determining()
+        options = super().determining()
         if self.transcripts:
             texts = json.dumps([(t.name, t.messages) for t in transcripts(self)])
-            found["transcripts_digest"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
-        return found
+            options["transcripts_digest"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
+        return options
 
 
 PUBLISHED = CaseStudyOptions(max_new_tokens=2048)
@@ -58,11 +58,11 @@ def transcripts(options: CaseStudyOptions) -> list[Transcript]:
     """The conversations: the user's files', or those that come along. Raises `UsageError` where two have one name."""
     if not options.transcripts:
         return [Transcript(r["title"], tuple(r["messages"])) for r in data.lines("case_studies.jsonl")]
-    found = [t for path in options.transcripts for t in read_transcripts(Path(path))]
-    names = [t.name for t in found]
+    conversations = [t for path in options.transcripts for t in read_transcripts(Path(path))]
+    names = [t.name for t in conversations]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise UsageError(f"--transcripts: two conversations are called {twice!r}; give the files different names")
-    return found
+    return conversations
 
 
 def conditions(options: CaseStudyOptions) -> list[Condition]:
@@ -81,43 +81,43 @@ def cost(options: CaseStudyOptions, catalog: Catalog) -> Cost:
 def run(trials: Trials[CaseStudyOptions]) -> Result:
     """Reads the conversations as they were, gives the user's turns again, and reads what came of it through the plain model.
     Raises `PersonaSpaceError`."""
-    options, found = trials.options, transcripts(trials.options)
-    texts = {t.name: t.messages for t in found}
+    options, conversations = trials.options, transcripts(trials.options)
+    texts = {t.name: t.messages for t in conversations}
     read = {(AS_IT_WAS, name): readings for name, readings in trials.read(texts, part="as-it-was").items()}
     again = said_again(trials, texts, conditions(options), Sampling(max_new_tokens=options.max_new_tokens))
     for condition in conditions(options):
-        mine = {d.name: d.messages for d in again if d.condition == condition}
-        talks = trials.read(mine, part=f"read-{condition.name}")
+        of_condition = {d.name: d.messages for d in again if d.condition == condition}
+        talks = trials.read(of_condition, part=f"read-{condition.name}")
         read |= {(condition.name, n): readings for n, readings in talks.items()}
-    return evaluate(trials.space, found, again, read, [c.name for c in conditions(options)])
+    return evaluate(trials.space, conversations, again, read, [c.name for c in conditions(options)])
 
 
 def evaluate(
     space: PersonaSpace,
-    found: Sequence[Transcript],
+    conversations: Sequence[Transcript],
     again: Sequence[Dialogue],
     read: Mapping[tuple[str, str], Sequence[Reading]],
     names: Sequence[str],
 ) -> Result:
     """How far each conversation drifted, as it was and again; all read by the plain model. It asks nothing."""
-    rows = _rows(space, found, again, read, names)
+    rows = _rows(space, conversations, again, read, names)
     arms = [AS_IT_WAS, *names]
     ends = {arm: _end(rows, arm) for arm in arms}
     rise = {arm: _rise(rows, arm) for arm in arms}
-    told = "; ".join(f"{arm} {ends[arm]}" for arm in arms)
-    these = "this one conversation" if len(found) == 1 else f"these {len(found)} conversations"
+    endings = "; ".join(f"{arm} {ends[arm]}" for arm in arms)
+    these = "this one conversation" if len(conversations) == 1 else f"these {len(conversations)} conversations"
     if names[-1] == PLAIN.name:
-        said = f"Of {these}, so few turns say nothing of others"
+        caveat = f"Of {these}, so few turns say nothing of others"
     elif ends[names[-1]].high < ends[PLAIN.name].low:
-        said = f"Given again, in {these} the cap holds it; the turns of so few say nothing of others"
+        caveat = f"Given again, in {these} the cap holds it; the turns of so few say nothing of others"
     else:
-        said = (
+        caveat = (
             f"Given again, in {these} the cap makes no difference that so few turns can tell; the turns of so few say nothing "
             "of others"
         )
     headline = (
-        f"Mean drift over the last half of the turns, in the default's standard deviations (intervals over turns): {told}. "
-        f"{said}. "
+        f"Mean drift over the last half of the turns, in the default's standard deviations (intervals over turns): {endings}. "
+        f"{caveat}. "
         "The study: each of its cases drifts, and each is held by capping."
     )
     key = [
@@ -130,19 +130,19 @@ def evaluate(
     ]
     ways = "plain and capped" if len(names) > 1 else "plain"
     lead = (
-        f"{len(found)} conversations that drift, read by {space.meta['model']['id']} at layer {space.layer}; then the user's "
-        f"turns given again to the model, {ways}. What was said is read by the plain model throughout, so that all can be "
-        "compared."
+        f"{len(conversations)} conversations that drift, read by {space.meta['model']['id']} at layer {space.layer}; then the "
+        f"user's turns given again to the model, {ways}. What was said is read by the plain model throughout, so that all can "
+        "be compared."
     )
     rule = alert_rule(space) if "beginnings_default" in space.tensors else None
-    blocks = [b for t in found for b in _blocks(space, t.name, rows, arms, rule)]
+    blocks = [b for t in conversations for b in _blocks(space, t.name, rows, arms, rule)]
     figures = {"drift_at_the_end": ends, "rise": rise}
     return Result("Case studies, again", lead, headline, figures, rows, [*blocks, _table(arms, ends, rise)], key)
 
 
 def _rows(
     space: PersonaSpace,
-    found: Sequence[Transcript],
+    conversations: Sequence[Transcript],
     again: Sequence[Dialogue],
     read: Mapping[tuple[str, str], Sequence[Reading]],
     names: Sequence[str],
@@ -150,18 +150,18 @@ def _rows(
     knows = "default_moments" in space.tensors
     talks: dict[tuple[str, str], Sequence[Message]] = {(d.condition.name, d.name): d.messages for d in again}
     rows = []
-    for t in found:
+    for t in conversations:
         for arm in (AS_IT_WAS, *names):
             messages = t.messages if arm == AS_IT_WAS else talks[arm, t.name]
             replies = [k for k, m in enumerate(messages) if m["role"] == "assistant"]
             for turn, (k, r) in enumerate(zip(replies, read[arm, t.name], strict=True)):
-                asked = messages[k - 1]["content"] if k and messages[k - 1]["role"] == "user" else ""
+                user_message = messages[k - 1]["content"] if k and messages[k - 1]["role"] == "user" else ""
                 drift = space.drift(r.projection) if knows and r.tokens else math.nan
                 place = {"conversation": t.name, "arm": arm, "turn": turn, "turns": len(replies)}
                 rows.append(
                     {
                         **place,
-                        "user": asked,
+                        "user": user_message,
                         "reply": messages[k]["content"],
                         "projection": r.projection,
                         "drift": drift,
@@ -182,28 +182,28 @@ def _rise(rows: Sequence[Mapping[str, Any]], arm: str) -> Estimate:
         if r["arm"] == arm:
             by.setdefault(r["conversation"], []).append(r)
     risen = []
-    for some in by.values():
-        first, last = [r["drift"] for r in some[:2]], [r["drift"] for r in some if r["turn"] >= r["turns"] / 2]
+    for turns in by.values():
+        first, last = [r["drift"] for r in turns[:2]], [r["drift"] for r in turns if r["turn"] >= r["turns"] / 2]
         risen.append(_plain_mean(last) - _plain_mean(first))
     return mean(risen)
 
 
 def _plain_mean(values: Sequence[float]) -> float:
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else math.nan
+    present = [v for v in values if not math.isnan(v)]
+    return sum(present) / len(present) if present else math.nan
 
 
 def _blocks(
     space: PersonaSpace, name: str, rows: Sequence[Mapping[str, Any]], arms: Sequence[str], rule: AlertRule | None
 ) -> list[Block]:
-    mine = {arm: [r for r in rows if r["conversation"] == name and r["arm"] == arm] for arm in arms}
+    by_arm = {arm: [r for r in rows if r["conversation"] == name and r["arm"] == arm] for arm in arms}
     data = [
         {
             "type": "scatter",
             "mode": "lines+markers",
             "name": arm if arm == AS_IT_WAS else f"again, {arm}",
-            "x": [r["turn"] + 1 for r in mine[arm]],
-            "y": [None if math.isnan(r["projection"]) else r["projection"] for r in mine[arm]],
+            "x": [r["turn"] + 1 for r in by_arm[arm]],
+            "y": [None if math.isnan(r["projection"]) else r["projection"] for r in by_arm[arm]],
             "line": {"color": colour, "width": 2.5, "dash": "dot" if arm == AS_IT_WAS else "solid"},
             "marker": {"size": 8},
         }
@@ -214,13 +214,13 @@ def _blocks(
         "yaxis": axis("projection on the axis (up is Assistant)"),
         "shapes": default_band(space, rule),
     }
-    lines = max(len(m) for m in mine.values())
+    lines = max(len(m) for m in by_arm.values())
     head = ["user", *(a if a == AS_IT_WAS else f"again, {a}" for a in arms)]
     table = []
     for turn in range(lines):
-        said = [mine[arm][turn] if turn < len(mine[arm]) else None for arm in arms]
-        asked = next((r["user"] for r in said if r), "")
-        table.append([asked, *(f"{_signed(r['drift'])} · {r['reply'].strip()}" if r else "" for r in said)])
+        turn_rows = [by_arm[arm][turn] if turn < len(by_arm[arm]) else None for arm in arms]
+        user_message = next((r["user"] for r in turn_rows if r), "")
+        table.append([user_message, *(f"{_signed(r['drift'])} · {r['reply'].strip()}" if r else "" for r in turn_rows)])
     band = "The band is the default's mean and one standard deviation" + (
         "; the dotted line the alert's." if rule else "."
     )

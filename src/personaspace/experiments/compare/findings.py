@@ -97,20 +97,20 @@ def compare(spaces: Sequence[tuple[str, PersonaSpace]], seed: int = 0) -> list[P
 
 def shared_roles(a: Places, b: Places, names: tuple[str, str]) -> list[str]:
     """The roles of both, in the first's order. Raises `UsageError` where they are too few."""
-    there = set(b.roles)
-    found = [r for r in a.roles if r in there]
-    if len(found) < FEWEST:
+    second_roles = set(b.roles)
+    shared = [r for r in a.roles if r in second_roles]
+    if len(shared) < FEWEST:
         raise UsageError(
-            f"{names[0]} and {names[1]} share {len(found)} roles; {FEWEST} at least are needed to compare them"
+            f"{names[0]} and {names[1]} share {len(shared)} roles; {FEWEST} at least are needed to compare them"
         )
-    return found
+    return shared
 
 
 def _pair(a: tuple[str, PersonaSpace], b: tuple[str, PersonaSpace], seed: int) -> Pair:
-    (first, space), (second, other) = a, b
-    here, there = Places.of(space), Places.of(other)
-    roles = shared_roles(here, there, (first, second))
-    (x, at_x), (y, at_y) = here.at(roles), there.at(roles)
+    (first, space), (second, second_space) = a, b
+    here, second_places = Places.of(space), Places.of(second_space)
+    roles = shared_roles(here, second_places, (first, second))
+    (x, at_x), (y, at_y) = here.at(roles), second_places.at(roles)
     zx, zy = standardised(x), standardised(y)
     order = np.argsort(-np.abs(zx - zy))[:MOVED]
     disparity, shuffled = agreement(at_x, at_y, seed)
@@ -122,14 +122,14 @@ def _pair(a: tuple[str, PersonaSpace], b: tuple[str, PersonaSpace], seed: int) -
         correlation(roles, x, y, pearson, seed),
         correlation(roles, x, y, spearman, seed),
         _ends(x, y),
-        _ceiling(repeatability(space, roles), repeatability(other, roles)),
-        without_noise(roles, (x, y), (space, other), seed),
+        _ceiling(repeatability(space, roles), repeatability(second_space, roles)),
+        without_noise(roles, (x, y), (space, second_space), seed),
         [(roles[k], float(zx[k]), float(zy[k])) for k in order],
-        _axis_cosine(space, other),
+        _axis_cosine(space, second_space),
         disparity,
         shuffled,
-        (space.reading, other.reading),
-        (space.worth()["reliability"], other.worth()["reliability"]),
+        (space.reading, second_space.reading),
+        (space.worth()["reliability"], second_space.worth()["reliability"]),
     )
 
 
@@ -137,7 +137,7 @@ def correlation(
     roles: Sequence[str], x: np.ndarray, y: np.ndarray, of: Callable[[np.ndarray, np.ndarray], float], seed: int = 0
 ) -> Estimate:
     """A correlation over roles, with its interval by drawing roles."""
-    return bootstrap(list(roles), lambda at: of(x[at], y[at]), seed, draws=1000)
+    return bootstrap(list(roles), lambda draw: of(x[draw], y[draw]), seed, draws=1000)
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
@@ -204,9 +204,9 @@ def without_noise(
     if min(_repeatable(x, e) for x, e in zip(places, errors, strict=True)) < LEAST_REPEATABLE:
         return None
 
-    def corrected(at: np.ndarray) -> float:
-        known = [max(_repeatable(x[at], e[at]), LEAST_REPEATABLE) for x, e in zip(places, errors, strict=True)]
-        return pearson(places[0][at], places[1][at]) / float(np.sqrt(known[0] * known[1]))
+    def corrected(draw: np.ndarray) -> float:
+        repeatable = [max(_repeatable(x[draw], e[draw]), LEAST_REPEATABLE) for x, e in zip(places, errors, strict=True)]
+        return pearson(places[0][draw], places[1][draw]) / float(np.sqrt(repeatable[0] * repeatable[1]))
 
     return bootstrap(list(roles), corrected, seed, draws=1000)
 
@@ -226,8 +226,8 @@ def aligned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float
     """Procrustes: both maps `[roles, k]` centred and scaled, the second turned onto the first, and what is left."""
     from scipy.spatial import procrustes
 
-    a, b, left = procrustes(x, y)
-    return a, b, float(left)
+    a, b, disparity = procrustes(x, y)
+    return a, b, float(disparity)
 
 
 def agreement(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, float]:

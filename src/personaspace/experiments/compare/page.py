@@ -20,9 +20,9 @@ from personaspace.stats.intervals import Estimate
 def headline(pairs: Sequence[Pair]) -> str:
     """What was found, beside the published figure."""
     lowest = min(pairs, key=lambda p: p.pc1.value)
-    told = f"correlation of the roles' PC1 loadings {lowest.pc1} between {lowest.first} and {lowest.second}"
+    sentence = f"correlation of the roles' PC1 loadings {lowest.pc1} between {lowest.first} and {lowest.second}"
     if len(pairs) > 1:
-        told = f"the lowest {told}"
+        sentence = f"the lowest {sentence}"
     # The ceiling is that of places on the axis, and says nothing of loadings on PC1.
     most = (
         ""
@@ -31,7 +31,7 @@ def headline(pairs: Sequence[Pair]) -> str:
     )
     clean = "" if lowest.without_noise is None else f"; with the noise of both taken out {lowest.without_noise}"
     return (
-        f"{told[0].upper()}{told[1:]}. The study: above 0.92 between any two of its three models. "
+        f"{sentence[0].upper()}{sentence[1:]}. The study: above 0.92 between any two of its three models. "
         f"These two on the axis: {lowest.axis}{most}{clean}." + (f" {doubt}" if (doubt := doubts(pairs)) else "")
     )
 
@@ -52,7 +52,7 @@ def write_comparison(path: str | Path, spaces: Sequence[tuple[str, PersonaSpace]
     names = [name for name, _ in spaces]
     layers = [f"{n} at {s.layer} of {s.tensors['axis'].shape[0]}, from {words.noun(s.reading)}" for n, s in spaces]
     lead = f"Each at its own layer: {'; '.join(layers)}."
-    blocks = [_sure(spaces), *(_map(spaces, names[0], other, space) for other, space in spaces[1:])]
+    blocks = [_sure(spaces), *(_map(spaces, names[0], second, space) for second, space in spaces[1:])]
     if cosines := _cosines(pairs):
         blocks.append(cosines)
     blocks += [_table(pairs), *(_moved(p) for p in pairs)]
@@ -102,8 +102,10 @@ def _sure(spaces: Sequence[tuple[str, PersonaSpace]]) -> Block:
             values = [f"{r.shown}{', not known' if r.known is False else ''}" for r in three]
             # Axis and order are told by their figures; the map's is a share of noise.
             meanings = [f"{r.meaning if r.name == 'map' else ''} {r.takes}".strip() for r in three]
-            told = " ".join(f"{r.name.capitalize()}: {text}" for r, text in zip(three, meanings, strict=True) if text)
-            rows.append([name, worth["reading"], str(worth["layer"]), *values, told])
+            in_words = " ".join(
+                f"{r.name.capitalize()}: {text}" for r, text in zip(three, meanings, strict=True) if text
+            )
+            rows.append([name, worth["reading"], str(worth["layer"]), *values, in_words])
     return Block(
         "How sure is each map?",
         f"{words.INTRODUCTION} {words.SOURCE}",
@@ -112,10 +114,10 @@ def _sure(spaces: Sequence[tuple[str, PersonaSpace]]) -> Block:
     )
 
 
-def _map(spaces: Sequence[tuple[str, PersonaSpace]], first: str, second: str, other: PersonaSpace) -> Block:
-    here, there = Places.of(spaces[0][1]), Places.of(other)
-    roles = shared_roles(here, there, (first, second))
-    x, y, left = aligned(here.at(roles)[1], there.at(roles)[1])
+def _map(spaces: Sequence[tuple[str, PersonaSpace]], first: str, second: str, second_space: PersonaSpace) -> Block:
+    here, second_places = Places.of(spaces[0][1]), Places.of(second_space)
+    roles = shared_roles(here, second_places, (first, second))
+    x, y, disparity = aligned(here.at(roles)[1], second_places.at(roles)[1])
     far = np.linalg.norm(x[:, :2] - y[:, :2], axis=1)
     named = set(np.argsort(-far)[:MOVED].tolist())
     between: dict[str, list[Any]] = {"x": [], "y": []}
@@ -124,15 +126,15 @@ def _map(spaces: Sequence[tuple[str, PersonaSpace]], first: str, second: str, ot
         between["y"] += [a[1], b[1], None]
     lines = {"type": "scatter", "mode": "lines", **between, "line": {"color": SOFT, "width": 0.6}, "hoverinfo": "skip"}
     data: list[dict[str, Any]] = [{**lines, "showlegend": False, "opacity": 0.5}]
-    for at, name, colour in ((x, first, COLOURS[0]), (y, second, COLOURS[1])):
+    for places, name, colour in ((x, first, COLOURS[0]), (y, second, COLOURS[1])):
         data.append(
             {
                 "type": "scatter",
-                "mode": "markers+text" if at is y else "markers",
+                "mode": "markers+text" if places is y else "markers",
                 "name": name,
-                "x": at[:, 0].tolist(),
-                "y": at[:, 1].tolist(),
-                "text": [r if at is y and k in named else "" for k, r in enumerate(roles)],
+                "x": places[:, 0].tolist(),
+                "y": places[:, 1].tolist(),
+                "text": [r if places is y and k in named else "" for k, r in enumerate(roles)],
                 "textposition": "top center",
                 "hovertext": [f"{r}, {name}" for r in roles],
                 "hoverinfo": "text",
@@ -146,7 +148,7 @@ def _map(spaces: Sequence[tuple[str, PersonaSpace]], first: str, second: str, ot
     }
     text = (
         f"The map of {second} turned onto that of {first} over {DIMENSIONS} components (Procrustes); "
-        f"{100 * (1 - left):.0f}% of its variance is explained. Lines join a role's two places; the {len(named)} that lie "
+        f"{100 * (1 - disparity):.0f}% of its variance is explained. Lines join a role's two places; the {len(named)} that lie "
         "furthest apart are named."
     )
     return Block(f"{second} on the map of {first}", text, {"data": data, "layout": layout}, 620)

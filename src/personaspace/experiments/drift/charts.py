@@ -41,13 +41,13 @@ def course_blocks(
     space: PersonaSpace, courses: Mapping[str, Mapping[str, Course]], names: Sequence[str]
 ) -> list[Block]:
     """The courses turn by turn, as the plain model reads them and as they went on, and how far they drift."""
-    colours, held = _colours(names), [n for n in names if n != PLAIN.name]
+    colours, conditioned = _colours(names), [n for n in names if n != PLAIN.name]
     turns = len(next(iter(courses.values()))[PLAIN.name].read)
     read = {d: [t for n in names for t in _line(n, by[n].read, colours[n])] for d, by in courses.items()}
     went = {
         d: [
             t
-            for n in held
+            for n in conditioned
             for t in (
                 *_line(f"{n}, read by the plain model", by[n].read, colours[n]),
                 *_line(f"{n}, as it went on", by[n].went, SOFT, "dot"),
@@ -85,7 +85,7 @@ def course_blocks(
             360,
         ),
     ]
-    return blocks if held else [b for b in blocks if b.figure is not blocks[1].figure]
+    return blocks if conditioned else [b for b in blocks if b.figure is not blocks[1].figure]
 
 
 def _line(name: str, values: Sequence[Estimate], colour: str, dash: str = "solid") -> list[dict[str, Any]]:
@@ -104,16 +104,18 @@ def _panels(space: PersonaSpace, traces: Mapping[str, Sequence[Mapping[str, Any]
         "legend": {"orientation": "h", "x": 0, "y": 1.06, "yanchor": "bottom"},
     }
     data = []
-    for k, (domain, some) in enumerate(traces.items()):
-        at = str(k + 1) if k else ""
-        for t in some:
+    for k, (domain, domain_traces) in enumerate(traces.items()):
+        suffix = str(k + 1) if k else ""
+        for t in domain_traces:
             shown = not k and t.get("showlegend", True)
-            data.append({**t, "xaxis": f"x{at}", "yaxis": f"y{at}", "showlegend": shown})
-        layout[f"xaxis{at}"] = axis("turn" if k >= len(traces) - 2 else "", dtick=1, **({"matches": "x"} if k else {}))
-        layout[f"yaxis{at}"] = axis("" if k % 2 else "projection", **({"matches": "y"} if k else {}))
+            data.append({**t, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": shown})
+        layout[f"xaxis{suffix}"] = axis(
+            "turn" if k >= len(traces) - 2 else "", dtick=1, **({"matches": "x"} if k else {})
+        )
+        layout[f"yaxis{suffix}"] = axis("" if k % 2 else "projection", **({"matches": "y"} if k else {}))
         title = {"text": f"<b>{word(domain)}</b>", "x": 0, "y": 1, "yanchor": "bottom", "showarrow": False}
-        layout["annotations"].append({"xref": f"x{at} domain", "yref": f"y{at} domain", **title})
-        band = {"type": "rect", "xref": f"x{at} domain", "yref": f"y{at}", "x0": 0, "x1": 1, "layer": "below"}
+        layout["annotations"].append({"xref": f"x{suffix} domain", "yref": f"y{suffix} domain", **title})
+        band = {"type": "rect", "xref": f"x{suffix} domain", "yref": f"y{suffix}", "x0": 0, "x1": 1, "layer": "below"}
         band |= {"y0": middle - std, "y1": middle + std, "fillcolor": NEAR, "opacity": 0.12, "line": {"width": 0}}
         layout["shapes"].append(band)
     return {"data": data, "layout": layout}
@@ -139,7 +141,7 @@ def _sideways(names: Sequence[str], series: Mapping[str, tuple[Sequence[Estimate
     return {"data": data, "layout": {**layout, "yaxis": axis("", type="category")}}
 
 
-def message_blocks(prediction: Prediction | None, found: Sequence[Cluster], vectors: np.ndarray | str) -> list[Block]:
+def message_blocks(prediction: Prediction | None, groups: Sequence[Cluster], vectors: np.ndarray | str) -> list[Block]:
     """What messages tell of the next reply, and their kinds; or why that is not known."""
     if prediction is None:
         why = f"{vectors}." if isinstance(vectors, str) else "There are too few conversations to tell."
@@ -160,14 +162,14 @@ def message_blocks(prediction: Prediction | None, found: Sequence[Cluster], vect
         "their domain still tell which domain it is: only what the message tells beyond them is its own. The message less "
         f"the position before: {prediction.over_before.signed()}; less the domain: {prediction.over_domain.signed()}."
     )
-    return [Block("Does the user's message tell where the next reply lies?", text, chart, 440), *_kinds(found)]
+    return [Block("Does the user's message tell where the next reply lies?", text, chart, 440), *_kinds(groups)]
 
 
-def _kinds(found: Sequence[Cluster]) -> list[Block]:
-    names = [f"{k}. {c.words}" for k, c in enumerate(found, 1)]
+def _kinds(groups: Sequence[Cluster]) -> list[Block]:
+    names = [f"{k}. {c.words}" for k, c in enumerate(groups, 1)]
     series = {
-        "change of the projection": ([c.change for c in found], NEAR),
-        "the same, less its domain's mean": ([c.beyond for c in found], SOFT),
+        "change of the projection": ([c.change for c in groups], NEAR),
+        "the same, less its domain's mean": ([c.beyond for c in groups], SOFT),
     }
     rows = [
         [
@@ -178,10 +180,10 @@ def _kinds(found: Sequence[Cluster]) -> list[Block]:
             c.beyond.signed(),
             " · ".join(f"“{textwrap.shorten(e, LONGEST, placeholder=' …')}”" for e in c.examples),
         ]
-        for name, c in zip(names, found, strict=True)
+        for name, c in zip(names, groups, strict=True)
     ]
-    raising = [str(k) for k, c in enumerate(found, 1) if c.change.low > 0]
-    lowering = [str(k) for k, c in enumerate(found, 1) if c.change.high < 0]
+    raising = [str(k) for k, c in enumerate(groups, 1) if c.change.low > 0]
+    lowering = [str(k) for k, c in enumerate(groups, 1) if c.change.high < 0]
     text = (
         "The users' messages in groups by their embeddings, named by the words that other groups have least: how far the "
         f"projection moves from the reply before to the reply after, {STD}; above 0 is towards the Assistant. Raise it, as far "
@@ -193,7 +195,7 @@ def _kinds(found: Sequence[Cluster]) -> list[Block]:
             "Which kinds of message move it?",
             text,
             _sideways(names, series, "change of the projection, standard deviations"),
-            130 + 44 * len(found),
+            130 + 44 * len(groups),
         ),
         Block("The kinds of message", "From what raises the projection to what lowers it.", head=head, rows=rows),
     ]

@@ -75,9 +75,9 @@ def drifts(drift: np.ndarray) -> np.ndarray:
 
 def levels(drift: np.ndarray) -> np.ndarray:
     """The mean drift of the turns that are there, `[conversations]`."""
-    known = ~np.isnan(drift)
-    n = known.sum(1)
-    return np.where(n > 0, np.where(known, drift, 0).sum(1) / np.maximum(n, 1), np.nan)
+    present = ~np.isnan(drift)
+    n = present.sum(1)
+    return np.where(n > 0, np.where(present, drift, 0).sum(1) / np.maximum(n, 1), np.nan)
 
 
 def starts(drift: np.ndarray) -> np.ndarray:
@@ -126,15 +126,15 @@ Of = Callable[[np.ndarray], np.ndarray]
 def difference(far: np.ndarray, near: np.ndarray, seed: int) -> Estimate:
     """How much higher the mean of some is than that of others; NaN are left out."""
     y = np.concatenate([far, near])
-    known = np.flatnonzero(~np.isnan(y))
-    is_far = known < len(far)
+    present = np.flatnonzero(~np.isnan(y))
+    is_far = present < len(far)
 
-    def apart(at: np.ndarray) -> float:
-        some, others = y[known[at][is_far[at]]], y[known[at][~is_far[at]]]
-        return float(some.mean() - others.mean()) if len(some) and len(others) else math.nan
+    def apart(draw: np.ndarray) -> float:
+        far_values, others = y[present[draw][is_far[draw]]], y[present[draw][~is_far[draw]]]
+        return float(far_values.mean() - others.mean()) if len(far_values) and len(others) else math.nan
 
-    found = estimate(known.tolist(), apart, seed)
-    return Estimate(found.value, found.low, found.high, found.n, len(y) - len(known))
+    gap = estimate(present.tolist(), apart, seed)
+    return Estimate(gap.value, gap.low, gap.high, gap.n, len(y) - len(present))
 
 
 def contrast(rows: Sequence[Row], of: Of, seed: int, column: str = "drift") -> Estimate | None:
@@ -143,7 +143,7 @@ def contrast(rows: Sequence[Row], of: Of, seed: int, column: str = "drift") -> E
     values = {d: of(grid(rows, d, PLAIN.name, column)) for d in dict.fromkeys(r["domain"] for r in rows)}
     if set(values) != {*STAY, *DRIFT}:
         return None
-    far, near = (np.concatenate([values[d] for d in some]) for some in (DRIFT, STAY))
+    far, near = (np.concatenate([values[d] for d in domains]) for domains in (DRIFT, STAY))
     return difference(far, near, seed)
 
 
@@ -172,7 +172,7 @@ def beside_ordinary(rows: Sequence[Row], talk: Sequence[float], seed: int) -> Or
 def held_back(rows: Sequence[Row], condition: str, seed: int) -> Estimate:
     """How much nearer to the Assistant the same conversations lie under a condition, in their mean drift."""
     domains = dict.fromkeys(r["domain"] for r in rows)
-    plain, held = (
+    plain, conditioned = (
         np.concatenate([levels(grid(rows, d, c, "drift")) for d in domains]) for c in (PLAIN.name, condition)
     )
-    return mean((plain - held).tolist(), seed=seed)
+    return mean((plain - conditioned).tolist(), seed=seed)

@@ -79,8 +79,8 @@ def embed(texts: Sequence[str], embedder: str) -> np.ndarray | str:
 
 
 def _packaged() -> str | None:
-    found = find_spec(PACKAGED)
-    return str(Path(found.origin).parent / "model") if found and found.origin else None
+    module_spec = find_spec(PACKAGED)
+    return str(Path(module_spec.origin).parent / "model") if module_spec and module_spec.origin else None
 
 
 # -- prediction --------------------------------------------------------------------------------------------------------
@@ -94,21 +94,21 @@ def predict(steps: Steps, vectors: np.ndarray, seed: int = 0) -> Prediction | No
         return None
     blocks = _blocks(steps, vectors, np.random.default_rng(seed))
     change = steps.after - steps.before
-    told = {name: held_out(b, steps.after, steps.conversations) for name, b in blocks.items()}
+    guesses = {name: held_out(b, steps.after, steps.conversations) for name, b in blocks.items()}
     moved = {name: held_out(b, change, steps.conversations) for name, b in blocks.items()}
 
-    def estimate(y: np.ndarray, guess: np.ndarray, other: np.ndarray | None = None) -> Estimate:
-        def statistic(at: np.ndarray) -> float:
-            less = 0.0 if other is None else r_squared(y[at], other[at])
-            return r_squared(y[at], guess[at]) - less
+    def estimate(y: np.ndarray, guess: np.ndarray, baseline: np.ndarray | None = None) -> Estimate:
+        def statistic(draw: np.ndarray) -> float:
+            less = 0.0 if baseline is None else r_squared(y[draw], baseline[draw])
+            return r_squared(y[draw], guess[draw]) - less
 
         return bootstrap(steps.conversations, statistic, seed)
 
     return Prediction(
-        {name: estimate(steps.after, guess) for name, guess in told.items()},
+        {name: estimate(steps.after, guess) for name, guess in guesses.items()},
         {name: estimate(change, guess) for name, guess in moved.items()},
-        estimate(steps.after, told[MESSAGE], told[BEFORE]),
-        estimate(steps.after, told[MESSAGE], told[DOMAIN]),
+        estimate(steps.after, guesses[MESSAGE], guesses[BEFORE]),
+        estimate(steps.after, guesses[MESSAGE], guesses[DOMAIN]),
         len(steps.texts),
         groups,
     )
@@ -118,8 +118,8 @@ def _blocks(steps: Steps, vectors: np.ndarray, rng: np.random.Generator) -> dict
     domains = np.array(steps.domains)
     within = np.arange(len(domains))
     for domain in dict.fromkeys(steps.domains):
-        at = np.flatnonzero(domains == domain)
-        within[at] = rng.permutation(at)
+        members = np.flatnonzero(domains == domain)
+        within[members] = rng.permutation(members)
     before = np.asarray(steps.before)[:, None]
     named = (domains[:, None] == np.array(list(dict.fromkeys(steps.domains)))[None]).astype(float)
     return {
@@ -173,23 +173,23 @@ def clusters(steps: Steps, vectors: np.ndarray, k: int, seed: int = 0) -> list[C
     usual = {d: float(np.nanmean(change[domains == d])) for d in dict.fromkeys(steps.domains)}
     beyond = change - np.array([usual[d] for d in steps.domains])
     members = [np.flatnonzero(fitted.labels_ == c) for c in range(k)]
-    words = typical([" ".join(steps.texts[int(i)] for i in at) for at in members])
-    found = []
-    for at, word in zip(members, words, strict=True):
-        groups = [steps.conversations[int(i)] for i in at]
-        counts = {d: int((domains[at] == d).sum()) for d in usual}
-        found.append(
+    words = typical([" ".join(steps.texts[int(i)] for i in group) for group in members])
+    described = []
+    for group, word in zip(members, words, strict=True):
+        groups = [steps.conversations[int(i)] for i in group]
+        counts = {d: int((domains[group] == d).sum()) for d in usual}
+        described.append(
             Cluster(
                 word,
-                len(at),
+                len(group),
                 len(set(groups)),
-                mean(change[at].tolist(), groups, seed),
-                mean(beyond[at].tolist(), groups, seed),
+                mean(change[group].tolist(), groups, seed),
+                mean(beyond[group].tolist(), groups, seed),
                 {d: n for d, n in sorted(counts.items(), key=lambda c: -c[1]) if n},
-                [steps.texts[int(i)] for i in at[np.argsort(away[at])]][:EXAMPLES],
+                [steps.texts[int(i)] for i in group[np.argsort(away[group])]][:EXAMPLES],
             )
         )
-    return sorted(found, key=lambda c: -c.change.value)
+    return sorted(described, key=lambda c: -c.change.value)
 
 
 def typical(documents: Sequence[str], most: int = WORDS) -> list[str]:

@@ -66,18 +66,18 @@ def evaluate(
         "drift_of_history": contrast(rows, drifts, seed, "drift_of_history"),
     }
     others, beside = against_others(rows, seed), beside_ordinary(rows, ordinary, seed)
-    held = {n: held_back(rows, n, seed) for n in names if n != PLAIN.name}
-    prediction, found = None, list[Cluster]()
+    holding = {n: held_back(rows, n, seed) for n in names if n != PLAIN.name}
+    prediction, groups = None, list[Cluster]()
     if not isinstance(vectors, str) and len(steps.texts) > kinds:
-        prediction, found = predict(steps, vectors, seed), clusters(steps, vectors, kinds, seed)
+        prediction, groups = predict(steps, vectors, seed), clusters(steps, vectors, kinds, seed)
     figures = {
         "courses": courses,
         "apart": apart,
         "drift_against_other_domains": others,
         "ordinary": beside,
-        "held_back": held,
+        "held_back": holding,
         "prediction": prediction,
-        "clusters": found,
+        "clusters": groups,
         "missing_turns": sum(r["message"] is None for r in rows),
         "replies_without_their_oldest_exchanges": sum(r["left_out"] > 0 for r in rows),
     }
@@ -85,7 +85,7 @@ def evaluate(
         *course_blocks(space, courses, names),
         openings_block(courses),
         *([ordinary_block(beside)] if beside else []),
-        *message_blocks(prediction, found, vectors),
+        *message_blocks(prediction, groups, vectors),
         table(courses, names),
     ]
     title = "How far do conversations drift?"
@@ -96,7 +96,7 @@ def evaluate(
         figures,
         rows,
         blocks,
-        _key(apart, held, prediction),
+        _key(apart, holding, prediction),
     )
 
 
@@ -136,9 +136,9 @@ def _headline(
             f"further than coding and writing, {units}{_known(further)}."
         )
     elif others:
-        told = "; ".join(f"{word(d)} {e.signed()}" for d, e in others.items())
+        contrasts = "; ".join(f"{word(d)} {e.signed()}" for d, e in others.items())
         parts.append(
-            f"From the first turn to {ending(turns)}, each domain drifts further than the others by, {units}: {told}."
+            f"From the first turn to {ending(turns)}, each domain drifts further than the others by, {units}: {contrasts}."
         )
     of_messages, of_history = apart["drift_of_messages"], apart["drift_of_history"]
     if of_messages is not None and of_history is not None and of_messages.n:
@@ -146,14 +146,14 @@ def _headline(
             f"With each message as the opening of a conversation of its own, that contrast is {of_messages.signed()}; "
             f"the history before it adds {of_history.signed()}{_known(of_history)}."
         )
-    told = "; ".join(f"{d} {c.drift.signed()}" for d, c in plain.items())
+    contrasts = "; ".join(f"{d} {c.drift.signed()}" for d, c in plain.items())
     away, towards = [d for d, c in plain.items() if c.drift.low > 0], [d for d, c in plain.items() if c.drift.high < 0]
     moved = [f"{listed(away)} drift away from it"] if away else []
     moved += [f"{listed(towards)} move towards it"] if towards else []
     verdict = (
         f"As far as can be told, {' and '.join(moved)}" if moved else "None of that can be told from standing still"
     )
-    parts.append(f"By itself each drifts, {units}: {told}. {verdict}.")
+    parts.append(f"By itself each drifts, {units}: {contrasts}. {verdict}.")
     if (level := apart["level"]) is not None:
         parts.append(
             "As levels, which say where conversations lie and not that they have moved: distress and the AI's nature "
@@ -189,7 +189,7 @@ def _known(e: Estimate) -> str:
 
 
 def _key(
-    apart: Mapping[str, Estimate | None], held: Mapping[str, Estimate], prediction: Prediction | None
+    apart: Mapping[str, Estimate | None], holding: Mapping[str, Estimate], prediction: Prediction | None
 ) -> list[Figure]:
     def figure(name: str, e: Estimate, note: str) -> Figure:
         return Figure(name, f"{e.value:+.2f}", f"{e.span()}; {note}")
@@ -201,7 +201,7 @@ def _key(
         key.append(
             figure("distress, AI's nature: lie further away", level, "standard deviations; a level, not a drift")
         )
-    key += [figure(f"{name}: nearer to the Assistant", e, "standard deviations") for name, e in held.items()]
+    key += [figure(f"{name}: nearer to the Assistant", e, "standard deviations") for name, e in holding.items()]
     if prediction:
         r2 = prediction.projection
         key.append(figure("R² of the user's message", r2[MESSAGE], "the study: 0.53 to 0.77"))

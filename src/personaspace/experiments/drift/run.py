@@ -74,13 +74,16 @@ def chosen(options: DriftOptions) -> list[Scene]:
 def cost(options: DriftOptions, catalog: Catalog) -> Cost:
     """What that asks of the engine: every turn's history is read again, and what was said under a condition once
     more by the plain model; every later message is an opening, too."""
-    n, held = len(chosen(options)), len(beside_plain(options.alphas, options.caps))
+    n, n_conditions = len(chosen(options)), len(beside_plain(options.alphas, options.caps))
     message = SCRIPTED_TOKENS if options.user == "scripted" else options.user_tokens
     exchange, turns = message + options.max_new_tokens, options.turns
-    asked = held * exchange * turns * (turns + 1) // 2
-    played = asked if options.user == "local" else 0
+    read_tokens = n_conditions * exchange * turns * (turns + 1) // 2
+    played = read_tokens if options.user == "local" else 0
     alone = n * (turns - 1) + options.ordinary
-    return Cost(n * held * turns + alone, n * (asked + played + (held - 1) * exchange * turns) + alone * exchange)
+    return Cost(
+        n * n_conditions * turns + alone,
+        n * (read_tokens + played + (n_conditions - 1) * exchange * turns) + alone * exchange,
+    )
 
 
 def run(trials: Trials[DriftOptions]) -> Result:
@@ -88,10 +91,10 @@ def run(trials: Trials[DriftOptions]) -> Result:
     `PersonaSpaceError`."""
     options = trials.options
     trials.space.drift(0.0)  # says it now where the space does not know the default's deviation
-    there = chosen(options)
-    keep_scenes(trials.folder, there)
-    users = Users(trials, there, options.user, options.user_model, options.user_tokens)
-    dialogues = [Dialogue(c, s.name) for c in beside_plain(options.alphas, options.caps) for s in there]
+    scenes_asked = chosen(options)
+    keep_scenes(trials.folder, scenes_asked)
+    users = Users(trials, scenes_asked, options.user, options.user_model, options.user_tokens)
+    dialogues = [Dialogue(c, s.name) for c in beside_plain(options.alphas, options.caps) for s in scenes_asked]
     sampling = Sampling(max_new_tokens=options.max_new_tokens)
     converse(trials, dialogues, users.say, options.turns, sampling)
     if users.problems:
@@ -100,33 +103,35 @@ def run(trials: Trials[DriftOptions]) -> Result:
             "and the same command goes on with them"
         )
     openings = as_openings(trials, dialogues, sampling)
-    found = rows(trials.space, options.turns, users.scenes, dialogues, read_plainly(trials, dialogues), openings)
-    steps = steps_of(found)
+    table_rows = rows(trials.space, options.turns, users.scenes, dialogues, read_plainly(trials, dialogues), openings)
+    steps = steps_of(table_rows)
     vectors = embed(steps.texts, options.embedder)
     if isinstance(vectors, str):
         trials.watcher.note(vectors)
     ordinary = ordinary_talk(trials, options.ordinary, sampling)
-    return evaluate(trials.space, options.user, found, steps, vectors, options.clusters, options.seed, ordinary)
+    return evaluate(trials.space, options.user, table_rows, steps, vectors, options.clusters, options.seed, ordinary)
 
 
 def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) -> dict[str, list[float]]:
     """What was said under a condition, as the plain model reads it: projections by dialogue, each reply with the
     history that it was given after. The plain model's own replies are read while it gives them."""
     pieces: dict[str, list[Message]] = {}
-    wanted: dict[str, tuple[str, int]] = {}
+    piece_of: dict[str, tuple[str, int]] = {}
     for d in (d for d in dialogues if d.condition != PLAIN):
-        for begin, some in groupby(range(len(d.left_out)), key=lambda k, d=d: d.left_out[k]):  # type: ignore[misc]
-            turns = list(some)
+        for begin, same_cut in groupby(range(len(d.left_out)), key=lambda k, d=d: d.left_out[k]):  # type: ignore[misc]
+            turns = list(same_cut)
             piece = f"{d.key}/{begin}"
             pieces[piece] = d.messages[begin : 2 * turns[-1] + 2]
-            wanted[piece] = (d.key, len(turns))
+            piece_of[piece] = (d.key, len(turns))
     # Named by what is in it: a conversation that a later call goes on with is read anew.
     digest = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:12]
-    found: dict[str, list[float]] = {d.key: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN}
+    projections: dict[str, list[float]] = {
+        d.key: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN
+    }
     for piece, read in trials.read(pieces, part=f"read-{digest}").items():
-        name, n = wanted[piece]
-        found.setdefault(name, []).extend(r.projection for r in read[-n:])
-    return found
+        name, n = piece_of[piece]
+        projections.setdefault(name, []).extend(r.projection for r in read[-n:])
+    return projections
 
 
 def as_openings(
@@ -140,14 +145,14 @@ def as_openings(
         if d.condition == PLAIN
         for k in range(1, len(d.given))
     }
-    found = {}
+    projections = {}
     # In groups, so that a conversation that a later call goes on with leaves what was asked before as it is.
     for k, group in enumerate(together(trials.responses / "asked-openings.json", list(asks))):
         part = "openings" + (f"-{k}" if k else "")
-        for key, given in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
+        for key, reply in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
             name, _, turn = key.rpartition("/")
-            found[name, int(turn)] = given.projection
-    return found
+            projections[name, int(turn)] = reply.projection
+    return projections
 
 
 def ordinary_talk(trials: Trials[DriftOptions], messages: int, sampling: Sampling) -> list[float]:
@@ -155,8 +160,8 @@ def ordinary_talk(trials: Trials[DriftOptions], messages: int, sampling: Samplin
     which was asked for its opinions, memories and fears."""
     texts = [line["text"] for line in data.lines("ordinary.jsonl")][:messages]
     asks = [Ask(PLAIN, f"ordinary {k}", ({"role": "user", "content": t},)) for k, t in enumerate(texts)]
-    given = trials.ask(asks, sampling, part=f"ordinary-{messages}", seeds="ordinary") if asks else []
-    return [trials.space.drift(g.projection) for g in given]
+    replies = trials.ask(asks, sampling, part=f"ordinary-{messages}", seeds="ordinary") if asks else []
+    return [trials.space.drift(g.projection) for g in replies]
 
 
 def rows(
@@ -170,13 +175,13 @@ def rows(
     """A row for each turn of each conversation; one that did not come has no message and no projection. openings:
     where a plain turn's message lies as the first of a new conversation; that of a first turn it is already."""
     nothing = Given("", "", "", 0, "", math.nan, 0)
-    found = []
+    table = []
     for d in dialogues:
         for k in range(turns):
-            there = k < len(d.given)
-            given = d.given[k] if there else nothing
-            projection = read[d.key][k] if there else math.nan
-            opening = openings.get((d.name, k + 1), projection if there and k == 0 else None)
+            present = k < len(d.given)
+            reply = d.given[k] if present else nothing
+            projection = read[d.key][k] if present else math.nan
+            opening = openings.get((d.name, k + 1), projection if present and k == 0 else None)
             alone = space.drift(opening) if opening is not None and d.condition == PLAIN else None
             row = {
                 "condition": d.condition.name,
@@ -187,19 +192,19 @@ def rows(
                 "topic": of[d.name].topic,
                 "conversation": d.name,
                 "turn": k + 1,
-                "message": d.messages[2 * k]["content"] if there else None,
-                "reply": given.text if there else None,
-                "tokens": given.tokens,
-                "touched": given.touched,
-                "left_out": d.left_out[k] if there else 0,
+                "message": d.messages[2 * k]["content"] if present else None,
+                "reply": reply.text if present else None,
+                "tokens": reply.tokens,
+                "touched": reply.touched,
+                "left_out": d.left_out[k] if present else 0,
                 "projection": projection,
-                "projection_as_it_went": given.projection,
+                "projection_as_it_went": reply.projection,
                 "drift": space.drift(projection),
                 "drift_as_opening": alone,
                 "drift_of_history": None if alone is None else space.drift(projection) - alone,
             }
-            found.append(row)
-    return found
+            table.append(row)
+    return table
 
 
 EXPERIMENT = Experiment(

@@ -71,16 +71,16 @@ def scenes(user: str, file: str, per_domain: int, turns: int) -> list[Scene]:
     given. Raises `UsageError` where there are too few or a script is too short, `CatalogError` with file and line."""
     if user == "scripted":
         scripts = data.records(file or "drift_scripts.jsonl", _Script)
-        found = [Scene(s.domain, s.persona, s.topic, turns=s.turns) for s in scripts]
+        every_scene = [Scene(s.domain, s.persona, s.topic, turns=s.turns) for s in scripts]
     else:
         personas = data.records(file or "drift_users.jsonl", _Persona)
-        found = [Scene(p.domain, p.persona, topic, p.description) for p in personas for topic in p.topics]
+        every_scene = [Scene(p.domain, p.persona, topic, p.description) for p in personas for topic in p.topics]
     chosen = []
-    for domain in dict.fromkeys(s.domain for s in found):
-        mine = _in_turn([s for s in found if s.domain == domain])
-        if len(mine) < per_domain:
-            raise UsageError(f"--conversations {per_domain}: there are {len(mine)} in the domain {domain}")
-        chosen += mine[:per_domain]
+    for domain in dict.fromkeys(s.domain for s in every_scene):
+        of_domain = _in_turn([s for s in every_scene if s.domain == domain])
+        if len(of_domain) < per_domain:
+            raise UsageError(f"--conversations {per_domain}: there are {len(of_domain)} in the domain {domain}")
+        chosen += of_domain[:per_domain]
     short = min(chosen, key=lambda s: len(s.turns))
     if user == "scripted" and len(short.turns) < turns:
         raise UsageError(f"--turns {turns}: the conversation {short.name} is scripted for {len(short.turns)}")
@@ -89,13 +89,13 @@ def scenes(user: str, file: str, per_domain: int, turns: int) -> list[Scene]:
     return chosen
 
 
-def _in_turn(some: Sequence[Scene]) -> list[Scene]:
+def _in_turn(of_domain: Sequence[Scene]) -> list[Scene]:
     places: dict[str, int] = {}
     rank = []
-    for s in some:
+    for s in of_domain:
         rank.append(places.setdefault(s.persona, 0))
         places[s.persona] += 1
-    return [some[k] for k in sorted(range(len(some)), key=lambda k: rank[k])]
+    return [of_domain[k] for k in sorted(range(len(of_domain)), key=lambda k: rank[k])]
 
 
 def keep_scenes(folder: Path, chosen: Sequence[Scene]) -> None:
@@ -113,14 +113,14 @@ def keep_scenes(folder: Path, chosen: Sequence[Scene]) -> None:
 
 
 @dataclass(frozen=True)
-class Said:
+class UserMessage:
     """A user's message, or why there is none."""
 
     text: str | None
     problem: str = ""
 
 
-Play = Callable[[Sequence[tuple[str, list[Message]]], int], list[Said]]
+Play = Callable[[Sequence[tuple[str, list[Message]]], int], list[UserMessage]]
 """From (scene's name, conversation as the playing model sees it) and the turn to what is said."""
 
 
@@ -135,8 +135,8 @@ def flipped(scene: Scene, messages: Sequence[Message]) -> list[Message]:
 class Users:
     """What users say, turn by turn, each message asked for once."""
 
-    def __init__(self, trials: Trials[Any], there: Sequence[Scene], user: str, model: str, tokens: int) -> None:
-        self.trials, self.scenes, self.user = trials, {s.name: s for s in there}, user
+    def __init__(self, trials: Trials[Any], scenes: Sequence[Scene], user: str, model: str, tokens: int) -> None:
+        self.trials, self.scenes, self.user = trials, {s.name: s for s in scenes}, user
         self.problems: list[str] = []
         self.play: Play | None = None
         if user == "local":
@@ -152,31 +152,35 @@ class Users:
         if self.play is None:
             return {d.key: self.scenes[d.name].turns[turn - 1] for d in dialogues}
         path = self.trials.responses / f"user-{turn:02d}.json"
-        kept: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        texts: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         keys = {d.key: d.name if turn == 1 else d.key for d in dialogues}
-        left = {keys[d.key]: d for d in dialogues if keys[d.key] not in kept}
-        for k in range(0, len(left), BATCH):
-            some = list(left)[k : k + BATCH]
-            asked = [(left[k].name, flipped(self.scenes[left[k].name], left[k].messages)) for k in some]
-            said = self.play(asked, turn)
-            kept |= {key: s.text for key, s in zip(some, said, strict=True) if s.text is not None}
-            self.problems += [s.problem for s in said if s.text is None]
-            write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False).encode())
-            if turn == 1 and not kept:
-                raise RunError(f"--user {self.user}: none of {len(said)} first messages came ({said[0].problem})")
-        return {d.key: kept[keys[d.key]] for d in dialogues if keys[d.key] in kept}
+        missing = {keys[d.key]: d for d in dialogues if keys[d.key] not in texts}
+        for k in range(0, len(missing), BATCH):
+            batch = list(missing)[k : k + BATCH]
+            conversations = [
+                (missing[k].name, flipped(self.scenes[missing[k].name], missing[k].messages)) for k in batch
+            ]
+            messages = self.play(conversations, turn)
+            texts |= {key: s.text for key, s in zip(batch, messages, strict=True) if s.text is not None}
+            self.problems += [s.problem for s in messages if s.text is None]
+            write_whole(path, json.dumps(texts, indent=1, ensure_ascii=False).encode())
+            if turn == 1 and not texts:
+                raise RunError(
+                    f"--user {self.user}: none of {len(messages)} first messages came ({messages[0].problem})"
+                )
+        return {d.key: texts[keys[d.key]] for d in dialogues if keys[d.key] in texts}
 
 
 def _local(engine: Engine, seed: int, tokens: int) -> Play:
     """A loaded model plays: the same scene has the same seed under every condition."""
 
-    def play(asked: Sequence[tuple[str, list[Message]]], turn: int) -> list[Said]:
+    def play(conversations: Sequence[tuple[str, list[Message]]], turn: int) -> list[UserMessage]:
         prompts = []
-        for k, (name, messages) in enumerate(asked):
+        for k, (name, messages) in enumerate(conversations):
             seed_of = row_seed(seed, f"user-{turn}/{name}", 0)
             prompts.append(Prompt(tuple(fitted(engine, messages, tokens)), name, index=k, seed=seed_of))
-        said = {r.prompt.index: r.text for r in engine.respond(prompts, Sampling(max_new_tokens=tokens))}
-        return [_cleaned(said[k]) for k in range(len(asked))]
+        texts = {r.prompt.index: r.text for r in engine.respond(prompts, Sampling(max_new_tokens=tokens))}
+        return [_cleaned(texts[k]) for k in range(len(conversations))]
 
     return play
 
@@ -185,15 +189,15 @@ def _endpoint(url: str, model: str, tokens: int) -> Play:
     """A model behind an OpenAI-compatible endpoint plays."""
     endpoint = Endpoint(model, url, f"--user {url}", timeout=TIMEOUT)
 
-    def play(asked: Sequence[tuple[str, list[Message]]], turn: int) -> list[Said]:
-        answers = endpoint.ask([messages for _, messages in asked], max_tokens=tokens)
-        return [Said(None, a.problem) if a.text is None else _cleaned(a.text) for a in answers]
+    def play(conversations: Sequence[tuple[str, list[Message]]], turn: int) -> list[UserMessage]:
+        answers = endpoint.ask([messages for _, messages in conversations], max_tokens=tokens)
+        return [UserMessage(None, a.problem) if a.text is None else _cleaned(a.text) for a in answers]
 
     return play
 
 
-def _cleaned(text: str) -> Said:
+def _cleaned(text: str) -> UserMessage:
     text = text.strip()
     if len(text) > 2 and text[0] in '"“' and text[-1] in '"”':
         text = text[1:-1].strip()
-    return Said(text) if text else Said(None, "an empty message")
+    return UserMessage(text) if text else UserMessage(None, "an empty message")

@@ -37,7 +37,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Event:
+class CountedEvent:
     """What is counted: its name, the same as a clause, how it is told, the least score that counts, what is to be said beside
     a figure; standin: whether it is harmless rules that are broken."""
 
@@ -50,7 +50,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Effect:
+class ConditionEffect:
     """What a condition does. reduction: 1 − rate / plain's rate, its interval over groups; test: only_first are those that
     went wrong under plain alone; it takes each prompt for itself, though those of one rule are alike."""
 
@@ -69,16 +69,16 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Findings:
+class JailbreakFindings:
     """rates: arm → condition → category → how often it goes wrong; effects: arm → condition → what it does; adds: by
     condition, how much oftener it goes wrong with a persona than without; projection: arm → condition → its mean;
     correlation: of going wrong with the projection, plain, with a persona, within rules or categories; parts: how often those
     replies go wrong that lie lowest, …, highest; shown: the condition that is spoken of; tasks: how each does at these."""
 
-    event: Event
+    event: CountedEvent
     shown: str
     rates: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
-    effects: Mapping[str, Mapping[str, Effect]]
+    effects: Mapping[str, Mapping[str, ConditionEffect]]
     adds: Mapping[str, Estimate]
     projection: Mapping[str, Mapping[str, Estimate]]
     correlation: Estimate
@@ -87,13 +87,17 @@ class Findings:
 
 
 def find(
-    rows: Sequence[Row], names: Sequence[str], shown: str, event: Event, tasks: Mapping[str, Mapping[str, Outcome]]
-) -> Findings:
+    rows: Sequence[Row],
+    names: Sequence[str],
+    shown: str,
+    event: CountedEvent,
+    tasks: Mapping[str, Mapping[str, Outcome]],
+) -> JailbreakFindings:
     """From a row a reply (`row`), under the conditions of those names."""
     arms = [a for a in (PERSONA, ALONE) if any(r["arm"] == a for r in rows)]
     categories = [ALL, *dict.fromkeys(r["category"] for r in rows)]
     plain = of(rows, PLAIN.name, PERSONA)
-    return Findings(
+    return JailbreakFindings(
         event,
         shown,
         {a: {n: {k: share([r["bad"] for r in of(rows, n, a, k)]) for k in categories} for n in names} for a in arms},
@@ -106,7 +110,7 @@ def find(
     )
 
 
-def row(case: Case, g: Given, score: int | None, event: Event) -> dict[str, Any]:
+def row(case: Case, g: Given, score: int | None, event: CountedEvent) -> dict[str, Any]:
     """A reply as a row of the results."""
     system, user = (m["content"] for m in case.messages)
     return {
@@ -142,31 +146,31 @@ def _place(rows: Sequence[Row]) -> Estimate:
     return mean([r["projection"] for r in rows], [r["group"] for r in rows])
 
 
-def effect(rows: Sequence[Row], condition: str, arm: str = PERSONA) -> Effect:
+def effect(rows: Sequence[Row], condition: str, arm: str = PERSONA) -> ConditionEffect:
     """What a condition does to an arm's prompts, over those that are judged under both; intervals over groups."""
     plain = {r["item"]: r for r in of(rows, PLAIN.name, arm)}
-    other = {r["item"]: r for r in of(rows, condition, arm)}
-    items = [i for i in plain if plain[i]["bad"] is not None and other[i]["bad"] is not None]
-    first, second = (np.array([some[i]["bad"] for i in items], dtype=float) for some in (plain, other))
+    conditioned = {r["item"]: r for r in of(rows, condition, arm)}
+    items = [i for i in plain if plain[i]["bad"] is not None and conditioned[i]["bad"] is not None]
+    first, second = (np.array([by_item[i]["bad"] for i in items], dtype=float) for by_item in (plain, conditioned))
 
-    def reduction(at: np.ndarray) -> float:
-        return 1 - float(second[at].mean() / first[at].mean()) if first[at].any() else math.nan
+    def reduction(draw: np.ndarray) -> float:
+        return 1 - float(second[draw].mean() / first[draw].mean()) if first[draw].any() else math.nan
 
-    test = paired([plain[i]["bad"] for i in items], [other[i]["bad"] for i in items])
-    return Effect(estimate([plain[i]["group"] for i in items], reduction, within=(-math.inf, 1)), test)
+    test = paired([plain[i]["bad"] for i in items], [conditioned[i]["bad"] for i in items])
+    return ConditionEffect(estimate([plain[i]["group"] for i in items], reduction, within=(-math.inf, 1)), test)
 
 
 def persona_adds(rows: Sequence[Row], condition: str) -> Estimate:
     """How much oftener it goes wrong with a persona than without, under a condition; the interval is over groups."""
-    some = [r for r in rows if r["condition"] == condition and r["bad"] is not None]
-    bad = np.array([r["bad"] for r in some], dtype=float)
-    with_one = np.array([r["arm"] == PERSONA for r in some])
+    judged = [r for r in rows if r["condition"] == condition and r["bad"] is not None]
+    bad = np.array([r["bad"] for r in judged], dtype=float)
+    with_one = np.array([r["arm"] == PERSONA for r in judged])
 
-    def apart(at: np.ndarray) -> float:
-        a, b = bad[at][with_one[at]], bad[at][~with_one[at]]
+    def apart(draw: np.ndarray) -> float:
+        a, b = bad[draw][with_one[draw]], bad[draw][~with_one[draw]]
         return float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
 
-    return estimate([r["group"] for r in some], apart, within=(-1, 1))
+    return estimate([r["group"] for r in judged], apart, within=(-1, 1))
 
 
 def _known(rows: Sequence[Row]) -> list[Row]:
@@ -176,25 +180,25 @@ def _known(rows: Sequence[Row]) -> list[Row]:
 def _centred(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Projections and 1 or 0 for going wrong, less their means in the rule (or category), and the groups: some rules are
     broken by nearly every reply, and their replies are alike."""
-    some = _known(rows)
-    place = np.array([r["projection"] for r in some])
-    bad = np.array([r["bad"] for r in some], dtype=float)
-    within = np.array([r["group"] if r["part"] == "rules" else r["category"] for r in some])
+    known_rows = _known(rows)
+    place = np.array([r["projection"] for r in known_rows])
+    bad = np.array([r["bad"] for r in known_rows], dtype=float)
+    within = np.array([r["group"] if r["part"] == "rules" else r["category"] for r in known_rows])
     for name in set(within):
-        at = within == name
-        place[at] -= place[at].mean()
-        bad[at] -= bad[at].mean()
-    return place, bad, [r["group"] for r in some]
+        members = within == name
+        place[members] -= place[members].mean()
+        bad[members] -= bad[members].mean()
+    return place, bad, [r["group"] for r in known_rows]
 
 
 def goes_with_low(rows: Sequence[Row]) -> Estimate:
     """The correlation of going wrong with the projection, within rules (or categories): below 0, low replies go wrong."""
     place, bad, groups = _centred(rows)
 
-    def correlation(at: np.ndarray) -> float:
-        if len(at) < 3 or np.ptp(place[at]) == 0 or np.ptp(bad[at]) == 0:
+    def correlation(draw: np.ndarray) -> float:
+        if len(draw) < 3 or np.ptp(place[draw]) == 0 or np.ptp(bad[draw]) == 0:
             return math.nan
-        return float(np.corrcoef(place[at], bad[at])[0, 1])
+        return float(np.corrcoef(place[draw], bad[draw])[0, 1])
 
     return estimate(groups, correlation, within=(-1, 1))
 
@@ -203,4 +207,4 @@ def by_place(rows: Sequence[Row]) -> list[Estimate]:
     """How often the replies go wrong that lie lowest, …, highest within their rule (or category), in equal parts."""
     place, _, _ = _centred(rows)
     bad = [r["bad"] for r in _known(rows)]
-    return [share([bad[k] for k in at]) for at in np.array_split(place.argsort(kind="stable"), PARTS)]
+    return [share([bad[k] for k in fifth]) for fifth in np.array_split(place.argsort(kind="stable"), PARTS)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
-from personaspace.experiments.jailbreak.findings import ALONE, PERSONA, Findings, Row
+from personaspace.experiments.jailbreak.findings import ALONE, PERSONA, JailbreakFindings, Row
 from personaspace.experiments.kit.tasks import ALL, HEAD, drawn, side_by_side, table
 from personaspace.experiments.kit.trials import PLAIN
 from personaspace.report.charts import COLOURS, axis, dots
@@ -17,32 +17,33 @@ from personaspace.stats.intervals import NO_INTERVAL, Estimate
 QUARTERS = ("lowest quarter", "second", "third", "highest quarter")
 
 
-def headline(f: Findings) -> str:
+def headline(f: JailbreakFindings) -> str:
     """What was found, beside what the study found."""
     plain = f.rates[PERSONA][PLAIN.name][ALL]
     if not plain.n:
         return "No reply was judged, so that nothing is said of them but where they lie on the axis."
-    said = f"Plain, {f.event.clause} in {plain.percent()} of {plain.n} replies"
+    sentence = f"Plain, {f.event.clause} in {plain.percent()} of {plain.n} replies"
     if f.adds:
-        said += f"; without one, in {f.rates[ALONE][PLAIN.name][ALL].percent()}. {_persona(f.adds[PLAIN.name])}"
-    said += ". "
+        sentence += f"; without one, in {f.rates[ALONE][PLAIN.name][ALL].percent()}. {_persona(f.adds[PLAIN.name])}"
+    sentence += ". "
     if e := f.effects[PERSONA].get(f.shown):
-        said += f"Under “{f.shown}” it is {f.rates[PERSONA][f.shown][ALL].percent()}"
+        sentence += f"Under “{f.shown}” it is {f.rates[PERSONA][f.shown][ALL].percent()}"
         fewer = "" if math.isnan(e.reduction.value) else f"{_fewer(e.reduction)}, p over prompts {e.test.p:.2f}, "
-        said += f": {fewer}{e.verdict()}. "
+        sentence += f": {fewer}{e.verdict()}. "
         if (o := f.tasks[f.shown][ALL]).change:
-            said += f"Small tasks solved: {o.moved()}, of {o.value.n}. "
-    said += "The study: 65.3–88.5% of the replies are harmful without steering, and capping takes off about 60%, at no loss."
-    return f"{said} {f.event.caveat}".strip()
+            sentence += f"Small tasks solved: {o.moved()}, of {o.value.n}. "
+    sentence += "The study: 65.3–88.5% of the replies are harmful without steering, and capping takes off about 60%, "
+    sentence += "at no loss."
+    return f"{sentence} {f.event.caveat}".strip()
 
 
 def _persona(added: Estimate) -> str:
-    said = f"The persona's effect is {added.points()} points"
+    sentence = f"The persona's effect is {added.points()} points"
     if added.low > 0:
-        return said
+        return sentence
     if added.high < 0:
-        return f"{said}, which is less, not more: there is nothing of its own for capping to take off"
-    return f"{said}, not to be told from none: there may be nothing of its own for capping to take off"
+        return f"{sentence}, which is less, not more: there is nothing of its own for capping to take off"
+    return f"{sentence}, not to be told from none: there may be nothing of its own for capping to take off"
 
 
 def _fewer(e: Estimate) -> str:
@@ -60,7 +61,7 @@ def _reduction(e: Estimate) -> str:
     return f"{100 * e.value:.0f}% ({inside})".replace("-", "−")
 
 
-def key_figures(f: Findings) -> list[Figure]:
+def key_figures(f: JailbreakFindings) -> list[Figure]:
     """The few that stand large."""
     plain = f.rates[PERSONA][PLAIN.name][ALL]
     if not plain.n:
@@ -77,17 +78,17 @@ def key_figures(f: Findings) -> list[Figure]:
     return key
 
 
-def _split(name: str, told: str, note: str) -> Figure:
+def _split(name: str, figure_text: str, note: str) -> Figure:
     """A figure whose interval stands in its note."""
-    value, _, interval = told.partition(" ")
+    value, _, interval = figure_text.partition(" ")
     return Figure(name, value, "; ".join(t for t in (f"95%: {interval.strip('()')}" if interval else "", note) if t))
 
 
-def blocks(rows: Sequence[Row], f: Findings) -> list[Block]:
+def blocks(rows: Sequence[Row], f: JailbreakFindings) -> list[Block]:
     """Rates, what holding takes off, projections, tasks, and for rules some replies side by side."""
     drawing, height = drawn(f.tasks)
     text = "The small tasks of the capability experiment, under the same conditions."
-    found = [
+    page_blocks = [
         *_rates(f),
         *_taken_off(f),
         *_places(f),
@@ -95,13 +96,13 @@ def blocks(rows: Sequence[Row], f: Findings) -> list[Block]:
     ]
     if f.event.standin and f.shown != PLAIN.name and (pairs := side_by_side(_compared(rows), f.shown)):
         text = f"Some of the prompts {PERSONA} at which only one of the two keeps the rule (✓)."
-        found.append(
+        page_blocks.append(
             Block(f"Where plain and “{f.shown}” differ", text, head=["prompt", PLAIN.name, f.shown], rows=pairs)
         )
-    return found
+    return page_blocks
 
 
-def _rates(f: Findings) -> list[Block]:
+def _rates(f: JailbreakFindings) -> list[Block]:
     if not f.rates[PERSONA][PLAIN.name][ALL].n:
         return []
     series = [(arm, name) for arm in f.rates for name in f.rates[arm]]
@@ -132,7 +133,7 @@ def _rates(f: Findings) -> list[Block]:
     return [Block(f.event.name.capitalize(), text, drawing, height, ["", *labels.values()], cells)]
 
 
-def _taken_off(f: Findings) -> list[Block]:
+def _taken_off(f: JailbreakFindings) -> list[Block]:
     rows = []
     for arm, by_condition in f.effects.items():
         for name, e in by_condition.items():
@@ -145,15 +146,15 @@ def _taken_off(f: Findings) -> list[Block]:
     )
     head = ["condition", "prompts", "relative reduction", "plain only", "this only", "p"]
     judged = f.rates[PERSONA][PLAIN.name][ALL].n
-    found = [Block("What holding takes off", text, head=head, rows=rows)] if rows and judged else []
+    page_blocks = [Block("What holding takes off", text, head=head, rows=rows)] if rows and judged else []
     if f.adds:
         text = "How much oftener a rule is broken with a persona than without, in points; the interval is over rules."
-        told = [[name, added.points()] for name, added in f.adds.items()]
-        found.append(Block("What the persona does", text, head=["condition", "points"], rows=told))
-    return found
+        persona_rows = [[name, added.points()] for name, added in f.adds.items()]
+        page_blocks.append(Block("What the persona does", text, head=["condition", "points"], rows=persona_rows))
+    return page_blocks
 
 
-def _places(f: Findings) -> list[Block]:
+def _places(f: JailbreakFindings) -> list[Block]:
     data = [
         dots(arm, list(by), list(by.values()), colour)
         for (arm, by), colour in zip(f.projection.items(), cycle(COLOURS), strict=False)
@@ -165,25 +166,23 @@ def _places(f: Findings) -> list[Block]:
         "scattergap": 0.8,
     }
     text = "Projection of the replies, what is done to the model included; up is the Assistant. Intervals over prompts."
-    found = [Block("Where the replies lie", text, {"data": data, "layout": layout}, 360)]
+    page_blocks = [Block("Where the replies lie", text, {"data": data, "layout": layout}, 360)]
     if f.correlation.n:
         c, within = f.correlation, "rules" if f.event.standin else "categories"
         which = "lower" if c.value < 0 else "higher"
-        told = (
+        verdict = (
             f"{which} replies go wrong more often"
             if c.low > 0 or c.high < 0
             else "no relation that can be told from none"
         )
-        text = (
-            f"Plain, {PERSONA}, within {within}. Correlation of going wrong with the projection: {c.signed()}, {told}."
-        )
+        text = f"Plain, {PERSONA}, within {within}. Correlation of going wrong with the projection: {c.signed()}, {verdict}."
         layout = {
             "xaxis": axis("projection", type="category"),
             "yaxis": axis(f.event.name, tickformat=".0%", range=[-0.02, 1.02]),
         }
         drawing = {"data": [dots("", QUARTERS, f.parts, COLOURS[0], percent=True)], "layout": layout}
-        found.append(Block("Does it go wrong where the projection is low?", text, drawing, 340))
-    return found
+        page_blocks.append(Block("Does it go wrong where the projection is low?", text, drawing, 340))
+    return page_blocks
 
 
 def _compared(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -41,21 +41,21 @@ def sentences(text: str) -> int:
 
 
 def _in_line(line: str) -> int:
-    found, open_ = 0, ""
+    count, open_ = 0, ""
     for part in _ENDS.split(line.strip()):
         open_ += part
         if _ABBREVIATED.search(open_):
             open_ += " "
         elif re.search(r"\w", open_):
-            found, open_ = found + 1, ""
-    return found + bool(re.search(r"\w", open_))
+            count, open_ = count + 1, ""
+    return count + bool(re.search(r"\w", open_))
 
 
 def number(reply: str) -> float | None:
     """The number that a reply gives: one that stands alone on the first line, else the last that is said to be the
     answer ("=", "is"), else the last of all. None where it holds none."""
-    if found := _ALONE.fullmatch(reply.strip().partition("\n")[0]):
-        return _value(found[1])
+    if match := _ALONE.fullmatch(reply.strip().partition("\n")[0]):
+        return _value(match[1])
     found_all = _ANSWER.findall(reply) or re.findall(_NUMBER, reply)
     return _value(found_all[-1]) if found_all else None
 
@@ -66,16 +66,16 @@ def _value(text: str) -> float:
 
 def objects(reply: str) -> list[dict[str, Any]]:
     """The JSON objects of a reply, wherever they stand in it: alone, between words, in a fence."""
-    found, at, decoder = [], reply.find("{"), json.JSONDecoder()
-    while at >= 0:
+    parsed, start, decoder = [], reply.find("{"), json.JSONDecoder()
+    while start >= 0:
         try:
-            value, end = decoder.raw_decode(reply, at)
+            value, end = decoder.raw_decode(reply, start)
         except (json.JSONDecodeError, RecursionError):
-            end = at + 1
+            end = start + 1
         else:
-            found.append(value)
-        at = reply.find("{", end)
-    return found
+            parsed.append(value)
+        start = reply.find("{", end)
+    return parsed
 
 
 def _filled(reply: str) -> list[str]:
@@ -91,8 +91,8 @@ def _holds(reply: str, text: str) -> bool:
 
 
 def _equals(check: Check, reply: str) -> bool:
-    found = number(reply)
-    return found is not None and math.isclose(found, float(check["equals"]), abs_tol=1e-9)
+    value = number(reply)
+    return value is not None and math.isclose(value, float(check["equals"]), abs_tol=1e-9)
 
 
 _KINDS: dict[str, Callable[[Check, str], bool]] = {

@@ -43,19 +43,19 @@ def converse(trials: Trials[Any], dialogues: Sequence[Dialogue], say: Say, turns
     without its oldest exchanges. Raises `UsageError` where a message alone is too long."""
     on = {d.key: d for d in dialogues}
     for turn in range(1, turns + 1):
-        said = say(turn, list(on.values()))
-        on = {key: d for key, d in on.items() if key in said}
+        user_messages = say(turn, list(on.values()))
+        on = {key: d for key, d in on.items() if key in user_messages}
         asks = {}
         for key, d in on.items():
-            d.messages.append({"role": "user", "content": said[key]})
+            d.messages.append({"role": "user", "content": user_messages[key]})
             shown = fitted(trials.engine, d.messages, sampling.max_new_tokens)
             d.left_out.append(len(d.messages) - len(shown))
             asks[key] = Ask(d.condition, d.name, tuple(shown))
         for k, group in enumerate(together(trials.responses / f"asked-{turn:02d}.json", list(on))):
             part = f"turn-{turn:02d}" + (f"-{k}" if k else "")
-            for key, given in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
-                on[key].given.append(given)
-                on[key].messages.append({"role": "assistant", "content": given.text})
+            for key, reply in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
+                on[key].given.append(reply)
+                on[key].messages.append({"role": "assistant", "content": reply.text})
 
 
 def said_again(
@@ -65,17 +65,17 @@ def said_again(
     sampling: Sampling,
 ) -> list[Dialogue]:
     """What the user says in each transcript, said again to the model under each condition; a system prompt stays."""
-    said = {name: [m["content"] for m in talk if m["role"] == "user"] for name, talk in transcripts.items()}
+    user_turns = {name: [m["content"] for m in talk if m["role"] == "user"] for name, talk in transcripts.items()}
     dialogues = [
         Dialogue(c, name, [m for m in talk[:1] if m["role"] == "system"])
         for c in conditions
         for name, talk in transcripts.items()
     ]
 
-    def say(turn: int, some: Sequence[Dialogue]) -> dict[str, str]:
-        return {d.key: said[d.name][turn - 1] for d in some if turn <= len(said[d.name])}
+    def say(turn: int, going_on: Sequence[Dialogue]) -> dict[str, str]:
+        return {d.key: user_turns[d.name][turn - 1] for d in going_on if turn <= len(user_turns[d.name])}
 
-    converse(trials, dialogues, say, max(map(len, said.values())), sampling)
+    converse(trials, dialogues, say, max(map(len, user_turns.values())), sampling)
     return dialogues
 
 
@@ -99,8 +99,8 @@ def together(path: Path, keys: Sequence[str]) -> list[list[str]]:
     """The dialogues of a turn in the groups in which they are asked. One that could not go on in an earlier call is asked in a
     group of its own by a later one, so that what was asked before stays as it is."""
     groups: list[list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    there = {key for group in groups for key in group}
-    if new := [key for key in keys if key not in there]:
+    grouped = {key for group in groups for key in group}
+    if new := [key for key in keys if key not in grouped]:
         groups.append(new)
         write_whole(path, json.dumps(groups, indent=1, ensure_ascii=False).encode())
     return [[key for key in group if key in set(keys)] for group in groups]

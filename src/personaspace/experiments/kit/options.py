@@ -45,5 +45,5 @@ class Cost:
         """How long that would take here, estimated from the model's size and a matrix product timed on its device."""
         return self.tokens * seconds_per_token(engine)
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.replies + other.replies, self.tokens + other.tokens)
+    def __add__(self, addend: Cost) -> Cost:
+        return Cost(self.replies + addend.replies, self.tokens + addend.tokens)

@@ -79,48 +79,48 @@ class Outcome:
 def tasks(each: int, seed: int) -> list[Task]:
     """As many of each category, evenly from the file's list as far as it goes; sums are made by the seed."""
     rows = data.lines("tasks.jsonl")
-    found = []
+    selected = []
     for category in CATEGORIES[:2]:
-        there = [r for r in rows if r["category"] == category]
-        n = min(each, len(there))
-        chosen = [there[k * len(there) // n] for k in range(n)]
-        found += [Task(category, r["name"], r["prompt"], r["check"]) for r in chosen]
-    return found + sums(each, seed)
+        of_category = [r for r in rows if r["category"] == category]
+        n = min(each, len(of_category))
+        chosen = [of_category[k * len(of_category) // n] for k in range(n)]
+        selected += [Task(category, r["name"], r["prompt"], r["check"]) for r in chosen]
+    return selected + sums(each, seed)
 
 
 def sums(n: int, seed: int) -> list[Task]:
     """Small sums, bare and in words, no two alike; there are 66 of each of six kinds at least."""
     rng = np.random.default_rng(seed)
-    found: dict[str, Task] = {}
-    while len(found) < n:
-        text, result, under = _SUMS[len(found) % len(_SUMS)]
+    by_prompt: dict[str, Task] = {}
+    while len(by_prompt) < n:
+        text, result, under = _SUMS[len(by_prompt) % len(_SUMS)]
         b, a = sorted(int(x) for x in rng.integers(2, under, size=2))
         prompt = f"{text.format(a=a, b=b)} Answer with the number in digits."
         check = {"kind": "number", "equals": result(a, b)}
-        found.setdefault(prompt, Task("arithmetic", f"sum-{len(found)}", prompt, check))
-    return list(found.values())
+        by_prompt.setdefault(prompt, Task("arithmetic", f"sum-{len(by_prompt)}", prompt, check))
+    return list(by_prompt.values())
 
 
 def solve(
-    trials: Trials[Any], conditions: Sequence[Condition], some: Sequence[Task], max_new_tokens: int
+    trials: Trials[Any], conditions: Sequence[Condition], task_list: Sequence[Task], max_new_tokens: int
 ) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
     """Puts the tasks under every condition, greedily: whether each is solved, by condition, and a row a reply."""
-    asks = [Ask(c, t.name, ({"role": "user", "content": t.prompt},)) for c in conditions for t in some]
-    given = trials.ask(asks, Sampling(temperature=0, max_new_tokens=max_new_tokens), part="tasks")
-    return marked(some, given)
+    asks = [Ask(c, t.name, ({"role": "user", "content": t.prompt},)) for c in conditions for t in task_list]
+    replies = trials.ask(asks, Sampling(temperature=0, max_new_tokens=max_new_tokens), part="tasks")
+    return marked(task_list, replies)
 
 
-def marked(some: Sequence[Task], given: Sequence[Given]) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
+def marked(task_list: Sequence[Task], replies: Sequence[Given]) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
     """Whether each task is solved, by condition in the tasks' order, and a row a reply. It asks nothing."""
-    by_name = {t.name: t for t in some}
+    by_name = {t.name: t for t in task_list}
     solved: dict[str, list[bool]] = {}
     rows = []
-    for g in given:
+    for g in replies:
         task = by_name[g.item]
         right = bool(g.text.strip()) and passes(task.check, g.text)
         solved.setdefault(g.condition, []).append(right)
-        said = (task.category, g.item, task.prompt, g.text)
-        rows.append(result_row("tasks", g.condition, *said, float(right), g.tokens, g.projection))
+        texts = (task.category, g.item, task.prompt, g.text)
+        rows.append(result_row("tasks", g.condition, *texts, float(right), g.tokens, g.projection))
     return solved, rows
 
 
@@ -141,10 +141,10 @@ def result_row(
 
 def side_by_side(rows: Sequence[Mapping[str, Any]], shown: str, most: int = 8) -> list[list[str]]:
     """Tasks that only one of plain and another condition solves, with both replies."""
-    told: dict[str, dict[str, Mapping[str, Any]]] = {}
+    by_item: dict[str, dict[str, Mapping[str, Any]]] = {}
     for r in rows:
-        told.setdefault(r["item"], {})[r["condition"]] = r
-    apart = [by for by in told.values() if by[PLAIN.name]["value"] != by[shown]["value"]]
+        by_item.setdefault(r["item"], {})[r["condition"]] = r
+    apart = [by for by in by_item.values() if by[PLAIN.name]["value"] != by[shown]["value"]]
     apart = [apart[k * len(apart) // most] for k in range(most)] if len(apart) > most else apart
     return [
         [
@@ -169,25 +169,25 @@ def outcomes(values: Mapping[str, Sequence[float]], groups: Sequence[str] = ()) 
         places.setdefault(group, []).append(k)
     return {
         name: {
-            group: _outcome([plain[k] for k in at], None if name == PLAIN.name else [some[k] for k in at])
-            for group, at in places.items()
+            group: _outcome([plain[k] for k in indices], None if name == PLAIN.name else [scores[k] for k in indices])
+            for group, indices in places.items()
         }
-        for name, some in values.items()
+        for name, scores in values.items()
     }
 
 
-def _outcome(plain: Sequence[float], other: Sequence[float] | None) -> Outcome:
-    shown = plain if other is None else other
+def _outcome(plain: Sequence[float], conditioned: Sequence[float] | None) -> Outcome:
+    shown = plain if conditioned is None else conditioned
     if {*plain, *shown} <= {0, 1}:
         first, second = [bool(x) for x in plain], [bool(x) for x in shown]
-        if other is None:
+        if conditioned is None:
             return Outcome(share(second))
         test = paired(second, first)
         return Outcome(share(second), change(first, second), test.p, test.only_first, test.only_second)
     value = mean(shown)
-    if other is None:
+    if conditioned is None:
         return Outcome(value, scored=True)
-    apart = np.array(other) - np.array(plain)
+    apart = np.array(conditioned) - np.array(plain)
     gained, lost = int((apart > 0).sum()), int((apart < 0).sum())
     return Outcome(value, mean(apart.tolist()), _ranks(apart), gained, lost, scored=True)
 
@@ -201,12 +201,12 @@ def _ranks(apart: np.ndarray) -> float:
     return float(wilcoxon(apart).pvalue)
 
 
-def drawn(found: Mapping[str, Mapping[str, Outcome]]) -> tuple[dict[str, Any], int]:
+def drawn(by_condition: Mapping[str, Mapping[str, Outcome]]) -> tuple[dict[str, Any], int]:
     """Shares by category, a colour a condition, and how high that should be drawn."""
-    groups = list(next(iter(found.values())))
+    groups = list(next(iter(by_condition.values())))
     data_ = [
         {**dots(name, groups, [by[g].value for g in groups], colour, percent=True, sideways=True), "orientation": "h"}
-        for (name, by), colour in zip(found.items(), cycle(COLOURS), strict=False)
+        for (name, by), colour in zip(by_condition.items(), cycle(COLOURS), strict=False)
     ]
     layout = {
         "scattermode": "group",
@@ -214,17 +214,17 @@ def drawn(found: Mapping[str, Mapping[str, Outcome]]) -> tuple[dict[str, Any], i
         "xaxis": axis("share solved", tickformat=".0%", range=[-0.02, 1.02]),
         "yaxis": axis("", type="category", autorange="reversed"),
     }
-    return {"data": data_, "layout": layout}, 110 + 24 * len(groups) * len(found)
+    return {"data": data_, "layout": layout}, 110 + 24 * len(groups) * len(by_condition)
 
 
 HEAD = ("condition", "tasks", "items", "solved", "against plain", "gained", "lost", "p")
 
 
-def table(found: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
+def table(by_condition: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
     """A row a condition and category, under `HEAD`."""
     return [
         [name, group, str(o.value.n), o.told(), *(_tested(o) if o.change else [""] * 4)]
-        for name, by in found.items()
+        for name, by in by_condition.items()
         for group, o in by.items()
     ]
 

@@ -211,22 +211,22 @@ class Trials(Folder, Generic[Chosen]):
         return row_seed(self.options.seed, f"{part}/{ask.item}", 0)
 
     def _answers(self, asks: Sequence[Ask], sampling: Sampling, part: str, activations: bool) -> list[Given]:
-        held = {c: self._interventions(c, [a.messages for a in asks]) for c in {a.condition for a in asks}}
+        interventions_of = {c: self._interventions(c, [a.messages for a in asks]) for c in {a.condition for a in asks}}
         prompts = [
             Prompt(
                 a.messages,
                 a.condition.name,
                 index=k,
                 seed=self._seed(part, a),
-                interventions=held[a.condition],
+                interventions=interventions_of[a.condition],
             )
             for k, a in enumerate(asks)
         ]
-        found: dict[int, Given] = {}
+        replies: dict[int, Given] = {}
         for r in self.engine.respond(prompts, sampling, read=[self.space.layer]):
-            found[r.prompt.index] = self._given(asks[r.prompt.index], r, activations)
-            self.watcher.progress(self.count + len(found), max(self.total, self.count + len(found)))
-        return [found[k] for k in range(len(asks))]
+            replies[r.prompt.index] = self._given(asks[r.prompt.index], r, activations)
+            self.watcher.progress(self.count + len(replies), max(self.total, self.count + len(replies)))
+        return [replies[k] for k in range(len(asks))]
 
     def displacement(self, cap: str, prompts: Sequence[Sequence[Message]]) -> list[float]:
         """How far a cap moves a reply's token in the mean at each of its layers (`controls.displacement`). Measured
@@ -249,8 +249,8 @@ class Trials(Folder, Generic[Chosen]):
         activation = r.activation[0].float().cpu() if r.activation is not None else None
         n = len(r.token_ids)
         projection = float(activation @ self.space.axis_at()) if activation is not None and n else math.nan
-        kept = activation if activations else None
-        return Given(ask.condition.name, ask.item, r.text, n, r.finish_reason, projection, r.touched, kept)
+        stored_activation = activation if activations else None
+        return Given(ask.condition.name, ask.item, r.text, n, r.finish_reason, projection, r.touched, stored_activation)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -269,16 +269,18 @@ class Trials(Folder, Generic[Chosen]):
         for first in range(0, len(names), SHARD):
             batch, path = names[first : first + SHARD], self._part(part, first)
             keys = {n: _key(list(conversations[n]), asdict(condition), logprobs) for n in batch}
-            kept = _kept_readings(path, keys)
-            if missing := [n for n in batch if n not in kept]:
+            by_name = _kept_readings(path, keys)
+            if missing := [n for n in batch if n not in by_name]:
                 texts = [conversations[n] for n in missing]
-                held = self._interventions(condition, [_opening(t) for t in texts])
-                turns = self.engine.replay(texts, read=[self.space.layer], interventions=held, logprobs=logprobs)
-                for name, own in zip(missing, turns, strict=True):
-                    kept[name] = [self._reading(name, k, turn) for k, turn in enumerate(own)]
-                rows = [{"asked": keys[n], **vars(r)} for n in batch for r in kept[n]]
+                interventions = self._interventions(condition, [_opening(t) for t in texts])
+                turns = self.engine.replay(
+                    texts, read=[self.space.layer], interventions=interventions, logprobs=logprobs
+                )
+                for name, of_conversation in zip(missing, turns, strict=True):
+                    by_name[name] = [self._reading(name, k, turn) for k, turn in enumerate(of_conversation)]
+                rows = [{"asked": keys[n], **vars(r)} for n in batch for r in by_name[n]]
                 write_table(path, pa.Table.from_pylist(rows, schema=READING))
-            readings |= {n: kept[n] for n in batch}
+            readings |= {n: by_name[n] for n in batch}
         return readings
 
     def _reading(self, name: str, k: int, turn: Turn) -> Reading:
@@ -288,10 +290,10 @@ class Trials(Folder, Generic[Chosen]):
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def judge(self, judge: Judge, items: Sequence[Any], what: str, *, batch_size: int = 64) -> list[int | None]:
+    def judge(self, judge: Judge, items: Sequence[Any], item_set: str, *, batch_size: int = 64) -> list[int | None]:
         """The judge's score of each item, in order; None where it could not be scored, which is noted, and tried again by
         the next call. `what` names these items within the experiment; what an item holds decides whether it was scored."""
-        name = f"{what}-{judge.name}"
+        name = f"{item_set}-{judge.name}"
         scores = self.scores_of(name)
         # Version 0.1.0 kept scores by their place alone.
         by_place = {k: scores.pop(("", k)) for k in range(len(items)) if ("", k) in scores}
@@ -316,8 +318,8 @@ class Trials(Folder, Generic[Chosen]):
             )
         return [scores[key][0] if key in scores else None for key in keys]
 
-    def _part(self, part: str, at: int) -> Path:
-        return self.responses / f"{part}-{at // SHARD:05d}.parquet"
+    def _part(self, part: str, first: int) -> Path:
+        return self.responses / f"{part}-{first // SHARD:05d}.parquet"
 
     def _done(self, n: int) -> None:
         self.count += n
@@ -343,11 +345,11 @@ def _kept_replies(path: Path, keys: Sequence[str], names: Sequence[tuple[str, st
     if not path.is_file():
         return {}
     rows = read_rows(path)
-    asked = [row.pop("asked", None) for row in rows]
+    row_keys = [row.pop("asked", None) for row in rows]
     replies = [Given(**{**row, "activation": _tensor(row["activation"])}) for row in rows]
-    if None in asked and [(r.condition, r.item) for r in replies] == list(names):
+    if None in row_keys and [(r.condition, r.item) for r in replies] == list(names):
         return dict(zip(keys, replies, strict=True))
-    return {key: reply for key, reply in zip(asked, replies, strict=True) if key in keys}
+    return {key: reply for key, reply in zip(row_keys, replies, strict=True) if key in keys}
 
 
 def _kept_readings(path: Path, keys: Mapping[str, str]) -> dict[str, list[Reading]]:

@@ -44,8 +44,10 @@ class Table:
 
     def of_rows(self, rows: np.ndarray) -> Table:
         """The table with these rows alone."""
-        kept = rows.tolist()
-        return Table(tuple(self.who[k] for k in kept), tuple(self.groups[k] for k in kept), self.places[kept])
+        selected = rows.tolist()
+        return Table(
+            tuple(self.who[k] for k in selected), tuple(self.groups[k] for k in selected), self.places[selected]
+        )
 
     def of_questions(self, questions: np.ndarray) -> Table:
         """The table with these questions alone."""
@@ -57,7 +59,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Findings:
+class MannerFindings:
     """What a table says, in standard deviations of the default.
 
     places: group → manner → mean place. who: manner → far end less near end. who_overall: the mean of these. how:
@@ -75,7 +77,7 @@ class Findings:
     shares: Mapping[str, Estimate]
 
 
-def findings(table: Table) -> Findings:
+def findings(table: Table) -> MannerFindings:
     """All contrasts of a table, each with its interval over the roles and the questions that it is of (`drawn`)."""
     ends = (NEAR, FAR)
 
@@ -91,7 +93,7 @@ def findings(table: Table) -> Findings:
     def share(name: str) -> Estimate:
         return drawn(table, lambda t: shares(t)[name], ends, within=(0.0, 1.0))
 
-    return Findings(
+    return MannerFindings(
         places={group: {manner: place(group, manner) for manner in MANNERS} for group in GROUPS},
         who={manner: apart(manner) for manner in MANNERS},
         who_overall=drawn(table, lambda t: _average([t.mean(FAR, m) - t.mean(NEAR, m) for m in MANNERS]), ends),
@@ -119,11 +121,11 @@ def drawn(
     others = np.setdiff1d(np.arange(len(table.who)), roles)
     questions = table.places.shape[2]
 
-    def without_questions(at: np.ndarray) -> float:
-        return statistic(table.of_questions(at))
+    def without_questions(draw: np.ndarray) -> float:
+        return statistic(table.of_questions(draw))
 
-    def without_roles(at: np.ndarray) -> float:
-        return statistic(table.of_rows(np.sort(np.concatenate([roles[at], others]))))
+    def without_roles(draw: np.ndarray) -> float:
+        return statistic(table.of_rows(np.sort(np.concatenate([roles[draw], others]))))
 
     intervals = [estimate(_blocks(questions), without_questions)]
     if len(roles):
@@ -149,19 +151,19 @@ def shares(table: Table) -> dict[str, float]:
     known, and the squares are less by what such a variance leaves in a mean; so a share that is 0 may come out a little
     under 0. Over the questions with which everybody was read in every manner; NaN under two.
     """
-    known = table.places[:, :, ~np.isnan(table.places).any((0, 1))]
-    people, manners, questions = known.shape
+    complete = table.places[:, :, ~np.isnan(table.places).any((0, 1))]
+    people, manners, questions = complete.shape
     if questions < 2:
         return dict.fromkeys((WHO, HOW, BOTH), math.nan)
-    about = known - known.mean((0, 1))
+    about = complete - complete.mean((0, 1))
     who, how = about.mean(1), about.mean(0)
     sizes = {
         WHO: manners * _squared(who),
         HOW: people * _squared(how),
         BOTH: _squared((about - who[:, None] - how[None]).reshape(-1, questions)),
     }
-    whole = sum(sizes.values())
-    return {name: size / whole if whole > 0 else math.nan for name, size in sizes.items()}
+    total_size = sum(sizes.values())
+    return {name: size / total_size if total_size > 0 else math.nan for name, size in sizes.items()}
 
 
 def _squared(effects: np.ndarray) -> float:
@@ -172,8 +174,8 @@ def _squared(effects: np.ndarray) -> float:
 
 
 def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else math.nan
 
 
 def _average(values: Sequence[float]) -> float:

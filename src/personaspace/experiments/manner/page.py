@@ -21,7 +21,7 @@ from personaspace.experiments.manner.findings import (
     POINTS,
     VERSE,
     WHO,
-    Findings,
+    MannerFindings,
     Table,
     findings,
 )
@@ -78,7 +78,7 @@ def table_members(table: Table, group: str) -> list[str]:
 def mean_rank(space: PersonaSpace, names: Sequence[str]) -> float:
     """At which place from the Assistant's end these roles stand in the space itself, in the mean; 1 is the nearest."""
     order = (-space.project(space.role_vectors_at())).argsort().tolist()
-    ranks = {space.roles[at]: k + 1 for k, at in enumerate(order)}
+    ranks = {space.roles[role_index]: k + 1 for k, role_index in enumerate(order)}
     return float(np.mean([ranks[name] for name in names]))
 
 
@@ -107,7 +107,7 @@ def within_manners(who: Mapping[str, Estimate]) -> str:
     )
 
 
-def _sentences(reading: str, f: Findings) -> str:
+def _sentences(reading: str, f: MannerFindings) -> str:
     """The plain finding of a reading first, its figures after it."""
     shares = [f"{name} {_share(e)}" for name, e in f.shares.items() if not math.isnan(e.value)]
     of_variance = f" Of the cells' variance: {'; '.join(shares)}." if shares else ""
@@ -132,7 +132,7 @@ def _lead(space: PersonaSpace, tables: Mapping[str, Table], ranks: Mapping[str, 
     )
 
 
-def _key(by_reading: Mapping[str, Findings]) -> list[Figure]:
+def _key(by_reading: Mapping[str, MannerFindings]) -> list[Figure]:
     key = []
     for reading, f in by_reading.items():
         where = words.noun(reading)
@@ -148,8 +148,8 @@ def _key(by_reading: Mapping[str, Findings]) -> list[Figure]:
     return key
 
 
-def _plain(f: Findings) -> dict[str, Any]:
-    """Findings as JSON has them: a pair of manners is one name."""
+def _plain(f: MannerFindings) -> dict[str, Any]:
+    """MannerFindings as JSON has them: a pair of manners is one name."""
     return {**vars(f), "how": {f"{a} − {b}": estimates for (a, b), estimates in f.how.items()}}
 
 
@@ -160,7 +160,7 @@ def _cell_means(table: Table) -> dict[str, dict[str, float]]:
     }
 
 
-def _chart(reading: str, table: Table, f: Findings) -> Block:
+def _chart(reading: str, table: Table, f: MannerFindings) -> Block:
     """Every cell as a dot, the groups' means with their intervals over them."""
     means = _cell_means(table)
     rows = {manner: len(MANNERS) - 1 - k for k, manner in enumerate(MANNERS)}
@@ -197,7 +197,7 @@ def _chart(reading: str, table: Table, f: Findings) -> Block:
     return Block(TITLE[reading], text, {"data": data, "layout": layout}, 460)
 
 
-def _contrasts(by_reading: Mapping[str, Findings]) -> Block:
+def _contrasts(by_reading: Mapping[str, MannerFindings]) -> Block:
     def line(name: str, of: Sequence[Estimate]) -> list[str]:
         return [name, *(e.signed() for e in of)]
 
@@ -218,7 +218,7 @@ def _contrasts(by_reading: Mapping[str, Findings]) -> Block:
     return Block("All contrasts", text, head=["", *(TITLE[r] for r in by_reading)], rows=rows)
 
 
-def _shares(by_reading: Mapping[str, Findings]) -> Block:
+def _shares(by_reading: Mapping[str, MannerFindings]) -> Block:
     rows = [[name, *(_share(f.shares[name]) for f in by_reading.values())] for name in (WHO, HOW, BOTH)]
     text = (
         "Shares of the variance of cells, everybody in every manner, with the noise of questions taken off. “Both "
@@ -249,8 +249,8 @@ def _replies(rows: Sequence[Row]) -> Block:
     first = [r for r in rows if r["question"] == 0]
     people = {group: list(dict.fromkeys(r["who"] for r in first if r["group"] == group)) for group in GROUPS}
     shown = [who for group in GROUPS for who in people[group][:SHOWN]]
-    said = {(r["who"], r["manner"]): r for r in first}
-    table = [[who.replace("_", " "), *(_reply(said[who, m]) for m in MANNERS)] for who in shown]
+    reply_of = {(r["who"], r["manner"]): r for r in first}
+    table = [[who.replace("_", " "), *(_reply(reply_of[who, m]) for m in MANNERS)] for who in shown]
     text = f"To “{first[0]['user']}”, the place before each."
     return Block("A few replies", text, head=["who", *MANNERS], rows=table)
 

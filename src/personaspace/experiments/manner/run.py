@@ -112,14 +112,14 @@ def asks(options: MannerOptions, catalog: Catalog, n: int) -> list[Ask]:
     every manner. Raises `UsageError` where there are not as many questions, and what `cells` raises."""
     if n > len(catalog.questions):
         raise UsageError(f"--per-cell {n}: the catalogue {catalog.name} has {len(catalog.questions)} questions")
-    wanted = []
+    requests = []
     for cell in cells(options, catalog):
         for k in range(n):
             messages: tuple[Message, ...] = ({"role": "user", "content": catalog.questions[k].question},)
             if system := cell.system(k):
                 messages = ({"role": "system", "content": system}, *messages)
-            wanted.append(Ask(Condition(cell.manner), f"{cell.who} {k}", messages))
-    return wanted
+            requests.append(Ask(Condition(cell.manner), f"{cell.who} {k}", messages))
+    return requests
 
 
 def cost(options: MannerOptions, catalog: Catalog) -> Cost:
@@ -140,8 +140,8 @@ def run(trials: Trials[MannerOptions]) -> Result:
     if options.replies:
         space.drift(0.0)  # and so is a space that does not know the default's spread
     each = cells(options, catalog)
-    wanted = asks(options, catalog, options.per_cell)
-    rows = _rows(each, wanted, PROMPT, onsets(trials.engine, space, wanted), [""] * len(wanted))
+    requests = asks(options, catalog, options.per_cell)
+    rows = _rows(each, requests, PROMPT, onsets(trials.engine, space, requests), [""] * len(requests))
     if options.replies:
         answered = asks(options, catalog, options.replies)
         # Other sentences or instructions under the same names are other replies.
@@ -152,9 +152,9 @@ def run(trials: Trials[MannerOptions]) -> Result:
     return evaluate(space, rows)
 
 
-def onsets(engine: Engine, space: PersonaSpace, wanted: Sequence[Ask]) -> list[float]:
+def onsets(engine: Engine, space: PersonaSpace, requests: Sequence[Ask]) -> list[float]:
     """Where each prompt lies on the axis before a word is said, at the space's layer."""
-    prompts = [Prompt(a.messages, index=k) for k, a in enumerate(wanted)]
+    prompts = [Prompt(a.messages, index=k) for k, a in enumerate(requests)]
     projections = [math.nan] * len(prompts)
     for r in engine.onsets(prompts, read=[space.layer]):
         assert r.activation is not None
@@ -163,9 +163,9 @@ def onsets(engine: Engine, space: PersonaSpace, wanted: Sequence[Ask]) -> list[f
 
 
 def _rows(
-    each: Sequence[Cell], wanted: Sequence[Ask], reading: str, projections: Sequence[float], texts: Sequence[str]
+    each: Sequence[Cell], requests: Sequence[Ask], reading: str, projections: Sequence[float], texts: Sequence[str]
 ) -> list[dict[str, Any]]:
-    n = len(wanted) // len(each)
+    n = len(requests) // len(each)
     return [
         {
             "reading": reading,
@@ -179,7 +179,7 @@ def _rows(
             "shape": shape(text) if text.strip() else None,
             "projection": projection,
         }
-        for k, (ask, projection, text) in enumerate(zip(wanted, projections, texts, strict=True))
+        for k, (ask, projection, text) in enumerate(zip(requests, projections, texts, strict=True))
     ]
 
 

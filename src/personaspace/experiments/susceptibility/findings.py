@@ -21,7 +21,7 @@ RANDOM = "random directions"
 
 
 @dataclass(frozen=True)
-class Effect:
+class SpeakerShift:
     """How what is done to the model moves the share of replies that are the Assistant's, of those that tell: a rank correlation
     with α, or for a cap a difference to plain. control: the same along random directions, as far; difference: of the two, over
     roles. None where nothing was set beside it."""
@@ -39,7 +39,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Findings:
+class SusceptibilityFindings:
     """names: of conditions, in order. shares: under a role or none, by condition, of the replies that tell who is speaking;
     shares_of_all: of all judged ones, those that do not tell included; telling: how many tell. telling_trend: whether that
     changes with α. effects: on being the Assistant, by what is done; broken: of steering away on being incoherent, where it is
@@ -53,8 +53,8 @@ class Findings:
     assistant_trend: Estimate
     persona_trend: Estimate
     telling_trend: Estimate
-    effects: Mapping[str, Effect]
-    broken: Effect | None
+    effects: Mapping[str, SpeakerShift]
+    broken: SpeakerShift | None
     control_shares: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     control_telling: Mapping[str, Estimate] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def rows_of(rows: Sequence[Row], condition: str, under: str) -> list[Row]:
     return [r for r in rows if r["condition"] == condition and (r["role"] == NO_ROLE) == (under == NO_ROLE)]
 
 
-def findings(conditions: Sequence[Condition], rows: Sequence[Row]) -> Findings:
+def findings(conditions: Sequence[Condition], rows: Sequence[Row]) -> SusceptibilityFindings:
     """Shares of kinds under each condition, and what steering and capping do under a role."""
     names = [c.name for c in conditions]
     under_role = [r for r in rows if r["role"] != NO_ROLE and r["kind"] is not None]
@@ -95,7 +95,7 @@ def findings(conditions: Sequence[Condition], rows: Sequence[Row]) -> Findings:
     effects = {AWAY: _steering_effect(under_role, -1), TOWARDS: _steering_effect(under_role, 1)}
     capping = {c.name: _cap_effect(under_role, c.cap) for c in conditions if c.cap}
     by = {under: {n: rows_of(rows, n, under) for n in names} for under in UNDER}
-    return Findings(
+    return SusceptibilityFindings(
         names=names,
         ends=list(dict.fromkeys(ends)),
         shares={u: {n: _shares_of_telling(members) for n, members in cells.items()} for u, cells in by.items()},
@@ -135,7 +135,7 @@ def _trend(rows: Sequence[Row], *kinds: str) -> Estimate:
     return trend([r["alpha"] for r in telling], [r["kind"] in kinds for r in telling], [r["role"] for r in telling])
 
 
-def _steering_effect(rows: Sequence[Row], sign: int, kind: str = ASSISTANT) -> Effect | None:
+def _steering_effect(rows: Sequence[Row], sign: int, kind: str = ASSISTANT) -> SpeakerShift | None:
     """Of steering on one side of plain alone, since what happens towards the Assistant says nothing of the other side; None
     where that side was not asked for."""
     steering = [r for r in rows if r["cap"] is None and r["alpha"] * sign >= 0]
@@ -144,7 +144,7 @@ def _steering_effect(rows: Sequence[Row], sign: int, kind: str = ASSISTANT) -> E
     if all(r["alpha"] == 0 for r in axis):
         return None
     if not random:
-        return Effect(_trend(axis, kind))
+        return SpeakerShift(_trend(axis, kind))
     # Compared at the strengths that both have. Plain belongs to either; beside several directions it counts as often as each
     # of them, since a rank correlation depends on how many replies there are of each strength.
     strengths = {r["alpha"] for r in random}
@@ -159,10 +159,10 @@ def _steering_effect(rows: Sequence[Row], sign: int, kind: str = ASSISTANT) -> E
         [r["role"] for _, r in telling],
         [side for side, _ in telling],
     )
-    return Effect(_trend(axis, kind), _trend(control, kind), difference)
+    return SpeakerShift(_trend(axis, kind), _trend(control, kind), difference)
 
 
-def _cap_effect(rows: Sequence[Row], cap: str | None) -> Effect:
+def _cap_effect(rows: Sequence[Row], cap: str | None) -> SpeakerShift:
     telling = [r for r in rows if r["kind"] != UNTOLD]
     plain = [r for r in telling if r["condition"] == PLAIN.name]
     axis = [r for r in telling if r["cap"] == cap and r["control"] is None]
@@ -176,7 +176,11 @@ def _cap_effect(rows: Sequence[Row], cap: str | None) -> Effect:
             [1] * len(first) + [-1] * len(second),
         )
 
-    return Effect(more(axis, plain), more(random, plain), more(axis, random)) if random else Effect(more(axis, plain))
+    return (
+        SpeakerShift(more(axis, plain), more(random, plain), more(axis, random))
+        if random
+        else SpeakerShift(more(axis, plain))
+    )
 
 
 def _sign(estimate: Estimate) -> int:

@@ -18,9 +18,9 @@ from personaspace.experiments.susceptibility.findings import (
     ROLE,
     TOWARDS,
     UNDER,
-    Effect,
-    Findings,
     Row,
+    SpeakerShift,
+    SusceptibilityFindings,
     rows_of,
 )
 from personaspace.experiments.susceptibility.sorting import sorting, sorting_block
@@ -35,17 +35,17 @@ STUDY = (
 )
 
 
-def page(space: PersonaSpace, findings: Findings, rows: Sequence[Row], judge: str) -> Result:
+def page(space: PersonaSpace, findings: SusceptibilityFindings, rows: Sequence[Row], judge: str) -> Result:
     """The result: who speaks under each condition, how many replies tell, and what random directions do."""
     by_words = judge == "rules"
     measured = sorting() if by_words else None
     telling = [findings.telling[ROLE][n] for n in findings.names]
     judged = sum(e.n for e in telling)
-    told = sum(round(e.value * e.n) for e in telling if e.n)
+    telling_replies = sum(round(e.value * e.n) for e in telling if e.n)
     key = [
         Figure(
             "replies that tell who speaks",
-            f"{100 * told / judged:.0f}%" if judged else "none judged",
+            f"{100 * telling_replies / judged:.0f}%" if judged else "none judged",
             f"under a role; from {_range(telling)} by condition",
         ),
         Figure("being the Assistant", f"{findings.assistant_trend.value:+.2f}", _trend_note(findings.assistant_trend)),
@@ -83,7 +83,7 @@ def page(space: PersonaSpace, findings: Findings, rows: Sequence[Row], judge: st
     return Result("Who does it say it is?", lead, headline(findings), figures, rows, blocks, key)
 
 
-def headline(findings: Findings) -> str:
+def headline(findings: SusceptibilityFindings) -> str:
     """What was seen, and nothing that random directions would do as well."""
     shares, telling = findings.shares[ROLE], findings.telling[ROLE]
     ends = findings.ends
@@ -107,7 +107,7 @@ def headline(findings: Findings) -> str:
     return re.sub(r"(?<=[ (])-(?=\d)", "−", line).replace("α ", "α\u00a0")
 
 
-def _sentence(name: str, effect: Effect, kind: str = ASSISTANT) -> str:
+def _sentence(name: str, effect: SpeakerShift, kind: str = ASSISTANT) -> str:
     """What may be said of steering to one side, or of a cap."""
     steering = name in (AWAY, TOWARDS)
 
@@ -129,7 +129,7 @@ def _sentence(name: str, effect: Effect, kind: str = ASSISTANT) -> str:
     return f"{subject}, no effect on being {kind} that can be told from none ({compared})."
 
 
-def _blocks(findings: Findings, rows: Sequence[Row]) -> list[Block]:
+def _blocks(findings: SusceptibilityFindings, rows: Sequence[Row]) -> list[Block]:
     names = findings.names
     title = "steering, then caps"
     blocks = []
@@ -167,7 +167,7 @@ def _blocks(findings: Findings, rows: Sequence[Row]) -> list[Block]:
     ]
 
 
-def _control_block(findings: Findings) -> Block:
+def _control_block(findings: SusceptibilityFindings) -> Block:
     names = [n for n in findings.names if n in findings.control_shares or n == PLAIN.name]
     compared = [n for n in names if n in findings.control_shares]
     along = dots("along the axis", names, [findings.shares[ROLE][n][ASSISTANT] for n in names], NEAR, percent=True)
@@ -194,7 +194,7 @@ def _control_block(findings: Findings) -> Block:
     return Block("Beside random directions", text, {"data": [along, random], "layout": layout}, 400)
 
 
-def _effects_block(findings: Findings) -> Block:
+def _effects_block(findings: SusceptibilityFindings) -> Block:
     effects = [(name, ASSISTANT, effect) for name, effect in findings.effects.items()]
     if findings.broken:
         effects.insert(1, (AWAY, BROKEN, findings.broken))

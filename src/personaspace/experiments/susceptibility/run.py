@@ -119,11 +119,11 @@ def run(trials: Trials[SusceptibilityOptions]) -> Result:
         ("speakers-control", "control", control_asks(options, catalog)),
     ]
     rows: list[Row] = []
-    for scores, part, wanted in parts:
-        given = trials.ask(wanted, sampling, part=part, seeds="part")
-        said = [Said(a.messages[-1]["content"], g.text) for a, g in zip(wanted, given, strict=True)]
-        kinds = trials.judge(judge, said, scores) if judge else [None] * len(said)
-        rows += [table_row(a, g, k) for a, g, k in zip(wanted, given, kinds, strict=True)]
+    for scores, part, requests in parts:
+        replies = trials.ask(requests, sampling, part=part, seeds="part")
+        items = [Said(a.messages[-1]["content"], g.text) for a, g in zip(requests, replies, strict=True)]
+        kinds = trials.judge(judge, items, scores) if judge else [None] * len(items)
+        rows += [table_row(a, g, k) for a, g, k in zip(requests, replies, kinds, strict=True)]
     return page(trials.space, findings(conditions(options), rows), rows, trials.judges.name)
 
 

@@ -38,7 +38,7 @@ class Measured:
 
 
 def contrast(
-    activations: np.ndarray, kept: np.ndarray, weights: np.ndarray, signs: np.ndarray | None = None
+    activations: np.ndarray, counted: np.ndarray, weights: np.ndarray, signs: np.ndarray | None = None
 ) -> np.ndarray:
     """Mean of those brought out less mean of those suppressed, `[draws, hidden]`, over the replies that are kept; NaN where a
     side has none.
@@ -47,39 +47,41 @@ def contrast(
     are swapped, `[draws, pairs]`.
     """
     label = np.array([1.0, -1.0]) * (np.ones_like(weights) if signs is None else signs)[:, :, None]
-    each = (weights[:, :, None] * kept).reshape(len(weights), -1)
+    each = (weights[:, :, None] * counted).reshape(len(weights), -1)
     above, below = (each * (label.reshape(len(weights), -1) * side > 0) for side in (1, -1))
     with np.errstate(invalid="ignore"):
         shares = above / above.sum(1, keepdims=True) - below / below.sum(1, keepdims=True)
-    found: np.ndarray = shares @ activations.reshape(-1, activations.shape[-1])
-    return found
+    contrasts: np.ndarray = shares @ activations.reshape(-1, activations.shape[-1])
+    return contrasts
 
 
-def measure(activations: np.ndarray, kept: np.ndarray, direction: np.ndarray, seed: Sequence[int]) -> Measured | None:
+def measure(
+    activations: np.ndarray, counted: np.ndarray, direction: np.ndarray, seed: Sequence[int]
+) -> Measured | None:
     """A contrast, of `[pairs, 2, hidden]` and who is kept `[pairs, 2]`; None where a side has nobody."""
-    if not kept.any(0).all():
+    if not counted.any(0).all():
         return None
-    rng, n = np.random.default_rng(seed), len(kept)
-    whole = kept.all(1)
-    vector = contrast(activations, kept, np.ones((1, n)))[0]
-    some = activations[whole]
+    rng, n = np.random.default_rng(seed), len(counted)
+    complete = counted.all(1)
+    vector = contrast(activations, counted, np.ones((1, n)))[0]
+    complete_pairs = activations[complete]
 
     def cosines(of: np.ndarray, keep: np.ndarray, weights: np.ndarray, signs: np.ndarray | None = None) -> np.ndarray:
         return cosine(contrast(of, keep, weights, signs), direction)
 
     none = np.empty(0)
     flipped, drawn, halves = none, none, np.full((SPLITS, 2), math.nan)
-    if (m := len(some)) >= 2:
+    if (m := len(complete_pairs)) >= 2:
         # As many labels are swapped as are left: what the trait itself does cancels, and its own noise remains.
         signs = rng.permuted(np.tile(np.where(np.arange(m) < m // 2, -1.0, 1.0), (FLIPS, 1)), axis=1)
-        there = np.ones((m, 2))
-        flipped = cosines(some, there, np.ones((FLIPS, m)), signs)
+        all_counted = np.ones((m, 2))
+        flipped = cosines(complete_pairs, all_counted, np.ones((FLIPS, m)), signs)
         first = rng.permuted(np.tile((np.arange(m) < m // 2).astype(float), (SPLITS, 1)), axis=1)
-        halves = np.stack([cosines(some, there, half) for half in (first, 1 - first)], axis=1)
+        halves = np.stack([cosines(complete_pairs, all_counted, half) for half in (first, 1 - first)], axis=1)
     if m >= ENOUGH:
-        drawn = cosines(activations, kept, rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float))
-    at = float(cosine(vector, direction))
-    return Measured(vector, at, m, int((~kept).sum()), flipped, drawn, halves)
+        drawn = cosines(activations, counted, rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float))
+    measured = float(cosine(vector, direction))
+    return Measured(vector, measured, m, int((~counted).sum()), flipped, drawn, halves)
 
 
 def by_chance(measured: Sequence[Measured]) -> np.ndarray:
@@ -108,8 +110,8 @@ def reliability(measured: Sequence[Measured], seed: int = 0) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan, len(usable))
     halves = np.stack(usable)  # [contrasts, splits, 2]
 
-    def whole(at: np.ndarray) -> float:
-        centred = halves[at] - halves[at].mean(0)
+    def whole(draw: np.ndarray) -> float:
+        centred = halves[draw] - halves[draw].mean(0)
         a, b = centred[..., 0], centred[..., 1]
         spread = np.sqrt((a * a).sum(0) * (b * b).sum(0))
         half = ((a * b).sum(0) / np.maximum(spread, 1e-30)).mean()

@@ -39,11 +39,11 @@ def page(
         near = [t for t in out if cosines[t].value > 0][:NAMED]
         far = [t for t in reversed(out) if cosines[t].value < 0][:NAMED]
         ends = f"Towards the Assistant: {told(near) or 'none'}; away from it: {told(far) or 'none'}."
-        found = f"{counted}. {ends} The ranking's reliability is {again}{_surer(again.value, rows)}."
+        sentence = f"{counted}. {ends} The ranking's reliability is {again}{_surer(again.value, rows)}."
     else:
-        found = f"{counted}: no more than chance may give, so that no trait can be told from none here."
+        sentence = f"{counted}: no more than chance may give, so that no trait can be told from none here."
     strongest = max(cosines, key=lambda t: abs(cosines[t].value))
-    left = sum(not r["kept"] for r in rows)
+    left_out = sum(not r["kept"] for r in rows)
     who = "none judged" if judge in ("rules", "none") else f"judged by {judge}"
     key = [
         Figure("traits that stand out", str(len(out)), f"of {n}; {ranking.expected:.0f} expected by chance"),
@@ -53,7 +53,7 @@ def page(
             f"{cosines[strongest].value:+.2f}",
             f"{told([strongest])}; 95% of chance's: within ±{ranking.edge:.2f}",
         ),
-        Figure("replies", f"{len(rows):,}", f"{who}, {left} left out"),
+        Figure("replies", f"{len(rows):,}", f"{who}, {left_out} left out"),
     ]
     lead = (
         f"{space.meta['model']['id']} is asked to show each of {len(traits)} traits, and to suppress it. The mean difference "
@@ -70,7 +70,7 @@ def page(
         "judge": judge,
     }
     blocks = [_ends(ranking, rows), *([_histogram(ranking)] if len(ranking.chance) else []), _table(traits, ranking)]
-    return Result("Which traits does the axis carry?", lead, f"{found} {STUDY}", figures, rows, blocks, key)
+    return Result("Which traits does the axis carry?", lead, f"{sentence} {STUDY}", figures, rows, blocks, key)
 
 
 def _surer(reliability: float, rows: Sequence[dict[str, Any]]) -> str:
@@ -86,11 +86,13 @@ def _ends(ranking: Ranking, rows: Sequence[dict[str, Any]]) -> Block:
     half = min(SHOWN, len(names) // 2)
     ends = ("towards the Assistant", names[:half], NEAR), ("away from it", names[-half:], FAR)
     data = []
-    for title, some, colour in ends:
-        drawn = dots(title, [told([t]) for t in some], [ranking.cosines[t] for t in some], colour, sideways=True)
-        more = {"text": [_example(t, ranking, rows) for t in some], "marker": {"color": colour, "size": 8}}
+    for title, end_traits, colour in ends:
+        drawn = dots(
+            title, [told([t]) for t in end_traits], [ranking.cosines[t] for t in end_traits], colour, sideways=True
+        )
+        more = {"text": [_example(t, ranking, rows) for t in end_traits], "marker": {"color": colour, "size": 8}}
         data.append({**drawn, **more})
-    places = [told([t]) for _, some, _ in ends for t in some]
+    places = [told([t]) for _, end_traits, _ in ends for t in end_traits]
     layout = {
         "xaxis": axis("cosine with the axis"),
         "yaxis": {"type": "category", "categoryarray": places[::-1], "dtick": 1},

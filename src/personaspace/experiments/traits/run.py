@@ -73,8 +73,8 @@ MUCH = Rubric(_rubric, 9)
 def chosen(options: TraitsOptions, catalog: Catalog) -> tuple[Trait, ...]:
     """The traits asked for. Raises `UsageError`, `CatalogError`."""
     if options.questions > len(catalog.questions):
-        there = len(catalog.questions)
-        raise UsageError(f"--questions {options.questions}: the catalogue {catalog.name} has {there} questions")
+        available = len(catalog.questions)
+        raise UsageError(f"--questions {options.questions}: the catalogue {catalog.name} has {available} questions")
     return choose({t.trait: t for t in load_traits(catalog.folder)}, options.traits, "trait", catalog.name)
 
 
@@ -87,33 +87,35 @@ def cost(options: TraitsOptions, catalog: Catalog) -> Cost:
 def asks(options: TraitsOptions, catalog: Catalog, traits: Sequence[Trait]) -> list[Ask]:
     """Each trait brought out and suppressed with the same questions, so that a question's own effect cancels; the next trait
     has the next questions, and instructions take turns."""
-    found = []
+    requests = []
     for i, trait in enumerate(traits):
         for k in range(options.questions):
             question = catalog.questions[(i * options.questions + k) % len(catalog.questions)].question
             for side, texts in zip(SIDES, (trait.bring_out, trait.suppress), strict=True):
                 system = {"role": "system", "content": texts[k % len(texts)]}
-                found.append(Ask(PLAIN, f"{trait.trait}/{side} {k}", (system, {"role": "user", "content": question})))
-    return found
+                requests.append(
+                    Ask(PLAIN, f"{trait.trait}/{side} {k}", (system, {"role": "user", "content": question}))
+                )
+    return requests
 
 
 def run(trials: Trials[TraitsOptions]) -> Result:
     """Asks, judges, and keeps the vectors as `traits.safetensors`. Raises `PersonaSpaceError`."""
     options, catalog = trials.options, trials.catalog
     traits = chosen(options, catalog)
-    wanted = asks(options, catalog, traits)
+    requests = asks(options, catalog, traits)
     # Other texts of the same names are other replies.
     texts = hashlib.sha256(json.dumps([t.model_dump() for t in traits]).encode()).hexdigest()[:8]
     sampling = Sampling(max_new_tokens=options.max_new_tokens)
-    given = trials.ask(wanted, sampling, part=f"traits-{texts}", activations=True)
+    replies = trials.ask(requests, sampling, part=f"traits-{texts}", activations=True)
     of = [t for t in traits for _ in range(options.questions * len(SIDES))]
     # Words do not say how much of a trait a reply shows: `rules` keeps them all.
     judge = None if trials.judges.name == "rules" else trials.judges.make(MUCH)
     scores: Sequence[int | None] | None = None
     if judge:
-        shown = [Shown(t, a.messages[-1]["content"], g.text) for t, a, g in zip(of, wanted, given, strict=True)]
+        shown = [Shown(t, a.messages[-1]["content"], g.text) for t, a, g in zip(of, requests, replies, strict=True)]
         scores = trials.judge(judge, shown, f"shown-{texts}")
-    result, vectors = evaluate(trials.space, options, traits, wanted, given, scores, trials.judges.name)
+    result, vectors = evaluate(trials.space, options, traits, requests, replies, scores, trials.judges.name)
     about = {"traits": list(vectors), "layer": trials.space.layer, "model": trials.space.meta["model"]["id"]}
     stacked = {"vectors": torch.stack([torch.from_numpy(v).float() for v in vectors.values()])}
     write_whole(trials.folder / "traits.safetensors", save(stacked, {"personaspace": json.dumps(about)}))
@@ -124,24 +126,24 @@ def evaluate(
     space: PersonaSpace,
     options: TraitsOptions,
     traits: Sequence[Trait],
-    wanted: Sequence[Ask],
-    given: Sequence[Given],
+    requests: Sequence[Ask],
+    replies: Sequence[Given],
     scores: Sequence[int | None] | None,
     judge: str,
 ) -> tuple[Result, dict[str, np.ndarray]]:
     """The traits by their cosine with the axis, and their vectors `[hidden]`. scores: None where nobody judged. It asks
     nothing. Raises `RunError` where fewer than two traits have a kept reply on both sides."""
-    rows = list(_rows(traits, options.questions, wanted, given, scores))
+    rows = list(_rows(traits, options.questions, requests, replies, scores))
     unit = space.axis_at().double().numpy()
     measured: dict[str, Measured] = {}
     each = options.questions * len(SIDES)
     for k, trait in enumerate(traits):
-        some = slice(k * each, (k + 1) * each)
-        kept = np.array([r["kept"] for r in rows[some]]).reshape(-1, len(SIDES))
-        activations = np.stack([_activation(g, len(unit)) for g in given[some]])
-        found = measure(activations.reshape(*kept.shape, -1), kept, unit, [options.seed, k])
-        if found:
-            measured[trait.trait] = found
+        of_trait = slice(k * each, (k + 1) * each)
+        counted = np.array([r["kept"] for r in rows[of_trait]]).reshape(-1, len(SIDES))
+        activations = np.stack([_activation(g, len(unit)) for g in replies[of_trait]])
+        figures_of_trait = measure(activations.reshape(*counted.shape, -1), counted, unit, [options.seed, k])
+        if figures_of_trait:
+            measured[trait.trait] = figures_of_trait
     if len(measured) < 2:
         raise RunError(
             f"{len(measured)} of {len(traits)} traits have a reply that the judge {judge} keeps on both sides; two at least "
@@ -155,12 +157,12 @@ def evaluate(
 def _rows(
     traits: Sequence[Trait],
     questions: int,
-    wanted: Sequence[Ask],
-    given: Sequence[Given],
+    requests: Sequence[Ask],
+    replies: Sequence[Given],
     scores: Sequence[int | None] | None,
 ) -> Iterator[dict[str, Any]]:
     each = questions * len(SIDES)
-    for k, (a, g) in enumerate(zip(wanted, given, strict=True)):
+    for k, (a, g) in enumerate(zip(requests, replies, strict=True)):
         side, score = SIDES[k % len(SIDES)], scores[k] if scores else None
         good = scores is None or (score is not None and (score >= ENOUGH if side == SIDES[0] else score <= STILL))
         yield {
