@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 import personaspace as ps
 from personaspace.catalog import load_catalog
 from personaspace.cli import app
-from personaspace.cli.experiments import read_options
 from personaspace.errors import RunMismatch, SpaceError, UsageError
 from personaspace.experiments.kit.options import Options
 from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Judges, Trials, capped, controls, steered
@@ -352,9 +351,9 @@ def test_the_published_setting_costs_more_than_the_small_one(name):
 
 def test_options_that_make_no_sense_are_said_by_their_names():
     with pytest.raises(UsageError, match="--roles 0: input should be greater"):
-        read_options(find("susceptibility"), {"roles": 0}, False)
+        find("susceptibility").read_options({"roles": 0}, False)
     with pytest.raises(UsageError, match=r"--alphas .*x"):
-        read_options(find("susceptibility"), {"alphas": "-0.2,x"}, False)
+        find("susceptibility").read_options({"alphas": "-0.2,x"}, False)
     with pytest.raises(UsageError, match="expected one of susceptibility"):
         find("susceptible")
 

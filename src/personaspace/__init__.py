@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 from personaspace._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from personaspace.api import calibrate as calibrate
+    from personaspace.api import compare as compare
+    from personaspace.api import experiment as experiment
     from personaspace.api import map as map
+    from personaspace.api import project as project
     from personaspace.catalog import Catalog as Catalog
     from personaspace.catalog import load_catalog as load_catalog
     from personaspace.engines.chat import Span as Span
@@ -46,9 +50,13 @@ PUBLIC = {
     "Token": "personaspace.engines.protocol",
     "Turn": "personaspace.engines.protocol",
     "attach": "personaspace.model.residual",
+    "calibrate": "personaspace.api",
+    "compare": "personaspace.api",
+    "experiment": "personaspace.api",
     "load_catalog": "personaspace.catalog",
     "load_engine": "personaspace.engines.registry",
     "map": "personaspace.api",
+    "project": "personaspace.api",
     "write_report": "personaspace.report.map",
 }
 """What a user needs, and where it is."""

@@ -1,7 +1,9 @@
-"""One call that maps a model: what the command line's `map` does, for Python."""
+"""What the command line does, as one call each: map, calibrate, project, experiment, compare."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +13,17 @@ from personaspace.catalog import EARLIER, Catalog, earlier, load_catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.engines.prompts import Sampling
 from personaspace.errors import PersonaSpaceError, UsageError
+from personaspace.experiments.compare import findings as comparison
+from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.trials import Judges, Trials
+from personaspace.experiments.registry import find
+from personaspace.formats.transcripts import Transcript, read_transcripts
+from personaspace.holding import calibrate as calibration
+from personaspace.holding import monitor, sweep, tradeoff
+from personaspace.holding.monitor import AlertRule, TurnReading
+from personaspace.holding.outcomes import CapOutcome
 from personaspace.judges import make_judge
+from personaspace.judges.score import Judge
 from personaspace.mapping.mapper import MapOptions, Mapper, named
 from personaspace.mapping.stages import Watcher
 from personaspace.runs import Run
@@ -53,6 +65,174 @@ def map(
     )
     chosen = catalog_of(out, map_options, catalog, roles, questions)
     return Mapper(engine, chosen, out, map_options, watcher).map(make_judge(judge, engine=engine))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A space with caps, what each cap that was tried does (empty without a sweep), and the page that draws it."""
+
+    space: PersonaSpace
+    outcomes: Sequence[CapOutcome] = ()
+    page: Path | None = None
+
+
+def calibrate(
+    run: str | Path,
+    *,
+    of: str = "default",
+    percentile: int = 25,
+    layers: range | None = None,
+    try_caps: bool = False,
+    prompts: int = 24,
+    tasks: Sequence[sweep.CapabilityTask] = (),
+    judge: Callable[[Engine], Judge | None] = lambda _: make_judge("rules"),
+    controls: int = sweep.CONTROLS,
+    engine: Callable[[], Engine] | None = None,
+    seed: int = 0,
+    why: str = "it was asked for",
+    watcher: Watcher | None = None,
+) -> Calibration:
+    """Sets caps' floors from how a run's tokens lie on the axis, and writes them into its space (the paper's section on
+    activation capping).
+
+    of, percentile: whose tokens, and which floor is recommended as `capped`; why: what is noted beside it. layers: from 60% to
+    87% of the depth unless given. try_caps: tries ranges and percentiles on so many role prompts, and takes the best; judge:
+    made from the engine, it says whether replies are in role. engine: loads the model, which is only done where replies are
+    replayed. Raises `UsageError`, `DesignError`, `RunLocked`.
+
+    >>> ps.calibrate("runs/smollm2").space.cap("capped")
+    """
+    folder, watcher = Path(run), watcher or Watcher()
+    run_folder = Run(folder)
+    if not run_folder.exists:
+        raise UsageError(f"{run}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
+    calibration.check_kind(of, percentile)
+    space = PersonaSpace.load(run_folder.space_file)
+    axis = space.tensors["axis"]
+    layer_range = layers or calibration.default_range(len(axis))
+    calibration.check_range(layer_range, len(axis))
+    unit = axis / axis.norm(dim=-1, keepdim=True)
+    default_projections, role_projections, role_names = calibration.projections_while_mapping(run_folder, unit)
+    replay = try_caps or min(len(default_projections), len(role_projections)) < calibration.LEAST
+    model = None
+    if replay:
+        model = engine() if engine else load_engine("transformers", space.meta["model"]["id"])
+        space.check_model(model.model)
+    with run_folder.locked():
+        if model:
+            sample = calibration.draw_sample(run_folder, seed=seed)
+            watcher.note(f"replaying {len(sample.default)} default and {len(sample.roles)} role replies")
+            calibrated = calibration.calibrate(model, space, sample, layer_range)
+        else:
+            n_default, n_role = len(default_projections), len(role_projections)
+            watcher.note(f"{n_default} default and {n_role} role replies were projected while they were given")
+            calibrated = calibration.with_caps(space, default_projections, role_projections, layer_range, role_names)
+        name, cap = calibration.named_cap(calibrated, of, percentile, layer_range)
+        calibrated.meta["caps"][name] = cap
+        outcomes: list[CapOutcome] = []
+        if model and try_caps:
+            ranges = [layers] if layers else sweep.candidates(model.model.layers)
+            watcher.note(f"trying {len(ranges) * len(sweep.CHOICES)} caps on {prompts} role prompts")
+            calibrated, outcomes = sweep.sweep(
+                model,
+                calibrated,
+                sample,
+                ranges,
+                judge=judge(model),
+                prompts=prompts,
+                tasks=tasks,
+                seed=seed,
+                random=controls,
+            )
+        else:
+            calibrated = calibration.recommended(calibrated, name, {"because": why})
+        calibrated.save(run_folder.space_file)
+        page = tradeoff.write_tradeoff(folder / "calibration.html", calibrated, outcomes) if try_caps else None
+    return Calibration(calibrated, outcomes, page)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A conversation's assistant turns as they lie on the axis. problem: what of it did not fit the model."""
+
+    name: str
+    turns: Sequence[TurnReading]
+    problem: str | None = None
+
+
+def project(
+    space: PersonaSpace | str | Path,
+    *transcripts: Transcript | str | Path,
+    engine: Engine | None = None,
+    false_alarms: float = 0.01,
+    alert_turns: int = 2,
+) -> tuple[list[Trajectory], AlertRule | None]:
+    """Reads where the assistant turns of conversations, or of those in files, lie on the axis; and the rule that alerts went by
+    (None for a space that was never calibrated). Raises `UsageError` that names file, conversation and message.
+
+    >>> (talk,), rule = ps.project("smollm2", "talk.json")
+    >>> [turn.drift for turn in talk.turns]
+    """
+    if alert_turns < 1:
+        raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
+    conversations: list[Transcript] = []
+    for source in transcripts:
+        conversations += [source] if isinstance(source, Transcript) else read_transcripts(source)
+    loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
+    model = engine or load_engine("transformers", loaded.meta["model"]["id"])
+    calibrated = "beginnings_default" in loaded.tensors
+    rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if calibrated else None
+    return [Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule)) for t in conversations], rule
+
+
+def experiment(
+    name: str,
+    space: PersonaSpace | str | Path,
+    out: str | Path,
+    *,
+    engine: Engine | None = None,
+    published: bool = False,
+    judges: Judges | None = None,
+    catalog: Catalog | None = None,
+    load: Callable[..., Engine] | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Result:
+    """Runs one of the study's experiments into a folder, or goes on with what is there; the options are its command's.
+
+    judges: who judges replies, by words unless given. load: loads another model by its name, where an experiment needs one.
+    Raises `PersonaSpaceError`.
+
+    >>> ps.experiment("susceptibility", "smollm2", "runs/susceptibility", roles=5).headline
+    """
+    chosen = find(name)
+    loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
+    model = engine or load_engine("transformers", loaded.meta["model"]["id"])
+
+    def load_other(id: str, **more: Any) -> Engine:
+        return load_engine("transformers", id, **more)
+
+    trials = Trials(
+        model,
+        loaded,
+        out,
+        name,
+        chosen.read_options(options, published),
+        catalog=catalog or load_catalog(),
+        judges=judges,
+        load=load or load_other,
+        watcher=watcher,
+    )
+    return chosen.conduct(trials)
+
+
+def compare(spaces: Mapping[str, PersonaSpace], seed: int = 0) -> list[comparison.Pair]:
+    """Sets spaces of several models, or versions of one, side by side, each two of them by the names given. Raises
+    `UsageError` where two share too few roles.
+
+    >>> ps.compare({"before": a, "after": b})[0].axis
+    """
+    return comparison.compare(list(spaces.items()), seed)
 
 
 def catalog_of(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
@@ -120,17 +119,6 @@ def command_of(name: str) -> Any:
     return typer.main.get_command(alone)
 
 
-def read_options(experiment: Experiment, overrides: dict[str, Any], published: bool) -> Options:
-    """The overrides over the small or the published setting. Raises `UsageError`."""
-    start = experiment.published.model_dump() if published else {}
-    try:
-        return experiment.options.model_validate({**start, **overrides})
-    except ValidationError as e:
-        first = e.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{name} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-
-
 def _run(
     experiment: Experiment,
     overrides: dict[str, Any],
@@ -148,13 +136,14 @@ def _run(
     dry_run: bool,
     as_json: bool,
 ) -> None:
+    from personaspace import api
     from personaspace.catalog import load_catalog
     from personaspace.cli.progress import Bar
     from personaspace.engines import load_engine
-    from personaspace.experiments.kit.trials import Judges, Trials
+    from personaspace.experiments.kit.trials import Judges
 
     check_judge(judge)
-    options = read_options(experiment, overrides, published)
+    options = experiment.read_options(overrides, published)
     texts = load_catalog(catalog)
     loaded, engine = space_and_engine(space, model, device, dtype)
 
@@ -165,22 +154,29 @@ def _run(
         _costs(experiment, options, texts, engine, as_json)
         return
     judge_engine = judging_engine(judge, judge_model, engine, device, dtype)
-    judges = Judges(judge, judge_engine, judge_model, judge_url)
     bar = Bar(err)
-    trials = Trials(
-        engine, loaded, out_folder, experiment.name, options, catalog=texts, judges=judges, load=load, watcher=bar
-    )
     with bar:
-        result = experiment.conduct(trials)
+        result = api.experiment(
+            experiment.name,
+            loaded,
+            out_folder,
+            engine=engine,
+            published=published,
+            judges=Judges(judge, judge_engine, judge_model, judge_url),
+            catalog=texts,
+            load=load,
+            watcher=bar,
+            **overrides,
+        )
     if as_json:
-        out.print_json((trials.folder / "results.json").read_text(encoding="utf-8"))
+        out.print_json((out_folder / "results.json").read_text(encoding="utf-8"))
         return
     for figure in result.key:
         out.print(
             f"{figure.name + ':':<34} {figure.value}" + (f"   {figure.note}" if figure.note else ""), markup=False
         )
     out.print(
-        f"\n{result.headline}\n\ndata:   {trials.folder / 'results.parquet'}\nreport: {trials.report_file}",
+        f"\n{result.headline}\n\ndata:   {out_folder / 'results.parquet'}\nreport: {out_folder / 'report.html'}",
         markup=False,
     )
 

@@ -64,66 +64,37 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Set caps' floors from how a run's tokens lie on the axis, and store them in its space."""
+    from personaspace import api
+    from personaspace.cli.progress import Bar
     from personaspace.holding import calibrate as calibration
     from personaspace.holding import sweep as sweeping
     from personaspace.holding import tradeoff
     from personaspace.holding.monitor import detection
-    from personaspace.holding.outcomes import CapOutcome
-    from personaspace.runs import Run
-    from personaspace.space import PersonaSpace
 
-    folder = Path(space) if Path(space).is_dir() else Path(space).parent
-    if not Run(folder).exists:
-        raise UsageError(f"{space}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
     check_judge(judge)
-    kind, floor = of or "default", 25 if percentile is None else percentile
-    calibration.check_kind(kind, floor)
-    tasks = sweeping.read_tasks(capability) if capability else []
-    requested_range = calibration.parse_range(layers) if layers else None
-    loaded = PersonaSpace.load(space)
-    axis = loaded.tensors["axis"]
-    layer_range = requested_range or calibration.default_range(len(axis))
-    calibration.check_range(layer_range, len(axis))
-    run = Run(folder)
-    default_projections, role_projections, role_names = calibration.projections_while_mapping(
-        run, axis / axis.norm(dim=-1, keepdim=True)
+    folder = Path(space) if Path(space).is_dir() else Path(space).parent
+    made = api.calibrate(
+        folder,
+        of=of or "default",
+        percentile=25 if percentile is None else percentile,
+        layers=calibration.parse_range(layers) if layers else None,
+        try_caps=sweep,
+        prompts=prompts,
+        tasks=sweeping.read_tasks(capability) if capability else [],
+        judge=lambda engine: make_judge(
+            judge,
+            engine=judging_engine(judge, judge_model, engine, device, dtype),
+            model=judge_model,
+            url=judge_url,
+        ),
+        controls=controls,
+        engine=lambda: space_and_engine(space, model, device, dtype)[1],
+        seed=seed,
+        why="it was asked for" if of or percentile is not None or layers else "no sweep was made",
+        watcher=Bar(err),
     )
-    replay = sweep or min(len(default_projections), len(role_projections)) < calibration.LEAST
-    if replay:
-        loaded, engine = space_and_engine(space, model, device, dtype)
-    with run.locked():
-        if replay:
-            sample = calibration.draw_sample(run, seed=seed)
-            err.print(f"replaying {len(sample.default)} default and {len(sample.roles)} role replies")
-            calibrated = calibration.calibrate(engine, loaded, sample, layer_range)
-        else:
-            n_default, n_role = len(default_projections), len(role_projections)
-            err.print(f"{n_default} default and {n_role} role replies were projected while they were given")
-            calibrated = calibration.with_caps(loaded, default_projections, role_projections, layer_range, role_names)
-        name, cap = calibration.named_cap(calibrated, kind, floor, layer_range)
-        calibrated.meta["caps"][name] = cap
-        outcomes: list[CapOutcome] = []
-        if sweep:
-            ranges = [requested_range] if requested_range else sweeping.candidates(engine.model.layers)
-            err.print(f"trying {len(ranges) * len(sweeping.CHOICES)} caps on {prompts} role prompts")
-            judge_engine = judging_engine(judge, judge_model, engine, device, dtype)
-            scorer = make_judge(judge, engine=judge_engine, model=judge_model, url=judge_url)
-            calibrated, outcomes = sweeping.sweep(
-                engine,
-                calibrated,
-                sample,
-                ranges,
-                judge=scorer,
-                prompts=prompts,
-                tasks=tasks,
-                seed=seed,
-                random=controls,
-            )
-        else:
-            why = {"because": "it was asked for" if of or percentile is not None or layers else "no sweep was made"}
-            calibrated = calibration.recommended(calibrated, name, why)
-        calibrated.save(run.space_file)
-        page = tradeoff.write_tradeoff(folder / "calibration.html", calibrated, outcomes) if sweep else None
+    calibrated, outcomes, page = made.space, made.outcomes, made.page
+    space_file = folder / "space.safetensors"
     capped = calibrated.meta["caps"]["capped"]
     rules = detection(calibrated)
     if as_json:
@@ -132,7 +103,7 @@ def calibrate(
             "sweep": [o.to_dict() for o in outcomes],
             "alerts": [vars(r) for r in rules],
         }
-        out.print_json(json.dumps({**result, "space": str(run.space_file), "page": str(page) if page else None}))
+        out.print_json(json.dumps({**result, "space": str(space_file), "page": str(page) if page else None}))
         return
     if outcomes:
         head, rows = tradeoff.table(outcomes)
@@ -147,7 +118,7 @@ def calibrate(
     of = (rules[0].rate_of if rules else None) or "conversations"
     out.print(f"\nHow sure an alert is that 1% of the default's {of} raise (turns' correlation: {correlation}):")
     _print_uncut(_alerts(rules))
-    out.print(f"\nspace: {run.space_file}" + (f"\npage:  {page}" if page else ""))
+    out.print(f"\nspace: {space_file}" + (f"\npage:  {page}" if page else ""))
 
 
 @app.command(epilog="Example: personaspace project smollm2 talk.json --plot talk.html")
@@ -166,28 +137,25 @@ def project(
     as_json: Json = False,
 ) -> None:
     """Read where a conversation's assistant turns lie on the axis."""
+    from personaspace import api
     from personaspace.formats.transcripts import read_transcripts
-    from personaspace.holding import monitor
     from personaspace.holding.trajectories import write_trajectories
 
     if alert_turns < 1:
         raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
     parsed_transcripts = [t for path in transcripts for t in read_transcripts(path)]
     loaded, engine = space_and_engine(space, model, device, dtype)
-    calibrated = "beginnings_default" in loaded.tensors
-    rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if calibrated else None
-    conversations = []
-    for t in parsed_transcripts:
-        readings, problem = monitor.project(engine, loaded, t.messages, rule)
-        if problem:
-            err.print(f"warning: {t.name}: {problem}", markup=False)
-        conversations.append((t.name, readings))
+    trajectories, rule = api.project(
+        loaded, *parsed_transcripts, engine=engine, false_alarms=false_alarms, alert_turns=alert_turns
+    )
+    for t in trajectories:
+        if t.problem:
+            err.print(f"warning: {t.name}: {t.problem}", markup=False)
+    conversations = [(t.name, list(t.turns)) for t in trajectories]
     page = write_trajectories(plot, loaded, conversations, rule) if plot else None
     if as_json:
-        trajectories = [{"name": n, "turns": [r.to_dict(tokens) for r in rs]} for n, rs in conversations]
-        trajectory_fields = (
-            {"turns": trajectories[0]["turns"]} if len(trajectories) == 1 else {"transcripts": trajectories}
-        )
+        values = [{"name": n, "turns": [r.to_dict(tokens) for r in rs]} for n, rs in conversations]
+        trajectory_fields = {"turns": values[0]["turns"]} if len(values) == 1 else {"transcripts": values}
         alert = vars(rule) if rule else None
         out.print_json(json.dumps({"layer": loaded.layer, "alert_rule": alert, **trajectory_fields}))
         return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from personaspace.catalog import Catalog
+from personaspace.errors import UsageError
 from personaspace.experiments.kit.options import Cost, Options
 from personaspace.experiments.kit.results import Result, write_result
 from personaspace.experiments.kit.trials import Trials
@@ -23,6 +26,16 @@ class Experiment:
     cost: Callable[[Any, Catalog], Cost]
     run: Callable[[Trials[Any]], Result]
     example: str = ""
+
+    def read_options(self, overrides: Mapping[str, Any], published: bool = False) -> Options:
+        """The overrides over the small or the published setting. Raises `UsageError`."""
+        start = self.published.model_dump() if published else {}
+        try:
+            return self.options.model_validate({**start, **overrides})
+        except ValidationError as e:
+            first = e.errors()[0]
+            name = str(first["loc"][0]).replace("_", "-")
+            raise UsageError(f"--{name} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
     def conduct(self, trials: Trials[Any]) -> Result:
         """Runs it in the trials' folder, or goes on with what is there, and writes `results.parquet`, `results.json` and
