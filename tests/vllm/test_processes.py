@@ -21,8 +21,8 @@ import json, sys
 import torch
 from safetensors.torch import save_file
 from personaspace.engines.vllm.engine import VllmEngine
-from personaspace.interventions import from_dict
-from personaspace.prompts import Prompt, Sampling
+from personaspace.model.interventions import from_dict
+from personaspace.engines.prompts import Prompt, Sampling
 
 if __name__ == "__main__":
     folder, out, ranks, cap = sys.argv[1:]
