@@ -91,7 +91,7 @@ def measured(ways: Sequence[str], folder: str, given: argparse.Namespace) -> Ite
 
     rate(ways[0])  # memory is touched, and what compiles late compiles
     rates = [{way: rate(way) for way in ways} for _ in range(given.repeats)]
-    compiled = engine.model.notes.get("compiled", "eager")
+    compiled = engine.info.notes.get("compiled", "eager")
     if hasattr(engine, "close"):
         engine.close()
     for way in ways:

@@ -37,7 +37,7 @@ class PlantedEngine:
         self.where, self.speak, self.logprob = where, speak, logprob
         self.asked = 0
         self.projects_tokens = False
-        self.model = ModelInfo("planted", None, LAYERS, HIDDEN, "float32", "planted", "made up", context=4096)
+        self.info = ModelInfo("planted", None, LAYERS, HIDDEN, "float32", "planted", "made up", context=4096)
         self.ambient: tuple = ()
         self.chat = PlantedChat()
 

@@ -128,7 +128,7 @@ class Wide(Base):
 
     def __init__(self, *given):
         super().__init__(*given)
-        self.model = replace(self.model, layers=6, hidden=28)
+        self.info = replace(self.info, layers=6, hidden=28)
 
     def respond(self, prompts, sampling, **more):
         for r in super().respond(prompts, sampling, **more):
@@ -197,7 +197,7 @@ def test_on_the_embedded_model_the_stand_in_is_mapped_and_steered(tmp_path, smol
     )
 
     def load(name, **how):
-        return TransformersEngine(smollm2.network, smollm2.tokenizer, id=name, **how)
+        return TransformersEngine(smollm2.model, smollm2.tokenizer, id=name, **how)
 
     space = PersonaSpace.load("smollm2")
     made = Trials(smollm2, space, tmp_path, "base-model", options, catalog=load_catalog(), load=load)

@@ -98,7 +98,7 @@ def test_a_conversation_that_has_grown_too_long_loses_its_oldest_exchanges_and_k
     for k in range(5):
         talk += [{"role": "user", "content": f"u{k} word"}, {"role": "assistant", "content": f"a{k} word"}]
     talk.append({"role": "user", "content": "last one"})
-    object.__setattr__(engine.model, "context", 20)
+    object.__setattr__(engine.info, "context", 20)
     kept = fitted(engine, talk, 8)
     assert kept == [system, *talk[-5:]]
     assert fitted(engine, talk, 0) == [system, *talk[-9:]]

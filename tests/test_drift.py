@@ -335,7 +335,7 @@ def test_other_texts_in_a_users_file_are_another_experiment(tmp_path, without_me
 
 def test_a_long_conversation_is_asked_and_read_without_its_oldest_exchanges(tmp_path, without_messages):
     engine, seen = PlantedEngine(lambda m, rng: rng.normal()), []
-    engine.model = dataclasses.replace(engine.model, context=40)
+    engine.info = dataclasses.replace(engine.info, context=40)
 
     def where(messages, rng):
         seen.append(len(engine.chat.prompt_ids(messages)))

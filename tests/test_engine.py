@@ -39,7 +39,7 @@ def plain(engine: TransformersEngine, ids: list[int], start: int) -> torch.Tenso
         for layer in engine.layers
     ]
     with torch.inference_mode():
-        engine.network(torch.tensor([ids]), use_cache=False)
+        engine.model(torch.tensor([ids]), use_cache=False)
     for handle in handles:
         handle.remove()
     return torch.stack([h[0, start:].mean(0) for h in seen])
@@ -78,7 +78,7 @@ def test_every_family_replays_what_a_plain_pass_reads(family):
 def test_greedy_replies_are_those_of_generate(tiny):
     for r in tiny.respond(prompts(20, shared=12), Sampling(temperature=0, max_new_tokens=12)):
         ids = torch.tensor([tiny.chat.prompt_ids(r.prompt.messages)])
-        expected = tiny.network.generate(
+        expected = tiny.model.generate(
             ids, do_sample=False, max_new_tokens=12, eos_token_id=sorted(tiny.chat.end_ids), pad_token_id=0
         )
         reply = [t for t in expected[0, ids.shape[1] :].tolist() if t not in tiny.chat.end_ids]
@@ -113,7 +113,7 @@ def test_the_end_of_turn_is_not_counted_and_an_empty_reply_reads_zero():
 
 def test_nan_names_layer_and_response():
     engine = TransformersEngine(make_model("llama"), make_tokenizer())
-    engine.network.model.layers[2].mlp.down_proj.weight[:] = float("nan")
+    engine.model.model.layers[2].mlp.down_proj.weight[:] = float("nan")
     asked = [Prompt(({"role": "user", "content": "?"},), role="ghost", question=7)]
     with pytest.raises(ActivationError, match="layer 2 of the response of ghost to question 7"):
         list(engine.respond(asked, Sampling(temperature=0, max_new_tokens=2), read=range(3)))

@@ -102,8 +102,8 @@ def log_likelihood(engine, space, model, asked, choice):
     """A choice's log-probability after a question, and whether each of its tokens is the most probable one."""
     ids = engine.chat.text_ids(f"{asked} {choice}")
     known = len(engine.chat.text_ids(asked))
-    with torch.inference_mode(), attach(engine.network, *([space.cap()] if ":" in model else [])):
-        every = engine.network(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+    with torch.inference_mode(), attach(engine.model, *([space.cap()] if ":" in model else [])):
+        every = engine.model(torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
     each = [(every[k - 1, ids[k]], every[k - 1].argmax() == ids[k]) for k in range(known, len(ids))]
     return float(sum(p for p, _ in each)), all(bool(best) for _, best in each)
 

@@ -73,7 +73,7 @@ def test_floors_are_the_percentiles_of_tokens_read_one_reply_at_a_time_by_a_plai
     for reply in (*sample.default, *sample.roles):
         ids = [*engine.chat.prompt_ids(reply.messages), *reply.token_ids]
         with torch.inference_mode():
-            states = engine.network(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            states = engine.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
         # The last of them has the final norm in it; layer 1 is the one before.
         on = states[2][0, -len(reply.token_ids) :] @ space.axis_at(1)
         projections["all"].append(on)
@@ -456,9 +456,9 @@ def test_projecting_a_transcript_equals_feeding_its_tokens_and_the_spaces_own_pr
 
 
 def test_what_does_not_fit_the_context_is_said_and_the_rest_is_read(engine, space):
-    short = replace(engine.model, context=120)
-    small = TransformersEngine(engine.network, engine.tokenizer, id="tiny")
-    small.model = short
+    short = replace(engine.info, context=120)
+    small = TransformersEngine(engine.model, engine.tokenizer, id="tiny")
+    small.info = short
     messages = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "short"},
@@ -474,11 +474,11 @@ def test_what_does_not_fit_the_context_is_said_and_the_rest_is_read(engine, spac
 
 def test_a_space_of_another_model_is_refused_and_a_variant_gets_a_sentence(engine):
     with pytest.raises(SpaceError, match=r"for 1 layers of 2 numbers; tiny has 3 of 32"):
-        planted().check_model(engine.model)
+        planted().check_model(engine.info)
     other = TransformersEngine(make_model("llama", seed=5), make_tokenizer(), id="variant")
-    space = ps.PersonaSpace({"model": vars(other.model)}, {"axis": torch.ones(3, 32)})
-    assert space.check_model(other.model) is None
-    assert "made from other weights" in space.check_model(engine.model)
+    space = ps.PersonaSpace({"model": vars(other.info)}, {"axis": torch.ones(3, 32)})
+    assert space.check_model(other.info) is None
+    assert "made from other weights" in space.check_model(engine.info)
 
 
 # -- the chat --------------------------------------------------------------------------------------------------------

@@ -123,27 +123,27 @@ def test_what_is_read_is_after_the_intervention_and_in_replay_the_same(tiny, whe
 
 def test_leaving_the_block_restores_the_model_bit_for_bit_also_after_an_exception(tiny):
     ids = torch.arange(4, 20)[None]
-    before = tiny.network(ids).logits
+    before = tiny.model(ids).logits
     plain = [r.token_ids for r in tiny.respond([ask(1)], GREEDY)]
     inside = []
 
     def fail(block):
         with block:
-            inside.append((tiny.network(ids).logits, [r.token_ids for r in tiny.respond([ask(1)], GREEDY)]))
+            inside.append((tiny.model(ids).logits, [r.token_ids for r in tiny.respond([ask(1)], GREEDY)]))
             raise KeyError
 
     with pytest.raises(KeyError):
         fail(tiny.intervening(*everything()))
     with pytest.raises(KeyError):
-        fail(personaspace.attach(tiny.network, *everything()))
+        fail(personaspace.attach(tiny.model, *everything()))
     (_, capped), (changed, _) = inside
     assert not torch.equal(changed, before)
-    assert torch.equal(tiny.network(ids).logits, before)
+    assert torch.equal(tiny.model(ids).logits, before)
     assert [r.token_ids for r in tiny.respond([ask(1)], GREEDY)] == plain != capped
     stopped = tiny.respond([ask(1), ask(2)], GREEDY, read=range(3), interventions=everything())
     next(stopped)
     stopped.close()
-    assert torch.equal(tiny.network(ids).logits, before)
+    assert torch.equal(tiny.model(ids).logits, before)
 
 
 def test_a_block_is_captured_where_respond_is_called_and_comes_before_a_rows_own(tiny):
@@ -158,8 +158,8 @@ def test_attach_makes_the_users_own_generate_say_what_respond_says(tiny):
     ids = tiny.chat.prompt_ids(ask(3).messages)
     some = [everything()[0], everything()[4]]
     (ours,) = tiny.respond([ask(3)], GREEDY, interventions=some)
-    with personaspace.attach(tiny.network, *some):
-        made = tiny.network.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=8, eos_token_id=2)
+    with personaspace.attach(tiny.model, *some):
+        made = tiny.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=8, eos_token_id=2)
     reply = made[0, len(ids) :].tolist()
     assert tuple(t for t in reply if t != 2) == ours.token_ids
 
@@ -181,7 +181,7 @@ def test_a_stream_is_the_response_token_by_token_each_tokens_activation_one_step
 def test_replays_log_probabilities_are_those_of_a_plain_pass(tiny):
     spans = [personaspace.Span(tuple(range(4, 30 + k)), ((10, 20), (22, 26 + k))) for k in range(3)]
     for span, turns in zip(spans, tiny.replay(spans, read=[0], logprobs=True, each=True), strict=True):
-        logits = tiny.network(torch.tensor([span.token_ids])).logits[0].log_softmax(-1)
+        logits = tiny.model(torch.tensor([span.token_ids])).logits[0].log_softmax(-1)
         for (a, b), turn in zip(span.spans, turns, strict=True):
             expected = sum(float(logits[t - 1, span.token_ids[t]]) for t in range(a, b)) / (b - a)
             assert turn.logprob == pytest.approx(expected, abs=1e-4)

@@ -92,7 +92,7 @@ def test_scores_of_one_judging_model_are_never_taken_for_anothers(endpoint, tiny
     names = {OpenAIJudge(m, url).name for m in ("a/b", "a/c") for url in (endpoint, "http://elsewhere/v1")}
     assert len(names) == 4
     assert all("/" not in name for name in names)
-    assert LocalJudge(tiny).name.endswith(tiny.model.fingerprint[:8])
+    assert LocalJudge(tiny).name.endswith(tiny.info.fingerprint[:8])
 
 
 def test_an_endpoint_without_key_or_address_is_refused(monkeypatch):

@@ -51,7 +51,7 @@ def test_a_family_that_is_known_loads_without_the_code_that_its_folder_names(tmp
     mark = strangers_folder(tmp_path / "model", tiny_folder, "llama")
     about = json.loads((tiny_folder / "tokenizer_config.json").read_text())
     (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(about))
-    assert load_engine("transformers", str(tmp_path / "model")).model.layers == 3
+    assert load_engine("transformers", str(tmp_path / "model")).info.layers == 3
     assert not mark.exists()
 
 

@@ -36,7 +36,7 @@ def plainly(engine: TransformersEngine, prompt: ps.Prompt) -> torch.Tensor:
     streams: list[torch.Tensor] = []
     hooks = [layer.register_forward_hook(lambda _, __, out: streams.append(out)) for layer in engine.layers]
     try:
-        engine.network(input_ids=torch.tensor([engine.chat.prompt_ids(prompt.messages)]), use_cache=False)
+        engine.model(input_ids=torch.tensor([engine.chat.prompt_ids(prompt.messages)]), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -63,7 +63,7 @@ def test_onsets_are_the_last_tokens_of_plain_passes_in_every_family(family, pref
 def test_hidden_states_of_transformers_give_the_same_but_for_the_last_layer_that_is_normed_there(tiny):
     (read,) = tiny.onsets(prompts(1), read=range(3))
     ids = torch.tensor([tiny.chat.prompt_ids(read.prompt.messages)])
-    states = tiny.network(input_ids=ids, output_hidden_states=True).hidden_states
+    states = tiny.model(input_ids=ids, output_hidden_states=True).hidden_states
     for layer in range(2):
         assert torch.allclose(read.activation[layer], states[layer + 1][0, -1], atol=1e-4)
 
@@ -98,7 +98,7 @@ def test_no_prompts_are_no_readings_and_a_wrong_layer_is_said(tiny):
 
 def test_nan_names_layer_and_prompt():
     engine = TransformersEngine(make_model("llama"), make_tokenizer())
-    engine.network.model.layers[1].mlp.down_proj.weight[:] = float("nan")
+    engine.model.model.layers[1].mlp.down_proj.weight[:] = float("nan")
     with pytest.raises(ActivationError, match="layer 1 of the response of role0"):
         list(engine.onsets(prompts(1), read=range(3)))
 

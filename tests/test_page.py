@@ -19,9 +19,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="module")
 def address(space, engine):
-    talkative = TransformersEngine(engine.network, engine.tokenizer, id="tiny")
+    talkative = TransformersEngine(engine.model, engine.tokenizer, id="tiny")
     talkative.chat.end_ids = frozenset()  # a random model may end at once, and an empty reply lies nowhere
-    talkative.model = replace(talkative.model, context=8192)  # bytes are its tokens
+    talkative.info = replace(talkative.info, context=8192)  # bytes are its tokens
     with serving(space, talkative, rows=4, max_tokens=64) as (at, _):
         yield at
 

@@ -116,7 +116,7 @@ def test_with_workers_killed_and_a_node_that_comes_later_nothing_is_lost_or_done
 def test_a_cluster_answers_and_reads_as_one_engine_does(cluster, tiny_folder):
     one = TransformersEngine.load(str(tiny_folder))
     many = load_engine("ray", str(tiny_folder), address=cluster.address, workers=1)
-    assert many.model == one.model
+    assert many.info == one.info
     prompts = [Prompt(({"role": "user", "content": f"What is {k}?"},), index=k, seed=k) for k in range(5)]
     found = [
         {r.prompt.index: r for r in e.respond(prompts, Sampling(max_new_tokens=5), read=range(3))} for e in (one, many)

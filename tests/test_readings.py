@@ -65,7 +65,7 @@ def test_prompts_are_read_as_the_engine_reads_them_before_the_first_word(mapped,
     for k, row in enumerate(rows):
         system = [{"role": "system", "content": row["system"]}] if row["system"] else []
         ids = e.chat.prompt_ids([*system, {"role": "user", "content": row["user"]}])
-        states = e.network(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        states = e.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
         assert row["token_ids"] == [ids[-1]]
         for layer in range(2):  # the last one's hidden state is given after the final norm
             assert torch.cosine_similarity(read[k, layer], states[layer + 1][0, -1], dim=0) > 0.9999

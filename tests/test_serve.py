@@ -82,7 +82,7 @@ def test_log_probabilities_are_those_of_a_plain_pass(client, engine):
     (ours,) = engine.respond([ps.Prompt(tuple(HELLO))], ps.Sampling(temperature=0, max_new_tokens=5))
     assert len(content) == len(ours.token_ids)
     for k, token in enumerate(content):
-        logits = engine.network(torch.tensor([[*ids, *ours.token_ids[:k]]])).logits[0, -1].log_softmax(-1)
+        logits = engine.model(torch.tensor([[*ids, *ours.token_ids[:k]]])).logits[0, -1].log_softmax(-1)
         assert token.logprob == pytest.approx(float(logits[ours.token_ids[k]]), abs=1e-3)
         assert [t.logprob for t in token.top_logprobs] == pytest.approx(logits.topk(3).values.tolist(), abs=1e-3)
 
@@ -103,7 +103,7 @@ def test_an_echoed_prompt_comes_with_its_tokens_log_probabilities(client, engine
             model="tiny", prompt=prompt, temperature=0, max_tokens=1, logprobs=1, echo=True
         ).choices[0]
         assert made.text.startswith("Once upon a time")
-        logits = engine.network(torch.tensor([ids])).logits[0].log_softmax(-1)
+        logits = engine.model(torch.tensor([ids])).logits[0].log_softmax(-1)
         assert made.logprobs.token_logprobs[0] is None
         expected = [float(logits[k, t]) for k, t in enumerate(ids[1:])]
         assert made.logprobs.token_logprobs[1 : len(ids)] == pytest.approx(expected, abs=1e-3)
@@ -113,8 +113,8 @@ def test_an_echoed_prompt_comes_with_its_tokens_log_probabilities(client, engine
 
 def test_the_token_that_ends_a_text_completion_has_its_log_probability_too(space, engine):
     ids = engine.chat.text_ids("Once upon a time")
-    first = int(engine.network(torch.tensor([ids])).logits[0, -1].argmax())
-    ending = TransformersEngine(engine.network, engine.tokenizer, id="me/tiny", rows=4)
+    first = int(engine.model(torch.tensor([ids])).logits[0, -1].argmax())
+    ending = TransformersEngine(engine.model, engine.tokenizer, id="me/tiny", rows=4)
     ending.chat.end_ids = ending.chat.text_end_ids = frozenset({first})
     body = {"model": "tiny", "prompt": ids, "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True}
     with serving(space, ending) as (address, _):
@@ -131,8 +131,8 @@ def test_the_token_that_ends_a_text_completion_has_its_log_probability_too(space
 
 def test_a_text_completion_goes_on_where_a_transcripts_reply_would_end(space, engine):
     ids = engine.chat.text_ids("Once upon a time")
-    first = int(engine.network(torch.tensor([ids])).logits[0, -1].argmax())
-    base = TransformersEngine(engine.network, engine.tokenizer, id="me/tiny", rows=4)
+    first = int(engine.model(torch.tensor([ids])).logits[0, -1].argmax())
+    base = TransformersEngine(engine.model, engine.tokenizer, id="me/tiny", rows=4)
     base.chat.end_ids |= {first}  # as a blank line is for a model without a template
     body = {"model": "tiny", "prompt": ids, "temperature": 0, "max_tokens": 1}
     with serving(space, base) as (address, _):
@@ -321,7 +321,7 @@ def test_keys_limits_names_and_paths_are_kept(space, engine, tmp_path):
 
 
 def test_a_model_from_a_folder_is_named_as_the_folder_is_however_its_path_is_written(space, engine):
-    shown = TransformersEngine(engine.network, engine.tokenizer, id="./models/tiny/", rows=4)
+    shown = TransformersEngine(engine.model, engine.tokenizer, id="./models/tiny/", rows=4)
     with serving(space, shown) as (address, _):
         assert httpx.get(f"{address}/v1/models").json()["data"][0]["id"] == "tiny"
 

@@ -50,8 +50,8 @@ def prompts() -> list[Prompt]:
 def test_the_model_answers_in_words_and_puts_in_its_own_system_prompt(smollm2):
     answers = {r.prompt.index: r.text for r in smollm2.respond(prompts(), Sampling(temperature=0, max_new_tokens=24))}
     assert "Paris" in answers[3]
-    assert "SmolLM" in smollm2.model.notes["beginning"]
-    assert (smollm2.model.layers, smollm2.model.hidden) == (30, 576)
+    assert "SmolLM" in smollm2.info.notes["beginning"]
+    assert (smollm2.info.layers, smollm2.info.hidden) == (30, 576)
 
 
 def test_respond_reads_what_replay_and_a_plain_loop_read(smollm2):
@@ -63,7 +63,7 @@ def test_respond_reads_what_replay_and_a_plain_loop_read(smollm2):
     for r, span, (turn,) in zip(answers, spans, smollm2.replay(spans, read=range(30)), strict=True):
         a, b = span.spans[0]
         with torch.inference_mode():
-            states = smollm2.network(
+            states = smollm2.model(
                 torch.tensor([span.token_ids]), output_hidden_states=True, use_cache=False
             ).hidden_states
         plain = torch.stack([h[0, a:b].mean(0) for h in states[1:-1]])  # the last of them has been through the norm
@@ -102,7 +102,7 @@ def uncapped(engine, responses) -> list[float]:
 
 def test_the_space_that_comes_along_is_of_this_very_model_and_small(smollm2):
     space = PersonaSpace.load("smollm2")
-    assert space.check_model(smollm2.model) is None
+    assert space.check_model(smollm2.info) is None
     assert BUNDLED.stat().st_size < 1_000_000
     names = [r["name"] for r in space.summary()["roles"]]
     for near in ("evaluator", "consultant", "analyst", "generalist"):

@@ -117,7 +117,7 @@ def calibrate(
     model = None
     if replay:
         model = engine() if engine else load_engine("transformers", space.meta["model"]["id"])
-        space.check_model(model.model)
+        space.check_model(model.info)
     with run_folder.locked():
         if model:
             sample = calibration.draw_sample(run_folder, seed=seed)
@@ -131,7 +131,7 @@ def calibrate(
         calibrated.meta["caps"][name] = cap
         outcomes: list[CapOutcome] = []
         if model and try_caps:
-            ranges = [layers] if layers else sweep.candidates(model.model.layers)
+            ranges = [layers] if layers else sweep.candidates(model.info.layers)
             watcher.note(f"trying {len(ranges) * len(sweep.CHOICES)} caps on {prompts} role prompts")
             calibrated, outcomes = sweep.sweep(
                 model,

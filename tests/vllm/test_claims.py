@@ -27,8 +27,8 @@ def prompts() -> list[Prompt]:
 def test_smollm2_reads_and_holds_as_in_transformers(opened: Callable[..., Any]) -> None:
     reference = load_reference("smollm2")
     engine = opened("smollm2", max_model_len=512, max_num_seqs=12, kv_cache_memory_bytes=512 << 20)
-    assert engine.model.fingerprint == reference.model.fingerprint
-    layers, sampling = range(engine.model.layers), Sampling(temperature=0, max_new_tokens=16)
+    assert engine.info.fingerprint == reference.info.fingerprint
+    layers, sampling = range(engine.info.layers), Sampling(temperature=0, max_new_tokens=16)
     cap = PersonaSpace.load("smollm2").cap("capped")
     for given in ((), (cap,)):
         ours = in_order(engine.respond(prompts(), sampling, read=layers, interventions=given))

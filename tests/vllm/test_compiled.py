@@ -20,9 +20,9 @@ def test_a_compiled_pass_reads_and_holds_without_another_graph(
 ) -> None:
     reference = load_reference(folders(family))
     engine = opened(folders(family), enforce_eager=False)
-    assert "NONE" not in engine.model.notes["compiled"]
-    layers = range(engine.model.layers)
-    u = direction(engine.model.hidden)
+    assert "NONE" not in engine.info.notes["compiled"]
+    layers = range(engine.info.layers)
+    u = direction(engine.info.hidden)
     plain = in_order(engine.respond(prompts(), GREEDY, read=layers))
     graphs = counters["stats"]["unique_graphs"]
     for r in plain:

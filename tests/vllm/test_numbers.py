@@ -32,7 +32,7 @@ def direction(hidden: int, seed: int = 0) -> torch.Tensor:
 def load_reference(folder: str) -> TransformersEngine:
     """The default engine, loaded once: vLLM changes classes of `transformers` that it runs itself. This one stays as it is."""
     engine = TransformersEngine.load(folder)
-    vars(engine.network.base_model)["do_not_compile"] = True
+    vars(engine.model.base_model)["do_not_compile"] = True
     return engine
 
 
@@ -44,7 +44,7 @@ def replayed(reference: TransformersEngine, r: Response, interventions: Any = ()
     """The mean over the same token ids through `transformers`, `[layers, hidden]`."""
     ids = reference.chat.prompt_ids(r.prompt.messages)
     span = Span((*ids, *r.token_ids), ((len(ids), len(ids) + len(r.token_ids)),))
-    layers = range(reference.model.layers)
+    layers = range(reference.info.layers)
     return next(iter(reference.replay([span], read=layers, interventions=interventions)))[0].activation
 
 
@@ -58,10 +58,10 @@ def test_a_family_reads_and_caps_as_in_transformers(
 ) -> None:
     reference = load_reference(folders(family))
     engine = opened(folders(family))
-    assert engine.model.layers == reference.model.layers
-    assert engine.model.fingerprint == reference.model.fingerprint
-    layers = range(engine.model.layers)
-    u = direction(engine.model.hidden)
+    assert engine.info.layers == reference.info.layers
+    assert engine.info.fingerprint == reference.info.fingerprint
+    layers = range(engine.info.layers)
+    u = direction(engine.info.hidden)
     for plain in in_order(engine.respond(prompts(), GREEDY, read=layers)):
         expected = replayed(reference, plain)
         assert alike(plain.activation, expected) >= 0.9999
@@ -83,13 +83,13 @@ def test_prompts_of_a_family_are_read_before_the_first_word_as_in_transformers(
     family: str, folders: Callable[[str], str], opened: Callable[..., Any]
 ) -> None:
     reference, engine = load_reference(folders(family)), opened(folders(family))
-    layers = range(engine.model.layers)
+    layers = range(engine.info.layers)
     system = {"role": "user", "content": "You are a lighthouse keeper, at home with storms and silence. "}
     shared = [
         Prompt(({**system, "content": system["content"] + p.messages[0]["content"]},), question=5 + k)
         for k, p in enumerate(prompts())
     ]
-    for given in ([], [Cap(direction(engine.model.hidden), (1, 2), floor=2.0)]):
+    for given in ([], [Cap(direction(engine.info.hidden), (1, 2), floor=2.0)]):
         ours, theirs = (
             in_order(e.onsets([*prompts(), *shared], read=layers, interventions=given)) for e in (engine, reference)
         )
@@ -123,7 +123,7 @@ def test_each_request_of_a_batch_gets_its_own(
     llama: str, reference: TransformersEngine, opened: Callable[..., Any]
 ) -> None:
     engine = opened(llama)
-    own = kinds(engine.model.hidden)
+    own = kinds(engine.info.hidden)
     asked = [Prompt(p.messages, question=p.question, interventions=(i,)) for p, i in zip(prompts(), own, strict=True)]
     for a, b in zip(*(in_order(e.respond(asked, GREEDY, read=[0, 2])) for e in (engine, reference)), strict=True):
         assert a.token_ids == b.token_ids
@@ -137,7 +137,7 @@ def test_plain_requests_are_bit_equal_beside_capped_ones(llama: str, opened: Cal
     engine = opened(llama, enable_prefix_caching=False, max_logprobs=300)
     from vllm import SamplingParams
 
-    cap = engine._define([Cap(direction(engine.model.hidden), (0, 1, 2), floor=5.0)])
+    cap = engine._define([Cap(direction(engine.info.hidden), (0, 1, 2), floor=5.0)])
 
     def batch(capped: bool) -> list[Any]:
         for k, p in enumerate(prompts()):
@@ -172,7 +172,7 @@ def test_a_replayed_conversation_reads_as_in_transformers(
         ]
         for q in QUESTIONS
     ]
-    for given in ([], [kinds(engine.model.hidden)[0]], [kinds(engine.model.hidden)[1]]):
+    for given in ([], [kinds(engine.info.hidden)[0]], [kinds(engine.info.hidden)[1]]):
         ours, theirs = (
             list(e.replay(talks, read=[0, 1, 2], interventions=given, logprobs=True)) for e in (engine, reference)
         )
@@ -186,7 +186,7 @@ def test_a_reply_streams_with_each_tokens_own_activation(
     llama: str, reference: TransformersEngine, opened: Callable[..., Any]
 ) -> None:
     engine = opened(llama, async_scheduling=False)
-    cap = kinds(engine.model.hidden)[0]
+    cap = kinds(engine.info.hidden)[0]
     ours, theirs = (list(e.stream(prompts()[1], GREEDY, read=[1, 2], interventions=[cap])) for e in (engine, reference))
     assert [t.id for t in ours] == [t.id for t in theirs]
     assert "".join(t.text for t in ours) == "".join(t.text for t in theirs)

@@ -36,7 +36,7 @@ if __name__ == "__main__":
         for k in range(4)
     ]
     found = {}
-    for r in engine.respond(asked, Sampling(temperature=0, max_new_tokens=8), read=range(engine.model.layers)):
+    for r in engine.respond(asked, Sampling(temperature=0, max_new_tokens=8), read=range(engine.info.layers)):
         found[f"{r.prompt.question}.activation"] = r.activation.contiguous()
         found[f"{r.prompt.question}.ids"] = torch.tensor(r.token_ids)
         found[f"{r.prompt.question}.touched"] = torch.tensor(r.touched)

@@ -60,9 +60,9 @@ def run_bench(
 
 def idle_cap(engine: Engine) -> Cap:
     """Eight layers' floors that nothing is under: the arithmetic of a cap, and the same replies to compare the time of."""
-    first = engine.model.layers // 2
-    direction = torch.randn(engine.model.hidden, generator=torch.Generator().manual_seed(0))
-    return Cap(direction, tuple(range(first, min(first + 8, engine.model.layers))), floor=-1e9)
+    first = engine.info.layers // 2
+    direction = torch.randn(engine.info.hidden, generator=torch.Generator().manual_seed(0))
+    return Cap(direction, tuple(range(first, min(first + 8, engine.info.layers))), floor=-1e9)
 
 
 def tokens_per_second(
@@ -74,7 +74,7 @@ def tokens_per_second(
 ) -> float:
     """Of `respond`, with every layer read or none."""
     began = time.monotonic()
-    layers = range(engine.model.layers) if read else None
+    layers = range(engine.info.layers) if read else None
     responses = engine.respond(prompts, sampling, read=layers, interventions=interventions)
     tokens = sum(len(r.token_ids) for r in responses)
     return tokens / (time.monotonic() - began)
@@ -89,7 +89,7 @@ def _hf_generate(engine: TransformersEngine, ids: Sequence[list[int]], sampling:
         longest = max(map(len, rows))
         tokens = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=engine.device)
         mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=engine.device)
-        generated = engine.network.generate(
+        generated = engine.model.generate(
             input_ids=tokens,
             attention_mask=mask,
             do_sample=True,
@@ -224,7 +224,7 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
 
     def replay_speed() -> float:
         began = time.monotonic()
-        for _ in engine.replay(spans, read=range(engine.model.layers)):
+        for _ in engine.replay(spans, read=range(engine.info.layers)):
             pass
         return token_count / (time.monotonic() - began)
 
@@ -236,7 +236,7 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
             rows = [[*s.token_ids, *[0] * (longest - len(s.token_ids))] for s in batch]
             mask = [[1] * len(s.token_ids) + [0] * (longest - len(s.token_ids)) for s in batch]
             with torch.inference_mode():
-                states = engine.network(
+                states = engine.model(
                     torch.tensor(rows, device=engine.device),
                     attention_mask=torch.tensor(mask, device=engine.device),
                     output_hidden_states=True,
@@ -272,14 +272,14 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
 
     def onset_speed() -> float:
         computed.clear()
-        base = engine.network.base_model
+        base = engine.model.base_model
         hook = base.register_forward_pre_hook(
             lambda module, args, kwargs: computed.append(kwargs["input_ids"].numel()), with_kwargs=True
         )
         began = time.monotonic()
         try:
             for k in range(0, len(prompts), ONSET_SHARD):
-                for _ in engine.onsets(prompts[k : k + ONSET_SHARD], read=range(engine.model.layers)):
+                for _ in engine.onsets(prompts[k : k + ONSET_SHARD], read=range(engine.info.layers)):
                     pass
         finally:
             hook.remove()
@@ -293,7 +293,7 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
             rows = torch.tensor([[0] * (longest - len(row)) + row for row in batch], device=engine.device)
             mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in batch], device=engine.device)
             with torch.inference_mode():
-                states = engine.network(
+                states = engine.model(
                     rows, attention_mask=mask, output_hidden_states=True, use_cache=False, logits_to_keep=1
                 ).hidden_states
             torch.stack([h[:, -1] for h in states[1:]])
@@ -359,13 +359,13 @@ def _scale(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | 
     max_tokens, clients = tokens or 48, 16
     conversations = [[dict(m) for m in p.messages] for p in prompts[:clients]]
     with served(engine, clients) as port:
-        throughput(port, engine.model.id, conversations, 4, clients)  # memory is touched for the first time
+        throughput(port, engine.info.id, conversations, 4, clients)  # memory is touched for the first time
         all_clients, single_client = in_turn(
             repeats,
-            lambda: throughput(port, engine.model.id, conversations, max_tokens, clients),
-            lambda: throughput(port, engine.model.id, conversations[:2], max_tokens, 1),
+            lambda: throughput(port, engine.info.id, conversations, max_tokens, clients),
+            lambda: throughput(port, engine.info.id, conversations[:2], max_tokens, 1),
         )
-        waits = [first_token(port, engine.model.id) for _ in range(5)]
+        waits = [first_token(port, engine.info.id) for _ in range(5)]
     name = "one client"
     return {
         "ours": summary(all_clients, "tokens/s"),
@@ -380,7 +380,7 @@ def _flops_per_token(engine: TransformersEngine) -> float:
 
 
 def _gemm_peak(engine: TransformersEngine) -> float:
-    a = torch.randn(2048, 2048, device=engine.device, dtype=engine.network.dtype)
+    a = torch.randn(2048, 2048, device=engine.device, dtype=engine.model.dtype)
     best = 0.0
     for _ in range(8):
         began = time.monotonic()

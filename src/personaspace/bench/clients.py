@@ -24,10 +24,10 @@ from personaspace.space.layout import FORMAT
 @contextmanager
 def served(engine: TransformersEngine, rows: int) -> Iterator[int]:
     """A server of the engine on a free port, with a space that is only there to be read along."""
-    shape = (engine.model.layers, engine.model.hidden)
+    shape = (engine.info.layers, engine.info.hidden)
     vectors = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     tensors = {"role_vectors": vectors, "default_vector": vectors[0], "axis": vectors[0] - vectors.mean(0)}
-    model = {"id": engine.model.id, "fingerprint": engine.model.fingerprint}
+    model = {"id": engine.info.id, "fingerprint": engine.info.fingerprint}
     names = ["a", "b", "c", "d"]
     meta = {
         "format": FORMAT,

@@ -146,7 +146,7 @@ class ChatSession:
         if not rest:
             raise UsageError("/save: expected a file's name, as /save talk.json")
         turns = [r.to_dict() for r in self.monitor.readings]
-        data = {"model": self.engine.model.id, "cap": self.cap, "messages": self.messages, "turns": turns}
+        data = {"model": self.engine.info.id, "cap": self.cap, "messages": self.messages, "turns": turns}
         write_whole(Path(rest), json.dumps(data, indent=1, ensure_ascii=False).encode())
         self.console.print(f"saved: {rest}", style="dim", markup=False)
 

@@ -50,7 +50,7 @@ def space_and_engine(
 
     space = PersonaSpace.load(source)
     engine = load_engine("transformers", model or space.meta["model"]["id"], device=device, dtype=dtype)
-    if warning := space.check_model(engine.model):
+    if warning := space.check_model(engine.info):
         err.print(f"warning: {warning}", markup=False)
     return space, engine
 
@@ -65,4 +65,4 @@ def judging_engine(
         return engine
     from personaspace.engines.registry import load_engine
 
-    return load_engine(DEFAULT_ENGINE, judge_model or engine.model.id, device=device, dtype=dtype)
+    return load_engine(DEFAULT_ENGINE, judge_model or engine.info.id, device=device, dtype=dtype)

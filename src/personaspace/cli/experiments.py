@@ -196,5 +196,5 @@ def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as
     for name, c in costs.items():
         out.print(
             f"{name + ' setting:':<19} {c.replies:,} replies, at most {c.tokens:,} tokens, about {duration(seconds[name])} "
-            f"with {engine.model.id} on this machine"
+            f"with {engine.info.id} on this machine"
         )

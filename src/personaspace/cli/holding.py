@@ -214,7 +214,7 @@ def chat(
         texts.get,
         seed=seed,
     )
-    out.print(f"{engine.model.id}, read at layer {loaded.layer}; /help lists the commands, /quit ends", style="dim")
+    out.print(f"{engine.info.id}, read at layer {loaded.layer}; /help lists the commands, /quit ends", style="dim")
     converse(session, _line)
 
 

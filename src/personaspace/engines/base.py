@@ -19,9 +19,9 @@ from personaspace.model.residual import check_interventions
 
 
 class BaseEngine:
-    """What such an engine builds on. model, chat: as in `Engine`; set before anything here is called."""
+    """What such an engine builds on. info, chat: as in `Engine`; set before anything here is called."""
 
-    model: ModelInfo
+    info: ModelInfo
     chat: Chat
     projects_tokens = True
     """Whether `respond` takes `along`."""
@@ -32,7 +32,7 @@ class BaseEngine:
     @contextmanager
     def intervening(self, *interventions: Intervention) -> Iterator[None]:
         """While it lasts, every row gets the interventions, before its own. Raises `UsageError`."""
-        check_interventions(interventions, self.model.layers, self.model.hidden)
+        check_interventions(interventions, self.info.layers, self.info.hidden)
         enclosing = self._ambient
         self._ambient = (*enclosing, *interventions)
         try:
@@ -42,8 +42,8 @@ class BaseEngine:
 
     def _layers(self, read: Layers | None) -> tuple[int, ...]:
         layers = tuple(read or ())
-        if any(not 0 <= layer < self.model.layers for layer in layers):
-            raise UsageError(f"layers {list(layers)}: the model has layers 0 to {self.model.layers - 1}")
+        if any(not 0 <= layer < self.info.layers for layer in layers):
+            raise UsageError(f"layers {list(layers)}: the model has layers 0 to {self.info.layers - 1}")
         return layers
 
     def replay(

@@ -65,7 +65,7 @@ class RayWorker:
             # vLLM's engine in this process: in one of its own it would outlive a worker that is killed, and keep the device.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         self.engine = load_engine(kind, model, **options)
-        return self.engine.model, self.engine.chat, (ray.get_runtime_context().get_node_id(), os.getpid())
+        return self.engine.info, self.engine.chat, (ray.get_runtime_context().get_node_id(), os.getpid())
 
     def do(self, work: Callable[[Engine, T], R], item: T) -> R:
         """One piece of work."""
@@ -125,7 +125,7 @@ class RayEngine:
             raise
         assert self._about is not None
         info, self.chat = self._about
-        self.model = replace(info, id=model)
+        self.info = replace(info, id=model)
 
     @classmethod
     def load(cls, model: str, **options: Any) -> RayEngine:

@@ -341,15 +341,15 @@ def project(
     """Reads every assistant turn of a conversation that fits the model's context, or `most` tokens of it, in one
     forward pass; the readings, and a sentence about what did not fit. Raises `UsageError` where no turn fits,
     `SpaceError` for another model."""
-    space.check_model(engine.model)
+    space.check_model(engine.info)
     span, places = engine.chat.spans(messages)
-    limit = min(engine.model.context or len(span.token_ids), most or len(span.token_ids))
+    limit = min(engine.info.context or len(span.token_ids), most or len(span.token_ids))
     fit = [k for k, (_, end) in enumerate(span.spans) if end <= limit]
     problem = None
     if len(fit) < len(places):
         first = places[len(fit)]
         problem = (
-            f"message {first + 1} reaches token {span.spans[len(fit)][1]:,}; {engine.model.id} takes {limit:,}: "
+            f"message {first + 1} reaches token {span.spans[len(fit)][1]:,}; {engine.info.id} takes {limit:,}: "
             f"{len(fit)} of {len(places)} assistant turns are read"
         )
     if not fit:

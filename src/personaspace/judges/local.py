@@ -17,7 +17,7 @@ class LocalJudge:
 
     def __init__(self, engine: Any, rubric: Rubric = ADHERENCE) -> None:
         self.engine, self.rubric = engine, rubric
-        self.name = f"local-{engine.model.fingerprint[:8]}"
+        self.name = f"local-{engine.info.fingerprint[:8]}"
         tokenize, scores = engine.tokenizer, [str(d) for d in range(rubric.top + 1)]
         self.digits = [tokenize(d, add_special_tokens=False)["input_ids"][-1] for d in scores]
         if len(set(self.digits)) != len(scores):
@@ -28,7 +28,7 @@ class LocalJudge:
             ids = self.engine.chat.prompt_ids([{"role": "user", "content": self.rubric.text(item)}])
             with torch.inference_mode():
                 tokens = torch.tensor([ids], device=self.engine.device)
-                logits = self.engine.network(tokens, use_cache=False, logits_to_keep=1).logits
+                logits = self.engine.model(tokens, use_cache=False, logits_to_keep=1).logits
             p = logits[0, -1, self.digits].float().softmax(-1)
             yield Score(int(p.argmax()), float((p * torch.arange(len(p), device=p.device)).sum()))
 

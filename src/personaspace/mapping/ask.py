@@ -43,7 +43,7 @@ def answer(engine: Engine, task: ShardTask, tell: Callable[[], None] = lambda: N
     if shards.has(task.number):
         return task.number, len(task.prompts)
     responses = []
-    layers = range(engine.model.layers)
+    layers = range(engine.info.layers)
     if task.sampling is None:
         stream = engine.onsets(task.prompts, read=layers)
     elif task.along is None:

@@ -108,7 +108,7 @@ class MapOptions(BaseModel):
 
 def configuration(engine: Engine, catalog: Catalog, options: MapOptions) -> dict[str, Any]:
     """What determines a run's responses."""
-    model = engine.model
+    model = engine.info
     return {
         "model": {"id": model.id, "fingerprint": model.fingerprint, "dtype": model.dtype, "template": model.template},
         "catalog": {
@@ -128,14 +128,14 @@ class Mapper:
     def __init__(
         self, engine: Engine, catalog: Catalog, out: str | Path, options: MapOptions, watcher: Watcher | None = None
     ) -> None:
-        if options.layer is not None and options.layer >= engine.model.layers:
-            raise UsageError(f"--layer {options.layer}: {engine.model.id} has layers 0 to {engine.model.layers - 1}")
-        self.engine, self.catalog = engine, named(catalog, engine.model.id)
+        if options.layer is not None and options.layer >= engine.info.layers:
+            raise UsageError(f"--layer {options.layer}: {engine.info.id} has layers 0 to {engine.info.layers - 1}")
+        self.engine, self.catalog = engine, named(catalog, engine.info.id)
         self.run, self.watcher = Run(out), watcher or Watcher()
         manifest = self.run.manifest() if self.run.exists else {}
         # What a run has no replies of yet may still be decided.
         self.options = options.resolved(manifest["config"] if manifest.get("rounds") else None, self.catalog)
-        self.kept_layers = _kept_layers(options.keep, engine.model.layers)
+        self.kept_layers = _kept_layers(options.keep, engine.info.layers)
         blocks = options.blocks or (None if self.kept_layers is None else BLOCKS)
         self.block_of = None if blocks is None else blocks_of(len(catalog.questions), blocks, options.seed)
         self.included: estimate.IncludedResponses | None = (
@@ -183,7 +183,7 @@ class Mapper:
                 if (sparse := stage.design.sparseness(self.catalog)) and len(stages) == 1:
                     self.watcher.note(sparse)
                 if reading == REPLY and PROMPT in included_by_reading and self.engine.projects_tokens:
-                    stage.along = estimate.unit_axis(included_by_reading[PROMPT], self.engine.model.hidden)
+                    stage.along = estimate.unit_axis(included_by_reading[PROMPT], self.engine.info.hidden)
                 included_by_reading[reading] = stage.read(manifest, judge, self._aim(reading, list(stages)))
             self.included = included_by_reading[next(iter(included_by_reading))]
             return self._finish(included_by_reading, manifest, judge)
@@ -198,7 +198,7 @@ class Mapper:
             # No reply was asked for yet: how they are to be asked for is still open.
             manifest["config"] |= {name: config[name] for name in ("design", "sampling")}
             self.run.update(manifest)
-        model = asdict(self.engine.model)
+        model = asdict(self.engine.info)
         metadata = {"model": model, "version": version("personaspace"), "engine": _threads(self.engine)}
         manifest = self.run.begin(config, metadata)
         if self.options.shards:
@@ -210,7 +210,7 @@ class Mapper:
         options = self.options
         if options.until is None or reading != readings[0]:
             return None
-        layer = estimate.deep_enough(self.engine.model.layers) if options.layer is None else options.layer
+        layer = estimate.deep_enough(self.engine.info.layers) if options.layer is None else options.layer
         budget = options.prompt_budget if reading == PROMPT else options.budget
         return Aim(options.until, budget, layer)
 
@@ -240,7 +240,7 @@ class Mapper:
         layer, seed = self.options.layer, self.options.seed
         if layer is None and len(included_by_reading) > 1:
             # Replies are what is watched and held, along the prompts' axis.
-            axis = estimate.unit_axis(included_by_reading[PROMPT], self.engine.model.hidden)
+            axis = estimate.unit_axis(included_by_reading[PROMPT], self.engine.info.hidden)
             layer = estimate.layer_of_replies(included_by_reading[REPLY], axis, seed)
         spaces = {
             reading: estimate.estimate(included, layer, seed, metas[reading])

@@ -195,7 +195,7 @@ class Stage:
         if not (sums := self.sums):
             return
         waiting = sorted(set(self.shards.done()) - set(sums.state().shards))
-        model, size = self.engine.model, ONSET_SHARD if self.reading == PROMPT else SHARD
+        model, size = self.engine.info, ONSET_SHARD if self.reading == PROMPT else SHARD
         if not waiting or (least and len(waiting) * size * 4 * model.layers * model.hidden < max(least, sums.bytes())):
             return
         sums.fold(self._responses(waiting, judge), waiting)
@@ -217,7 +217,7 @@ class Stage:
             )
             length = unshared / sum(map(len, token_lists))
         longest = self.sampling.max_new_tokens if self.sampling else 0
-        model, new_tokens = self.engine.model, longest * len(missing)
+        model, new_tokens = self.engine.info, longest * len(missing)
         requested = sum(map(len, work))
         return Plan(
             what="prompts" if self.reading == PROMPT else "responses",

@@ -49,10 +49,10 @@ log = logging.getLogger("personaspace.serve")
 def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settings | None = None) -> FastAPI:
     """The server's application for a space and its model. Raises `SpaceError` where they do not belong together."""
     settings = settings or Settings()
-    space.check_model(engine.model)
+    space.check_model(engine.info)
     # So many rows fit only where each may not become too long.
-    context = min(engine.model.context or 4096, engine.columns_that_fit(settings.rows))
-    reader = Reader.of(space, engine.model.id.rstrip("/").rsplit("/", 1)[-1])
+    context = min(engine.info.context or 4096, engine.columns_that_fit(settings.rows))
+    reader = Reader.of(space, engine.info.id.rstrip("/").rsplit("/", 1)[-1])
     worker = Worker(engine, space.layer, space.axis_at(), rows=settings.rows, queue=settings.queue, columns=context)
     metrics = Metrics(space, worker)
     requests = Requests(engine, reader, worker, metrics, settings, context)

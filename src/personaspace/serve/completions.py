@@ -145,7 +145,7 @@ class Requests:
             messages = [m.plain() for m in body.messages]
             return [chat.prompt_ids(messages)], messages
         assert isinstance(body, TextCompletion)
-        vocabulary = self.engine.network.get_input_embeddings().num_embeddings
+        vocabulary = self.engine.model.get_input_embeddings().num_embeddings
         prompts = []
         for prompt in body.prompts:
             ids = chat.text_ids(prompt) if isinstance(prompt, str) else prompt

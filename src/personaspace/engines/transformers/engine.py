@@ -44,7 +44,7 @@ class TransformersEngine(BaseEngine):
         template: bool = True,
     ) -> None:
         super().__init__()
-        self.network, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.layers = find_layers(model)
         check_layers(model, self.layers)
         self.device: torch.device = next(model.parameters()).device
@@ -56,7 +56,7 @@ class TransformersEngine(BaseEngine):
         self.prefill_tokens = 1024 if cpu else 16384
         config = text_config(model)
         self.hidden: int = config.hidden_size
-        self.model = ModelInfo(
+        self.info = ModelInfo(
             id=id,
             revision=revision or getattr(model.config, "_commit_hash", None),
             layers=len(self.layers),
@@ -133,7 +133,7 @@ class TransformersEngine(BaseEngine):
         # As many as the engine's memory has room for, each as long as it may become.
         fit = max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
         return DecodeLoop(
-            self.network,
+            self.model,
             self.layers,
             rows=min(rows or fit, fit),
             columns=columns,
@@ -199,10 +199,10 @@ class TransformersEngine(BaseEngine):
 
     def _bytes_per_token(self) -> int:
         """What a token takes in the KV cache."""
-        config = text_config(self.network)
+        config = text_config(self.model)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * len(self.layers) * heads * size * self.network.dtype.itemsize)
+        return int(2 * len(self.layers) * heads * size * self.model.dtype.itemsize)
 
     def score(
         self, ids: Sequence[int], top: int, interventions: Sequence[Intervention] = ()
@@ -217,7 +217,7 @@ class TransformersEngine(BaseEngine):
             # Some tokens at a time: the vocabulary's logits of a long text would not fit.
             for k in range(0, len(ids) - 1, SCORED_TOKENS):
                 fed = torch.tensor([ids[k : min(k + SCORED_TOKENS, len(ids) - 1)]], device=self.device)
-                logits = self.network(input_ids=fed, past_key_values=cache, use_cache=True).logits
+                logits = self.model(input_ids=fed, past_key_values=cache, use_cache=True).logits
                 scores.extend(_logprobs(logits[0], ids[k + 1 :], top))
         return scores
 
@@ -226,7 +226,7 @@ class TransformersEngine(BaseEngine):
     ) -> Iterator[tuple[int, Tensor]]:
         applied = (*(i for i in self._ambient if i.where == "all"), *interventions)
         check_interventions(applied, len(self.layers), self.hidden)
-        return OnsetReader(self.network, self.layers, tuple(layers), self.prefill_tokens, applied).onsets(ids)
+        return OnsetReader(self.model, self.layers, tuple(layers), self.prefill_tokens, applied).onsets(ids)
 
     # -- replaying -------------------------------------------------------------------------------------------------
 
@@ -242,7 +242,7 @@ class TransformersEngine(BaseEngine):
         """See `Engine.replay`. A `Span` is read as it stands; messages are rendered and tokenised once."""
         applied = (*self._ambient, *interventions)
         check_interventions(applied, len(self.layers), self.hidden)
-        replayer = Replayer(self.network, self.layers, self._layers(read), self.hidden, applied, each, logprobs)
+        replayer = Replayer(self.model, self.layers, self._layers(read), self.hidden, applied, each, logprobs)
         return self._replay(replayer, *self._spans(conversations))
 
     def _replay(

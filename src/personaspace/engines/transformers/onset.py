@@ -99,7 +99,7 @@ def passes(prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, lis
 class OnsetReader:
     """What to read of prompts, and under which interventions. tokens: of one forward pass, at the most."""
 
-    network: Any
+    model: Any
     layers: nn.ModuleList
     read: tuple[int, ...]
     tokens: int
@@ -133,7 +133,7 @@ class OnsetReader:
 
     def _last_tokens(self, ids: Sequence[Sequence[int]], cache: DynamicCache | None) -> Tensor:
         """The residual stream `[rows, layers, hidden]` at each row's last token."""
-        device = next(self.network.parameters()).device
+        device = next(self.model.parameters()).device
         rows = torch.arange(len(ids), device=device)
         last = torch.tensor([len(row) - 1 for row in ids], device=device)
         activations: list[Tensor] = [torch.empty(0)] * len(self.read)
@@ -146,7 +146,7 @@ class OnsetReader:
 
     def _forward(self, ids: Sequence[Sequence[int]], cache: DynamicCache | None, sink: Sink | None = None) -> None:
         """One pass without the lm_head; what is computed is added to the cache where there is one, and read by the sink."""
-        device = next(self.network.parameters()).device
+        device = next(self.model.parameters()).device
         past, longest = cache.get_seq_length() if cache is not None else 0, max(map(len, ids))
         # Padded on the right: no real token sees the padding, so causal attention needs no mask.
         tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=device)
@@ -158,7 +158,7 @@ class OnsetReader:
             stack.enter_context(applied.on(self.layers))
             if sink is not None:  # entered last, so that it reads what the interventions have left
                 stack.enter_context(reading(self.layers, self.read, sink))
-            self.network.base_model(
+            self.model.base_model(
                 input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=cache is not None
             )
 

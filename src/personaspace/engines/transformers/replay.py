@@ -34,7 +34,7 @@ class Replayer:
     each: every token's residual stream is kept too; logprobs: how probable the model finds the spans' tokens.
     """
 
-    network: Any
+    model: Any
     layers: nn.ModuleList
     read: tuple[int, ...]
     hidden: int
@@ -52,7 +52,7 @@ class Replayer:
 
     def batch(self, batch: Sequence[Span]) -> list[list[Read]]:
         """What was read of each conversation's spans, from one forward pass."""
-        device = next(self.network.parameters()).device
+        device = next(self.model.parameters()).device
         longest = max(len(s.token_ids) for s in batch)
         # Padded on the right: no real token sees the padding, so causal attention needs no mask.
         ids = torch.tensor([[*s.token_ids, *[0] * (longest - len(s.token_ids))] for s in batch], device=device)
@@ -83,11 +83,11 @@ class Replayer:
     def _forward(self, ids: Tensor, ranges: Sequence[tuple[int, int, int]]) -> Sequence[float | None]:
         """The pass; the mean log-probability of each span's tokens where that is asked for."""
         if not self.logprobs:
-            self.network.base_model(input_ids=ids, use_cache=False)
+            self.model.base_model(input_ids=ids, use_cache=False)
             return [None] * len(ranges)
         logit_positions = sorted({t - 1 for _, a, b in ranges for t in range(max(a, 1), b)})
         logit_index = {t: k for k, t in enumerate(logit_positions)}
-        logits = self.network(
+        logits = self.model(
             input_ids=ids, use_cache=False, logits_to_keep=torch.tensor(logit_positions or [0], device=ids.device)
         ).logits
         means: list[float | None] = []

@@ -44,7 +44,7 @@ class VllmEngine(BaseEngine):
         self.tokenizer = loading.load_tokenizer(folder, id)
         self.chat = Chat(self.tokenizer, _end_ids(folder, self.tokenizer, text))
         self.rows = int(core.vllm_config.scheduler_config.max_num_seqs)
-        self.model = ModelInfo(
+        self.info = ModelInfo(
             id=id,
             revision=getattr(config.hf_config, "_commit_hash", None),
             layers=int(text.num_hidden_layers),
@@ -179,12 +179,12 @@ class VllmEngine(BaseEngine):
         """Raises `ModelError` where the workers can read and change nothing."""
         if not self._fit:
             if reason := next(filter(None, self.core.collective_rpc("personaspace_why_not")), ""):
-                raise ModelError(f"engine vllm cannot read {self.model.id} or hold it: {reason}")
+                raise ModelError(f"engine vllm cannot read {self.info.id} or hold it: {reason}")
             self._fit = True
 
     def _define(self, interventions: Sequence[Intervention]) -> list[str]:
         """Sends the workers the interventions that they do not have yet; their names."""
-        check_interventions(interventions, self.model.layers, self.model.hidden)
+        check_interventions(interventions, self.info.layers, self.info.hidden)
         if definitions := self._registry.unsent(interventions):
             self.core.collective_rpc("personaspace_define", args=(definitions,))
             self._registry.mark_sent(interventions)

@@ -113,8 +113,8 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
     shared = {r.role for r in catalog.roles} & set(space.roles)
     if len(shared) < FEWEST:
         raise UsageError(f"--roles {options.roles}: the space has {len(shared)} of them; {FEWEST} at least are needed")
-    base = trials.load(options.base or trials.engine.model.id, template=False)
-    layer = same_depth(space.layer, len(space.tensors["axis"]), base.model.layers)
+    base = trials.load(options.base or trials.engine.info.id, template=False)
+    layer = same_depth(space.layer, len(space.tensors["axis"]), base.info.layers)
     design = Design(per_role=options.per_role, default_responses=options.default_responses)
     mapper = Mapper(
         base,
@@ -134,9 +134,7 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
     mapped = mapper.map(trials.judges.make(ADHERENCE))
     assert mapper.included is not None
     like = likeness(mapper.included, mapped, space, options.seed)
-    written = (
-        _completed(trials, base) if (base.model.layers, base.model.hidden) == space.tensors["axis"].shape else None
-    )
+    written = _completed(trials, base) if (base.info.layers, base.info.hidden) == space.tensors["axis"].shape else None
     return evaluate(space, mapped, like, written, options, trials.judges.name)
 
 

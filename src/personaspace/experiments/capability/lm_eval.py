@@ -92,7 +92,7 @@ class Harness:
         if chat:
             arguments |= {"base_url": f"{self.url}/chat/completions"}
         else:
-            length = {"max_length": trials.engine.model.context} if trials.engine.model.context else {}
+            length = {"max_length": trials.engine.info.context} if trials.engine.info.context else {}
             arguments |= {"base_url": f"{self.url}/completions", "tokenizer": tokenizer, **length}
             arguments |= {"tokenizer_backend": "huggingface"}
         name = task.config.task

@@ -80,7 +80,7 @@ def run(trials: Trials[CapabilityOptions]) -> Result:
     conditions = beside_plain(options.alphas, options.caps)
     served: list[dict[str, Any]] = []
     if options.tasks:
-        model = trials.engine.model.id
+        model = trials.engine.info.id
         lm_eval = harness.ready(options.tasks, options.url, options.include_path, conditions, model)
         served = lm_eval.measure(trials, options.limit or None)
     replies, read = _default_replies(trials, conditions)
@@ -94,7 +94,7 @@ def _default_replies(
     trials: Trials[CapabilityOptions], conditions: Sequence[Condition]
 ) -> tuple[list[Given], dict[str, list[Reading]]]:
     """Replies of the default, plain, and how each condition reads them, in the same order."""
-    catalog, options = named(trials.catalog, trials.engine.model.id), trials.options
+    catalog, options = named(trials.catalog, trials.engine.info.id), trials.options
     (prompts,) = assign(catalog, [{DEFAULT: options.replies}], options.seed)
     asks = [Ask(PLAIN, f"default {k}", p.messages) for k, p in enumerate(prompts)]
     replies = trials.ask(asks, Sampling(max_new_tokens=options.max_new_tokens), part="default")

@@ -82,14 +82,14 @@ def said_again(
 def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:
     """The conversation, without its oldest exchanges where it would not leave room for so many tokens; a system prompt stays.
     Raises `UsageError` where the last message alone is too long."""
-    limit = (engine.model.context or 10**9) - room
+    limit = (engine.info.context or 10**9) - room
     first = [m for m in talk[:1] if m["role"] == "system"]
     rest = list(talk[len(first) :])
     while (length := len(engine.chat.prompt_ids([*first, *rest]))) > limit:
         if len(rest) < 3:
             raise UsageError(
-                f"a message of {length:,} tokens and a reply of {room:,} do not fit {engine.model.id}'s context of "
-                f"{engine.model.context:,}"
+                f"a message of {length:,} tokens and a reply of {room:,} do not fit {engine.info.id}'s context of "
+                f"{engine.info.context:,}"
             )
         rest = rest[2:]
     return [*first, *rest]

@@ -34,7 +34,7 @@ def write_result(trials: Trials[Any], result: Result) -> None:
     write_table(trials.folder / "results.parquet", pa.Table.from_pylist([dict(r) for r in result.rows]))
     values = {
         "experiment": trials.name,
-        "model": trials.engine.model.id,
+        "model": trials.engine.info.id,
         "layer": trials.space.layer,
         "options": trials.options.model_dump(mode="json"),
         "title": result.title,

@@ -145,7 +145,7 @@ class Trials(Folder, Generic[Chosen]):
         watcher: Watcher | None = None,
     ) -> None:
         super().__init__(folder)
-        space.check_model(engine.model)
+        space.check_model(engine.info)
         self.engine, self.space, self.name, self.options = engine, space, name, options
         self.catalog, self.judges, self.load = catalog, judges or Judges(engine=engine), load
         self.watcher = watcher or Watcher()
@@ -155,7 +155,7 @@ class Trials(Folder, Generic[Chosen]):
     def open(self, replies: int) -> Iterator[None]:
         """Holds the folder while it is worked in; `replies` are those to come, for the progress. Raises `RunMismatch` where
         the folder is another experiment's, `RunLocked`."""
-        model = self.engine.model
+        model = self.engine.info
         config = {
             "experiment": self.name,
             "model": {"id": model.id, "fingerprint": model.fingerprint, "dtype": model.dtype},
