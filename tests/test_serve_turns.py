@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import personaspace as ps
+from personaspace.engines.chat import ReplyText
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.transformers.batching import Row
 from personaspace.engines.transformers.sampling import uniforms
@@ -108,7 +109,7 @@ def test_a_conversation_is_projected_as_far_as_the_server_takes_one(space, engin
 
 
 def job():
-    return Job(Row(0, [5, 6], Sampling(max_new_tokens=4), uniforms(0, 4)), lambda event: None)
+    return Job(Row(0, [5, 6], Sampling(max_new_tokens=4), uniforms(0, 4)), lambda event: None, ReplyText(str))
 
 
 def test_a_reply_that_nobody_waits_for_any_more_gives_its_place_to_another(space, engine):

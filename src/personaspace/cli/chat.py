@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from personaspace.engines import Engine
+from personaspace.engines import LocalEngine
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import PersonaSpaceError, UsageError
 from personaspace.files import write_whole
@@ -31,7 +31,7 @@ HELP = """/cap [NAME]       hold replies with a cap of the space; /cap off lets 
 class ChatSession:
     """A conversation with a model, what holds it, and what its turns read."""
 
-    engine: Engine
+    engine: LocalEngine
     space: PersonaSpace
     sampling: Sampling
     console: Console

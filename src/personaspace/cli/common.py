@@ -11,7 +11,7 @@ from personaspace.engines.registry import DEFAULT_ENGINE
 from personaspace.judges.registry import JUDGES, JUDGES_HELP
 
 if TYPE_CHECKING:
-    from personaspace.engines import Engine
+    from personaspace.engines import Engine, LocalEngine
     from personaspace.space import PersonaSpace
 
 app = typer.Typer(
@@ -43,13 +43,13 @@ Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; fp32 on a C
 
 def space_and_engine(
     source: str, model: str | None, device: str | None = None, dtype: str | None = None
-) -> tuple[PersonaSpace, Engine]:
+) -> tuple[PersonaSpace, LocalEngine]:
     """A space and the model it is of, loaded; one warning where the weights are a variant's."""
-    from personaspace.engines import load_engine
+    from personaspace.engines.transformers.engine import TransformersEngine
     from personaspace.space import PersonaSpace
 
     space = PersonaSpace.load(source)
-    engine = load_engine("transformers", model or space.meta["model"]["id"], device=device, dtype=dtype)
+    engine = TransformersEngine.load(model or space.meta["model"]["id"], device=device, dtype=dtype)
     if warning := space.check_model(engine.info):
         err.print(f"warning: {warning}", markup=False)
     return space, engine
@@ -60,7 +60,7 @@ def judging_engine(
 ) -> Engine:
     """Who judges where a model here does: the engine at hand, or another that is loaded for it."""
     # A judge reads probabilities, which only this engine gives: beside any other, the model is loaded here for it.
-    apart = judge in JUDGES and JUDGES[judge].by_model and (judge_model or not hasattr(engine, "network"))
+    apart = judge in JUDGES and JUDGES[judge].by_model and (judge_model or not hasattr(engine, "model"))
     if not apart:
         return engine
     from personaspace.engines.registry import load_engine

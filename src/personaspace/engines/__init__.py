@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from personaspace.engines.protocol import Conversation as Conversation
     from personaspace.engines.protocol import Engine as Engine
     from personaspace.engines.protocol import Layers as Layers
+    from personaspace.engines.protocol import LocalEngine as LocalEngine
     from personaspace.engines.protocol import ModelInfo as ModelInfo
     from personaspace.engines.protocol import Response as Response
     from personaspace.engines.protocol import Token as Token
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from personaspace.engines.registry import load_engine as load_engine
 
 NAMES = {"Span": "personaspace.engines.chat", "load_engine": "personaspace.engines.registry"} | dict.fromkeys(
-    ("ONSET", "Conversation", "Engine", "Layers", "ModelInfo", "Response", "Token", "Turn"),
+    ("ONSET", "Conversation", "Engine", "Layers", "LocalEngine", "ModelInfo", "Response", "Token", "Turn"),
     "personaspace.engines.protocol",
 )
 __all__ = list(NAMES)

@@ -3,23 +3,29 @@ what went wrong."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from personaspace.engines.chat import Chat, Span
-from personaspace.engines.prompts import Prompt
-from personaspace.engines.protocol import ONSET, Conversation, Layers, ModelInfo, Response, Turn
+from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.protocol import ONSET, Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
 from personaspace.errors import ActivationError, UsageError
 from personaspace.model.interventions import Intervention
 from personaspace.model.residual import check_interventions
 
 
-class BaseEngine:
-    """What such an engine builds on. info, chat: as in `Engine`; set before anything here is called."""
+class BaseEngine(ABC):
+    """What an engine builds on: it has the signatures of `Engine`, checks what is asked, and hands it on in one piece.
+
+    info, chat: as in `Engine`; set before anything here is called. An engine of one's own has `_respond` and `_replay`, and
+    `_stream` where a reply can be followed.
+    """
 
     info: ModelInfo
     chat: Chat
@@ -40,11 +46,40 @@ class BaseEngine:
         finally:
             self._ambient = enclosing
 
-    def _layers(self, read: Layers | None) -> tuple[int, ...]:
-        layers = tuple(read or ())
-        if any(not 0 <= layer < self.info.layers for layer in layers):
-            raise UsageError(f"layers {list(layers)}: the model has layers 0 to {self.info.layers - 1}")
-        return layers
+    def respond(
+        self,
+        prompts: Iterable[Prompt],
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+        before: bool = False,
+        along: Tensor | None = None,
+    ) -> Iterator[Response]:
+        """See `Engine.respond`. Raises `UsageError`; `ActivationError` where NaN or Inf is read, naming layer and response."""
+        options = ReadOptions(self._layers(read), tuple(interventions), before=before, along=along)
+        prompt_list = list(prompts)
+        for prompt in prompt_list:
+            self._check(options.interventions_of(prompt))
+        return self._respond(prompt_list, sampling, options)
+
+    def onsets(
+        self, prompts: Iterable[Prompt], *, read: Layers, interventions: Sequence[Intervention] = ()
+    ) -> Iterator[Response]:
+        """See `Engine.onsets`. Raises `ActivationError` where NaN or Inf is read, naming layer and prompt."""
+        options = ReadOptions(self._layers(read), tuple(interventions))
+        groups: dict[tuple[str, ...], tuple[list[Prompt], tuple[Intervention, ...]]] = {}
+        for prompt in prompts:
+            # Nothing is generated: what is for generated tokens alone changes nothing.
+            applied = tuple(i for i in options.interventions_of(prompt) if i.where == "all")
+            self._check(applied)
+            groups.setdefault(tuple(i.key for i in applied), ([], applied))[0].append(prompt)
+        for group, applied in groups.values():
+            ids = [self.chat.prompt_ids(p.messages) for p in group]
+            for place, activation in self._onsets(ids, replace(options, interventions=applied)):
+                check_finite(activation, options.layers, group[place])
+                norms = torch.linalg.vector_norm(activation, dim=-1)
+                yield Response(group[place], "", (ids[place][-1],), ONSET, activation, norms)
 
     def replay(
         self,
@@ -55,34 +90,51 @@ class BaseEngine:
         each: bool = False,
         logprobs: bool = False,
     ) -> Iterator[list[Turn]]:
-        """See `Engine.replay`."""
-        raise NotImplementedError
+        """See `Engine.replay`. A `Span` is read as it stands; messages are rendered and tokenised once. Raises `UsageError`."""
+        options = ReadOptions(self._layers(read), tuple(interventions), each=each, logprobs=logprobs)
+        self._check(options.interventions)
+        return self._replay(conversations, options)
 
-    def onsets(
-        self, prompts: Iterable[Prompt], *, read: Layers, interventions: Sequence[Intervention] = ()
-    ) -> Iterator[Response]:
-        """See `Engine.onsets`. Raises `ActivationError` where NaN or Inf is read, naming layer and prompt."""
-        layers = self._layers(read)
-        groups: dict[tuple[str, ...], tuple[list[Prompt], list[Intervention]]] = {}
-        for prompt in prompts:
-            prompt_interventions = interventions if prompt.interventions is None else prompt.interventions
-            # Nothing is generated: what is for generated tokens alone changes nothing.
-            applied = [i for i in prompt_interventions if i.where == "all"]
-            groups.setdefault(tuple(i.key for i in applied), ([], applied))[0].append(prompt)
-        for group, applied in groups.values():
-            ids = [self.chat.prompt_ids(p.messages) for p in group]
-            for place, activation in self._onsets(ids, layers, applied):
-                check_finite(activation, layers, group[place])
-                norms = torch.linalg.vector_norm(activation, dim=-1)
-                yield Response(group[place], "", (ids[place][-1],), ONSET, activation, norms)
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        read: Layers | None = None,
+        interventions: Sequence[Intervention] = (),
+    ) -> Iterator[Token]:
+        """See `LocalEngine.stream`. Raises `UsageError`."""
+        options = ReadOptions(self._layers(read), tuple(interventions))
+        self._check(options.interventions_of(prompt))
+        return self._stream(prompt, prompt.sampling or sampling, options)
 
-    def _onsets(
-        self, ids: Sequence[list[int]], layers: Layers, interventions: Sequence[Intervention]
-    ) -> Iterator[tuple[int, Tensor]]:
+    # -- what an engine has of its own -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def _respond(self, prompts: Sequence[Prompt], sampling: Sampling, options: ReadOptions) -> Iterator[Response]: ...
+
+    @abstractmethod
+    def _replay(self, conversations: Sequence[Conversation], options: ReadOptions) -> Iterator[list[Turn]]: ...
+
+    def _stream(self, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Iterator[Token]:
+        raise UsageError(f"{type(self).__name__} cannot follow a reply token by token; an engine of one machine can")
+
+    def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
         """Each prompt's place and its activation `[layers, hidden]` at the last token, in any order."""
         spans = [Span(tuple(row), ((len(row) - 1, len(row)),)) for row in ids]
-        for place, (turn,) in enumerate(self.replay(spans, read=layers, interventions=interventions)):
+        for place, (turn,) in enumerate(self._replay(spans, options)):
             yield place, turn.activation
+
+    # -- checks ----------------------------------------------------------------------------------------------------
+
+    def _layers(self, read: Layers | None) -> tuple[int, ...]:
+        layers = tuple(read or ())
+        if any(not 0 <= layer < self.info.layers for layer in layers):
+            raise UsageError(f"layers {list(layers)}: the model has layers 0 to {self.info.layers - 1}")
+        return layers
+
+    def _check(self, interventions: Sequence[Intervention]) -> None:
+        check_interventions(interventions, self.info.layers, self.info.hidden)
 
     def _spans(self, conversations: Sequence[Conversation]) -> tuple[list[Span], list[list[int]]]:
         """Each conversation as token ids with what is to be read, and the places of its turns: a `Span` as it stands,

@@ -6,7 +6,7 @@ Spans come from the character offsets of the rendered chat template, so a new mo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -160,6 +160,24 @@ class Chat:
                 f"message {i} does not stand in the rendered conversation; the chat template changes replies"
             )
         return start, start + len(content)
+
+
+class ReplyText:
+    """A reply's text while it is made. decode: from a reply's token ids to its text.
+
+    A character's bytes may be spread over tokens: it is a part of the text once it is whole, or the reply is at its end.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self.decode, self.text = decode, ""
+
+    def add(self, token_ids: Sequence[int], final: bool = False) -> str:
+        """What the tokens, all that there are by now, add to the text."""
+        decoded = self.decode(token_ids)
+        shown = len(self.text)
+        # What was shown once is never taken back, also where a tokenizer would now write less.
+        self.text = max(self.text, decoded if final else decoded.rstrip("\ufffd"), key=len)
+        return self.text[shown:]
 
 
 def _system_into_user(messages: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -84,6 +84,23 @@ class Turn:
     touched: int = 0
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a call of an engine reads, and what it does to the residual stream meanwhile: the keywords of `Engine.respond`,
+    `onsets`, `replay` and `stream`, which say what they mean."""
+
+    layers: tuple[int, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
+    before: bool = False
+    along: Tensor | None = None
+    each: bool = False
+    logprobs: bool = False
+
+    def interventions_of(self, prompt: Prompt) -> tuple[Intervention, ...]:
+        """A prompt's own where it has any, otherwise the call's."""
+        return self.interventions if prompt.interventions is None else tuple(prompt.interventions)
+
+
 Conversation = Sequence[Message] | Span
 
 ONSET = "onset"
@@ -140,6 +157,10 @@ class Engine(Protocol):
     ) -> Iterator[list[Turn]]:
         """Reads the assistant turns of text that already exists, one list a conversation, in order."""
         ...
+
+
+class LocalEngine(Engine, Protocol):
+    """What an engine in this process can do besides: a reply is followed token by token."""
 
     def stream(
         self,

@@ -6,22 +6,20 @@ whoever is free; a new worker takes its place wherever the cluster has room (doc
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
-
+from personaspace.engines.base import BaseEngine
 from personaspace.engines.chat import Chat
 from personaspace.engines.prompts import Prompt, Sampling
-from personaspace.engines.protocol import Conversation, Engine, Layers, ModelInfo, Response, Token, Turn
+from personaspace.engines.protocol import Conversation, Engine, Layers, ModelInfo, ReadOptions, Response, Turn
 from personaspace.engines.registry import load_engine
 from personaspace.errors import ModelError, PersonaSpaceError, UsageError
 from personaspace.model import loading
@@ -83,7 +81,7 @@ class Hand:
     tasks: dict[Any, int] = field(default_factory=dict)
 
 
-class RayEngine:
+class RayEngine(BaseEngine):
     """Workers of a cluster as one engine. workers: how many; None is as many as the cluster has room for, also later.
 
     address: of a running cluster; None starts one on this machine. cpus, gpus: of each worker. Raises `UsageError` where
@@ -105,6 +103,7 @@ class RayEngine:
             raise UsageError("--worker-engine ray: expected transformers or vllm")
         if address is None:
             loading.resolve(model)  # converts what must be converted once, and finds a mistake before anything starts
+        super().__init__()
         _connect(address)
         self.projects_tokens = worker_engine == "transformers"
         self.workers, self.room = workers, {"CPU": cpus, "GPU": gpus}
@@ -168,63 +167,33 @@ class RayEngine:
                 unfinished -= 1
                 yield result
 
-    def respond(
-        self,
-        prompts: Iterable[Prompt],
-        sampling: Sampling,
-        *,
-        read: Layers | None = None,
-        interventions: Sequence[Intervention] = (),
-        before: bool = False,
-        along: Tensor | None = None,
-    ) -> Iterator[Response]:
-        """See `Engine.respond`; some prompts at a time go to each worker, and come back as they are all done."""
-        options = {"read": read, "interventions": interventions, "before": before, "along": along}
-        remaining_prompts = iter(list(prompts))
-        chunks = list(iter(lambda: list(itertools.islice(remaining_prompts, CHUNK)), []))
-        for responses in self.spread(partial(_respond, sampling=sampling, options=options), chunks):
+    def _respond(self, prompts: Sequence[Prompt], sampling: Sampling, options: ReadOptions) -> Iterator[Response]:
+        keywords = {name: getattr(options, name) for name in ("interventions", "before", "along")}
+        work = partial(_respond, sampling=sampling, options={"read": options.layers, **keywords})
+        # Some prompts at a time go to each worker, and come back as they are all done.
+        for responses in self.spread(work, _chunks(prompts)):
             yield from responses
 
     def onsets(
         self, prompts: Iterable[Prompt], *, read: Layers, interventions: Sequence[Intervention] = ()
     ) -> Iterator[Response]:
         """See `Engine.onsets`; some prompts at a time go to each worker."""
-        options = {"read": read, "interventions": interventions}
-        remaining_prompts = iter(list(prompts))
-        chunks = list(iter(lambda: list(itertools.islice(remaining_prompts, CHUNK)), []))
-        for responses in self.spread(partial(_onsets, options=options), chunks):
+        work = partial(_onsets, options={"read": read, "interventions": interventions})
+        for responses in self.spread(work, _chunks(list(prompts))):
             yield from responses
 
-    def replay(
-        self,
-        conversations: Sequence[Conversation],
-        *,
-        read: Layers,
-        interventions: Sequence[Intervention] = (),
-        each: bool = False,
-        logprobs: bool = False,
-    ) -> Iterator[list[Turn]]:
-        """See `Engine.replay`."""
-        options = {"read": read, "interventions": interventions, "each": each, "logprobs": logprobs}
-        chunks = [(start, conversations[start : start + CHUNK]) for start in range(0, len(conversations), CHUNK)]
-        turns_by_start = dict(self.spread(partial(_replay, options=options), chunks))
-        for start, _ in chunks:
-            yield from turns_by_start[start]
+    def _replay(self, conversations: Sequence[Conversation], options: ReadOptions) -> Iterator[list[Turn]]:
+        keywords = {name: getattr(options, name) for name in ("interventions", "each", "logprobs")}
+        work = partial(_replay, options={"read": options.layers, **keywords})
+        turns_by_chunk = dict(self.spread(work, list(enumerate(_chunks(conversations)))))
+        for k in range(len(turns_by_chunk)):
+            yield from turns_by_chunk[k]
 
-    def stream(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        *,
-        read: Layers | None = None,
-        interventions: Sequence[Intervention] = (),
-    ) -> Iterator[Token]:
-        """A reply is followed on one machine. Raises `UsageError`."""
-        raise UsageError("a reply cannot be followed token by token on a cluster: use the engine of one machine")
-
-    def intervening(self, *interventions: Intervention) -> AbstractContextManager[None]:
+    @contextmanager
+    def intervening(self, *interventions: Intervention) -> Iterator[None]:
         """Workers take interventions with what they are asked. Raises `UsageError`."""
         raise UsageError("on a cluster, give interventions with each call")
+        yield
 
     def wait_for(self, workers: int) -> None:
         """Waits until so many workers have loaded the model."""
@@ -324,11 +293,15 @@ def _connect(address: str | None) -> None:
         raise UsageError(f"--address {address}: no Ray cluster can be joined: {str(e).splitlines()[0][:200]}") from None
 
 
-def _respond(engine: Engine, prompts: list[Prompt], sampling: Sampling, options: dict[str, Any]) -> list[Response]:
+def _chunks(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+
+
+def _respond(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, options: dict[str, Any]) -> list[Response]:
     return list(engine.respond(prompts, sampling, **options))
 
 
-def _onsets(engine: Engine, prompts: list[Prompt], options: dict[str, Any]) -> list[Response]:
+def _onsets(engine: Engine, prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Response]:
     return list(engine.onsets(prompts, **options))
 
 

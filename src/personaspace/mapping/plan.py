@@ -353,12 +353,12 @@ def bytes_per_response(layers: int, hidden: int, new_tokens: int) -> int:
 
 def seconds_per_token(engine: Engine) -> float:
     """An estimate from the model's size and matrix products timed for some tenths of a second on its device."""
-    network = getattr(engine, "network", None)
-    if network is None:
+    model = getattr(engine, "model", None)
+    if model is None:
         return 0.0
-    p = next(network.parameters())
+    p = next(model.parameters())
     rows = ROWS_CPU if p.device.type == "cpu" else ROWS
-    parameters: int = sum(q.numel() for q in network.parameters())
+    parameters: int = sum(q.numel() for q in model.parameters())
     return 2 * parameters / (COMPUTE_CPU * products(rows, p.device, p.dtype))
 
 

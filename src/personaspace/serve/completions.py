@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from personaspace.engines.chat import ReplyText
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
 from personaspace.engines.transformers.engine import TransformersEngine
@@ -124,7 +125,7 @@ class Requests:
                     reply.prompt = self._written(ids)
                 emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
-                reply.job = Job(row, emit, tuple(body.stop), body.stream, follow)
+                reply.job = Job(row, emit, ReplyText(chat.decode), tuple(body.stop), body.stream, follow)
                 pending.replies.append(reply)
         try:
             self.worker.submit([r.job for r in pending.replies if r.job])

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from personaspace.engines.chat import ReplyText
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.engine import TransformersEngine
@@ -60,6 +61,7 @@ class Job:
 
     row: Row
     emit: Callable[[Event], None]
+    reply: ReplyText
     stop: tuple[str, ...] = ()
     live: bool = True
     follow: bool = False
@@ -200,12 +202,9 @@ class Worker:
         """Tells a job what this step brought, and ends it where it stops by itself."""
         job = self.running[row.key]
         read: tuple[TokenRead, ...] = ()
-        decoded = self.engine.chat.decode(row.out)
-        # A character's bytes may be spread over tokens: an unfinished one at the end is left out.
-        text = decoded if row.finish else decoded.rstrip("\ufffd")
         for _ in range(len(job.starts), len(row.out)):
             job.starts.append(len(job.text))
-        job.text = text if len(text) > len(job.text) else job.text
+        job.text += job.reply.add(row.out, final=bool(row.finish))
         if job.seen:
             index = job.seen - 1
             start = job.starts[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from personaspace.engines.base import BaseEngine, check_finite, end_ids, not_finite
-from personaspace.engines.chat import Chat, Span
+from personaspace.engines.chat import Chat, ReplyText
 from personaspace.engines.prompts import Prompt, Sampling
-from personaspace.engines.protocol import Conversation, Layers, ModelInfo, Response, Token, Turn
+from personaspace.engines.protocol import Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.onset import OnsetReader
@@ -79,46 +79,23 @@ class TransformersEngine(BaseEngine):
 
     # -- answering -------------------------------------------------------------------------------------------------
 
-    def respond(
-        self,
-        prompts: Iterable[Prompt],
-        sampling: Sampling,
-        *,
-        read: Layers | None = None,
-        interventions: Sequence[Intervention] = (),
-        before: bool = False,
-        along: Tensor | None = None,
-    ) -> Iterator[Response]:
-        """See `Engine.respond`. Raises `ActivationError` where NaN or Inf is read, naming layer and response."""
-        prompt_list = list(prompts)
-        rows = [self._row(k, p, sampling, interventions) for k, p in enumerate(prompt_list)]
-        return self._respond(prompt_list, rows, self._layers(read), before, along)
-
-    def _respond(
-        self,
-        prompts: Sequence[Prompt],
-        waiting: list[Row],
-        layers: tuple[int, ...],
-        before: bool,
-        along: Tensor | None,
-    ) -> Iterator[Response]:
+    def _respond(self, prompts: Sequence[Prompt], sampling: Sampling, options: ReadOptions) -> Iterator[Response]:
+        waiting = [self._row(k, p, p.sampling or sampling, options) for k, p in enumerate(prompts)]
         if not waiting:
             return
         # Neighbours in this order have shared prefixes; the last is taken first.
         waiting.sort(key=lambda r: r.ids, reverse=True)
-        loop = self._loop(waiting, layers, before, along)
+        loop = self._loop(waiting, options)
         while waiting or loop.rows:
             # Joining costs a pass of its own, so places are filled some at a time.
             if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
                 loop.join([waiting.pop() for _ in range(min(loop.free, len(waiting)))])
             for done in loop.step():
-                yield self._response(prompts[done.row.key], done, layers)
+                yield self._response(prompts[done.row.key], done, options.layers)
 
-    def _loop(
-        self, rows: Sequence[Row], layers: tuple[int, ...], before: bool = False, along: Tensor | None = None
-    ) -> DecodeLoop:
+    def _loop(self, rows: Sequence[Row], options: ReadOptions) -> DecodeLoop:
         columns = max(len(r.ids) + r.sampling.max_new_tokens for r in rows)
-        return self.open_loop(columns, layers, rows=len(rows), before=before, along=along)
+        return self.open_loop(columns, options.layers, rows=len(rows), before=options.before, along=options.along)
 
     def open_loop(
         self,
@@ -145,12 +122,10 @@ class TransformersEngine(BaseEngine):
             along=along,
         )
 
-    def _row(self, key: int, prompt: Prompt, sampling: Sampling, interventions: Sequence[Intervention]) -> Row:
-        row_sampling = prompt.sampling or sampling
-        applied = (*self._ambient, *(interventions if prompt.interventions is None else prompt.interventions))
-        check_interventions(applied, len(self.layers), self.hidden)
+    def _row(self, key: int, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Row:
         ids = self.chat.prompt_ids(prompt.messages)
-        return Row(key, ids, row_sampling, uniforms(prompt.seed or 0, row_sampling.max_new_tokens), applied)
+        applied = (*self._ambient, *options.interventions_of(prompt))
+        return Row(key, ids, sampling, uniforms(prompt.seed or 0, sampling.max_new_tokens), applied)
 
     def _response(self, prompt: Prompt, done: Done, layers: Sequence[int]) -> Response:
         row, mean = done.row, done.mean
@@ -164,34 +139,21 @@ class TransformersEngine(BaseEngine):
             prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched, projections
         )
 
-    def stream(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        *,
-        read: Layers | None = None,
-        interventions: Sequence[Intervention] = (),
-    ) -> Iterator[Token]:
-        """See `Engine.stream`."""
-        row = self._row(0, prompt, sampling, interventions)
-        return self._stream(prompt, row, self._layers(read))
-
-    def _stream(self, prompt: Prompt, row: Row, layers: tuple[int, ...]) -> Iterator[Token]:
-        loop = self._loop([row], layers)
-        shown, touched = "", 0
+    def _stream(self, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Iterator[Token]:
+        row = self._row(0, prompt, sampling, options)
+        loop = self._loop([row], options)
+        reply, touched = ReplyText(self.chat.decode), 0
         loop.join([row])
         while not row.finish:
             fed = len(row.out)
             loop.step()
-            activation = loop.means.last[:, 0].cpu().clone() if fed and layers else None
-            text = self.chat.decode(row.out)
-            # The bytes of a character may be spread over tokens: it is shown once it is whole.
-            ready = text if row.finish else text.rstrip("\ufffd")
+            activation = loop.means.last[:, 0].cpu().clone() if fed and options.layers else None
             new = row.out[-1] if len(row.out) > fed else None
             if row.finish == NOT_FINITE or (activation is not None and not torch.isfinite(activation).all()):
                 raise not_finite("the residual stream or the logits", prompt)
-            yield Token(fed, new, ready[len(shown) :], activation, row.touched > touched, row.finish)
-            shown, touched = ready, row.touched
+            text = reply.add(row.out, final=bool(row.finish))
+            yield Token(fed, new, text, activation, row.touched > touched, row.finish)
+            touched = row.touched
 
     def columns_that_fit(self, rows: int) -> int:
         """How long so many rows may become within the engine's memory."""
@@ -221,33 +183,16 @@ class TransformersEngine(BaseEngine):
                 scores.extend(_logprobs(logits[0], ids[k + 1 :], top))
         return scores
 
-    def _onsets(
-        self, ids: Sequence[list[int]], layers: Layers, interventions: Sequence[Intervention]
-    ) -> Iterator[tuple[int, Tensor]]:
-        applied = (*(i for i in self._ambient if i.where == "all"), *interventions)
-        check_interventions(applied, len(self.layers), self.hidden)
-        return OnsetReader(self.model, self.layers, tuple(layers), self.prefill_tokens, applied).onsets(ids)
+    def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
+        applied = (*(i for i in self._ambient if i.where == "all"), *options.interventions)
+        return OnsetReader(self.model, self.layers, options.layers, self.prefill_tokens, applied).onsets(ids)
 
-    # -- replaying -------------------------------------------------------------------------------------------------
-
-    def replay(
-        self,
-        conversations: Sequence[Conversation],
-        *,
-        read: Layers,
-        interventions: Sequence[Intervention] = (),
-        each: bool = False,
-        logprobs: bool = False,
-    ) -> Iterator[list[Turn]]:
-        """See `Engine.replay`. A `Span` is read as it stands; messages are rendered and tokenised once."""
-        applied = (*self._ambient, *interventions)
-        check_interventions(applied, len(self.layers), self.hidden)
-        replayer = Replayer(self.model, self.layers, self._layers(read), self.hidden, applied, each, logprobs)
-        return self._replay(replayer, *self._spans(conversations))
-
-    def _replay(
-        self, replayer: Replayer, spans: Sequence[Span], places: Sequence[Sequence[int]]
-    ) -> Iterator[list[Turn]]:
+    def _replay(self, conversations: Sequence[Conversation], options: ReadOptions) -> Iterator[list[Turn]]:
+        applied = (*self._ambient, *options.interventions)
+        replayer = Replayer(
+            self.model, self.layers, options.layers, self.hidden, applied, options.each, options.logprobs
+        )
+        spans, places = self._spans(conversations)
         results: dict[int, list[Turn]] = {}
         for batch, reads_of_batch in replayer.batches(spans, self.prefill_tokens):
             for k, reads in zip(batch, reads_of_batch, strict=True):

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from personaspace.engines.base import BaseEngine, check_finite, end_ids
-from personaspace.engines.chat import Chat, Span
+from personaspace.engines.chat import Chat, ReplyText, Span
 from personaspace.engines.prompts import Prompt, Sampling
-from personaspace.engines.protocol import Conversation, Layers, ModelInfo, Response, Token, Turn
+from personaspace.engines.protocol import Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
 from personaspace.engines.vllm import checkpoint, plugin
 from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
@@ -94,43 +93,35 @@ class VllmEngine(BaseEngine):
 
     # -- answering -------------------------------------------------------------------------------------------------
 
-    def respond(
-        self,
-        prompts: Iterable[Prompt],
-        sampling: Sampling,
-        *,
-        read: Layers | None = None,
-        interventions: Sequence[Intervention] = (),
-        before: bool = False,
-        along: Tensor | None = None,
-    ) -> Iterator[Response]:
-        """See `Engine.respond`. Raises `ActivationError` where NaN or Inf is read, `UsageError` for `before` and `along`."""
-        if along is not None:
+    def _respond(self, prompts: Sequence[Prompt], sampling: Sampling, options: ReadOptions) -> Iterator[Response]:
+        if options.along is not None:
             raise UsageError(
                 "engine vllm projects tokens at one layer that it was started with, not at each that is read"
             )
-        if before:
+        if options.before:
             raise UsageError("engine vllm does not read activations as they were before the interventions")
-        waiting = iter(list(prompts))
+        return self._respond_all(prompts, sampling, options)
+
+    def _respond_all(self, prompts: Sequence[Prompt], sampling: Sampling, options: ReadOptions) -> Iterator[Response]:
+        waiting = iter(prompts)
         in_flight: dict[str, Prompt] = {}
 
         def send_more() -> None:
             for prompt in itertools.islice(waiting, 2 * self.rows - len(in_flight)):
-                prompt_sampling = prompt.sampling or sampling
-                prompt_interventions = interventions if prompt.interventions is None else prompt.interventions
                 ids = self.chat.prompt_ids(prompt.messages)
-                in_flight[self._send(ids, prompt_sampling, prompt.seed, read, prompt_interventions)] = prompt
+                applied = options.interventions_of(prompt)
+                id = self._send(ids, prompt.sampling or sampling, prompt.seed, options.layers, applied)
+                in_flight[id] = prompt
 
         try:
             send_more()
             while in_flight:
                 self._step()
                 ended = [id for id in in_flight if id in self._arrived and self._arrived[id].finished]
-                readings = self._take(ended) if read else {}
+                readings = self._take(ended) if options.layers else {}
                 for id in ended:
-                    yield self._response(
-                        in_flight.pop(id), self._arrived.pop(id), sampling, readings.get(id), bool(read)
-                    )
+                    prompt, output = in_flight.pop(id), self._arrived.pop(id)
+                    yield self._response(prompt, output, sampling, readings.get(id), bool(options.layers))
                 send_more()
         finally:
             self._forget(in_flight)
@@ -140,7 +131,7 @@ class VllmEngine(BaseEngine):
         ids: Sequence[int],
         sampling: Sampling,
         seed: int | None,
-        read: Layers | None,
+        read: Layers,
         interventions: Sequence[Intervention],
         spans: Sequence[tuple[int, int]] | None = None,
         **params: Any,
@@ -154,7 +145,7 @@ class VllmEngine(BaseEngine):
         applied = (*self._ambient, *interventions)
         if read or applied:
             self._check_fit()
-        fields: dict[str, Any] = {"read": list(self._layers(read)), "interventions": self._define(applied)}
+        fields: dict[str, Any] = {"read": list(read), "interventions": self._define(applied)}
         if spans is not None:
             fields["spans"] = [list(span) for span in spans]
         # The last token of a reply that is cut short is fed, for the sake of reading it, where one more is asked for.
@@ -234,76 +225,50 @@ class VllmEngine(BaseEngine):
             ids = ids[:-1]
         return ids[:max_tokens]
 
-    def stream(
-        self,
-        prompt: Prompt,
-        sampling: Sampling,
-        *,
-        read: Layers | None = None,
-        interventions: Sequence[Intervention] = (),
-    ) -> Iterator[Token]:
-        """See `Engine.stream`. Raises `UsageError` for reading under asynchronous scheduling, where a token's own activation
-        is not known step by step."""
-        if read and self.core.vllm_config.scheduler_config.async_scheduling:
+    def _stream(self, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Iterator[Token]:
+        if options.layers and self.core.vllm_config.scheduler_config.async_scheduling:
+            # A token's own activation is not known step by step then.
             raise UsageError("engine vllm reads token by token only when it was loaded with async_scheduling=False")
-        prompt_sampling = prompt.sampling or sampling
-        prompt_interventions = interventions if prompt.interventions is None else prompt.interventions
         ids = self.chat.prompt_ids(prompt.messages)
-        id = self._send(ids, prompt_sampling, prompt.seed, read, prompt_interventions)
-        return self._stream(id, prompt_sampling, read)
+        id = self._send(ids, sampling, prompt.seed, options.layers, options.interventions_of(prompt))
+        return self._tokens(id, sampling, options.layers)
 
-    def _stream(self, id: str, sampling: Sampling, read: Layers | None) -> Iterator[Token]:
-        shown, fed, finish = "", 0, ""
+    def _tokens(self, id: str, sampling: Sampling, layers: Layers) -> Iterator[Token]:
+        reply, fed, finish = ReplyText(self.chat.decode), 0, ""
         try:
             while not finish:
                 self._step()
                 output = self._arrived.pop(id, None)
                 if output is None:
                     continue
-                reading = self._take([id], "final" if output.finished else "reset").get(id) if read else None
+                reading = self._take([id], "final" if output.finished else "reset").get(id) if layers else None
                 ids = self._reply(output, sampling.max_new_tokens)
                 if output.finished:
                     finish = "length" if len(ids) == sampling.max_new_tokens else output.outputs[0].finish_reason
-                text = self.chat.decode(ids)
-                # The bytes of a character may be spread over tokens: it is shown once it is whole.
-                ready = text if finish else text.rstrip("\ufffd")
                 new = ids[fed] if len(ids) > fed else None
                 was_read = reading is not None and fed > 0 and int(reading.tokens[0]) > 0
                 activation = reading.activation[0] if was_read and reading is not None else None
                 touched = bool(was_read and reading is not None and int(reading.touched[0]))
-                yield Token(fed, new, ready[len(shown) :], activation, touched, finish)
-                shown, fed = ready, len(ids)
+                yield Token(fed, new, reply.add(ids, final=bool(finish)), activation, touched, finish)
+                fed = len(ids)
         finally:
             if not finish:
                 self._forget([id])
 
     # -- replaying -------------------------------------------------------------------------------------------------
 
-    def replay(
-        self,
-        conversations: Sequence[Conversation],
-        *,
-        read: Layers,
-        interventions: Sequence[Intervention] = (),
-        each: bool = False,
-        logprobs: bool = False,
-    ) -> Iterator[list[Turn]]:
-        """See `Engine.replay`: the conversations are prompts whose spans are read. Raises `UsageError` for `each`."""
-        if each:
-            raise UsageError("engine vllm hands out means, not every token's activation; use --engine transformers")
+    def _replay(self, conversations: Sequence[Conversation], options: ReadOptions) -> Iterator[list[Turn]]:
+        """The conversations are prompts whose spans are read."""
+        if options.each:
+            raise UsageError("engine vllm hands out means, not every token's activation; engine transformers has them")
         spans, places = self._spans(conversations)
         most_spans = max((len(s.spans) for s in spans), default=0)
         if most_spans > self.rows:
             raise UsageError(f"{most_spans} turns to read in a conversation; at most {self.rows} (rows=…)")
-        return self._replay(spans, places, read, interventions, logprobs)
+        return self._replay_spans(spans, places, options)
 
-    def _replay(
-        self,
-        spans: Sequence[Span],
-        places: Sequence[Sequence[int]],
-        read: Layers,
-        interventions: Sequence[Intervention],
-        logprobs: bool,
+    def _replay_spans(
+        self, spans: Sequence[Span], places: Sequence[Sequence[int]], options: ReadOptions
     ) -> Iterator[list[Turn]]:
         in_flight: dict[str, int] = {}
         results: dict[int, list[Turn]] = {}
@@ -316,12 +281,12 @@ class VllmEngine(BaseEngine):
                     or sum(len(spans[place].spans) for place in in_flight.values()) + len(spans[sent].spans)
                     <= self.rows
                 ):
-                    extra = {"prompt_logprobs": 0} if logprobs else {}
+                    extra = {"prompt_logprobs": 0} if options.logprobs else {}
                     span = spans[sent]
                     one_token = Sampling(temperature=0, max_new_tokens=1)
                     # Where no layer is wanted one is read all the same: the workers count what was touched by it.
-                    layers = read or (0,)
-                    id = self._send(span.token_ids, one_token, None, layers, interventions, span.spans, **extra)
+                    layers, applied = options.layers or (0,), options.interventions
+                    id = self._send(span.token_ids, one_token, None, layers, applied, span.spans, **extra)
                     in_flight[id] = sent
                     sent += 1
                 self._step()
@@ -330,9 +295,9 @@ class VllmEngine(BaseEngine):
                 for id in ended:
                     place = in_flight.pop(id)
                     means = _require_means(readings.get(id))
-                    if not read:
+                    if not options.layers:
                         means = replace(means, activation=means.activation[:, :0], norms=means.norms[:, :0])
-                    results[place] = _turns(spans[place], places[place], means, self._arrived.pop(id), logprobs)
+                    results[place] = _turns(spans[place], places[place], means, self._arrived.pop(id), options.logprobs)
                 while shown in results:
                     yield results.pop(shown)
                     shown += 1
