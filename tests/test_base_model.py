@@ -184,6 +184,7 @@ def test_a_blank_line_ends_a_transcripts_turn(smollm2):
     assert not chat.end_ids & {smollm2.tokenizer.convert_tokens_to_ids("Ċ")}
 
 
+@pytest.mark.long
 def test_on_the_embedded_model_the_stand_in_is_mapped_and_steered(tmp_path, smollm2):
     options = BaseModelOptions(
         roles="5",

@@ -65,6 +65,7 @@ def reading(name, tokens, logprob):
     return Reading(name, 0, tokens, 0.0, logprob, 0)
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(-5, -0.1), st.floats(-5, -0.1)), min_size=2, max_size=6))
 def test_perplexity_weighs_tokens_and_its_factor_is_that_of_the_two(values):
@@ -202,6 +203,7 @@ def test_a_server_that_is_not_there_is_said_in_a_line(offline, tmp_path, smollm2
         conducted(tmp_path / "b", smollm2, options.model_copy(update={"url": "http://127.0.0.1:1"}), space)
 
 
+@pytest.mark.long
 def test_lm_evals_tasks_are_asked_plain_and_capped_and_not_again(offline, tmp_path, smollm2, monkeypatch):
     space = PersonaSpace.load("smollm2")
     small = {"replies": 2, "items": 1, "alphas": (), "max_new_tokens": 4, "include_path": OWN, "limit": 2}

@@ -106,6 +106,7 @@ def test_a_conversation_that_has_grown_too_long_loses_its_oldest_exchanges_and_k
         fitted(engine, talk, 17)
 
 
+@pytest.mark.long
 def test_on_the_embedded_model_the_transcripts_drift_and_its_own_replies_are_read(tmp_path, smollm2):
     talk = transcripts(CaseStudyOptions())[2]
     (tmp_path / "spirit.json").write_text(json.dumps([dict(m) for m in talk.messages[:8]]))

@@ -46,6 +46,7 @@ def checked(done: Any, expect: int) -> Any:
     return done
 
 
+@pytest.mark.long
 def test_a_process_prints_and_ends_as_its_entry_point_does(tmp_path):
     for arguments, code in ((("show", "smollm2", "--json"), 0), (("show", tmp_path / "nowhere"), 1), (("map",), 2)):
         alone, here = run_alone(*arguments, expect=code), run(*arguments, expect=code)
@@ -61,6 +62,7 @@ def mapped(tmp_path_factory, tiny_folder, small_catalog) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_folder_with_another_model_maps_with_the_same_command(mapped):
     shown = json.loads(run("show", mapped, "--json").stdout)
     assert shown["layers"] == 3
@@ -119,6 +121,7 @@ def calibrated(tmp_path_factory, tiny_folder, small_catalog) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_second_map_keeps_what_calibration_added(calibrated, tiny_folder, small_catalog):
     options = ["--per-role", "6", "--default-responses", "48", "--max-new-tokens", "6", "--rows", "32"]
     again = json.loads(
@@ -127,6 +130,7 @@ def test_a_second_map_keeps_what_calibration_added(calibrated, tiny_folder, smal
     assert again["caps"]["capped"]["is"] == "default-p50@1:3"
 
 
+@pytest.mark.long
 def test_a_sweep_judged_by_an_endpoint_prints_what_each_cap_does_and_draws_it(calibrated, endpoint):
     judge = ("--judge", "openai", "--judge-url", endpoint)
     told = run("calibrate", calibrated, "--sweep", "--layers", "1:3", "--prompts", "4", *judge)
@@ -150,6 +154,7 @@ def test_transcripts_are_projected_as_json_and_as_a_page(calibrated, tmp_path):
     assert page.stat().st_size > 1_000_000
 
 
+@pytest.mark.long
 def test_a_chat_reads_its_lines_from_a_pipe(calibrated):
     command = [sys.executable, "-c", "from personaspace.cli import main; main()", "chat", calibrated, "--cap", "capped"]
     done = subprocess.run(

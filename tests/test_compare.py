@@ -48,6 +48,7 @@ def test_the_same_characters_in_another_model_are_found_to_be_the_same():
     assert pair.axis_cosine is None, "of models of two shapes"
 
 
+@pytest.mark.long
 def test_shuffled_characters_agree_no_more_than_by_chance():
     rng, x, y = np.random.default_rng(1), PLACES[:, 0], PLACES[:, 0]
     found = [correlation(NAMES, x, rng.permutation(y), pearson) for _ in range(40)]

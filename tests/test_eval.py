@@ -66,6 +66,7 @@ def lm_eval(kind, task, limit=None, chat=False, **arguments):
     return found["results"][task], found["samples"][task]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
 def test_lm_eval_asks_a_generative_task_by_chat(address, model):
     results, samples = lm_eval(
@@ -75,6 +76,7 @@ def test_lm_eval_asks_a_generative_task_by_chat(address, model):
     assert len(samples) == len(ITEMS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tokenized", [True, False], ids=["tokens", "text"])
 @pytest.mark.parametrize("model", MODELS)
 def test_lm_eval_takes_multiple_choice_by_log_likelihoods_that_are_those_of_a_plain_pass(
@@ -108,6 +110,7 @@ def log_likelihood(engine, space, model, asked, choice):
     return float(sum(p for p, _ in each)), all(bool(best) for _, best in each)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("provider", ["openai", "openai-api/personaspace"])
 def test_inspect_ai_asks_a_task_through_its_openai_providers(address, tmp_path, provider, model):

@@ -81,6 +81,7 @@ def test_the_control_of_a_cap_moves_tokens_as_far_in_the_mean_and_is_measured_on
         assert made.read(talk, part="read", condition=control)["one"][0].projection == pytest.approx(-4.0, abs=1e-4)
 
 
+@pytest.mark.long
 def test_on_the_embedded_model_a_caps_control_moves_tokens_as_far_at_each_of_its_layers(tmp_path, smollm2):
     space = ps.PersonaSpace.load("smollm2")
     made = Trials(smollm2, space, tmp_path, "test", Options(), catalog=load_catalog())
@@ -358,6 +359,7 @@ def test_options_that_make_no_sense_are_said_by_their_names():
         find("susceptible")
 
 
+@pytest.mark.long
 def test_an_experiment_that_is_killed_and_started_again_ends_as_one_that_was_not(tmp_path, smollm2):
     """On the embedded model: `smollm2` is only asked for so that its weights are converted before the clock runs."""
     line = [

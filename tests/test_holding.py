@@ -68,6 +68,7 @@ def planted(shift: float = 2.0, n: int = 400, correlation: float | None = None) 
 # -- calibration -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_floors_are_the_percentiles_of_tokens_read_one_reply_at_a_time_by_a_plain_loop(space, sample, engine):
     projections = {"default": [], "all": []}
     for reply in (*sample.default, *sample.roles):
@@ -370,6 +371,7 @@ def test_an_alert_rule_is_raised_by_as_many_conversations_as_was_promised_where_
         assert raised(talks, old, rule.turns) > high + 0.02, "promised 5%"
 
 
+@pytest.mark.long
 def test_of_a_space_that_does_not_know_how_alike_turns_are_the_rate_holds_for_any_and_that_is_said():
     rules = monitor.detection(planted(), rate=0.05)
     for rule in rules:

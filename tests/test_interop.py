@@ -427,6 +427,7 @@ PersonaSpace.load("hf://owner/tiny-space").save(sys.argv[2])
 """
 
 
+@pytest.mark.long
 def test_a_space_pushed_to_the_hub_is_pulled_back_byte_for_byte_with_a_card(space, tmp_path, hub, local, monkeypatch):
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", endpoint)  # read when the client is imported: so in a process of its own

@@ -311,6 +311,7 @@ def test_another_text_in_the_file_is_not_taken_for_the_same(tmp_path):
     assert first[1].item != other[1].item
 
 
+@pytest.mark.long
 def test_on_the_embedded_model_personas_lower_the_projection_and_the_cap_raises_it(tmp_path, smollm2):
     options = JailbreakOptions(size=4, items=1, alphas=(), max_new_tokens=8)
     result = conducted(tmp_path, smollm2, options, space=PersonaSpace.load("smollm2"))

@@ -55,6 +55,7 @@ def test_a_family_that_is_known_loads_without_the_code_that_its_folder_names(tmp
     assert not mark.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("answers", ["1\n1\n1\n", "y\ny\ny\n", "yes\n"])
 def test_nothing_piped_into_chat_is_taken_for_leave_to_run_it(tmp_path, tiny_folder, answers):
     mark = strangers_folder(tmp_path / "model", tiny_folder, "strange")

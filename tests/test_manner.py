@@ -158,6 +158,7 @@ def test_noise_alone_is_nobodys_and_a_table_with_gaps_goes_by_its_whole_question
     assert np.isnan(findings(table).shares[WHO].low)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("questions", [4, 24])
 def test_an_effect_that_is_not_there_is_claimed_in_some_five_of_a_hundred_at_most(questions):
     wrong = {"who": 0, "how": 0, "crossed": 0, "default": 0}

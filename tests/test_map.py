@@ -71,6 +71,7 @@ def finish(process: multiprocessing.Process) -> None:
     assert process.exitcode == 0
 
 
+@pytest.mark.long
 def test_killed_at_twenty_random_moments_a_map_ends_as_one_left_alone(tmp_path, small_catalog):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     finish(start(alone, small_catalog))
@@ -177,6 +178,7 @@ def test_a_second_process_is_told_who_holds_the_folder(mapped):
         pass
 
 
+@pytest.mark.long
 def test_until_goes_on_in_rounds_and_notes_reliability_against_responses(tmp_path, small_catalog):
     space = ps.map(
         engine(),
@@ -241,6 +243,7 @@ def test_a_role_whose_every_response_is_rejected_is_left_out_and_listed(mapped):
         kept_of(only)
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_what_was_finished_whole(tmp_path, small_catalog, monkeypatch):
     import personaspace.files as store
 
@@ -301,6 +304,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_responses(tmp_path, small_catalog):
     peaks = []
     for n in (29, 286):  # 203 and 2,002 responses

@@ -61,6 +61,7 @@ def replies(page, column):
     return [float(found.nth(k).get_attribute("data-projection")) for k in range(found.count())]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [1440, 390])
 def test_both_columns_answer_and_are_charted_held_exported_and_imported(browser, address, space, width, tmp_path):
     problems: list[str] = []
@@ -90,6 +91,7 @@ def test_both_columns_answer_and_are_charted_held_exported_and_imported(browser,
     assert problems == []
 
 
+@pytest.mark.long
 def test_a_preset_role_becomes_the_system_prompt_and_a_ready_conversation_is_asked_to_its_end(browser, address):
     problems: list[str] = []
     page = opened(browser, address, 1440, problems)
@@ -109,6 +111,7 @@ def test_a_preset_role_becomes_the_system_prompt_and_a_ready_conversation_is_ask
     assert problems == []
 
 
+@pytest.mark.long
 def test_the_page_is_usable_before_its_figures_have_come_and_without_them(browser, address):
     problems: list[str] = []
     page = browser.new_context().new_page()
@@ -132,6 +135,7 @@ def test_the_page_is_usable_before_its_figures_have_come_and_without_them(browse
     assert problems == []
 
 
+@pytest.mark.long
 def test_both_positions_move_on_map_and_chart_while_the_replies_stream(browser, address, monkeypatch):
     step = DecodeLoop.step
     # A small model's reply would be over before anybody could watch it.

@@ -70,6 +70,7 @@ def test_beginnings_that_neighbours_share_count_once(small_catalog):
     assert asked.prompt_tokens < asked.responses * asked.longest / 2
 
 
+@pytest.mark.long
 def test_the_program_plans_for_hardware_that_is_not_there(tmp_path, tiny_folder):
     told = run("map", "Qwen/Qwen3-32B", "--out", tmp_path / "x", "--dry-run", "--on", "8xH100", "--json")
     found = json.loads(told.stdout)
@@ -94,6 +95,7 @@ def test_wrong_shapes_and_hardware_are_refused():
         plan.hardware_of("0xH100")
 
 
+@pytest.mark.long
 def test_the_table_in_the_docs_is_what_the_program_says():
     spec = importlib.util.spec_from_file_location("docs", ROOT / "scripts" / "docs.py")
     module = importlib.util.module_from_spec(spec)

@@ -84,6 +84,7 @@ class Killer(threading.Thread):
                 self.left -= 1
 
 
+@pytest.mark.long
 def test_with_workers_killed_and_a_node_that_comes_later_nothing_is_lost_or_done_twice(
     tmp_path, cluster, tiny_folder, small_catalog, monkeypatch
 ):
@@ -113,6 +114,7 @@ def test_with_workers_killed_and_a_node_that_comes_later_nothing_is_lost_or_done
         assert cosine.min() >= 1 - 1e-5
 
 
+@pytest.mark.long
 def test_a_cluster_answers_and_reads_as_one_engine_does(cluster, tiny_folder):
     one = TransformersEngine.load(str(tiny_folder))
     many = load_engine("ray", str(tiny_folder), address=cluster.address, workers=1)
@@ -134,6 +136,7 @@ def test_a_cluster_answers_and_reads_as_one_engine_does(cluster, tiny_folder):
     many.close()
 
 
+@pytest.mark.long
 def test_a_call_that_was_left_or_failed_leaves_nothing_for_the_next(cluster, tiny_folder):
     many = load_engine("ray", str(tiny_folder), address=cluster.address, workers=1)
 
@@ -151,6 +154,7 @@ def test_a_call_that_was_left_or_failed_leaves_nothing_for_the_next(cluster, tin
     many.close()
 
 
+@pytest.mark.long
 def test_what_goes_wrong_in_a_worker_is_told_in_one_line(cluster, tiny_folder, tmp_path):
     with pytest.raises(UsageError, match="engine oracle"):
         load_engine("ray", str(tiny_folder), address=cluster.address, worker_engine="oracle")

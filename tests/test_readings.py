@@ -41,6 +41,7 @@ def mapped(tmp_path_factory, small_catalog):
     return folder, ps.map(engine(), folder, catalog=small_catalog, **BOTH)
 
 
+@pytest.mark.long
 def test_a_space_of_both_says_which_reading_each_figure_is_of(mapped):
     _, space = mapped
     assert space.readings == ("prompt", "reply")
@@ -107,6 +108,21 @@ def test_projections_on_another_axis_are_not_taken_for_these(mapped):
     assert calibrate.projections_while_mapping(Run(folder), other) == ([], [], [])
 
 
+def test_what_a_killed_process_left_half_written_in_any_folder_of_a_run_is_taken_away(tmp_path):
+    run = Run(tmp_path)
+    halves = [
+        tmp_path / reading / kind / f".part-00003.{ending}.elsewhere-7.tmp"
+        for reading in (".", "onsets")
+        for kind, ending in (("responses", "parquet"), ("activations", "safetensors"), ("projections", "safetensors"))
+    ]
+    for half in halves:
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.write_bytes(b"half")
+    with run.locked():
+        assert not any(half.exists() for half in halves)
+
+
+@pytest.mark.long
 def test_killed_at_ten_random_moments_both_readings_end_as_ones_left_alone(tmp_path, small_catalog):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     finish(start(alone, small_catalog, KILLED))
@@ -133,6 +149,7 @@ def test_killed_at_ten_random_moments_both_readings_end_as_ones_left_alone(tmp_p
     assert not list(killed.rglob("*.tmp"))
 
 
+@pytest.mark.long
 def test_a_reading_is_added_to_a_run_that_has_the_other(tmp_path, small_catalog):
     prompts = ps.map(engine(), tmp_path, catalog=small_catalog, read="prompt", prompts_per_role=8, default_prompts=30)
     assert prompts.readings == ("prompt",)
@@ -151,6 +168,7 @@ def test_a_reading_is_added_to_a_run_that_has_the_other(tmp_path, small_catalog)
         ps.map(engine(), tmp_path, catalog=small_catalog, **{**BOTH, "per_role": 5})
 
 
+@pytest.mark.long
 def test_prompts_are_added_to_a_run_of_replies_whose_options_need_not_be_said_again(tmp_path, small_catalog):
     only = {k: v for k, v in BOTH.items() if "prompt" not in k}
     replies = ps.map(engine(), tmp_path, catalog=small_catalog, read="reply", questions=9, **only)
@@ -170,6 +188,7 @@ def test_more_prompts_are_asked_of_a_run_that_has_fewer(tmp_path, small_catalog)
     assert more.summary()["n_responses"] == 6 * 6 + 12
 
 
+@pytest.mark.long
 def test_from_sums_a_space_of_both_is_that_from_activations(tmp_path, small_catalog):
     kept = ps.map(engine(), tmp_path / "all", catalog=small_catalog, blocks=4, **BOTH)
     summed = ps.map(engine(), tmp_path / "sums", catalog=small_catalog, blocks=4, keep="sums", **BOTH)
@@ -187,6 +206,7 @@ def test_an_aim_for_the_axis_is_content_with_a_sample_of_roles(tmp_path, small_c
     assert space.summary()["left_out"] == {}
 
 
+@pytest.mark.long
 def test_an_aim_of_several_reliabilities_goes_on_until_all_are_reached_or_the_budget_is_spent(tmp_path, small_catalog):
     options = {
         "catalog": small_catalog,
@@ -214,6 +234,7 @@ def test_a_bare_number_is_the_axis(until, aim):
     assert options_of(until=until).until == aim
 
 
+@pytest.mark.long
 def test_thirty_roles_of_two_replies_end_well_and_the_page_says_that_the_order_is_not_known(tmp_path):
     asked = {"roles": "30", "per_role": 2, "default_responses": 30, "max_new_tokens": 2}
     space = ps.map(engine(), tmp_path, read="reply", judge="none", **asked)

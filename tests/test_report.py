@@ -88,6 +88,7 @@ def test_nothing_in_the_page_asks_the_network(spaces, tmp_path):
     assert not re.search(r"(?:src|href)=[\"']https?:", own)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_draws_every_figure_and_finds_a_role(opened, spaces, width):
     page = opened("sure", width)
@@ -102,11 +103,13 @@ def test_the_page_draws_every_figure_and_finds_a_role(opened, spaces, width):
     assert "no such role" in page.inner_text("#matches")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sure", "unsure", "two", "compact", "bare"])
 def test_no_page_scrolls_sideways_on_a_phone(opened, name):
     assert opened(name, 390).evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "there"),
     [("compact", {*RANKED, "layers-reply"}), ("bare", set(RANKED) - {"histogram", "layers", "cosine", "separation"})],
@@ -115,6 +118,7 @@ def test_a_page_of_a_space_that_lacks_figures_leaves_them_out_and_works(opened, 
     assert drawn(opened(name)) == there
 
 
+@pytest.mark.long
 def test_the_page_leads_with_axis_order_and_map_in_figures_and_words(opened, spaces):
     page = opened("sure")
     first = page.locator("main > section").first
@@ -127,6 +131,7 @@ def test_the_page_leads_with_axis_order_and_map_in_figures_and_words(opened, spa
     assert first.locator(".unknown").count() == 0
 
 
+@pytest.mark.long
 def test_each_layers_reliabilities_are_drawn_for_each_reading(opened):
     page = opened("two")
     names = "id => document.getElementById(id).data.map(t => t.name)"
@@ -149,6 +154,7 @@ def test_a_page_says_of_which_reading_its_figures_are(opened):
         assert f"All figures below are of {noun}" in page.inner_text(".sure")
 
 
+@pytest.mark.long
 def test_where_the_order_is_not_known_no_role_is_first_or_last(opened, spaces):
     page, names = opened("unsure"), spaces["unsure"].roles
     assert drawn(page) == {*BOTH, "places"}
@@ -165,6 +171,7 @@ def test_where_the_order_is_not_known_no_role_is_first_or_last(opened, spaces):
     assert not any(name in page.locator("table.cards td[data-label=here]").all_inner_texts() for name in names)
 
 
+@pytest.mark.long
 def test_most_similar_of_a_map_that_is_not_known_names_nobody(opened, spaces):
     page, role = opened("order"), spaces["order"].roles[0]
     assert spaces["order"].summary()["order_known"]

@@ -32,6 +32,7 @@ def client(server):
     return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
 
 
+@pytest.mark.long
 def test_the_models_are_the_model_and_the_model_with_each_cap(client):
     names = [m.id for m in client.models.list()]
     assert names[:2] == ["tiny", "tiny:capped"]

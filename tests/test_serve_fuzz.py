@@ -45,6 +45,7 @@ FIELDS = [
 ]
 
 
+@pytest.mark.long
 @settings(max_examples=150, **QUIET)
 @given(
     path=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/persona/project"]),
@@ -70,6 +71,7 @@ POSTS = ["POST /v1/chat/completions", "POST /v1/completions", "POST /v1/persona/
 GETS = ["GET /healthz", "GET /readyz", "GET /v1/models", "GET /v1/persona/space", "GET /metrics"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("label", [*POSTS, "GET /v1/models/{name}"])
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["sound", "broken"])
 def test_answers_are_what_the_document_says_they_are(operations, label, mode):

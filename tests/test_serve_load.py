@@ -50,6 +50,7 @@ def idle(worker):
     return False
 
 
+@pytest.mark.long
 def test_many_at_once_mixed_and_hanging_up_get_what_they_get_alone_and_leave_nothing_behind(space, engine):
     with serving(space, engine, rows=8, queue=64) as (address, worker):
         url = f"{address}/v1/chat/completions"
@@ -151,6 +152,7 @@ def running(url):
     return sum(float(n) for n in re.findall(r"^personaspace_(?:running|queue) (\S+)", told, re.M))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("grace", [100, 1], ids=["in-time", "overdue"])
 def test_a_server_that_is_told_to_stop_finishes_what_it_can_tells_the_rest_and_exits_cleanly(started, grace):
     process, url = started("--grace", str(grace))

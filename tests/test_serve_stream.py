@@ -36,6 +36,7 @@ def data(line):
     return json.loads(line.removeprefix("data: "))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "text"])
 def test_every_token_is_listed_once_with_its_log_probability_however_far_decoding_is_ahead(space, engine, chat):
     worker = Held()

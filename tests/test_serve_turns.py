@@ -67,6 +67,7 @@ def test_a_step_is_not_waited_for_longer_than_there_is_time():
     assert not lock.in_use
 
 
+@pytest.mark.long
 def test_clients_that_keep_projecting_do_not_stop_a_reply(space, engine):
     with serving(space, engine) as (address, worker), ThreadPoolExecutor(4) as pool:
         done = threading.Event()

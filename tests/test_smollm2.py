@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from personaspace.catalog import load_catalog
@@ -47,6 +48,7 @@ def prompts() -> list[Prompt]:
     return made
 
 
+@pytest.mark.long
 def test_the_model_answers_in_words_and_puts_in_its_own_system_prompt(smollm2):
     answers = {r.prompt.index: r.text for r in smollm2.respond(prompts(), Sampling(temperature=0, max_new_tokens=24))}
     assert "Paris" in answers[3]
@@ -54,6 +56,7 @@ def test_the_model_answers_in_words_and_puts_in_its_own_system_prompt(smollm2):
     assert (smollm2.info.layers, smollm2.info.hidden) == (30, 576)
 
 
+@pytest.mark.long
 def test_respond_reads_what_replay_and_a_plain_loop_read(smollm2):
     answers = list(smollm2.respond(prompts(), Sampling(max_new_tokens=24), read=range(30)))
     spans = []
@@ -73,6 +76,7 @@ def test_respond_reads_what_replay_and_a_plain_loop_read(smollm2):
         assert torch.cosine_similarity(r.activation, turn.activation, dim=-1).min() >= 0.9999
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_replies(smollm2):
     texts = [[r.token_ids for r in smollm2.respond(prompts(), Sampling(max_new_tokens=8))] for _ in range(2)]
     assert texts[0] == texts[1]
@@ -123,6 +127,7 @@ def test_the_space_that_comes_along_is_of_this_very_model_and_small(smollm2):
     assert space.meta["caps"]["capped"]["why"]["again"]["touched"] <= 0.5
 
 
+@pytest.mark.long
 def test_steering_moves_replies_along_the_axis_and_the_cap_moves_roles_towards_the_default(smollm2):
     space = PersonaSpace.load("smollm2")
     ways = {"away": [space.steer(-0.3)], "none": [], "towards": [space.steer(0.3)], "capped": [space.cap()]}

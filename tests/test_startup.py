@@ -43,6 +43,7 @@ def test_help_loads_nothing_heavy(arguments):
     assert loaded(RUN, json.dumps(arguments)) == set()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "needed"),
     [

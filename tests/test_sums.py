@@ -73,6 +73,7 @@ def same(a: PersonaSpace, b: PersonaSpace, within: float = 1e-5) -> None:
         assert a.meta[name] == b.meta[name], name
 
 
+@pytest.mark.long
 def test_the_space_from_sums_is_that_from_activations_under_the_same_blocks(tmp_path, mapped):
     kept, summed = mapped(tmp_path / "all"), mapped(tmp_path / "sums", keep="sums")
     same(kept, summed)
@@ -94,6 +95,7 @@ def test_blocks_of_one_question_each_give_what_no_blocks_give(tmp_path, mapped, 
         assert torch.allclose(whole.tensors[name], by_blocks.tensors[name], atol=1e-5), name
 
 
+@pytest.mark.long
 def test_without_a_judge_all_responses_are_one_class(tmp_path, engine, mapped, small_catalog):
     for keep in ("all", "sums"):
         mapper = Mapper(engine, load_catalog(small_catalog), tmp_path / keep, options_of(**OPTIONS, keep=keep))
@@ -131,6 +133,7 @@ def test_shards_are_added_in_any_order_and_by_many_hands(tmp_path, mapped):
             assert torch.allclose(one[c], other[c], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_sums_are_those_of_a_plain_loop(tmp_path, mapped):
     mapped(tmp_path / "all")
     mapped(tmp_path / "sums", keep="sums")
@@ -157,6 +160,7 @@ class Killed(BaseException):
     """What a killed process looks like from inside: nothing tidies up."""
 
 
+@pytest.mark.long
 def test_stopped_before_any_file_is_put_in_place_a_run_of_sums_ends_as_one_left_alone(tmp_path, mapped, monkeypatch):
     alone = mapped(tmp_path / "alone", keep="sums")
     real, left = os.replace, [0]
@@ -181,6 +185,7 @@ def test_stopped_before_any_file_is_put_in_place_a_run_of_sums_ends_as_one_left_
     assert Run(tmp_path / "killed").whole() == []
 
 
+@pytest.mark.long
 def test_kept_layers_stay_beside_the_sums(tmp_path, mapped):
     sums, layers = mapped(tmp_path / "sums", keep="sums"), mapped(tmp_path / "layers", keep="layers:1:3")
     same(sums, layers)
@@ -206,6 +211,7 @@ def test_what_is_kept_and_by_whose_scores_is_the_runs(tmp_path, mapped):
         mapped(tmp_path, keep="sums", blocks=6)
 
 
+@pytest.mark.long
 def test_until_goes_on_in_rounds_from_sums_as_it_does_from_activations(tmp_path, mapped):
     aim = {"until": 0.999, "budget": 140}
     kept = mapped(tmp_path / "all", **aim)
@@ -239,6 +245,7 @@ def s3() -> Iterator[None]:
     server.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("address", ["file://{folder}", "memory://{name}", "s3://bucket/{name}"])
 def test_shards_lie_at_an_address_and_are_gone_on_with_from_another_folder(tmp_path, mapped, s3, address):
     address = address.format(folder=tmp_path / "far", name=tmp_path.name)

@@ -64,6 +64,7 @@ def test_where_steering_does_nothing_none_is_found(tmp_path):
     assert result.figures["assistant_trend"].low < 0 < result.figures["assistant_trend"].high
 
 
+@pytest.mark.long
 def test_where_nothing_does_anything_an_effect_is_claimed_in_5_of_100_at_most():
     """Whether a reply is the Assistant's depends on its role, and on nothing that is done to the model."""
     rng = np.random.default_rng(0)
@@ -246,6 +247,7 @@ def test_a_confusion_gives_recall_and_precision_of_each_kind():
     assert by_kind["another AI"].recall.n == 0
 
 
+@pytest.mark.long
 def test_on_the_embedded_model_steering_away_takes_the_assistant_out_of_its_replies(tmp_path, smollm2):
     options = SusceptibilityOptions(
         alphas=(-0.3, 0.0), roles=2, probes=2, max_new_tokens=24, control_alphas=(-0.3,), controls=1

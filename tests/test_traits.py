@@ -169,6 +169,7 @@ def test_other_texts_are_asked_anew(tmp_path, small_catalog):
     assert (run("Be"), run("Be"), run("Act")) == (12, 0, 12)
 
 
+@pytest.mark.long
 def test_on_the_embedded_model_a_few_traits_are_ranked(tmp_path, smollm2):
     options = TraitsOptions(traits="grounded,poetic,mystical", questions=2, max_new_tokens=6)
     trials = Trials(smollm2, PersonaSpace.load("smollm2"), tmp_path, "traits", options, catalog=CATALOG)

@@ -177,7 +177,7 @@ class Shards:
 
     def clean_shards(self) -> None:
         """Takes away what a killed process left half done."""
-        for folder in ("responses", "activations"):
+        for folder in ("responses", "activations", "projections"):
             for name in self.place.names(folder):
                 if name.startswith(".") and name.endswith(".tmp"):
                     self.place.remove(f"{folder}/{name}")
