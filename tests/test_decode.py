@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from personaspace import Add
 from personaspace.engines.prompts import Sampling
-from personaspace.engines.transformers import decode_loop as decode
+from personaspace.engines.transformers import cache
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
+from personaspace.engines.transformers.decode_loop import Done
 from personaspace.engines.transformers.sampling import uniforms
 
 
@@ -34,23 +35,23 @@ def decoded(engine):
             break
         for done in loop.step():
             found[done.row.key] = (done.row.out, done.mean)
-        widest = max(widest, loop.window.columns)
+        widest = max(widest, loop.cache.window.columns)
     return found, widest, loop
 
 
 def test_what_rows_say_does_not_depend_on_how_the_buffers_grow(tiny, monkeypatch):
     monkeypatch.setattr(tiny.chat, "end_ids", frozenset())
-    monkeypatch.setattr(decode, "COLUMNS", 512)
+    monkeypatch.setattr(cache, "COLUMNS", 512)
     whole, _, _ = decoded(tiny)
-    monkeypatch.setattr(decode, "COLUMNS", 16)
-    monkeypatch.setattr(decode, "SLACK", 4)
+    monkeypatch.setattr(cache, "COLUMNS", 16)
+    monkeypatch.setattr(cache, "SLACK", 4)
     grown, widest, loop = decoded(tiny)
     assert 16 < widest <= 404
     assert {k: out for k, (out, _) in grown.items()} == {k: out for k, (out, _) in whole.items()}
     for k, (_, mean) in grown.items():
         assert torch.allclose(mean, whole[k][1], atol=1e-4)
     loop.join(rows(tiny)[:1])
-    assert loop.window.columns == 16
+    assert loop.cache.window.columns == 16
 
 
 def test_a_row_may_end_at_tokens_of_its_own(tiny):
@@ -73,8 +74,8 @@ def test_buffers_are_no_longer_than_the_rows_that_there_are(tiny):
     (row,) = rows(tiny)[:1]
     loop.join([row])
     loop.step()
-    assert loop.buffers[0].keys.shape[2] == decode.COLUMNS
-    assert loop.columns == pytest.approx(5000 + decode.SLACK)
+    assert loop.cache.layers[0].keys.shape[2] == cache.COLUMNS
+    assert loop.cache.columns == pytest.approx(5000 + cache.SLACK)
 
 
 POISON = (Add(torch.ones(32), layer=0, alpha=3e38, relative=False),) * 2
@@ -86,7 +87,7 @@ def a_row(engine, key: int, length: int, new: int, interventions=()) -> Row:
     return Row(key, ids, Sampling(temperature=0.8, max_new_tokens=new), uniforms(key, new), interventions)
 
 
-def drained(loop, arrivals) -> dict[int, decode.Done]:
+def drained(loop, arrivals) -> dict[int, Done]:
     """Every row's end; arrivals: at which step which rows join, while there is room."""
     ended, step = {}, 0
     while loop.rows or arrivals:
@@ -124,8 +125,8 @@ ARRIVALS = st.lists(
 @given(ARRIVALS)
 def test_no_row_hears_of_a_poisoned_one_in_whatever_order_they_join_and_leave(tiny, monkeypatch, arrivals):
     monkeypatch.setattr(tiny.chat, "end_ids", frozenset())
-    monkeypatch.setattr(decode, "COLUMNS", 16)
-    monkeypatch.setattr(decode, "SLACK", 4)
+    monkeypatch.setattr(cache, "COLUMNS", 16)
+    monkeypatch.setattr(cache, "SLACK", 4)
     plan, step, shapes = [], 0, []
     for pause, group in arrivals:
         step += pause

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, BertConfig
 
 from conftest import FAMILIES, NO_SYSTEM, TEMPLATE, make_model, make_tokenizer
 from personaspace.engines import Span
@@ -125,10 +126,22 @@ def test_layers_are_found_beside_a_list_of_experts_as_long_as_they_are():
 
 
 def test_a_model_whose_stream_is_not_where_it_seems_is_refused():
-    model = make_model("llama")
-    model.model.layers[2].register_forward_hook(lambda _, __, out: out + 1)
-    model.model.norm = torch.nn.Identity()
-    with pytest.raises(ModelError, match="final norm"):
+    between = make_model("llama")
+    between.model.layers[2].register_forward_pre_hook(lambda _, given: (given[0] + 1, *given[1:]))
+    with pytest.raises(ModelError, match="not the next one's input"):
+        TransformersEngine(between, make_tokenizer())
+    behind = make_model("llama")
+    norm = behind.model.norm.forward
+    behind.model.norm.forward = lambda hidden: norm(hidden.roll(1, -1) ** 2)  # and its hook sees neither
+    behind.model.norm.register_forward_pre_hook(lambda _, given: given[0].clone())
+    with pytest.raises(ModelError, match="does not come of the last layer's output"):
+        TransformersEngine(behind, make_tokenizer())
+
+
+def test_a_model_that_looks_ahead_is_refused():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    model = AutoModelForCausalLM.from_config(BertConfig(vocab_size=300, is_decoder=False, **sizes)).eval()
+    with pytest.raises(ModelError, match="hear of those behind them"):
         TransformersEngine(model, make_tokenizer())
 
 

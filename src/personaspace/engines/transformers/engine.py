@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from personaspace.engines.base import BaseEngine, check_finite, end_ids, not_finite
 from personaspace.engines.chat import Chat, ReplyText
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
+from personaspace.engines.transformers.cache import CacheLayout
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.onset import OnsetReader
 from personaspace.engines.transformers.replay import Replayer
 from personaspace.engines.transformers.sampling import uniforms
 from personaspace.model import loading
 from personaspace.model.interventions import Intervention
-from personaspace.model.residual import Intervening, check_interventions, check_layers, find_layers, text_config
+from personaspace.model.residual import (
+    Intervening,
+    base_model,
+    check_interventions,
+    check_layers,
+    find_layers,
+    text_config,
+)
 
 SCORED_TOKENS = 256
+
+ROWS_DIFFER = 0.05
+"""By what share of its length a row's residual stream may differ at the first layer beside another: half precision gives under
+a hundredth; a wrong place or a token of padding that is looked at, some tenths."""
+
+log = logging.getLogger("personaspace")
 
 
 class TransformersEngine(BaseEngine):
@@ -51,10 +66,11 @@ class TransformersEngine(BaseEngine):
         self.chat = Chat(
             tokenizer, end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer), template=template
         )
+        config = text_config(model)
         cpu = self.device.type == "cpu"
+        self.layout = CacheLayout.of(base_model(model), config.vocab_size)
         self.max_rows, self.memory = rows or (128 if cpu else 256), memory
         self.prefill_tokens = 1024 if cpu else 16384
-        config = text_config(model)
         self.hidden: int = config.hidden_size
         self.info = ModelInfo(
             id=id,
@@ -67,6 +83,12 @@ class TransformersEngine(BaseEngine):
             context=getattr(config, "max_position_embeddings", None),
             notes={"beginning": self.chat.beginning(), "attention": config._attn_implementation},
         )
+
+        if self.layout.side_by_side and self.max_rows > 1 and not self._rows_agree():
+            self.layout = replace(self.layout, mixes=True)
+        if not self.layout.side_by_side:
+            self.info.notes["rows"] = "one at a time"
+            log.warning("%s: rows beside each other are not what each is alone; replies are made one at a time", id)
 
     @classmethod
     def load(
@@ -108,10 +130,12 @@ class TransformersEngine(BaseEngine):
     ) -> DecodeLoop:
         """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves."""
         # As many as the engine's memory has room for, each as long as it may become.
-        fit = max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
+        fit = max(1, min(self.max_rows, self.memory // self._bytes_per_row(columns)))
+        fit = fit if self.layout.side_by_side else 1
         return DecodeLoop(
             self.model,
             self.layers,
+            self.layout,
             rows=min(rows or fit, fit),
             columns=columns,
             hidden=self.hidden,
@@ -155,16 +179,28 @@ class TransformersEngine(BaseEngine):
             yield Token(fed, new, text, activation, row.touched > touched, row.finish)
             touched = row.touched
 
+    def _rows_agree(self) -> bool:
+        """Whether rows of unequal length get beside each other what each gets alone: not every model heeds a token's place and
+        what is masked. Told at the first layer, where neither rounding nor a router's close call has grown yet."""
+        sampling = Sampling(temperature=0, max_new_tokens=2)
+        rows = [Row(k, [*range(4, 4 + n)], sampling, uniforms(0, 2), end_ids=frozenset()) for k, n in enumerate((3, 7))]
+        reads: list[dict[int, Tensor]] = []
+        for groups in ([rows], [[row] for row in rows]):
+            reads.append({})
+            for group in groups:
+                loop = self.open_loop(16, (0,), rows=len(group))
+                loop.join([replace(row, out=[], finish="") for row in group])
+                while loop.rows:
+                    reads[-1] |= {d.row.key: d.mean[0] for d in loop.step() if d.mean is not None}
+        together, alone = reads
+        return all((together[k] - alone[k]).norm() <= ROWS_DIFFER * alone[k].norm() for k in alone)
+
     def columns_that_fit(self, rows: int) -> int:
         """How long so many rows may become within the engine's memory."""
-        return max(1, self.memory // (rows * self._bytes_per_token()))
+        return max(1, (self.memory // rows - self.layout.per_row) // max(1, self.layout.per_token))
 
-    def _bytes_per_token(self) -> int:
-        """What a token takes in the KV cache."""
-        config = text_config(self.model)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * len(self.layers) * heads * size * self.model.dtype.itemsize)
+    def _bytes_per_row(self, columns: int) -> int:
+        return max(1, columns * self.layout.per_token + self.layout.per_row)
 
     def score(
         self, ids: Sequence[int], top: int, interventions: Sequence[Intervention] = ()
@@ -174,18 +210,23 @@ class TransformersEngine(BaseEngine):
         check_interventions(interventions, len(self.layers), self.hidden)
         applied = Intervening()
         applied.groups = [(None, tuple(i for i in interventions if i.where == "all"))]
-        cache, scores = DynamicCache(), []
+        scores: list[tuple[float, list[tuple[int, float]]]] = []
+        # Some tokens at a time: the vocabulary's logits of a long text would not fit. All of them where a state cannot
+        # be gone on with by several tokens at once.
+        piecewise = self.layout.side_by_side and not self.layout.recurrent
+        size = SCORED_TOKENS if piecewise else len(ids)
+        past = {self.layout.name: self.layout.empty(), "use_cache": True} if piecewise else {"use_cache": False}
         with torch.inference_mode(), applied.on(self.layers):
-            # Some tokens at a time: the vocabulary's logits of a long text would not fit.
-            for k in range(0, len(ids) - 1, SCORED_TOKENS):
-                fed = torch.tensor([ids[k : min(k + SCORED_TOKENS, len(ids) - 1)]], device=self.device)
-                logits = self.model(input_ids=fed, past_key_values=cache, use_cache=True).logits
+            for k in range(0, len(ids) - 1, size):
+                fed = torch.tensor([ids[k : min(k + size, len(ids) - 1)]], device=self.device)
+                logits = self.model(input_ids=fed, **past).logits
                 scores.extend(_logprobs(logits[0], ids[k + 1 :], top))
         return scores
 
     def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
         applied = (*(i for i in self._ambient if i.where == "all"), *options.interventions)
-        return OnsetReader(self.model, self.layers, options.layers, self.prefill_tokens, applied).onsets(ids)
+        layout, tokens = self.layout, self.prefill_tokens
+        return OnsetReader(base_model(self.model), self.layers, layout, options.layers, tokens, applied).onsets(ids)
 
     def _replay(self, conversations: Sequence[Conversation], options: ReadOptions) -> Iterator[list[Turn]]:
         applied = (*self._ambient, *options.interventions)

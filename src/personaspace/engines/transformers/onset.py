@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache
 
 from personaspace.engines.prefix import shared_prefix_length
+from personaspace.engines.transformers.cache import CacheLayout, rows_of
 from personaspace.model.interventions import Intervention
-from personaspace.model.residual import Intervening, Sink, reading
+from personaspace.model.residual import Intervening, Sink, parameters, reading
 
 SHORTEST_PREFIX = 8
 """Tokens that two prompts must begin with in common for a prefix to be worth a pass of its own."""
@@ -97,17 +98,24 @@ def passes(prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, lis
 
 @dataclass(frozen=True)
 class OnsetReader:
-    """What to read of prompts, and under which interventions. tokens: of one forward pass, at the most."""
+    """What to read of prompts, and under which interventions. base_model: without its lm_head; layout: what it keeps; tokens:
+    of one forward pass, at the most."""
 
-    model: Any
+    base_model: Any
     layers: nn.ModuleList
+    layout: CacheLayout
     read: tuple[int, ...]
     tokens: int
     interventions: tuple[Intervention, ...] = ()
 
     def onsets(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
         """Each prompt's place and its residual stream `[layers, hidden]` at the last token, in fp32, in no set order."""
-        for length, prefixes in passes(prompts, self.tokens):
+        # What follows a prefix looks back at keys and values; a model that keeps another state computes every prompt whole.
+        if self.layout.side_by_side and not self.layout.recurrent:
+            planned = passes(prompts, self.tokens)
+        else:
+            planned = [(0, [Prefix(0, tuple(range(len(prompts))))])] if prompts else []
+        for length, prefixes in planned:
             yield from self._onsets_after(length, prefixes, prompts)
 
     def _onsets_after(
@@ -116,7 +124,7 @@ class OnsetReader:
         """Those of prompts whose prefixes are of one length: the prefixes in one pass, then what follows, the longest first."""
         cache = None
         if length:
-            cache = DynamicCache()
+            cache = self.layout.empty()
             self._forward([prompts[p.members[0]][:length] for p in prefixes], cache)
         waiting = [(place, row) for row, p in enumerate(prefixes) for place in p.members]
         waiting.sort(key=lambda pair: len(prompts[pair[0]]))
@@ -128,12 +136,12 @@ class OnsetReader:
             batch = waiting[start:end]
             places = [place for place, _ in batch]
             ids = [list(prompts[place][length:]) for place in places]
-            prefix_cache = _rows_of(cache, [row for _, row in batch]) if cache is not None else None
+            prefix_cache = rows_of(cache, [row for _, row in batch]) if cache is not None else None
             yield from zip(places, self._last_tokens(ids, prefix_cache), strict=True)
 
-    def _last_tokens(self, ids: Sequence[Sequence[int]], cache: DynamicCache | None) -> Tensor:
+    def _last_tokens(self, ids: Sequence[Sequence[int]], cache: Cache | None) -> Tensor:
         """The residual stream `[rows, layers, hidden]` at each row's last token."""
-        device = next(self.model.parameters()).device
+        device = next(self.base_model.parameters()).device
         rows = torch.arange(len(ids), device=device)
         last = torch.tensor([len(row) - 1 for row in ids], device=device)
         activations: list[Tensor] = [torch.empty(0)] * len(self.read)
@@ -144,10 +152,11 @@ class OnsetReader:
         self._forward(ids, cache, keep)
         return torch.stack(activations, 1)
 
-    def _forward(self, ids: Sequence[Sequence[int]], cache: DynamicCache | None, sink: Sink | None = None) -> None:
+    def _forward(self, ids: Sequence[Sequence[int]], cache: Cache | None, sink: Sink | None = None) -> None:
         """One pass without the lm_head; what is computed is added to the cache where there is one, and read by the sink."""
-        device = next(self.model.parameters()).device
-        past, longest = cache.get_seq_length() if cache is not None else 0, max(map(len, ids))
+        device = next(self.base_model.parameters()).device
+        longest = max(map(len, ids))
+        past = cache.get_seq_length() if cache is not None else 0
         # Padded on the right: no real token sees the padding, so causal attention needs no mask.
         tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=device)
         positions = torch.arange(past, past + longest, device=device).expand(len(ids), -1)
@@ -158,15 +167,9 @@ class OnsetReader:
             stack.enter_context(applied.on(self.layers))
             if sink is not None:  # entered last, so that it reads what the interventions have left
                 stack.enter_context(reading(self.layers, self.read, sink))
-            self.model.base_model(
-                input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+            inputs: dict[str, Any] = (
+                {"position_ids": positions} if "position_ids" in parameters(self.base_model) else {}
             )
-
-
-def _rows_of(cache: DynamicCache, rows: Sequence[int]) -> DynamicCache:
-    """A KV cache of its own with these rows, some of them several times."""
-    chosen = torch.tensor(rows, device=cache.layers[0].keys.device)
-    copy = DynamicCache()
-    for layer, cached in enumerate(cache.layers):
-        copy.update(cached.keys[chosen], cached.values[chosen], layer)
-    return copy
+            if cache is not None:
+                inputs[self.layout.name] = cache
+            self.base_model(input_ids=tokens, use_cache=cache is not None, **inputs)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from personaspace.engines.chat import Span
 from personaspace.model.interventions import Intervention
-from personaspace.model.residual import Intervening, SpanMeans, reading
+from personaspace.model.residual import Intervening, SpanMeans, base_model, reading
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Replayer:
     def _forward(self, ids: Tensor, ranges: Sequence[tuple[int, int, int]]) -> Sequence[float | None]:
         """The pass; the mean log-probability of each span's tokens where that is asked for."""
         if not self.logprobs:
-            self.model.base_model(input_ids=ids, use_cache=False)
+            base_model(self.model)(input_ids=ids, use_cache=False)
             return [None] * len(ranges)
         logit_positions = sorted({t - 1 for _, a, b in ranges for t in range(max(a, 1), b)})
         logit_index = {t: k for k, t in enumerate(logit_positions)}

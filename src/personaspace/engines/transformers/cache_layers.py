@@ -1,0 +1,165 @@
+"""Buffers of a layer for rows side by side, behind the cache interface of `transformers`: columns of keys and values, recurrent
+states, or both; they know nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin, LinearAttentionLayer
+
+
+def states_of(layer: Any) -> dict[tuple[str, int], Tensor]:
+    """A layer's recurrent states, `[rows, …]`, by kind and number."""
+    if not isinstance(layer, LinearAttentionCacheLayerMixin):
+        return {}
+    kinds = {"conv_states": layer.conv_states, "recurrent_states": layer.recurrent_states}
+    return {(kind, k): s for kind, states in kinds.items() for k, s in states.items() if s is not None}
+
+
+@dataclass
+class Window:
+    """Which part of the buffers a step works on: rows [0, rows), columns [start, column]; `columns` is how many there are."""
+
+    columns: int
+    rows: int = 0
+    start: int = 0
+    column: int = 0
+
+
+class Columns(CacheLayerMixin):  # type: ignore[misc]
+    """A layer's KV cache, in place. Layers may differ in heads and in their size."""
+
+    is_sliding = False
+
+    def __init__(self, window: Window, rows: int) -> None:
+        CacheLayerMixin.__init__(self)
+        self.window, self.size = window, rows
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        # Zeros, here and wherever a row leaves or moves: a masked column has no weight, but 0 × NaN is NaN, and what one
+        # request wrote would come out in another's reply.
+        self.keys, self.values = (
+            x.new_zeros(self.size, x.shape[1], self.window.columns, x.shape[-1]) for x in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def place(self, slot: int, computed: Any, row: int, length: int) -> None:
+        """Takes a row of a prompt's pass in, so that it ends at the window's column."""
+        if getattr(computed, "keys", None) is None:
+            return
+        if not self.is_initialized:
+            Columns.lazy_initialization(self, computed.keys, computed.values)
+        target = (slot, slice(None), slice(self.window.column - length, self.window.column))
+        self.keys[target] = computed.keys[row, :, :length]
+        self.values[target] = computed.values[row, :, :length]
+
+    def widen(self, rows: int, columns: int) -> None:
+        """Makes room for so many columns; what the first rows hold stays."""
+        if self.is_initialized:
+            old = self.keys, self.values
+            self.keys, self.values = (o.new_zeros(*o.shape[:2], columns, o.shape[-1]) for o in old)
+            for new, o in zip((self.keys, self.values), old, strict=True):
+                new[:rows, :, : o.shape[2]] = o[:rows]
+
+    def shift(self, rows: int, old: slice, new: slice) -> None:
+        """Moves the first rows' columns."""
+        if self.is_initialized:
+            for cached in (self.keys, self.values):
+                moved = cached[:rows, :, old].clone()
+                cached[:rows, :, old] = 0
+                cached[:rows, :, new] = moved
+
+    def move(self, source: Sequence[int], target: Sequence[int], remaining: int, rows: int) -> None:
+        """Puts rows in the places of others, and clears what lies behind those that remain."""
+        if self.is_initialized:
+            seen = slice(self.window.start, self.window.column)
+            for cached in (self.keys, self.values):
+                if source:
+                    cached[target, :, seen] = cached[source, :, seen]
+                cached[remaining:rows, :, seen] = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            Columns.lazy_initialization(self, key_states, value_states)
+        w = self.window
+        self.keys[: w.rows, :, w.column] = key_states[:, :, 0]
+        self.values[: w.rows, :, w.column] = value_states[:, :, 0]
+        seen = (slice(w.rows), slice(None), slice(w.start, w.column + 1))
+        return self.keys[seen], self.values[seen]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.window.column - self.window.start
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class States(LinearAttentionLayer):  # type: ignore[misc]
+    """A layer's recurrent states, in place: a row's is a slice. example: the same layer after a pass of one row."""
+
+    def __init__(self, window: Window, rows: int, example: Any) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=example.number_of_states)
+        self.window = window
+        self.whole = {key: state.new_zeros(rows, *state.shape[1:]) for key, state in states_of(example).items()}
+        for kind, k in self.whole:
+            (self.is_conv_states_initialized if kind == "conv_states" else self.is_recurrent_states_initialized)[k] = (
+                True
+            )
+        self.conv_kernel_size = dict(example.conv_kernel_size)
+        # A row without any token yet has a state, too: zeros.
+        self.has_previous_state: dict[int, bool] = dict.fromkeys(range(example.number_of_states), True)
+
+    def view(self) -> None:
+        """Shows the model the rows in flight, which it changes in place."""
+        for (kind, k), state in self.whole.items():
+            getattr(self, kind)[k] = state[: self.window.rows]
+
+    def place(self, slot: int, computed: Any, row: int, length: int) -> None:
+        """Takes a row of a prompt's pass in."""
+        computed_states = states_of(computed)
+        for key, state in self.whole.items():
+            state[slot] = computed_states[key][row] if length else 0
+
+    def widen(self, rows: int, columns: int) -> None:
+        """States have no columns."""
+
+    def shift(self, rows: int, old: slice, new: slice) -> None:
+        """States have no columns."""
+
+    def move(self, source: Sequence[int], target: Sequence[int], remaining: int, rows: int) -> None:
+        """Puts rows in the places of others, and clears what lies behind those that remain."""
+        for state in self.whole.values():
+            if source:
+                state[target] = state[source]
+            state[remaining:rows] = 0
+
+
+class ColumnsAndStates(States, Columns):
+    """A layer that keeps both."""
+
+    def __init__(self, window: Window, rows: int, example: Any) -> None:
+        Columns.__init__(self, window, rows)
+        States.__init__(self, window, rows, example)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        Columns.lazy_initialization(self, key_states, value_states)
+
+    def place(self, slot: int, computed: Any, row: int, length: int) -> None:
+        Columns.place(self, slot, computed, row, length)
+        States.place(self, slot, computed, row, length)
+
+    def widen(self, rows: int, columns: int) -> None:
+        Columns.widen(self, rows, columns)
+
+    def shift(self, rows: int, old: slice, new: slice) -> None:
+        Columns.shift(self, rows, old, new)
+
+    def move(self, source: Sequence[int], target: Sequence[int], remaining: int, rows: int) -> None:
+        Columns.move(self, source, target, remaining, rows)
+        States.move(self, source, target, remaining, rows)
