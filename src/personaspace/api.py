@@ -180,8 +180,7 @@ def project(
         conversations += [source] if isinstance(source, Transcript) else read_transcripts(source)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
     model = engine or load_engine("transformers", loaded.meta["model"]["id"])
-    calibrated = "beginnings_default" in loaded.tensors
-    rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if calibrated else None
+    rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None
     return [Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule)) for t in conversations], rule
 
 

@@ -197,7 +197,7 @@ def named_cap(space: PersonaSpace, of: str, percentile: int, layers: range) -> t
 
 def recommended(space: PersonaSpace, name: str, why: Mapping[str, Any]) -> PersonaSpace:
     """The space with the cap of that name also under `capped`, and why it is the one."""
-    caps = {k: v for k, v in space.meta["caps"].items() if k != "capped"}
+    caps = {k: v for k, v in space.caps.items() if k != "capped"}
     return PersonaSpace(
         {**space.meta, "caps": {"capped": {**caps[name], "is": name, "why": why}, **caps}}, space.tensors
     )
