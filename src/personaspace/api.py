@@ -174,7 +174,7 @@ def project(
     >>> [turn.drift for turn in talk.turns]
     """
     if alert_turns < 1:
-        raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
+        raise UsageError(f"alert_turns={alert_turns}: expected 1 or more")
     conversations: list[Transcript] = []
     for source in transcripts:
         conversations += [source] if isinstance(source, Transcript) else read_transcripts(source)
@@ -282,5 +282,4 @@ def _made(kind: type[M], values: dict[str, Any]) -> M:
         return kind(**values)
     except ValidationError as e:
         first = e.errors()[0]
-        name = str(first["loc"][-1]).replace("_", "-")
-        raise UsageError(f"--{name} {first['input']}: {first['msg']}") from None
+        raise UsageError(f"{first['loc'][-1]}={first['input']}: {first['msg']}") from None

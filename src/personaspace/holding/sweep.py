@@ -58,7 +58,7 @@ def read_tasks(path: str | Path) -> list[CapabilityTask]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"--capability {path}: cannot be read: {e}") from None
+        raise UsageError(f"capability={path}: cannot be read: {e}") from None
     for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line)
