@@ -15,7 +15,7 @@ import pytest
 
 from characters import characters, two_readings
 from endpoint import Endpoint
-from personaspace.cli import main
+from personaspace.cli import as_typed, main
 
 MAP = ["--roles", "ghost,hermit,clerk,auditor", "--per-role", "4", "--max-new-tokens", "6", "--rows", "16"]
 
@@ -93,7 +93,11 @@ def test_mistakes_get_one_line_and_the_right_exit_code(tmp_path, tiny_folder, sm
         (("map", tiny_folder, *here, "--roles", "goast,pilot"), 1, "did you mean ghost"),
         (("map", tiny_folder, *here, "--questions", "0"), 2, "--questions 0"),
         (("map", tiny_folder, *here, "--judge", "oracle"), 2, "--judge oracle"),
-        (("map", tiny_folder, *here, "--layer", "9", "--max-new-tokens", "2"), 2, "layers 0 to 2"),
+        (
+            ("map", tiny_folder, *here, "--layer", "9", "--max-new-tokens", "2"),
+            2,
+            f"--layer 9: {tiny_folder} has layers 0 to 2",
+        ),
         (("map", tiny_folder, *here, "--per-role", "0"), 2, "--per-role 0"),
         (("map", tiny_folder, *here, "--dtype", "fp8"), 2, "--dtype fp8"),
         (("map", tiny_folder, "--out", mapped, "--catalog", small_catalog, *MAP, "--seed", "1"), 1, "seed: 0 → 1"),
@@ -104,6 +108,18 @@ def test_mistakes_get_one_line_and_the_right_exit_code(tmp_path, tiny_folder, sm
         (("map", "x", "--hlep"), 2, "No such option"),
     ):
         assert told in run(*arguments, expect=code).stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (("--alert-turns", "0"), "--alert-turns 0: expected 1 or more"),
+        (("--alert-turns=0",), "--alert-turns 0: expected 1 or more"),
+        (("--turns", "0"), "alert_turns=0: expected 1 or more"),
+    ],
+)
+def test_a_wrong_option_is_named_as_it_was_typed_and_as_python_does_where_it_was_not(typed, shown):
+    assert as_typed("alert_turns=0: expected 1 or more", ["project", *typed]) == shown
 
 
 def test_every_command_has_help_with_an_example():
@@ -217,9 +233,9 @@ def test_mistakes_of_those_who_hold_get_one_line_too(calibrated, tmp_path):
     (tmp_path / "user.json").write_text('[{"role": "user", "content": "x"}]')
     (tmp_path / "talk.json").write_text('[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]')
     for arguments, code, told in (
-        (("calibrate", calibrated, "--layers", "2:9"), 2, "the model has layers 0 to 2"),
-        (("calibrate", calibrated, "--of", "ghosts"), 2, "expected one of default, all"),
-        (("calibrate", calibrated, "--percentile", "130"), 2, "expected 0 to 100"),
+        (("calibrate", calibrated, "--layers", "2:9"), 2, "--layers 2:9: the model has layers 0 to 2"),
+        (("calibrate", calibrated, "--of", "ghosts"), 2, "--of ghosts: expected one of default, all"),
+        (("calibrate", calibrated, "--percentile", "130"), 2, "--percentile 130: expected 0 to 100"),
         (("calibrate", "smollm2"), 2, "give the folder of a map"),
         (("project", calibrated, tmp_path / "user.json"), 2, "no assistant turn"),
         (("project", calibrated, tmp_path / "none.json"), 2, "cannot be read"),

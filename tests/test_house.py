@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -34,6 +35,29 @@ def test_hardly_a_name_is_one_that_could_hold_anything():
 def test_a_class_name_means_one_thing_in_the_whole_package():
     twice = house.classes_by_name(house.source_files(PACKAGE))
     assert {name: files for name, files in twice.items() if len(files) > 1} == {}
+
+
+LIBRARY = ("engines", "holding", "mapping", "model", "runs", "space", "stats", "api.py")
+NAME_FLAGS = ("model/loading.py", "mapping/plan.py")
+"""Files of it that still do."""
+
+
+def test_the_librarys_messages_name_options_and_the_command_line_alone_makes_flags_of_them():
+    """`layer=9: …` to who calls it, `--layer 9: …` to who typed that (`cli.as_typed`)."""
+    named = []
+    for path in house.source_files(PACKAGE):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.split("/")[0] not in LIBRARY or name in NAME_FLAGS:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        named += [
+            f"{name}:{n.lineno}"
+            for n in texts
+            if id(n) not in docstrings and re.search(r"(^|[\s(`])--([a-z]|$)", n.value)
+        ]
+    assert named == []
 
 
 def test_what_is_counted_is_loops_comprehensions_parameters_and_fields_too():

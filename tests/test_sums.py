@@ -258,7 +258,7 @@ def test_shards_lie_at_an_address_and_are_gone_on_with_from_another_folder(tmp_p
     again = mapped(tmp_path / "again", shards=address)
     assert "seconds" in again.meta
     assert again.meta["seconds"]["responses"] == 0  # nothing was asked again
-    with pytest.raises(RunMismatch, match="give the same --shards"):
+    with pytest.raises(RunMismatch, match="give the same place for shards"):
         mapped(tmp_path / "all", shards=address + "2")
     with pytest.raises(RunMismatch, match="its shards lie in"):
         mapped(tmp_path / "here", shards=address)

@@ -129,7 +129,7 @@ def test_the_number_of_questions_follows_the_design_and_a_sparse_one_is_said():
     assert Design(per_role=4).questions(catalog(275, 240)) == 110
     assert Design(complete=True).questions(few) == 240
     assert Design(per_role=40).questions(catalog(2, 60)) == 40
-    assert "--questions 16" in Design(per_role=4).sparseness(few)
+    assert "questions=16" in Design(per_role=4).sparseness(few)
     assert Design(per_role=4).sparseness(catalog(42, 16)) is None
 
 

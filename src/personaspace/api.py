@@ -174,14 +174,13 @@ def project(
     >>> [turn.drift for turn in talk.turns]
     """
     if alert_turns < 1:
-        raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
+        raise UsageError(f"alert_turns={alert_turns}: expected 1 or more")
     conversations: list[Transcript] = []
     for source in transcripts:
         conversations += [source] if isinstance(source, Transcript) else read_transcripts(source)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
     model = engine or load_engine("transformers", loaded.meta["model"]["id"])
-    calibrated = "beginnings_default" in loaded.tensors
-    rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if calibrated else None
+    rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None
     return [Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule)) for t in conversations], rule
 
 
@@ -283,5 +282,4 @@ def _made(kind: type[M], values: dict[str, Any]) -> M:
         return kind(**values)
     except ValidationError as e:
         first = e.errors()[0]
-        name = str(first["loc"][-1]).replace("_", "-")
-        raise UsageError(f"--{name} {first['input']}: {first['msg']}") from None
+        raise UsageError(f"{first['loc'][-1]}={first['input']}: {first['msg']}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -42,7 +43,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UsageError as e:
-        code = _fail(str(e), 2)
+        code = _fail(as_typed(str(e), sys.argv), 2)
     except PersonaSpaceError as e:
         code = _fail(str(e), 1)
     except WrongUse as e:
@@ -53,6 +54,18 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code or 0)
+
+
+def as_typed(message: str, arguments: Sequence[str]) -> str:
+    """What the library says of an option's wrong value (`layer=9: …`) in the words of who gave it (`--layer 9: …`); any other
+    message as it is.
+
+    >>> as_typed("layer=9: the model has layers 0 to 3", ["map", "smollm2", "--layer", "9"])
+    '--layer 9: the model has layers 0 to 3'
+    """
+    name, _, problem = message.partition("=")
+    flag = "--" + name.replace("_", "-")
+    return f"{flag} {problem}" if any(a == flag or a.startswith(f"{flag}=") for a in arguments) else message
 
 
 def _fail(message: str, code: int) -> int:

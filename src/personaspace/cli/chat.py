@@ -48,9 +48,8 @@ class ChatSession:
         self.interventions(self.cap)
 
     def interventions(self, cap: str | None) -> tuple[Intervention, ...]:
-        """What is done to a reply: steering, then the cap. Raises `SpaceError` for one that does not exist."""
-        steering = (self.space.steer(*self.steer),) if self.steer else ()
-        return (*steering, self.space.cap(cap)) if cap else steering
+        """What is done to a reply under a cap. Raises `SpaceError` for one that does not exist."""
+        return self.space.interventions(cap or None, [self.steer] if self.steer else [])
 
     def say(self, text: str) -> None:
         """Answers the user, streaming, and shows the gauge; in a comparison twice, the second reply being kept."""

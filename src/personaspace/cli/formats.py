@@ -31,7 +31,7 @@ def import_command(
     space = import_space(source, model, layer)
     path = out_path / "space.safetensors" if out_path.is_dir() else out_path
     space.save(path)
-    facts = {"space": str(path), "n_roles": len(space.roles), "layer": space.layer, "caps": list(space.meta["caps"])}
+    facts = {"space": str(path), "n_roles": len(space.roles), "layer": space.layer, "caps": list(space.caps)}
     out.print(json.dumps(facts) if as_json else f"space: {path}", markup=False)
 
 

@@ -95,11 +95,11 @@ def calibrate(
     )
     calibrated, outcomes, page = made.space, made.outcomes, made.page
     space_file = folder / "space.safetensors"
-    capped = calibrated.meta["caps"]["capped"]
+    capped = calibrated.caps["capped"]
     rules = detection(calibrated)
     if as_json:
         result = {
-            "caps": calibrated.meta["caps"],
+            "caps": calibrated.caps,
             "sweep": [o.to_dict() for o in outcomes],
             "alerts": [vars(r) for r in rules],
         }
@@ -202,7 +202,7 @@ def chat(
     sampling = sampling_of(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     loaded, engine = space_and_engine(space, model, device, dtype)
     texts = {r.role: r.instructions[0] for r in load_catalog().roles}
-    rule = alert_rule(loaded) if "beginnings_default" in loaded.tensors else None
+    rule = alert_rule(loaded) if loaded.calibrated else None
     session = ChatSession(
         engine,
         loaded,

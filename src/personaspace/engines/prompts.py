@@ -85,7 +85,7 @@ class Design(BaseModel):
             return None
         each = self.per_role * len(catalog.roles) / questions
         return (
-            f"{questions} questions are asked of {each:.1f} roles each; with {borne} of them (--questions {borne}), each is "
+            f"{questions} questions are asked of {each:.1f} roles each; with {borne} of them (questions={borne}), each is "
             f"asked of {self.per_role * len(catalog.roles) / borne:.0f}, and its effect is better known"
         )
 

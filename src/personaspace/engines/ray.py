@@ -28,7 +28,7 @@ from personaspace.model.interventions import Intervention
 try:
     import ray
 except ImportError:
-    raise UsageError("--engine ray needs the ray package: pip install 'personaspace[ray]'") from None
+    raise UsageError("engine ray needs the ray package: pip install 'personaspace[ray]'") from None
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -100,7 +100,7 @@ class RayEngine(BaseEngine):
         **options: Any,
     ) -> None:
         if worker_engine == "ray":
-            raise UsageError("--worker-engine ray: expected transformers or vllm")
+            raise UsageError("worker_engine=ray: expected transformers or vllm")
         if address is None:
             loading.resolve(model)  # converts what must be converted once, and finds a mistake before anything starts
         super().__init__()
@@ -114,7 +114,7 @@ class RayEngine(BaseEngine):
         self._failed, self._last_look = 0, 0.0
         if address is None and not self._capacity():
             raise UsageError(
-                f"no worker of {cpus} CPUs and {gpus:g} GPUs fits this machine; give fewer, or the --address of a cluster"
+                f"no worker of {cpus} CPUs and {gpus:g} GPUs fits this machine; give fewer, or the address of a cluster"
             )
         self._about: tuple[ModelInfo, Chat] | None = None
         try:
@@ -290,7 +290,7 @@ def _connect(address: str | None) -> None:
         # What Ray says of each lost worker would go to stdout, where `--json` answers.
         ray._private.worker._worker_logs_enabled = False
     except (ConnectionError, ValueError, RuntimeError) as e:
-        raise UsageError(f"--address {address}: no Ray cluster can be joined: {str(e).splitlines()[0][:200]}") from None
+        raise UsageError(f"address={address}: no Ray cluster can be joined: {str(e).splitlines()[0][:200]}") from None
 
 
 def _chunks(items: Sequence[T]) -> list[Sequence[T]]:

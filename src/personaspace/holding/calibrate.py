@@ -75,7 +75,7 @@ def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int
     if len(default_replies) < 2 * LEAST or len(role_replies) < LEAST:
         raise DesignError(
             f"{run.folder} holds {len(default_replies)} replies of the default and {len(role_replies)} of roles; "
-            f"calibration needs {2 * LEAST} and {LEAST}: map with a higher --default-responses or --per-role"
+            f"calibration needs {2 * LEAST} and {LEAST}: map with more replies of either (default_responses, per_role)"
         )
     shuffled = [default_replies[k] for k in rng.permutation(len(default_replies))]
     held_out_count = min(held_out, len(shuffled) // 2)
@@ -197,7 +197,7 @@ def named_cap(space: PersonaSpace, of: str, percentile: int, layers: range) -> t
 
 def recommended(space: PersonaSpace, name: str, why: Mapping[str, Any]) -> PersonaSpace:
     """The space with the cap of that name also under `capped`, and why it is the one."""
-    caps = {k: v for k, v in space.meta["caps"].items() if k != "capped"}
+    caps = {k: v for k, v in space.caps.items() if k != "capped"}
     return PersonaSpace(
         {**space.meta, "caps": {"capped": {**caps[name], "is": name, "why": why}, **caps}}, space.tensors
     )
@@ -224,19 +224,19 @@ def parse_range(text: str) -> range:
     """`A:B`, half-open as in Python. Raises `UsageError`."""
     first, colon, last = text.partition(":")
     if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise UsageError(f"--layers {text}: expected A:B with A < B, as in 18:26")
+        raise UsageError(f"layers={text}: expected A:B with A < B, as in 18:26")
     return range(int(first), int(last))
 
 
 def check_kind(of: str, percentile: int) -> None:
     """Raises `UsageError` for a set of tokens or a percentile that does not exist."""
     if of not in KINDS:
-        raise UsageError(f"--of {of}: expected one of {', '.join(KINDS)}")
+        raise UsageError(f"of={of}: expected one of {', '.join(KINDS)}")
     if not 0 <= percentile <= 100:
-        raise UsageError(f"--percentile {percentile}: expected 0 to 100")
+        raise UsageError(f"percentile={percentile}: expected 0 to 100")
 
 
 def check_range(layers: range, n: int) -> None:
     """Raises `UsageError` for layers that do not exist."""
     if not layers or layers.start < 0 or layers.stop > n:
-        raise UsageError(f"--layers {layers.start}:{layers.stop}: the model has layers 0 to {n - 1} (0:{n})")
+        raise UsageError(f"layers={layers.start}:{layers.stop}: the model has layers 0 to {n - 1} (0:{n})")

@@ -67,9 +67,9 @@ def directions(space: PersonaSpace, random: int, first: int = 0) -> dict[str, Di
         return lambda space, layer: random_direction(space, layer, number)
 
     by_name = {f"{RANDOM} {k + 1}": numbered(first + k) for k in range(random)}
-    if "components" in space.tensors and space.tensors["components"].shape[1] > SECOND:
+    if space.stored_components > SECOND:
         by_name[PC2] = second_component
-    if "role_layers" not in space.meta:
+    if not space.is_compact:
         by_name[SHUFFLED] = between_halves
     return {**by_name, CONSTANT: lambda space, layer: space.axis_at(layer)}
 

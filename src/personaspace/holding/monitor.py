@@ -98,10 +98,9 @@ class AlertRule:
 def turns_correlation(space: PersonaSpace) -> float | None:
     """How a conversation's turns correlate on the axis: the question's share of the variance of replies, since what a
     conversation is about stays. None where the space does not know errors' variance over questions'."""
-    replies = space.of(REPLY).tensors if REPLY in space.readings else {}
-    if "variance_ratio" not in replies:
+    if REPLY not in space.readings or not (replies := space.of(REPLY)).knows_question_variance:
         return None
-    return 1 / (1 + float(replies["variance_ratio"][space.layer]))
+    return 1 / (1 + float(replies.tensors["variance_ratio"][space.layer]))
 
 
 def simulated(correlation: float, turns: int, conversations: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +140,7 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
     """
     if not 0 < rate < 1:
         raise UsageError(f"a false-alarm rate of {rate}: expected one between 0 and 1, as 0.01")
-    if "beginnings_default" not in space.tensors:
+    if not space.calibrated:
         raise SpaceError("this space has no alert rule: `personaspace calibrate` measures how sure one can be")
     lengths = space.meta["calibration"]["lengths"]
     roles = np.array(space.meta["calibration"]["roles"])
@@ -164,7 +163,7 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
         ranks = torch.special.ndtr(torch.from_numpy(drifts)).numpy()
         for row, tokens in enumerate(lengths):
             default, by_role = (
-                (space.drift(0.0) - space.tensors[name][row].double() / _default_deviation(space)).numpy()
+                (space.drift(0.0) - space.tensors[name][row].double() / space.default_moments()[1]).numpy()
                 for name in ("beginnings_default", "beginnings_roles")
             )
             default = np.sort(default[~np.isnan(default)])
@@ -239,10 +238,6 @@ def alert_rule(
     return min(rules, key=lambda r: abs((r.tokens or 0) - (tokens or 10**6)), default=None)
 
 
-def _default_deviation(space: PersonaSpace) -> float:
-    return float(space.tensors["default_moments"][1, space.layer])
-
-
 @dataclass(frozen=True)
 class TurnReading:
     """An assistant turn on the axis. index: its place among the messages. fell: the half-open range of tokens in
@@ -273,7 +268,6 @@ class Monitor:
     def __init__(self, space: PersonaSpace, rule: AlertRule | None = None) -> None:
         self.space, self.rule = space, rule
         self.unit = space.axis_at()
-        self.knows_default = "default_moments" in space.tensors
         self.readings: list[TurnReading] = []
         self.alert = False
         self._recent: deque[float] = deque(maxlen=rule.turns if rule else 1)
@@ -297,13 +291,12 @@ class Monitor:
             return None
         mean = self._sum / n
         self.drop_turn()
-        projection = float(mean @ self.unit)
-        drift = self.space.drift(projection) if self.knows_default else None
-        if drift is not None:
-            self.look(drift)
+        location = self.space.read(mean)
+        if location.drift is not None:
+            self.look(location.drift)
         turn_index = len(self.readings) if index is None else index
-        fell = self._fall(each) if self.knows_default else None
-        reading = TurnReading(turn_index, n, projection, drift, self.space.nearest(mean, 5), self.alert, fell, each)
+        fell = self._fall(each) if self.space.knows_default else None
+        reading = TurnReading(turn_index, n, **vars(location), alert=self.alert, fell=fell, each=each)
         self.readings.append(reading)
         return reading
 
@@ -320,7 +313,7 @@ class Monitor:
 
     def _fall(self, projections: Sequence[float]) -> tuple[int, int] | None:
         """Where the sum of what lies more than a standard deviation under the default's mean is greatest."""
-        mean, std = self.space.tensors["default_moments"][:, self.space.layer].tolist()
+        mean, std = self.space.default_moments()
         best, steepest, total, start = 0.0, None, 0.0, 0
         for k, projection in enumerate(projections):
             if total <= 0:

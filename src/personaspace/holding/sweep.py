@@ -58,7 +58,7 @@ def read_tasks(path: str | Path) -> list[CapabilityTask]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"--capability {path}: cannot be read: {e}") from None
+        raise UsageError(f"capability={path}: cannot be read: {e}") from None
     for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line)
@@ -95,7 +95,7 @@ def sweep(
     """Tries every range with every percentile; returns the space with those on the front as caps, the best as
     `capped`, and what each that was tried does, no cap (`none`) first. random: along how many random directions the
     model is displaced as far as by the cap that is taken, which is noted beside it."""
-    existing_caps = space.meta["caps"]
+    existing_caps = space.caps
     tried_caps = dict(named_cap(space, kind, p, layers) for layers in ranges for kind, p in CHOICES)
     space = PersonaSpace({**space.meta, "caps": {**existing_caps, **tried_caps}}, space.tensors)
     order = np.random.default_rng(seed).permutation(len(sample.roles))
@@ -139,7 +139,7 @@ def sweep(
     }
     summary = {**_plain(best), **summary, "controls": {**controls, "because": compared(controls)}}
     kept_names = {*existing_caps, best.name, *(o.name for o in outcomes if o.front)}
-    kept_caps = {name: cap for name, cap in space.meta["caps"].items() if name in kept_names}
+    kept_caps = {name: cap for name, cap in space.caps.items() if name in kept_names}
     return recommended(PersonaSpace({**space.meta, "caps": kept_caps}, space.tensors), best.name, summary), outcomes
 
 

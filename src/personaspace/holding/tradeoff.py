@@ -52,7 +52,7 @@ def table(outcomes: Sequence[CapOutcome]) -> tuple[list[str], list[list[str]]]:
 
 def write_tradeoff(path: str | Path, space: PersonaSpace, outcomes: Sequence[CapOutcome]) -> Path:
     """Draws the trade-off as an HTML page, the Pareto front as a line, the recommended cap marked."""
-    capped = space.meta["caps"]["capped"]
+    capped = space.caps["capped"]
     front = sorted((o for o in outcomes if o.front), key=lambda o: o.cost)
 
     def dots(shown: Sequence[CapOutcome], name: str, colour: str, **options: Any) -> dict[str, Any]:

@@ -56,9 +56,9 @@ def write_trajectories(
 
 def default_band(space: PersonaSpace, rule: AlertRule | None = None) -> list[dict[str, Any]]:
     """The default's mean and one standard deviation, and where the alert stands, as shapes across a plot."""
-    if "default_moments" not in space.tensors:
+    if not space.knows_default:
         return []
-    mean, std = space.tensors["default_moments"][:, space.layer].tolist()
+    mean, std = space.default_moments()
     across = {"xref": "paper", "x0": 0, "x1": 1}
     band = {"type": "rect", **across, "y0": mean - std, "y1": mean + std, "fillcolor": NEAR, "opacity": 0.12}
     shapes: list[dict[str, Any]] = [{**band, "line": {"width": 0}, "layer": "below"}]

@@ -69,7 +69,7 @@ def included_responses(
     if not counts[DEFAULT] or len(included_rows) < 3:
         raise DesignError(
             f"{counts[DEFAULT]} responses of the default and {len(included_rows) - 1} roles with enough responses are left; "
-            "expected one and two at least (a lower --min-responses or another --judge keeps more)"
+            "expected one and two at least (a lower min_responses or another judge keeps more)"
         )
     cells = vectors.Cells.counted([names[k] for k in included_rows], source.n, source.block_of, included_rows)
     return IncludedResponses(source, cells, np.isin(source.role, included_rows), counts, left_out)

@@ -129,7 +129,7 @@ class Mapper:
         self, engine: Engine, catalog: Catalog, out: str | Path, options: MapOptions, watcher: Watcher | None = None
     ) -> None:
         if options.layer is not None and options.layer >= engine.info.layers:
-            raise UsageError(f"--layer {options.layer}: {engine.info.id} has layers 0 to {engine.info.layers - 1}")
+            raise UsageError(f"layer={options.layer}: {engine.info.id} has layers 0 to {engine.info.layers - 1}")
         self.engine, self.catalog = engine, named(catalog, engine.info.id)
         self.run, self.watcher = Run(out), watcher or Watcher()
         manifest = self.run.manifest() if self.run.exists else {}
@@ -357,7 +357,7 @@ def _kept_layers(keep: str, layers: int) -> range | None:
         return None
     first, last = (int(x) for x in keep.split(":")[1:]) if keep != "sums" else (0, 0)
     if keep != "sums" and not first < last <= layers:
-        raise UsageError(f"--keep {keep}: the model has layers 0 to {layers - 1} (layers:0:{layers})")
+        raise UsageError(f"keep={keep}: the model has layers 0 to {layers - 1} (layers:0:{layers})")
     return range(first, last)
 
 

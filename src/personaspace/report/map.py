@@ -102,7 +102,7 @@ def _similar(space: PersonaSpace, summary: dict[str, Any], role: str) -> dict[st
     known, and as they are, with None for how many, where the space does not say how sure they are."""
     if summary["neighbours_known"] is False:
         return {"similar": [], "unclear": None}
-    if summary["neighbours_known"] is None or "cosine_error" not in space.tensors:
+    if summary["neighbours_known"] is None or not space.knows_cosine_errors:
         return {"similar": [{"name": n, "cosine": c} for n, c in space.similar(role, SIMILAR)], "unclear": None}
     clear, unclear = space.neighbours(role, SIMILAR)
     return {"similar": [{"name": n, "cosine": c, "interval": i} for n, c, i in clear], "unclear": unclear}
@@ -110,18 +110,13 @@ def _similar(space: PersonaSpace, summary: dict[str, Any], role: str) -> dict[st
 
 def _by_layer(space: PersonaSpace) -> dict[str, Any]:
     """Figures of one reading at every layer, `[layers]` each; None for those that the space lacks."""
-    tensors = space.tensors
     return {
         "reading": space.reading,
         "chosen": space.layer,
-        **certainty.by_layer(tensors),
-        "cosine": space.axis_pc1() if "components" in tensors or space.meta.get("axis_pc1") else None,
-        "separation": _numbers(tensors["separation"].tolist()) if "separation" in tensors else None,
+        **certainty.by_layer(space.tensors),
+        "cosine": space.axis_pc1() if space.knows_pc1 else None,
+        "separation": space.figure_by_layer("separation"),
     }
-
-
-def _numbers(values: list[float]) -> list[float | None]:
-    return [None if x != x else x for x in values]
 
 
 def ends(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -140,7 +140,7 @@ class Folder:
             if changed := differences(manifest["config"], config):
                 raise RunMismatch(
                     f"{self.folder} holds a run of another configuration ({'; '.join(changed)}); "
-                    "give the same options, or another --out"
+                    "give the same options, or another folder"
                 )
             return manifest
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
@@ -296,7 +296,7 @@ class Run(Folder, Shards):
         present_place = manifest.get("shards", self.folder if self.done() else place)
         if present_place != place:
             raise RunMismatch(
-                f"{self.folder}: its shards lie in {present_place}, not in {place}; give the same --shards"
+                f"{self.folder}: its shards lie in {present_place}, not in {place}; give the same place for shards"
             )
         manifest["shards"] = place
         self.update(manifest)

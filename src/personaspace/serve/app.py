@@ -81,7 +81,7 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     async def exposition() -> PlainTextResponse:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    describe(app, settings, reader.models, list(space.meta.get("caps", {})), space.roles)
+    describe(app, settings, reader.models, list(space.caps), space.roles)
     return app
 
 

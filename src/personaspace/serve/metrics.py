@@ -15,9 +15,7 @@ class PersonaMetrics:
     """Projections, alerts, and tokens that a cap changed, of whatever server."""
 
     def __init__(self, space: PersonaSpace, registry: CollectorRegistry = REGISTRY) -> None:
-        mean, std = 0.0, 1.0
-        if "default_moments" in space.tensors:
-            mean, std = space.tensors["default_moments"][:, space.layer].tolist()
+        mean, std = space.default_moments() if space.knows_default else (0.0, 1.0)
         buckets = [mean + std * k / 2 for k in range(-8, 9)]
         r = registry
         self.projection = Histogram(

@@ -38,12 +38,12 @@ class Reader:
     @classmethod
     def of(cls, space: PersonaSpace, name: str) -> Reader:
         """With the alert that the space was calibrated for, where it was."""
-        return cls(space, name, alert_rule(space) if "beginnings_default" in space.tensors else None)
+        return cls(space, name, alert_rule(space) if space.calibrated else None)
 
     @property
     def models(self) -> list[str]:
         """The model, and the model with each named cap."""
-        return [self.name, *(f"{self.name}:{cap}" for cap in self.space.meta.get("caps", {}))]
+        return [self.name, *(f"{self.name}:{cap}" for cap in self.space.caps)]
 
     def interventions(self, model: str, persona: Persona) -> tuple[Intervention, ...]:
         """What a request asks for. Raises `BadRequest`."""
@@ -58,12 +58,9 @@ class Reader:
         if cap and persona.cap is not None and cap != persona.cap:
             raise BadRequest(f"model says cap '{cap}', persona.cap says '{persona.cap}'", "persona.cap")
         try:
-            steering = [self.space.steer(s.alpha, s.direction) for s in persona.steer]
-            name = cap or persona.cap
-            capping = [] if name is None else [self.space.cap(name)]
+            return self.space.interventions(cap or persona.cap, [(s.alpha, s.direction) for s in persona.steer])
         except SpaceError as e:
             raise BadRequest(str(e), "persona") from None
-        return (*steering, *capping)
 
     def turn(self, mean: Tensor | None, tokens: int, touched: int, history: Sequence[float]) -> dict[str, Any] | None:
         """A reply's `persona`; None for an empty one. history: the drifts of the turns before it."""
@@ -75,16 +72,8 @@ class Reader:
 
     def reading(self, mean: Tensor, tokens: int) -> dict[str, Any]:
         """Where a mean activation `[hidden]` over so many tokens lies."""
-        mean = mean.cpu()
-        projection = float(mean @ self.space.axis_at())
-        return {
-            "layer": self.space.layer,
-            "projection": projection,
-            "drift": self.space.drift(projection) if "default_moments" in self.space.tensors else None,
-            "nearest": self.space.nearest(mean, 5),
-            "tokens_read": tokens,
-            "place": self.place(mean),
-        }
+        location = self.space.read(mean)
+        return {"layer": self.space.layer, **vars(location), "tokens_read": tokens, "place": self.place(mean.cpu())}
 
     def _alert(self, drifts: Sequence[float]) -> bool | None:
         if self.rule is None:
@@ -138,7 +127,7 @@ class Reader:
                 for i, n in enumerate(space.roles)
             ],
             "nearest": words.nearest(summary),
-            "steer": "residual_norm" in space.tensors,
+            "steer": space.can_steer,
             "limits": limits,
         }
 

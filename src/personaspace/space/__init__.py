@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ from personaspace.errors import SpaceError
 from personaspace.files import space_file, write_whole
 from personaspace.model.interventions import Add, Cap, Where
 from personaspace.space import certainty, layout
+from personaspace.space.contents import SpaceContents, number_or_none
 from personaspace.space.layout import BUNDLED
 from personaspace.space.layout import FORMAT as FORMAT
 from personaspace.space.readings import REPLY, part
@@ -48,7 +49,17 @@ class ModelLike(Protocol):
 
 
 @dataclass(frozen=True)
-class PersonaSpace:
+class Location:
+    """Where a mean activation lies. projection: on the unit axis, up is Assistant; drift: how far that is below the default's
+    mean, in its standard deviations, None where the space does not know them; nearest: roles and cosines, nearest first."""
+
+    projection: float
+    drift: float | None
+    nearest: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class PersonaSpace(SpaceContents):
     """Everything about one model's characters (the paper's sections on persona space and the Assistant Axis).
 
     tensors: `role_vectors [roles, layers, hidden]`, `default_vector` and `axis` `[layers, hidden]`, and where known `counts
@@ -60,27 +71,10 @@ class PersonaSpace:
     vectors at one layer only, and says which: `role_layers`.
     """
 
-    meta: dict[str, Any]
-    tensors: dict[str, Tensor] = field(repr=False)
     _towards: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _alikes: list[certainty.Alike] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    @property
-    def roles(self) -> list[str]:
-        """Role names, in the order of `role_vectors`."""
-        return list(self.meta["roles"])
-
-    @property
-    def reading(self) -> str:
-        """Which reading its axis, layer and role vectors are of: `prompt` or `reply`."""
-        return str(self.meta.get("reading", REPLY))
-
-    @property
-    def readings(self) -> tuple[str, ...]:
-        """All that it holds, its own first."""
-        return (self.reading, *self.meta.get("other", {}))
 
     def of(self, reading: str) -> PersonaSpace:
         """The space of one of its readings; a compact space's other one has its axis and reliabilities, and no roles. Raises
@@ -88,14 +82,9 @@ class PersonaSpace:
         if reading not in self.readings:
             raise SpaceError(
                 f"this space of {self.meta['model']['id']} was read from {' and '.join(self.readings)}, not {reading}; "
-                f"`map --read {reading}` adds it"
+                f"a map with read={reading} adds it"
             )
         return self if reading == self.reading else PersonaSpace(*part(self.meta, self.tensors, reading))
-
-    @property
-    def layer(self) -> int:
-        """The layer at which the space is read unless another is asked for."""
-        return int(self.meta["layer"])
 
     def axis_at(self, layer: int | None = None) -> Tensor:
         """The axis `[hidden]` as a unit vector; up is Assistant."""
@@ -175,20 +164,47 @@ class PersonaSpace:
 
     def cap(self, name: str = "capped", where: Where = "all") -> Cap:
         """The named cap that calibration stored. Raises `SpaceError` with the names there are."""
-        caps = self.meta.get("caps", {})
-        if name not in caps:
-            available = ", ".join(caps) or "none; `personaspace calibrate` makes them"
+        if name not in self.caps:
+            available = ", ".join(self.caps) or "none; `personaspace calibrate` makes them"
             raise SpaceError(f"no cap {name!r} in this space: it has {available}")
-        layers = caps[name]["layers"]
+        layers = self.caps[name]["layers"]
         axis = torch.stack([self.axis_at(layer) for layer in layers])
-        return Cap(axis, tuple(layers), floor=tuple(caps[name]["floors"]), where=where)
+        return Cap(axis, tuple(layers), floor=tuple(self.caps[name]["floors"]), where=where)
+
+    def interventions(
+        self, cap: str | None = None, steer: float | Sequence[tuple[float, str]] = 0.0
+    ) -> tuple[Add | Cap, ...]:
+        """Steering, then the cap, which so holds what was steered. cap: its name, None for none; steer: α along the axis, 0
+        for none, or several of (α, direction) as `steer` has them. Raises `SpaceError`.
+
+        >>> engine.respond(prompts, interventions=space.interventions(cap="capped", steer=[(-0.3, "axis"), (0.1, "poet")]))
+        """
+        steps = steer if isinstance(steer, Sequence) else [(steer, "axis")] if steer else []
+        added = [self.steer(alpha, direction) for alpha, direction in steps]
+        return (*added, self.cap(cap)) if cap is not None else tuple(added)
+
+    def read(self, mean: Tensor, k: int = 5, layer: int | None = None) -> Location:
+        """Where the mean activation of a reply lies, `[hidden]` or `[1, hidden]` at the layer or `[layers, hidden]`, with its
+        k nearest roles. Raises `SpaceError` for another shape.
+
+        >>> (reply,) = engine.respond(prompts[:1], read=[space.layer])
+        >>> space.read(reply.activation).drift
+        """
+        layers, hidden = self.tensors["axis"].shape
+        if mean.dim() == 2 and len(mean) in (1, layers):
+            mean = mean[self._layer(layer) if len(mean) == layers else 0]
+        if mean.dim() != 1:
+            raise SpaceError(f"activations of shape {list(mean.shape)}; expected one reply's mean, [{hidden}]")
+        mean = mean.float().cpu()
+        projection = float(self.project(mean, layer))
+        drift = self.drift(projection, layer) if self.knows_default else None
+        return Location(projection, drift, self.nearest(mean, k, layer))
 
     def drift(self, projection: float, layer: int | None = None) -> float:
         """How far a projection has fallen from the default's mean, in its standard deviations; positive is away from
         the Assistant. Raises `SpaceError` where the space does not know them."""
-        mean, std = self._tensor("default_moments")[:, self._layer(layer)].tolist()
-        fallen: float = (mean - projection) / std
-        return fallen
+        mean, std = self.default_moments(layer)
+        return (mean - projection) / std
 
     def check_model(self, model: ModelLike) -> str | None:
         """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ."""
@@ -252,7 +268,7 @@ class PersonaSpace:
     def components_at(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
         """Components `[k, hidden]` at a layer, and their shares of the variance; a compact space's are computed anew."""
         chosen_layer = self._layer(layer)
-        if "components" in self.tensors:
+        if self.stored_components:
             return self.tensors["components"][chosen_layer], self.tensors["variance"][chosen_layer]
         components, shares = principal_components(
             self.role_vectors_at(chosen_layer)[:, None], self.tensors["axis"][chosen_layer][None]
@@ -294,14 +310,14 @@ class PersonaSpace:
             "default_projection": self._default_projection(),
             "default_on_pc1": self.place_on_pc(0),
             "axis_split_half": self._figure("axis_split_half"),
-            "axis_reliability": _number(self.axis_reliability()[layer]) if "axis_split_half" in t else None,
+            "axis_reliability": number_or_none(self.axis_reliability()[layer]) if self.knows_axis_reliability else None,
             "separation": self._figure("separation"),
             **certainty.figures(self.meta, t, layer),
             "readings": {reading: self.of(reading).worth() for reading in self.readings},
             "readings_agree": self.meta.get("readings_agree"),
             "nearest": self.meta.get("nearest"),
             "published": PUBLISHED,
-            "caps": self.meta.get("caps", {}),
+            "caps": self.caps,
             "judge": self.meta.get("judge"),
         }
 
@@ -313,14 +329,11 @@ class PersonaSpace:
             "n_responses": self.meta.get("n_responses"),
             "n_default": self.meta.get("n_default"),
             "per_role": min((n for role, n in counts.items() if role != DEFAULT), default=None),
-            "axis_pc1_cosine": self.axis_pc1()[self.layer] if self._knows_pc1() else None,
+            "axis_pc1_cosine": self.axis_pc1()[self.layer] if self.knows_pc1 else None,
             "axis_pc1_interval": self.meta.get("axis_pc1_interval"),
             "separation": self._figure("separation"),
             **certainty.figures(self.meta, self.tensors, self.layer),
         }
-
-    def _knows_pc1(self) -> bool:
-        return "axis_pc1" in self.meta or "components" in self.tensors
 
     def _ranking(self) -> list[dict[str, Any]]:
         t = self.tensors
@@ -331,35 +344,22 @@ class PersonaSpace:
                 "name": self.roles[i],
                 "projection": float(projections[i]),
                 "cosine": float(cosines[i]),
-                "n": int(t["counts"][i]) if "counts" in t else None,
-                "reliability": _number(float(t["role_reliability"][i])) if "role_reliability" in t else None,
-                "interval": _ends(t["role_interval"][i]) if "role_interval" in t else None,
-                "cosine_corrected": _number(float(t["cosine_corrected"][i])) if "cosine_corrected" in t else None,
+                "n": int(t["counts"][i]) if self.knows_counts else None,
+                "reliability": number_or_none(float(t["role_reliability"][i])) if "role_reliability" in t else None,
+                "interval": _ends(t["role_interval"][i]) if self.knows_role_intervals else None,
+                "cosine_corrected": number_or_none(float(t["cosine_corrected"][i]))
+                if "cosine_corrected" in t
+                else None,
             }
             for i in projections.argsort(descending=True).tolist()
         ]
 
     def _default_projection(self) -> dict[str, float] | None:
-        if "default_moments" not in self.tensors or "quantiles_default" not in self.tensors:
+        if not self.knows_default or "quantiles_default" not in self.tensors:
             return None
         q = self.tensors["quantiles_default"][:, self.layer].tolist()
-        mean, std = self.tensors["default_moments"][:, self.layer].tolist()
+        mean, std = self.default_moments()
         return {"mean": mean, "std": std, "p01": q[1], "p25": q[25], "p50": q[50], "p75": q[75]}
-
-    def _figure(self, name: str) -> float | None:
-        return _number(float(self.tensors[name][self.layer])) if name in self.tensors else None
-
-    def _tensor(self, name: str) -> Tensor:
-        if name not in self.tensors:
-            raise SpaceError(f"this space of {self.meta['model']['id']} lacks {name}; a map of the model has it")
-        return self.tensors[name]
-
-    def _role(self, name: str) -> int:
-        if name not in self.roles:
-            close = difflib.get_close_matches(name, self.roles, 3)
-            hint = f"; nearest: {', '.join(close)}" if close else ""
-            raise SpaceError(f"no role {name!r} in this space of {len(self.roles)}{hint}")
-        return self.roles.index(name)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """The roles as a pandas table, most Assistant-like first."""
@@ -378,18 +378,7 @@ class PersonaSpace:
         meta, tensors = layout.read(space_file(str(source), BUNDLED))
         return cls(meta, tensors)
 
-    def _layer(self, layer: int | None) -> int:
-        layers = self.tensors["axis"].shape[0]
-        chosen_layer = self.layer if layer is None else layer
-        if not 0 <= chosen_layer < layers:
-            raise SpaceError(f"layer {chosen_layer}: this space has layers 0 to {layers - 1}")
-        return chosen_layer
-
 
 def _ends(interval: Tensor) -> list[float] | None:
     """None where nobody was asked twice: then nothing is known of how places spread."""
     return None if interval.isnan().any() else interval.tolist()
-
-
-def _number(x: float) -> float | None:
-    return None if np.isnan(x) else x

@@ -67,12 +67,12 @@ class VllmEngine(BaseEngine):
         try:
             from vllm import EngineArgs, LLMEngine
         except ImportError as e:
-            raise UsageError(f"--engine vllm needs vLLM: pip install 'personaspace[vllm]' ({e})") from None
+            raise UsageError(f"engine vllm needs vLLM: pip install 'personaspace[vllm]' ({e})") from None
         if device not in (None, "cpu", "cuda"):
-            raise UsageError(f"--device {device}: vLLM runs on the device that it was built for")
+            raise UsageError(f"device={device}: vLLM runs on the device that it was built for")
         dtype_name = dtype or ("fp32" if not torch.cuda.is_available() else "bf16")
         if dtype_name not in DTYPES:
-            raise UsageError(f"--dtype {dtype_name}: expected one of {', '.join(DTYPES)}")
+            raise UsageError(f"dtype={dtype_name}: expected one of {', '.join(DTYPES)}")
         if rows:
             options["max_num_seqs"] = rows
         options.setdefault("trust_remote_code", False)

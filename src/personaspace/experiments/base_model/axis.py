@@ -54,7 +54,7 @@ def _cosines(included: IncludedResponses, mapped: PersonaSpace, reference: Perso
 
 
 def _ceiling(mapped: PersonaSpace, reference: PersonaSpace) -> list[float]:
-    if "axis_split_half" not in mapped.tensors or "axis_split_half" not in reference.tensors:
+    if not (mapped.knows_axis_reliability and reference.knows_axis_reliability):
         return [math.nan] * len(mapped.tensors["axis"])
     both = zip(mapped.axis_reliability(), reference.axis_reliability(), strict=True)
     return [math.sqrt(a * b) for a, b in both]

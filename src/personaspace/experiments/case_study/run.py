@@ -134,7 +134,7 @@ def evaluate(
         f"user's turns given again to the model, {ways}. What was said is read by the plain model throughout, so that all can "
         "be compared."
     )
-    rule = alert_rule(space) if "beginnings_default" in space.tensors else None
+    rule = alert_rule(space) if space.calibrated else None
     blocks = [b for t in conversations for b in _blocks(space, t.name, rows, arms, rule)]
     figures = {"drift_at_the_end": ends, "rise": rise}
     return Result("Case studies, again", lead, headline, figures, rows, [*blocks, _table(arms, ends, rise)], key)
@@ -147,7 +147,6 @@ def _rows(
     read: Mapping[tuple[str, str], Sequence[Reading]],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    knows = "default_moments" in space.tensors
     talks: dict[tuple[str, str], Sequence[Message]] = {(d.condition.name, d.name): d.messages for d in again}
     rows = []
     for t in conversations:
@@ -156,7 +155,7 @@ def _rows(
             replies = [k for k, m in enumerate(messages) if m["role"] == "assistant"]
             for turn, (k, r) in enumerate(zip(replies, read[arm, t.name], strict=True)):
                 user_message = messages[k - 1]["content"] if k and messages[k - 1]["role"] == "user" else ""
-                drift = space.drift(r.projection) if knows and r.tokens else math.nan
+                drift = space.drift(r.projection) if space.knows_default and r.tokens else math.nan
                 place = {"conversation": t.name, "arm": arm, "turn": turn, "turns": len(replies)}
                 rows.append(
                     {

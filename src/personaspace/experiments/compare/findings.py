@@ -174,14 +174,14 @@ def _error_variance(space: PersonaSpace, roles: Sequence[str]) -> np.ndarray | N
     """Squared standard errors of roles' places on the axis, from their 95% intervals, `[roles]`. In spaces whose intervals are
     not yet pooled over roles, a bootstrap with random weights over n questions has (n − 1)/(n + 1) of the variance, which is
     made good where counts are known."""
-    if "role_interval" not in space.tensors:
+    if not space.knows_role_intervals:
         return None
     rows = [space.roles.index(r) for r in roles]
     low, high = space.tensors["role_interval"][rows].double().T
     if low.isnan().any():
         return None
     error = ((high - low) / (2 * 1.96)) ** 2
-    if "counts" in space.tensors and space.meta.get("role_interval") != "pooled":
+    if space.knows_counts and space.meta.get("role_interval") != "pooled":
         n = space.tensors["counts"][rows].double()
         error = error * (n + 1) / (n - 1).clamp(min=1)
     return np.asarray(error.numpy())

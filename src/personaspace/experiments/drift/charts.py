@@ -95,7 +95,7 @@ def _line(name: str, values: Sequence[Estimate], colour: str, dash: str = "solid
 
 def _panels(space: PersonaSpace, traces: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """A panel a domain, two beside each other, all on the same scale, with the default's band."""
-    middle, std = space.tensors["default_moments"][:, space.layer].tolist()
+    middle, std = space.default_moments()
     layout: dict[str, Any] = {
         "grid": {"rows": math.ceil(len(traces) / 2), "columns": 2, "pattern": "independent", "xgap": 0.1, "ygap": 0.28},
         "annotations": [],

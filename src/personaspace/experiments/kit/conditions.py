@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from personaspace.holding.controls import displaced, random_direction
-from personaspace.model.interventions import Intervention
+from personaspace.model.interventions import Add, Intervention
 from personaspace.space import PersonaSpace
 
 
@@ -32,23 +32,21 @@ class Condition:
     ) -> tuple[Intervention, ...]:
         """Steering first, then the cap. displacements: cap → how far it moves a token at each of its layers, which the control
         of a cap needs (`Trials.displacement` measures it). Raises `SpaceError` for a cap that the space does not have."""
-        steering = (space.steer(self.alpha),) if self.alpha else ()
-        cap = (space.cap(self.cap),) if self.cap else ()
+        interventions = space.interventions(self.cap or None, self.alpha)
         number = self.control
         if number is None:
-            return (*steering, *cap)
+            return interventions
 
         def along(space: PersonaSpace, layer: int) -> Tensor:
             return random_direction(space, layer, number)
 
-        return (
-            *(replace(add, vector=along(space, add.layer)) for add in steering),
-            *(
-                step
-                for clamp in cap
-                for step in displaced(space, clamp.layers, (displacements or {})[self.cap or ""], along)
-            ),
-        )
+        random_steps: list[Add] = []
+        for step in interventions:
+            if isinstance(step, Add):
+                random_steps.append(replace(step, vector=along(space, step.layer)))
+            else:
+                random_steps += displaced(space, step.layers, (displacements or {})[self.cap or ""], along)
+        return tuple(random_steps)
 
 
 PLAIN = Condition("plain")

@@ -248,7 +248,7 @@ class Trials(Folder, Generic[Chosen]):
     def _given(self, ask: Ask, r: Response, activations: bool) -> Given:
         activation = r.activation[0].float().cpu() if r.activation is not None else None
         n = len(r.token_ids)
-        projection = float(activation @ self.space.axis_at()) if activation is not None and n else math.nan
+        projection = float(self.space.project(activation)) if activation is not None and n else math.nan
         stored_activation = activation if activations else None
         return Given(ask.condition.name, ask.item, r.text, n, r.finish_reason, projection, r.touched, stored_activation)
 
@@ -284,7 +284,7 @@ class Trials(Folder, Generic[Chosen]):
         return readings
 
     def _reading(self, name: str, k: int, turn: Turn) -> Reading:
-        projection = float(turn.activation[0].float().cpu() @ self.space.axis_at()) if turn.tokens else math.nan
+        projection = float(self.space.project(turn.activation[0].cpu())) if turn.tokens else math.nan
         logprob = math.nan if turn.logprob is None else turn.logprob
         return Reading(name, k, turn.tokens, projection, logprob, turn.touched)
 
@@ -329,7 +329,7 @@ class Trials(Folder, Generic[Chosen]):
 def _digest(space: PersonaSpace) -> str:
     """What of a space an experiment depends on: axis, layer, caps."""
     digest = hashlib.sha256(space.tensors["axis"].float().contiguous().numpy().tobytes())
-    digest.update(json.dumps([space.layer, space.meta.get("caps", {})], sort_keys=True).encode())
+    digest.update(json.dumps([space.layer, space.caps], sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
