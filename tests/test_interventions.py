@@ -164,6 +164,27 @@ def test_attach_makes_the_users_own_generate_say_what_respond_says(tiny):
     assert tuple(t for t in reply if t != 2) == ours.token_ids
 
 
+@pytest.mark.parametrize("how", ["prompt lookup", "an assistant model", "a left-padded batch"])
+def test_what_is_for_generated_tokens_alone_acts_on_all_of_them_however_generate_makes_them(tiny, how):
+    ids = torch.tensor([tiny.chat.prompt_ids(ask(3).messages)])
+    some = [Add(torch.linspace(-1, 1, 32), layer=1, alpha=4.0, relative=False, where="generated")]
+    options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None}
+    with personaspace.attach(tiny.model, *some):
+        plain = tiny.model.generate(ids, **options)[0].tolist()
+        if how == "prompt lookup":
+            other = tiny.model.generate(ids, prompt_lookup_num_tokens=3, **options)[0].tolist()
+        elif how == "an assistant model":
+            assistant = make_model("llama", seed=1)
+            other = tiny.model.generate(input_ids=ids, assistant_model=assistant, **options)[0].tolist()
+        else:
+            padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), ids], 1)
+            mask = (padded > 0).long()
+            other = tiny.model.generate(padded, attention_mask=mask, **options)[0, 5:].tolist()
+    assert other == plain
+    assert plain != tiny.model.generate(ids, **options)[0].tolist()
+    assert "generate" not in vars(tiny.model)
+
+
 @pytest.mark.parametrize("read", [range(3), ()])
 def test_a_stream_is_the_response_token_by_token_each_tokens_activation_one_step_later(tiny, read):
     caps = [everything()[3]]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import personaspace as ps
 from conftest import FAMILIES, make_model, make_tokenizer
 from personaspace.engines import ONSET
+from personaspace.engines.protocol import ReadOptions
 from personaspace.engines.transformers import onset
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import ActivationError, UsageError
@@ -106,7 +107,7 @@ def test_nan_names_layer_and_prompt():
 def test_replaying_engines_read_the_same(tiny):
     ours = {r.prompt.index: r.activation for r in tiny.onsets(prompts(), read=range(3))}
     ids = [tiny.chat.prompt_ids(p.messages) for p in prompts()]
-    for place, activation in super(TransformersEngine, tiny)._onsets(ids, range(3), ()):
+    for place, activation in super(TransformersEngine, tiny)._onsets(ids, ReadOptions((0, 1, 2))):
         assert torch.allclose(activation, ours[place], atol=1e-4)
 
 

@@ -57,7 +57,7 @@ class BaseEngine(ABC):
         along: Tensor | None = None,
     ) -> Iterator[Response]:
         """See `Engine.respond`. Raises `UsageError`; `ActivationError` where NaN or Inf is read, naming layer and response."""
-        options = ReadOptions(self._layers(read), tuple(interventions), before=before, along=along)
+        options = ReadOptions(self._layers(read), tuple(interventions), self._ambient, before=before, along=along)
         prompt_list = list(prompts)
         for prompt in prompt_list:
             self._check(options.interventions_of(prompt))
@@ -67,7 +67,7 @@ class BaseEngine(ABC):
         self, prompts: Iterable[Prompt], *, read: Layers, interventions: Sequence[Intervention] = ()
     ) -> Iterator[Response]:
         """See `Engine.onsets`. Raises `ActivationError` where NaN or Inf is read, naming layer and prompt."""
-        options = ReadOptions(self._layers(read), tuple(interventions))
+        options = ReadOptions(self._layers(read), tuple(interventions), self._ambient)
         groups: dict[tuple[str, ...], tuple[list[Prompt], tuple[Intervention, ...]]] = {}
         for prompt in prompts:
             # Nothing is generated: what is for generated tokens alone changes nothing.
@@ -91,8 +91,9 @@ class BaseEngine(ABC):
         logprobs: bool = False,
     ) -> Iterator[list[Turn]]:
         """See `Engine.replay`. A `Span` is read as it stands; messages are rendered and tokenised once. Raises `UsageError`."""
-        options = ReadOptions(self._layers(read), tuple(interventions), each=each, logprobs=logprobs)
-        self._check(options.interventions)
+        applied = (*self._ambient, *interventions)
+        self._check(applied)
+        options = ReadOptions(self._layers(read), applied, each=each, logprobs=logprobs)
         return self._replay(conversations, options)
 
     def stream(
@@ -104,7 +105,7 @@ class BaseEngine(ABC):
         interventions: Sequence[Intervention] = (),
     ) -> Iterator[Token]:
         """See `LocalEngine.stream`. Raises `UsageError`."""
-        options = ReadOptions(self._layers(read), tuple(interventions))
+        options = ReadOptions(self._layers(read), tuple(interventions), self._ambient)
         self._check(options.interventions_of(prompt))
         return self._stream(prompt, prompt.sampling or sampling, options)
 

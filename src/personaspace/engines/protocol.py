@@ -87,18 +87,19 @@ class Turn:
 @dataclass(frozen=True)
 class ReadOptions:
     """What a call of an engine reads, and what it does to the residual stream meanwhile: the keywords of `Engine.respond`,
-    `onsets`, `replay` and `stream`, which say what they mean."""
+    `onsets`, `replay` and `stream`, which say what they mean. ambient: what `intervening` was doing when the call was made."""
 
     layers: tuple[int, ...] = ()
     interventions: tuple[Intervention, ...] = ()
+    ambient: tuple[Intervention, ...] = ()
     before: bool = False
     along: Tensor | None = None
     each: bool = False
     logprobs: bool = False
 
     def interventions_of(self, prompt: Prompt) -> tuple[Intervention, ...]:
-        """A prompt's own where it has any, otherwise the call's."""
-        return self.interventions if prompt.interventions is None else tuple(prompt.interventions)
+        """A prompt's own where it has any, otherwise the call's; what is ambient comes first."""
+        return (*self.ambient, *(self.interventions if prompt.interventions is None else prompt.interventions))
 
 
 Conversation = Sequence[Message] | Span

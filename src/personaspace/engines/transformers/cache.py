@@ -29,7 +29,7 @@ from transformers.cache_utils import (
 
 from personaspace.engines.transformers.batching import Row, chunks
 from personaspace.engines.transformers.cache_layers import Columns, ColumnsAndStates, States, Window, states_of
-from personaspace.model.residual import parameters
+from personaspace.model.residual import hidden_of, parameters
 
 SLACK = 64
 """Columns beyond the longest row, so that rows need to be moved to the left only every so many steps."""
@@ -54,21 +54,26 @@ Forward = Callable[[list[list[int]], int, dict[str, Any]], Any]
 @dataclass(frozen=True)
 class CacheLayout:
     """What a model keeps, as a pass of some tokens left it. name: of what it returns and takes again; example: that, of one
-    row; per_token, per_row: bytes that a token, and a row of any length, take. mixes: rows beside each other would not get what
-    each gets alone."""
+    row; per_token, per_row: bytes that a token, and a row of any length, take. placed: tokens may be told their places, counted
+    from 0. mixes: rows beside each other would not get what each gets alone."""
 
     name: str
     example: Any
     per_token: int
     per_row: int
+    placed: bool
     mixes: bool = False
 
     @classmethod
     def of(cls, base_model: Any, vocabulary: int) -> CacheLayout:
         """Of a model without its lm_head."""
         ids = torch.arange(4, 8, device=next(base_model.parameters()).device)[None] % vocabulary
+        placed = "position_ids" in parameters(base_model)
         with torch.inference_mode():
             output = base_model(input_ids=ids, use_cache=True)
+            if placed:  # some count their places from elsewhere, or in several dimensions
+                told = base_model(input_ids=ids, position_ids=torch.arange(4, device=ids.device)[None], use_cache=True)
+                placed = torch.allclose(hidden_of(output), hidden_of(told), rtol=1e-2, atol=1e-2)
         names = [n for n in ("past_key_values", *parameters(base_model)) if output.get(n) is not None]
         name, example = (names[0], output[names[0]]) if names else ("", None)
         layers = getattr(example, "layers", [])
@@ -79,6 +84,7 @@ class CacheLayout:
             example,
             sum(t.nbytes // t.shape[-2] for t in cached if t is not None and t.numel()),
             sum(state.nbytes for state in states),
+            placed,
         )
 
     @property

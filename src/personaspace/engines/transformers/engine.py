@@ -148,7 +148,7 @@ class TransformersEngine(BaseEngine):
 
     def _row(self, key: int, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Row:
         ids = self.chat.prompt_ids(prompt.messages)
-        applied = (*self._ambient, *options.interventions_of(prompt))
+        applied = options.interventions_of(prompt)
         return Row(key, ids, sampling, uniforms(prompt.seed or 0, sampling.max_new_tokens), applied)
 
     def _response(self, prompt: Prompt, done: Done, layers: Sequence[int]) -> Response:
@@ -224,14 +224,18 @@ class TransformersEngine(BaseEngine):
         return scores
 
     def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
-        applied = (*(i for i in self._ambient if i.where == "all"), *options.interventions)
-        layout, tokens = self.layout, self.prefill_tokens
+        layout, tokens, applied = self.layout, self.prefill_tokens, options.interventions
         return OnsetReader(base_model(self.model), self.layers, layout, options.layers, tokens, applied).onsets(ids)
 
     def _replay(self, conversations: Sequence[Conversation], options: ReadOptions) -> Iterator[list[Turn]]:
-        applied = (*self._ambient, *options.interventions)
         replayer = Replayer(
-            self.model, self.layers, options.layers, self.hidden, applied, options.each, options.logprobs
+            self.model,
+            self.layers,
+            options.layers,
+            self.hidden,
+            options.interventions,
+            options.each,
+            options.logprobs,
         )
         spans, places = self._spans(conversations)
         results: dict[int, list[Turn]] = {}

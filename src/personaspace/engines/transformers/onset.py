@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.transformers.cache import CacheLayout, rows_of
 from personaspace.model.interventions import Intervention
-from personaspace.model.residual import Intervening, Sink, parameters, reading
+from personaspace.model.residual import Intervening, Sink, reading
 
 SHORTEST_PREFIX = 8
 """Tokens that two prompts must begin with in common for a prefix to be worth a pass of its own."""
@@ -167,9 +167,7 @@ class OnsetReader:
             stack.enter_context(applied.on(self.layers))
             if sink is not None:  # entered last, so that it reads what the interventions have left
                 stack.enter_context(reading(self.layers, self.read, sink))
-            inputs: dict[str, Any] = (
-                {"position_ids": positions} if "position_ids" in parameters(self.base_model) else {}
-            )
+            inputs: dict[str, Any] = {"position_ids": positions} if self.layout.placed else {}
             if cache is not None:
                 inputs[self.layout.name] = cache
             self.base_model(input_ids=tokens, use_cache=cache is not None, **inputs)

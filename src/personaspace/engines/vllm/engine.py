@@ -142,10 +142,9 @@ class VllmEngine(BaseEngine):
         from vllm import SamplingParams
 
         id = f"personaspace-{next(self._numbers)}"
-        applied = (*self._ambient, *interventions)
-        if read or applied:
+        if read or interventions:
             self._check_fit()
-        fields: dict[str, Any] = {"read": list(read), "interventions": self._define(applied)}
+        fields: dict[str, Any] = {"read": list(read), "interventions": self._define(interventions)}
         if spans is not None:
             fields["spans"] = [list(span) for span in spans]
         # The last token of a reply that is cut short is fed, for the sake of reading it, where one more is asked for.
@@ -157,7 +156,7 @@ class VllmEngine(BaseEngine):
             seed=None if seed is None else seed % (1 << 62),
             stop_token_ids=sorted(self.chat.end_ids),
             detokenize=False,
-            extra_args={FIELD: fields} if read or applied else None,
+            extra_args={FIELD: fields} if read or interventions else None,
             **params,
         )
         try:
