@@ -184,6 +184,9 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
 
     Those for generated tokens alone act on passes of a single token, which is how `generate` makes them. Afterwards the model
     is as it was. Raises `UsageError`, `ModelError`.
+
+    >>> with ps.attach(model, space.cap("capped"), space.steer(-0.2)):
+    ...     ids = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=64)
     """
     layers = find_layers(model)
     check_interventions(interventions, len(layers), text_config(model).hidden_size)
