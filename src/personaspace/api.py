@@ -25,9 +25,9 @@ from personaspace.holding.outcomes import CapOutcome
 from personaspace.judges import make_judge
 from personaspace.judges.score import Judge
 from personaspace.mapping.mapper import MapOptions, Mapper, named
-from personaspace.mapping.stages import Watcher
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
+from personaspace.watcher import Watcher
 
 M = TypeVar("M", bound=BaseModel)
 

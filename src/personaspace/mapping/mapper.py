@@ -21,8 +21,7 @@ from personaspace.errors import SpaceError, UsageError
 from personaspace.holding import calibrate
 from personaspace.judges import Judge
 from personaspace.mapping import agreement, estimate
-from personaspace.mapping.plan import Plan
-from personaspace.mapping.stages import Aim, Stage, Watcher
+from personaspace.mapping.stages import Aim, Stage
 from personaspace.mapping.sums import BLOCKS
 from personaspace.report.map import write_report
 from personaspace.runs import Run
@@ -30,6 +29,7 @@ from personaspace.space import PersonaSpace
 from personaspace.space.readings import OF_REPLIES, PROMPT, REPLY, joined
 from personaspace.stats.forecast import NAMES
 from personaspace.stats.vectors import blocks_of
+from personaspace.watcher import Plan, Watcher
 
 PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 16, 250
 REPLIES_A_ROLE, REPLIES_BESIDE_PROMPTS = 4, 2

@@ -21,11 +21,12 @@ from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
 from personaspace.mapping.ask import ShardTask, answer, judged
-from personaspace.mapping.plan import ONSET_SHARD, SHARD, Plan, bytes_per_response, seconds_per_token
+from personaspace.mapping.plan import ONSET_SHARD, SHARD, bytes_per_response, seconds_per_token
 from personaspace.mapping.sums import FromActivations, FromSums, Responses, Source, Sums
 from personaspace.runs import Run, Shards
 from personaspace.space.readings import PROMPT
 from personaspace.stats.vectors import Ints
+from personaspace.watcher import Plan, Watcher
 
 FOLD = 1 << 30
 """Bytes of activations that may wait to be summed; where the sums are larger than that, as many as they are."""
@@ -39,19 +40,6 @@ GROWTH = 4
 """How many first rounds `until` may spend where no budget is given."""
 
 Rounds = Sequence[Mapping[str, int]]
-
-
-class Watcher:
-    """Is told what goes on; the command line shows it. Does nothing by itself."""
-
-    def planned(self, plan: Plan) -> None:
-        """Before the first response is asked for."""
-
-    def progress(self, done: int, total: int) -> None:
-        """After each response; done counts those of earlier calls."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
 
 
 @dataclass(frozen=True)
