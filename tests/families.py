@@ -192,7 +192,7 @@ def table(kept: Mapping[str, str]) -> str:
     lines = [
         "# Families",
         "",
-        f"Of the {len(KINDS)} kinds of causal language model that transformers {version} knows, {len(kept)} are read and capped.",
+        f"Of the {len(KINDS)} causal language models that transformers {version} knows, {len(kept)} are read and capped.",
         "A test builds each small and random, and holds its replies, readings and caps against plain passes.",
         "A model says itself what it keeps of the tokens that it has seen; no family's name stands in the code.",
         "",

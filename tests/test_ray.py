@@ -20,10 +20,11 @@ from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import ModelError, UsageError
 from personaspace.judges import RulesJudge
-from personaspace.mapping.mapper import Mapper, Watcher
+from personaspace.mapping.mapper import Mapper
 from personaspace.model.interventions import Ablate
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
+from personaspace.watcher import Watcher
 
 ray = pytest.importorskip("ray")
 OPTIONS = {"design": {"per_role": 16, "default_responses": 32}, "sampling": {"max_new_tokens": 100}}

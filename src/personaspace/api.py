@@ -25,9 +25,9 @@ from personaspace.holding.outcomes import CapOutcome
 from personaspace.judges import make_judge
 from personaspace.judges.score import Judge
 from personaspace.mapping.mapper import MapOptions, Mapper, named
-from personaspace.mapping.stages import Watcher
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
+from personaspace.watcher import Watcher
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -54,6 +54,10 @@ def map(
 
     model: `smollm2`, a Hub id, a folder, a GGUF file, or an engine; the rest as `personaspace map --help` says.
     Raises `PersonaSpaceError`.
+
+    >>> space = ps.map("smollm2", "runs/small", roles="ghost,bard,pirate", questions=8, read="prompt")
+    >>> space.roles, space.axis_at().shape
+    (['ghost', 'bard', 'pirate'], torch.Size([576]))
     """
     engine = load_engine("transformers", model) if isinstance(model, str) else model
     map_options = options_of(

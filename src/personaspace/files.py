@@ -24,14 +24,20 @@ if TYPE_CHECKING:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut. Raises `RunError` on a full disk."""
+    """Writes a file that is there whole or not at all, also after a power cut. Raises `RunError` on a full disk.
+
+    >>> write_whole(Path("run.json"), b"{}")
+    """
     temporary = path.with_name(f".{path.name}.{_mine()}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(data)
             f.flush()
-            os.fsync(f.fileno())
+            os.fsync(
+                f.fileno()
+            )  # the content first: a rename may reach the disk before it, and a power cut come between
         os.replace(temporary, path)
+        # The rename is the folder's content, and is not on the disk before the folder is.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -89,7 +95,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and NaN as JSON has them (NaN is null)."""
+    """Dataclasses, tuples and NaN as JSON has them (NaN is null).
+
+    >>> plain({"layers": (18, 26), "order": float("nan")})
+    {'layers': [18, 26], 'order': None}
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -105,6 +115,11 @@ class Place:
     """Where shards lie: a folder, or an address that pyarrow or fsspec knows (`s3://…`, `gs://…`, `file:///…`).
 
     Raises `RunError` where it can't be reached, read or written.
+
+    >>> place = Place("file:///tmp/shards")
+    >>> place.write("responses/part-00000.parquet", b"PAR1")
+    >>> place.names("responses")
+    ['part-00000.parquet']
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -117,6 +132,7 @@ class Place:
             (self.local / name).parent.mkdir(parents=True, exist_ok=True)
             return write_whole(self.local / name, data)
         with self._told(name) as (files, path):
+            # Object stores write whole files anyway; others that fsspec knows (a mounted or remote disk) do not.
             temporary = str(path.with_name(f".{path.name}.{_mine()}.tmp"))
             files.create_dir(str(path.parent), recursive=True)
             with files.open_output_stream(temporary) as f:
@@ -146,6 +162,7 @@ class Place:
         with self._told(name) as (files, path):
             files.delete_file(str(path))
 
+    # Every way to a place goes through here, so that whatever fails there is one line that names the address.
     @contextmanager
     def _told(self, name: str) -> Iterator[tuple[Any, PurePosixPath]]:
         import pyarrow as pa
@@ -158,7 +175,7 @@ class Place:
             raise RunError(f"{self.root}/{name}: cannot be reached, read or written: {reason[:200]}") from None
 
 
-@cache
+@cache  # a connection each, not one for each file
 def _filesystem(root: str) -> tuple[Any, str]:
     """Arrow's own where it knows the address, otherwise fsspec's."""
     import pyarrow as pa

@@ -33,7 +33,10 @@ BATCHES = (16, 32, 48, 64, 128)
 def run_bench(
     bench: str, model: str, *, prompts: int, tokens: int | None, repeats: int, engine: str = "transformers"
 ) -> dict[str, Any]:
-    """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit."""
+    """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit.
+
+    >>> run_bench("overhead", "smollm2", prompts=8, tokens=16, repeats=3)["ratio"]["reading every layer"]
+    """
     if bench == "startup":
         return {"bench": bench, **startup.measure(repeats)}
     catalog = load_catalog()
@@ -45,6 +48,7 @@ def run_bench(
         if bench == "prefill"
         else chosen[:prompts]
     )
+    # vLLM has its own bench of overhead alone: the other ones are about the decode loop and the replay of this package.
     if engine == "vllm":
         return {"bench": bench, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats)}
     loaded = TransformersEngine.load(model)
@@ -87,6 +91,7 @@ def _hf_generate(engine: TransformersEngine, ids: Sequence[list[int]], sampling:
     for k in range(0, len(ids), batch):
         rows = ids[k : k + batch]
         longest = max(map(len, rows))
+        # Padded on the left, as `generate` wants it, so that replies begin in one column.
         tokens = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=engine.device)
         mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=engine.device)
         generated = engine.model.generate(
@@ -100,6 +105,7 @@ def _hf_generate(engine: TransformersEngine, ids: Sequence[list[int]], sampling:
             pad_token_id=pad,
             eos_token_id=sorted(engine.chat.end_ids),
         )[:, longest:]
+        # What comes after a reply's end is padding, and no token that anybody asked for.
         for row in generated.tolist():
             token_count += next((k for k, t in enumerate(row) if t in engine.chat.end_ids), len(row))
     return token_count / (time.monotonic() - began)
@@ -111,6 +117,7 @@ def _generate(
     """`respond` with reading on against `generate` with nothing read, at its best batch size."""
     sampling = Sampling(max_new_tokens=tokens or 32)
     ids = [engine.chat.prompt_ids(p.messages) for p in prompts]
+    # The peer is to be at its best: which batch size that is depends on the machine.
     speeds = {b: _hf_generate(engine, ids[: max(BATCHES)], sampling, b) for b in BATCHES}
     best_batch = max(speeds, key=lambda b: speeds[b])
     ours, theirs = in_turn(
@@ -219,7 +226,18 @@ def _processor_seconds() -> float:
 
 def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
     """`replay` against a forward pass that keeps all hidden states and slices them: speed, and share of the GEMM peak."""
-    spans = _ragged(engine, prompts[:64], tokens or 256)
+    # Replies from 8 tokens to the longest, as real transcripts are: their lengths' logarithms are evenly spread.
+    longest_reply, asked_prompts = tokens or 256, prompts[:64]
+    lengths = [int(8 * (longest_reply / 8) ** (k / max(1, len(asked_prompts) - 1))) for k in range(len(asked_prompts))]
+    with_lengths = [
+        replace(p, sampling=Sampling(max_new_tokens=n)) for p, n in zip(asked_prompts, lengths, strict=True)
+    ]
+    in_order = []
+    for r in engine.respond(with_lengths, Sampling()):
+        start = len(ids := engine.chat.prompt_ids(r.prompt.messages))
+        in_order.append(Span((*ids, *r.token_ids), ((start, start + len(r.token_ids)),)))
+    # Shuffled: replies come back shortest first, which would do the sorting for either.
+    spans = [in_order[k] for k in torch.randperm(len(in_order), generator=torch.Generator().manual_seed(0)).tolist()]
     token_count = sum(len(s.token_ids) for s in spans)
 
     def replay_speed() -> float:
@@ -248,6 +266,7 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
         return token_count / (time.monotonic() - began)
 
     our_speeds, peer_speeds = in_turn(repeats, replay_speed, peer_speed)
+    # Two operations a parameter and token, over what the machine's own matrix product reaches.
     share = statistics.median(our_speeds) * _flops_per_token(engine) / _gemm_peak(engine)
     memory = [_memory_of(engine, call) for call in (replay_speed, peer_speed)]
     name = "forward pass with all hidden states"
@@ -300,6 +319,7 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
         return len(ids) / (time.monotonic() - began)
 
     our_speeds, peer_speeds = in_turn(repeats, onset_speed, peer_speed)
+    # A beginning that prompts of a shard share is computed once; anything else that was computed is padding.
     needed_tokens = 0
     for k in range(0, len(prompts), ONSET_SHARD):
         rows = [engine.chat.prompt_ids(p.messages) for p in prompts[k : k + ONSET_SHARD]]
@@ -320,17 +340,6 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
         },
         "limit": {name: 2.0, "share of the GEMM peak": 0.7, "computed tokens that are real": 0.9},
     }
-
-
-def _ragged(engine: TransformersEngine, prompts: Sequence[Prompt], longest: int) -> list[Span]:
-    """Replies from 8 to `longest` tokens, as real transcripts are: their lengths' logarithms are evenly spread."""
-    lengths = [int(8 * (longest / 8) ** (k / max(1, len(prompts) - 1))) for k in range(len(prompts))]
-    with_lengths = [replace(p, sampling=Sampling(max_new_tokens=n)) for p, n in zip(prompts, lengths, strict=True)]
-    spans = []
-    for r in engine.respond(with_lengths, Sampling()):
-        start = len(ids := engine.chat.prompt_ids(r.prompt.messages))
-        spans.append(Span((*ids, *r.token_ids), ((start, start + len(r.token_ids)),)))
-    return [spans[k] for k in torch.randperm(len(spans), generator=torch.Generator().manual_seed(0)).tolist()]
 
 
 def _memory_of(engine: TransformersEngine, call: Callable[[], float]) -> int:
@@ -380,6 +389,7 @@ def _flops_per_token(engine: TransformersEngine) -> float:
 
 
 def _gemm_peak(engine: TransformersEngine) -> float:
+    # The best of eight: what the machine can do, not what others leave of it.
     a = torch.randn(2048, 2048, device=engine.device, dtype=engine.model.dtype)
     best = 0.0
     for _ in range(8):

@@ -38,6 +38,7 @@ def served(engine: TransformersEngine, rows: int) -> Iterator[int]:
         "axis_pc1": [0.0] * shape[0],
     }
     application = create_app(PersonaSpace(meta, tensors), engine, Settings(rows=rows))
+    # The socket is ours before the server starts, so that its port is known and nobody else's.
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(application, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -79,7 +80,7 @@ def first_token(port: int, model: str) -> float:
         if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
             break
     waited = time.monotonic() - began
-    answer.read()
+    answer.read()  # the rest, so that the next one meets an idle server
     return waited
 
 

@@ -99,6 +99,7 @@ class _SubsampledReading:
         source = FromActivations(
             self.shards, responses, 1 + len(self.roles), int(self.responses.question.max()) + 1, None
         )
+        # A role with a single reply counts: what that is worth is just what is looked at.
         counts = dict.fromkeys((DEFAULT, *self.roles), 1)
         try:
             included = estimate.included_responses(source, self.roles, counts, 1)
@@ -106,11 +107,13 @@ class _SubsampledReading:
             return None
         layers = slice(layer, layer + 1)
         sums = source.sums(included.cells, layers)
+        # Infinite: questions count as nothing, as in the study's plain means.
         ratios = np.array([np.inf]) if way == "study" else estimate.variance_ratios(included, layers)
         halves = reliability.split_half(reliability.split_fits(included.cells, SPLITS, self.seed), sums, ratios)
         whole_reliabilities = [spearman_brown(halves.axis)]
         whole_reliabilities += [spearman_brown(getattr(halves, name), halves.factor) for name in NAMES[1:]]
         axis, order, map_ = (None if np.isnan(values[0]) else float(values[0]) for values in whole_reliabilities)
+        # In order, a prompt's longest shared beginning is the one before it.
         prompts = sorted(self.ids[k] for k in np.flatnonzero(chosen))
         computed = sum(
             len(tokens_of_prompt) - shared_prefix_length(before, tokens_of_prompt)

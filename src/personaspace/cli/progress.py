@@ -8,9 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from personaspace.mapping.plan import Plan
-from personaspace.mapping.stages import Watcher
 from personaspace.report.words import duration
+from personaspace.watcher import Plan, Watcher
 
 LINE_EVERY = 15.0
 """Seconds between plain lines."""

@@ -60,7 +60,11 @@ class ReplySample:
 
 def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int = 96, seed: int = 0) -> ReplySample:
     """Draws replies from a run: `roles` of roles', at most `A_ROLE` of each, so that many roles speak. Raises `DesignError`
-    where it holds too few, saying how many it takes."""
+    where it holds too few, saying how many it takes.
+
+    >>> sample = draw_sample(Run("runs/smollm2"))
+    >>> space = calibrate(engine, space, sample, default_range(engine.info.layers))
+    """
     rng = np.random.default_rng(seed)
     by_role: dict[str, list[RunReply]] = {}
     for reply in _replies(run):
@@ -77,6 +81,7 @@ def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int
             f"{run.folder} holds {len(default_replies)} replies of the default and {len(role_replies)} of roles; "
             f"calibration needs {2 * LEAST} and {LEAST}: map with more replies of either (default_responses, per_role)"
         )
+    # Floors are set on the ones and priced on the others: what a cap costs is not to be read off what it was made from.
     shuffled = [default_replies[k] for k in rng.permutation(len(default_replies))]
     held_out_count = min(held_out, len(shuffled) // 2)
     return ReplySample(
@@ -130,6 +135,7 @@ def projections_while_mapping(run: Run, axis: Tensor) -> tuple[list[Tensor], lis
     role_names: list[str] = []
     for shard in run.done():
         projections = run.projections(shard, axis)
+        # One shard without, and percentiles would be those of the others alone: then all are replayed.
         if projections is None:
             return [], [], []
         for role, tokens in zip(run.read(shard, ["role"])["role"].to_pylist(), projections, strict=True):
@@ -182,7 +188,11 @@ WITHOUT_SWEEP = "it is the floor that the default's own tokens set (their 25th p
 
 
 def named_cap(space: PersonaSpace, of: str, percentile: int, layers: range) -> tuple[str, dict[str, Any]]:
-    """A cap and its name, which says whose tokens' projections, which percentile, and which layers."""
+    """A cap and its name, which says whose tokens' projections, which percentile, and which layers.
+
+    >>> named_cap(calibrated, "default", 25, range(18, 26))[0]
+    'default-p25@18:26'
+    """
     check_kind(of, percentile)
     check_range(layers, len(space.tensors["axis"]))
     floors = space.tensors[f"quantiles_{of}_tokens"][percentile]
@@ -215,13 +225,21 @@ def beginnings(projections: Sequence[Tensor], layer: int) -> Tensor:
 
 
 def default_range(layers: int) -> range:
-    """Late layers, where the study capped: from 60% of the depth to 87%."""
+    """Late layers, where the study capped: from 60% of the depth to 87%.
+
+    >>> default_range(30)
+    range(18, 26)
+    """
     start = round(0.6 * layers)
     return range(start, max(start + 1, round(0.87 * layers)))
 
 
 def parse_range(text: str) -> range:
-    """`A:B`, half-open as in Python. Raises `UsageError`."""
+    """`A:B`, half-open as in Python. Raises `UsageError`.
+
+    >>> parse_range("18:26")
+    range(18, 26)
+    """
     first, colon, last = text.partition(":")
     if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
         raise UsageError(f"layers={text}: expected A:B with A < B, as in 18:26")

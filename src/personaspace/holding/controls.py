@@ -75,7 +75,12 @@ def directions(space: PersonaSpace, random: int, first: int = 0) -> dict[str, Di
 
 
 def displaced(space: PersonaSpace, layers: Sequence[int], steps: Sequence[float], along: Direction) -> tuple[Add, ...]:
-    """Steps of those lengths along a direction, one at each layer, at every token; none where a length is 0."""
+    """Steps of those lengths along a direction, one at each layer, at every token; none where a length is 0.
+
+    >>> steps = displacement(engine, space, cap, conversations)
+    >>> with engine.intervening(*displaced(space, cap.layers, steps, directions(space, random=1)["random 1"])):
+    ...     replies = list(engine.respond(prompts, sampling))
+    """
     return tuple(
         Add(along(space, layer), layer, step, relative=False) for layer, step in zip(layers, steps, strict=True) if step
     )

@@ -105,6 +105,7 @@ def effects(
         name: torch.cosine_similarity(across(h - centre), across(own_vectors), dim=-1).numpy()
         for name, (h, _) in replies.items()
     }
+    # The whole way is the one from where plain role replies lie to where the default's do.
     gap = default - float(np.nanmean(along["none"]))
     by_name = {}
     for name, (_, in_role) in replies.items():

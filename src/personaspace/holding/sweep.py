@@ -53,7 +53,11 @@ class CapabilityTask:
 
 
 def read_tasks(path: str | Path) -> list[CapabilityTask]:
-    """Tasks from JSONL, `{"prompt", "answer"}` a line. Raises `UsageError` with file and line."""
+    """Tasks from JSONL, `{"prompt", "answer"}` a line. Raises `UsageError` with file and line.
+
+    >>> read_tasks("tasks.jsonl")[0]
+    CapabilityTask(prompt='What is the capital of France?', answer='Paris')
+    """
     tasks = []
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -95,6 +99,7 @@ def sweep(
     """Tries every range with every percentile; returns the space with those on the front as caps, the best as
     `capped`, and what each that was tried does, no cap (`none`) first. random: along how many random directions the
     model is displaced as far as by the cap that is taken, which is noted beside it."""
+    # 1) Every cap on the same prompts, and on the same half of the held-out replies.
     existing_caps = space.caps
     tried_caps = dict(named_cap(space, kind, p, layers) for layers in ranges for kind, p in CHOICES)
     space = PersonaSpace({**space.meta, "caps": {**existing_caps, **tried_caps}}, space.tensors)
@@ -106,6 +111,7 @@ def sweep(
     interventions = {"none": (), **{name: (space.cap(name),) for name in tried_caps}}
     replies = trial.role_replies(interventions, source_replies)
     outcomes = pareto(trial.outcomes(interventions, replies, source_replies, sample.held_out[:half]))
+    # 2) The best of many looks better than it is: a few are tried again on prompts and replies that they were not ranked by.
     finalists = [o for o in ranked(outcomes) if o.name != "none"][:FINALISTS]
     if fresh_replies:
         source_replies, held_out = fresh_replies, sample.held_out[half:]
@@ -122,6 +128,7 @@ def sweep(
         held_out = sample.held_out[:half]
         best, why = choose(finalists)
         summary = {"because": f"{why}; no prompts were left to try it again on"}
+    # 3) Beside the cap that is taken, what displaces as far along other directions, on the prompts that it was tried on last.
     cap = space.cap(best.name)
     steps = displacement(engine, space, cap, [r.messages for r in source_replies])
     control_interventions = {
@@ -169,7 +176,18 @@ class Trial:
         effects_by_name = effects(self.space, [r.role for r in source_replies], replies, self.place(held_out))
         plain_logprobs = self._probabilities((), held_out)[0]
         questions = tuple(str(r.messages[-1]["content"]) for r in held_out)
-        solved = self._capability(interventions) if self.tasks else {}
+        # For each cap, the share of tasks whose greedy reply holds the answer.
+        solved: dict[str, float] = {}
+        if self.tasks:
+            task_prompts = [
+                Prompt(({"role": "user", "content": t.prompt},), question=c, index=k, interventions=cap_interventions)
+                for c, cap_interventions in enumerate(interventions.values())
+                for k, t in enumerate(self.tasks)
+            ]
+            right = np.zeros((len(interventions), len(self.tasks)))
+            for r in self.engine.respond(task_prompts, Sampling(temperature=0, max_new_tokens=LONGEST)):
+                right[r.prompt.question, r.prompt.index] = bool(re.search(self.tasks[r.prompt.index].answer, r.text))
+            solved = {name: float(right[c].mean()) for c, name in enumerate(interventions)}
         outcomes = []
         for name, cap_interventions in interventions.items():
             capped_logprobs, tokens, touched = self._probabilities(cap_interventions, held_out)
@@ -187,6 +205,7 @@ class Trial:
         under every name."""
         run_sampling = Sampling(**self.space.meta["sampling"])
         sampling = run_sampling.model_copy(update={"max_new_tokens": min(run_sampling.max_new_tokens, LONGEST)})
+        # All interventions in one call: an engine answers them side by side, each prompt with its own.
         prompts = [
             Prompt(r.messages, r.role, index=k, question=c, seed=self.seed + k, interventions=cap_interventions)
             for c, cap_interventions in enumerate(interventions.values())
@@ -235,15 +254,3 @@ class Trial:
         rows = [((t.logprob or 0) * t.tokens, t.tokens, t.touched) for t in turns]
         logprobs, tokens, touched = np.array(rows, dtype=float).T
         return logprobs, tokens, touched
-
-    def _capability(self, interventions: InterventionsByName) -> dict[str, float]:
-        """For each cap, the share of tasks whose greedy reply holds the answer."""
-        prompts = [
-            Prompt(({"role": "user", "content": t.prompt},), question=c, index=k, interventions=cap_interventions)
-            for c, cap_interventions in enumerate(interventions.values())
-            for k, t in enumerate(self.tasks)
-        ]
-        solved = np.zeros((len(interventions), len(self.tasks)))
-        for r in self.engine.respond(prompts, Sampling(temperature=0, max_new_tokens=LONGEST)):
-            solved[r.prompt.question, r.prompt.index] = bool(re.search(self.tasks[r.prompt.index].answer, r.text))
-        return {name: float(solved[c].mean()) for c, name in enumerate(interventions)}

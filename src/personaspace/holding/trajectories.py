@@ -20,14 +20,40 @@ def write_trajectories(
     rule: AlertRule | None = None,
 ) -> Path:
     """Several conversations in one page: projections by turn with the default's band and the alert's line, each turn's figures,
-    and every token's projection."""
+    and every token's projection.
+
+    >>> (talk,), rule = ps.project("smollm2", "talk.json")
+    >>> write_trajectories("talk.html", ps.PersonaSpace.load("smollm2"), [(talk.name, talk.turns)], rule)
+    PosixPath('talk.html')
+    """
     names = [name for name, _ in conversations]
     layout = {
         "xaxis": {"title": {"text": "assistant turn"}, "dtick": 1},
         "yaxis": {"title": {"text": "projection on the axis (up is Assistant)"}},
         "shapes": default_band(space, rule),
     }
-    turns = [_line(k, name, readings) for k, (name, readings) in enumerate(conversations)]
+    turns, tokens = [], []
+    for k, (name, readings) in enumerate(conversations):
+        colour = COLOURS[k % len(COLOURS)]
+        turns.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": name,
+                "x": list(range(1, len(readings) + 1)),
+                "y": [r.projection for r in readings],
+                "text": [
+                    f"{name}, turn {i}: {r.projection:.1f}<br>near {', '.join(role for role, _ in r.nearest[:3])}"
+                    for i, r in enumerate(readings, 1)
+                ],
+                "hoverinfo": "text",
+                "line": {"color": colour, "width": 3},
+                "marker": {"size": 9, "symbol": ["x" if r.alert else "circle" for r in readings]},
+            }
+        )
+        token_values = [p for r in readings for p in r.each]
+        line = {"color": colour, "width": 1.2}
+        tokens.append({"type": "scatter", "mode": "lines", "name": name, "y": token_values, "line": line})
     blocks = [
         Block(
             "Turn by turn",
@@ -36,7 +62,6 @@ def write_trajectories(
             460,
         )
     ]
-    tokens = [_tokens(k, name, readings) for k, (name, readings) in enumerate(conversations)]
     blocks.append(
         Block(
             "Token by token",
@@ -48,7 +73,20 @@ def write_trajectories(
         )
     )
     head = ["turn", "tokens", "projection", "drift", "nearest roles", "where it fell", "alert"]
-    blocks += [Block(name, head=head, rows=[_row(r) for r in readings]) for name, readings in conversations]
+    for name, readings in conversations:
+        rows = [
+            [
+                str(r.index),
+                str(r.tokens),
+                f"{r.projection:.1f}",
+                "" if r.drift is None else f"{r.drift:+.2f}",
+                ", ".join(f"{role} {cosine:.2f}" for role, cosine in r.nearest[:3]),
+                "" if r.fell is None else f"{r.fell[0]}–{r.fell[1]}: {r.fell_text}",
+                "alert" if r.alert else "",
+            ]
+            for r in readings
+        ]
+        blocks.append(Block(name, head=head, rows=rows))
     model = space.meta["model"]["id"]
     lead = f"Assistant turns of {model} at layer {space.layer}. Drift is in the default's standard deviations."
     return write_figures(path, " and ".join(names) if len(names) < 4 else f"{len(names)} conversations", lead, blocks)
@@ -68,39 +106,3 @@ def default_band(space: PersonaSpace, rule: AlertRule | None = None) -> list[dic
             {"type": "line", **across, "y0": alert_level, "y1": alert_level, "line": {"color": SOFT, "dash": "dot"}}
         )
     return shapes
-
-
-def _line(k: int, name: str, readings: Sequence[TurnReading]) -> dict[str, Any]:
-    hover_texts = [
-        f"{name}, turn {i}: {r.projection:.1f}<br>near {', '.join(n for n, _ in r.nearest[:3])}"
-        for i, r in enumerate(readings, 1)
-    ]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": name,
-        "x": list(range(1, len(readings) + 1)),
-        "y": [r.projection for r in readings],
-        "text": hover_texts,
-        "hoverinfo": "text",
-        "line": {"color": COLOURS[k % len(COLOURS)], "width": 3},
-        "marker": {"size": 9, "symbol": ["x" if r.alert else "circle" for r in readings]},
-    }
-
-
-def _tokens(k: int, name: str, readings: Sequence[TurnReading]) -> dict[str, Any]:
-    values = [p for r in readings for p in r.each]
-    line = {"color": COLOURS[k % len(COLOURS)], "width": 1.2}
-    return {"type": "scatter", "mode": "lines", "name": name, "y": values, "line": line}
-
-
-def _row(r: TurnReading) -> list[str]:
-    return [
-        str(r.index),
-        str(r.tokens),
-        f"{r.projection:.1f}",
-        "" if r.drift is None else f"{r.drift:+.2f}",
-        ", ".join(f"{name} {cosine:.2f}" for name, cosine in r.nearest[:3]),
-        "" if r.fell is None else f"{r.fell[0]}–{r.fell[1]}: {r.fell_text}",
-        "alert" if r.alert else "",
-    ]

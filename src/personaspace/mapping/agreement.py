@@ -40,6 +40,7 @@ def of_orders(prompts: IncludedResponses, replies: IncludedResponses, layer: int
         places_by_half = [[reading.places(mask) for mask in (in_first_half, ~in_first_half)] for reading in readings]
         if any(places is None for by_half in places_by_half for places in by_half):
             continue
+        # Prompts of one half against replies of the other, both ways; and each reading's halves against one another.
         across += [_correlations(weights, places_by_half[0][k], places_by_half[1][1 - k]) for k in (0, 1)]
         for k in (0, 1):
             within[k].append(_correlations(weights, places_by_half[k][0], places_by_half[k][1]))
@@ -51,6 +52,7 @@ def of_orders(prompts: IncludedResponses, replies: IncludedResponses, layer: int
     reliabilities = [np.nanmean(values, axis=0) for values in within]
     if min(float(r[0]) for r in reliabilities) < LEAST_RELIABLE:
         return None
+    # A correlation of two noisy orders is smaller by the root of both reliabilities.
     with np.errstate(invalid="ignore"):
         agreement = np.nanmean(across, axis=0) / np.sqrt(
             np.maximum(reliabilities[0] * reliabilities[1], LEAST_RELIABLE**2)

@@ -54,6 +54,7 @@ def answer(engine: Engine, task: ShardTask, tell: Callable[[], None] = lambda: N
         projected_replies = PROJECTED_DEFAULT if response.prompt.role == DEFAULT else PROJECTED_ROLE
         responses.append(response if response.prompt.index < projected_replies else replace(response, projections=None))
         tell()
+    # An engine answers in the order it gets done: shards are stored in the order they were asked in.
     order = {(p.role, p.index): i for i, p in enumerate(task.prompts)}
     responses.sort(key=lambda r: order[r.prompt.role, r.prompt.index])
     shards.write(task.number, responses, task.along)

@@ -197,9 +197,11 @@ def variance_ratios(included: IncludedResponses, layers: slice) -> vectors.Float
 def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: dict[str, Any]) -> PersonaSpace:
     """The space of the responses that count; layer None picks it by separation on held-out questions."""
     source, cells = included.source, included.cells
+    # 1) The design, which needs no activation: the model of all responses, and of halves by question and by instruction.
     fit, splits = vectors.Fit(cells), reliability.split_fits(cells, SPLITS, seed)
     texts = source.by_instruction()
     text_splits = reliability.instruction_fits(cells, texts, BY_LAYER, seed) if texts else []
+    # 2) Role vectors and what halves agree on, so many layers at a time as their sums fit the memory.
     by_layer: dict[str, list[vectors.Floats]] = {}
     effects, on_axis, held_out = [], [], []
     for layers in _passes(included, meta["model"]["hidden"]):
@@ -218,7 +220,7 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
             **_split_half(splits[:BY_LAYER], _light(sums, cells), ratios, "split_half"),
         }
         if texts:
-            del sums
+            del sums  # the two are as large as each other, and fit the memory one at a time
             sums = source.sums_by_instruction(texts, layers)
             figures |= _split_half(text_splits, _light(sums, texts), ratios, "split_half_by_instruction")
         for name, values in figures.items():
@@ -229,21 +231,28 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
     projections = np.concatenate(on_axis, 1)
     by_fold = _separation(included, np.concatenate(held_out, 1), fold)
     figures = {name: np.concatenate(values) for name, values in by_layer.items()}
+    # 3) The layer: prompts' by reliability, replies' by how far they lie apart on questions that the axis did not see.
     if layer is None and meta.get("reading") == PROMPT:
         whole_reliabilities = (
             spearman_brown(figures[f"{name}_split_half"], figures["split_half_factor"]) for name in ("order", "map")
         )
         layer = layer_of_prompts(*whole_reliabilities)
     chosen = vectors.pick_layer(by_fold) if layer is None else layer
+    # 4) What takes longer, at that layer alone: intervals, products across halves, figures with the noise taken out.
     at_layer = source.sums(cells, slice(chosen, chosen + 1))
     ratio = float(figures["variance_ratio"][chosen])
     intervals = reliability.bootstrap(cells, at_layer[:, 0], axis[chosen].numpy(), BOOTSTRAPS, seed, ratio)
     products = reliability.Products.of(splits, at_layer, ratio, len(cells.shown) - 1)
     factor = float(figures["split_half_factor"][chosen])
     components, variance = principal_components(roles.float(), axis.float())
-    without_noise, cosines = corrected.figures(
-        fit, at_layer[:, 0], ratio, _noise_sample(included, chosen, seed), products, seed
-    )
+    # Noise is learnt from the sample, or as much of it as `NOISE_FROM` says.
+    learnt_from, rng = included.sampled.copy(), np.random.default_rng(seed)
+    for in_group, limit in zip((source.role == 0, source.role > 0), NOISE_FROM, strict=True):
+        learnt_from[rng.permutation(np.flatnonzero(learnt_from & in_group))[limit:]] = False
+    blocks = list(source.sample(learnt_from, slice(chosen, chosen + 1)))
+    activations = torch.cat(blocks)[:, 0].double().numpy() if blocks else np.zeros((0, source.norms.shape[1]))
+    noise_sample = Sample(source.role[learnt_from], source.question[learnt_from], activations)
+    without_noise, cosines = corrected.figures(fit, at_layer[:, 0], ratio, noise_sample, products, seed)
     is_default = source.role[included.sampled] == 0
     tensors = {
         "role_vectors": roles,
@@ -276,17 +285,6 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
         "histogram": _histogram(projections[:, chosen], is_default),
     }
     return PersonaSpace(meta, {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()})
-
-
-def _noise_sample(included: IncludedResponses, layer: int, seed: int) -> Sample:
-    """What noise is learnt from: the sample at a layer, or as much of it as `NOISE_FROM` says."""
-    source, chosen = included.source, included.sampled.copy()
-    rng = np.random.default_rng(seed)
-    for in_group, limit in zip((source.role == 0, source.role > 0), NOISE_FROM, strict=True):
-        chosen[rng.permutation(np.flatnonzero(chosen & in_group))[limit:]] = False
-    blocks = list(source.sample(chosen, slice(layer, layer + 1)))
-    activations = torch.cat(blocks)[:, 0].double().numpy() if blocks else np.zeros((0, included.source.norms.shape[1]))
-    return Sample(source.role[chosen], source.question[chosen], activations)
 
 
 def _light(sums: Tensor, cells: vectors.Cells) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -20,8 +21,7 @@ from personaspace.errors import SpaceError, UsageError
 from personaspace.holding import calibrate
 from personaspace.judges import Judge
 from personaspace.mapping import agreement, estimate
-from personaspace.mapping.plan import Plan
-from personaspace.mapping.stages import Aim, Stage, Watcher
+from personaspace.mapping.stages import Aim, Stage
 from personaspace.mapping.sums import BLOCKS
 from personaspace.report.map import write_report
 from personaspace.runs import Run
@@ -29,6 +29,7 @@ from personaspace.space import PersonaSpace
 from personaspace.space.readings import OF_REPLIES, PROMPT, REPLY, joined
 from personaspace.stats.forecast import NAMES
 from personaspace.stats.vectors import blocks_of
+from personaspace.watcher import Plan, Watcher
 
 PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 16, 250
 REPLIES_A_ROLE, REPLIES_BESIDE_PROMPTS = 4, 2
@@ -135,7 +136,14 @@ class Mapper:
         manifest = self.run.manifest() if self.run.exists else {}
         # What a run has no replies of yet may still be decided.
         self.options = options.resolved(manifest["config"] if manifest.get("rounds") else None, self.catalog)
-        self.kept_layers = _kept_layers(options.keep, engine.info.layers)
+        # The layers whose activations stay beside the sums; None where there are no sums.
+        self.kept_layers: range | None = None
+        if options.keep != "all":
+            layers = engine.info.layers
+            first, last = (int(x) for x in options.keep.split(":")[1:]) if options.keep != "sums" else (0, 0)
+            if options.keep != "sums" and not first < last <= layers:
+                raise UsageError(f"keep={options.keep}: the model has layers 0 to {layers - 1} (layers:0:{layers})")
+            self.kept_layers = range(first, last)
         blocks = options.blocks or (None if self.kept_layers is None else BLOCKS)
         self.block_of = None if blocks is None else blocks_of(len(catalog.questions), blocks, options.seed)
         self.included: estimate.IncludedResponses | None = (
@@ -169,28 +177,43 @@ class Mapper:
         return plans
 
     def map(self, judge: Judge | None) -> PersonaSpace:
-        """Maps until the design, or `until`, is fulfilled; writes space and report, and returns the space."""
+        """Maps until the design, or `until`, is fulfilled; writes space and report, and returns the space. Killed at any
+        moment, the same call goes on from what is whole.
+
+        >>> mapper = Mapper(engine, ps.load_catalog(), "runs/smollm2", MapOptions(read="prompt"))
+        >>> mapper.map(judge=None).layer  # prompts are judged by nobody
+        """
         with self.run.locked():
+            # 1) The run: begun, or gone on with where its configuration is the same.
             manifest = self._begin(judge)
-            # A reading that an earlier call finished stays in the space, as it is.
+            # 2) What is read. A reading that an earlier call finished stays in the space, as it is.
             for reading in (PROMPT, REPLY):
                 stage = self.stages.get(reading) or self._stage(reading)
                 if reading not in self.stages and stage.is_whole(manifest):
                     self.stages[reading] = stage
             stages = {r: self.stages[r] for r in (PROMPT, REPLY) if r in self.stages}
+            # 3) Prompts first: replies' tokens are projected on the axis that those give, and never need replaying for caps.
+            options = self.options
             included_by_reading: dict[str, estimate.IncludedResponses] = {}
             for reading, stage in stages.items():
                 if (sparse := stage.design.sparseness(self.catalog)) and len(stages) == 1:
                     self.watcher.note(sparse)
                 if reading == REPLY and PROMPT in included_by_reading and self.engine.projects_tokens:
                     stage.along = estimate.unit_axis(included_by_reading[PROMPT], self.engine.info.hidden)
-                included_by_reading[reading] = stage.read(manifest, judge, self._aim(reading, list(stages)))
+                aim = None
+                if options.until is not None and reading == next(iter(stages)):
+                    # `until` speaks of prompts where they are read.
+                    layer = estimate.deep_enough(self.engine.info.layers) if options.layer is None else options.layer
+                    aim = Aim(options.until, options.prompt_budget if reading == PROMPT else options.budget, layer)
+                included_by_reading[reading] = stage.read(manifest, judge, aim)
             self.included = included_by_reading[next(iter(included_by_reading))]
+            # 4) Estimates, caps, and the files.
             return self._finish(included_by_reading, manifest, judge)
 
     def _begin(self, judge: Judge | None) -> dict[str, Any]:
         """The run's manifest, begun or gone on with. Raises `RunMismatch`."""
         config = configuration(self.engine, self.catalog, self.options)
+        # Sums cannot be judged or cut into blocks again: how they were is part of what the run is.
         if self.block_of is not None and self.kept_layers is not None:
             keep = {"activations": self.options.keep, "blocks": int(self.block_of.max()) + 1}
             config["keep"] = {**keep, "judge": judge.name if judge else "none"}
@@ -199,20 +222,17 @@ class Mapper:
             manifest["config"] |= {name: config[name] for name in ("design", "sampling")}
             self.run.update(manifest)
         model = asdict(self.engine.info)
-        metadata = {"model": model, "version": version("personaspace"), "engine": _threads(self.engine)}
+        # Who timed this map: seconds of another engine or machine say nothing of this one.
+        timed_on = {
+            "name": type(self.engine).__name__,
+            "device": str(getattr(self.engine, "device", "")),
+            "threads": torch.get_num_threads(),
+        }
+        metadata = {"model": model, "version": version("personaspace"), "engine": timed_on}
         manifest = self.run.begin(config, metadata)
         if self.options.shards:
             self.run.lies(manifest, self.options.shards)
         return manifest
-
-    def _aim(self, reading: str, readings: list[str]) -> Aim | None:
-        """What `until` asks of a reading: it speaks of prompts where they are read."""
-        options = self.options
-        if options.until is None or reading != readings[0]:
-            return None
-        layer = estimate.deep_enough(self.engine.info.layers) if options.layer is None else options.layer
-        budget = options.prompt_budget if reading == PROMPT else options.budget
-        return Aim(options.until, budget, layer)
 
     # -- the space ---------------------------------------------------------------------------------------------------
 
@@ -222,6 +242,7 @@ class Mapper:
         manifest: Mapping[str, Any],
         judge: Judge | None,
     ) -> PersonaSpace:
+        """The space of what counts, written with its report; the one that is there where it was made from just that."""
         metas = {reading: self._meta(reading, manifest, judge) for reading in included_by_reading}
         made_from = {
             "config": manifest["config_hash"],
@@ -234,8 +255,13 @@ class Mapper:
             "version": version("personaspace"),
             **({"blocks": self.options.blocks} if self.options.blocks else {}),
         }
-        if existing := self._existing_space(made_from):
-            return existing
+        # What an earlier call made from the same replies stays, with what calibration has added to it; another version's, or
+        # a broken one, is made again.
+        if self.run.space_file.is_file() and self.run.report_file.is_file():
+            with contextlib.suppress(SpaceError):
+                existing = PersonaSpace.load(self.run.space_file)
+                if existing.meta.get("made_from") == json.loads(json.dumps(made_from)):
+                    return existing
         began = time.monotonic()
         layer, seed = self.options.layer, self.options.seed
         if layer is None and len(included_by_reading) > 1:
@@ -251,7 +277,13 @@ class Mapper:
             space = self._with_replies(space, spaces.get(REPLY), included_by_reading)
         space.meta["layer_chosen"] = "auto" if self.options.layer is None else "given"
         space.meta["made_from"] = made_from
-        space.meta["samples"] = self._samples()
+        # Two exchanges of each role, as question and reply, for the report.
+        samples: dict[str, list[list[str]]] = {}
+        for shard in self.run.done():
+            for row in self.run.read(shard, ["role", "user", "text"]).to_pylist():
+                if len(samples.setdefault(row["role"], [])) < 2 and row["text"].strip():
+                    samples[row["role"]].append([row["user"], row["text"].strip()[:400]])
+        space.meta["samples"] = samples
         space.meta["seconds"]["estimates"] = time.monotonic() - began
         if REPLY in spaces:
             space = self._with_caps(space)
@@ -266,6 +298,7 @@ class Mapper:
         included_by_reading: Mapping[str, estimate.IncludedResponses],
     ) -> PersonaSpace:
         """The space of prompts with what is known of replies: how they lie on its axis, and their own reading beside it."""
+        # How prompts spread along the axis is no scale for replies, and what has no replies yet has none.
         tensors = {name: t for name, t in space.tensors.items() if name not in OF_REPLIES}
         meta = {k: v for k, v in space.meta.items() if k != "histogram"}
         if replies is None:
@@ -324,46 +357,9 @@ class Mapper:
             "seconds": {"responses": manifest[stage.key("seconds")]},
         }
 
-    def _existing_space(self, made_from: Mapping[str, Any]) -> PersonaSpace | None:
-        """The space that an earlier call made from the same responses, with what calibration has added to it."""
-        if not (self.run.space_file.is_file() and self.run.report_file.is_file()):
-            return None
-        try:
-            space = PersonaSpace.load(self.run.space_file)
-        except SpaceError:
-            return None  # another version's, or broken: it is made again from the responses
-        return space if space.meta.get("made_from") == json.loads(json.dumps(made_from)) else None
-
-    def _samples(self) -> dict[str, list[list[str]]]:
-        """Two exchanges of each role, as question and reply, for the report."""
-        samples: dict[str, list[list[str]]] = {}
-        for shard in self.run.done():
-            for row in self.run.read(shard, ["role", "user", "text"]).to_pylist():
-                if len(samples.setdefault(row["role"], [])) < 2 and row["text"].strip():
-                    samples[row["role"]].append([row["user"], row["text"].strip()[:400]])
-        return samples
-
 
 def named(catalog: Catalog, model: str) -> Catalog:
     """The catalogue with the model's own name in the default prompts."""
     name = "SmolLM2" if model == "smollm2" else Path(model).name.removesuffix(".gguf")
     defaults = tuple(t.replace("{model}", name) if t else t for t in catalog.defaults)
     return replace(catalog, defaults=defaults)
-
-
-def _kept_layers(keep: str, layers: int) -> range | None:
-    """The layers whose activations stay beside the sums; None where there are no sums. Raises `UsageError`."""
-    if keep == "all":
-        return None
-    first, last = (int(x) for x in keep.split(":")[1:]) if keep != "sums" else (0, 0)
-    if keep != "sums" and not first < last <= layers:
-        raise UsageError(f"keep={keep}: the model has layers 0 to {layers - 1} (layers:0:{layers})")
-    return range(first, last)
-
-
-def _threads(engine: Engine) -> dict[str, Any]:
-    return {
-        "name": type(engine).__name__,
-        "device": str(getattr(engine, "device", "")),
-        "threads": torch.get_num_threads(),
-    }

@@ -47,20 +47,6 @@ CHARACTERS, MESSAGE = 4.5, 8
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What reading a map's prompts or its replies will take. seconds and bytes are estimates; done counts what is there
-    already. what: `prompts` or `responses`."""
-
-    what: str
-    responses: int
-    done: int
-    prompt_tokens: int
-    new_tokens: int
-    seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True)
 class ModelShape:
     """A model's sizes, as in its config.json; a dense decoder with a gated MLP."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,12 @@ from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
 from personaspace.mapping.ask import ShardTask, answer, judged
-from personaspace.mapping.plan import ONSET_SHARD, SHARD, Plan, bytes_per_response, seconds_per_token
+from personaspace.mapping.plan import ONSET_SHARD, SHARD, bytes_per_response, seconds_per_token
 from personaspace.mapping.sums import FromActivations, FromSums, Responses, Source, Sums
 from personaspace.runs import Run, Shards
 from personaspace.space.readings import PROMPT
 from personaspace.stats.vectors import Ints
+from personaspace.watcher import Plan, Watcher
 
 FOLD = 1 << 30
 """Bytes of activations that may wait to be summed; where the sums are larger than that, as many as they are."""
@@ -39,19 +40,6 @@ GROWTH = 4
 """How many first rounds `until` may spend where no budget is given."""
 
 Rounds = Sequence[Mapping[str, int]]
-
-
-class Watcher:
-    """Is told what goes on; the command line shows it. Does nothing by itself."""
-
-    def planned(self, plan: Plan) -> None:
-        """Before the first response is asked for."""
-
-    def progress(self, done: int, total: int) -> None:
-        """After each response; done counts those of earlier calls."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +98,13 @@ class Stage:
         rounds: list[dict[str, int]] = manifest.setdefault(self.key("rounds"), [])
         first_round = self.design.first_round(self.catalog)
         if not rounds:
-            # An axis alone needs a sample of roles; order and map need all of them.
-            axis_alone = aim is not None and self.reading == PROMPT and list(aim.until) == ["axis"]
-            rounds.append(self._first_look(first_round) if axis_alone else first_round)
+            if aim is not None and self.reading == PROMPT and list(aim.until) == ["axis"]:
+                # For the axis alone a sample of roles is enough to see how far there is to go; order and map need all of them.
+                roles = [name for name in first_round if name != DEFAULT]
+                sampled_roles = roles[:: -(-len(roles) // FIRST_LOOK)]
+                default = min(len(sampled_roles), first_round[DEFAULT])
+                first_round = {DEFAULT: default, **dict.fromkeys(sampled_roles, 1)}
+            rounds.append(first_round)
         elif not aim:
             # What an aim was content with may be less than the design asks for, and so may an earlier call's design.
             requested = _total(rounds)
@@ -124,12 +116,26 @@ class Stage:
         first = 0 if aim and not self.sums else len(rounds) - 1
         history: list[dict[str, float]] = manifest.get(self.key("history"), [])[:first]
         if sums := self.sums:
+            # A call that was killed may have left activations that are in the sums, or half of a generation.
             sums.settle()
         spent = 0.0
         for k in itertools.count(first):
             groups = self._prompts(rounds[: k + 1])
             spent += self._ask(groups, judge)
-            included = self._included(groups, judge)
+            # What counts so far: of sums what they hold, else the replies of these rounds that the judge keeps.
+            names = [r.role for r in self.catalog.roles]
+            asked_of = dict.fromkeys((DEFAULT, *names), 0)
+            for prompt in itertools.chain.from_iterable(groups):
+                asked_of[prompt.role] += 1
+            source: Source
+            if sums:
+                source = FromSums(sums)
+            else:
+                responses = self._responses(range(len(self.cut(groups))), judge)
+                source = FromActivations(
+                    self.shards, responses, 1 + len(names), len(self.catalog.questions), self.block_of
+                )
+            included = estimate.included_responses(source, names, asked_of, self.min_responses)
             next_counts = self._next(included, rounds[: k + 1], history, aim) if aim else None
             if next_counts is None:
                 break
@@ -171,24 +177,23 @@ class Stage:
             address = place.root if place.local is None else str(place.local.absolute())
             tasks = [ShardTask(k, work[k], self.sampling, address, self.along) for k in missing]
             began = time.monotonic()
-            for size in self._answered(tasks, done_count, total):
+            sizes: Iterable[int]
+            if spread := getattr(self.engine, "spread", None):
+                # Workers elsewhere write shards; each is told of once it is whole.
+                sizes = (size for _, size in spread(answer, tasks))
+            else:
+                counter = itertools.count(done_count + 1)
+                sizes = (answer(self.engine, t, lambda: self.watcher.progress(next(counter), total))[1] for t in tasks)
+            for size in sizes:
                 done_count += size
                 self.watcher.progress(done_count, total)
+                # Judging and summing is not asking: what a reading cost is told without.
                 spent += time.monotonic() - began
                 self._fold(judge, least=FOLD)
                 began = time.monotonic()
             self.shards.clean_shards()
         self._fold(judge)
         return spent
-
-    def _answered(self, tasks: Sequence[ShardTask], done_count: int, total: int) -> Iterator[int]:
-        """Each shard's size, once it is written: here one after the other, or by an engine that spreads work."""
-        if spread := getattr(self.engine, "spread", None):
-            yield from (size for _, size in spread(answer, tasks))
-            return
-        counter = itertools.count(done_count + 1)
-        for task in tasks:
-            yield answer(self.engine, task, lambda: self.watcher.progress(next(counter), total))[1]
 
     def _fold(self, judge: Judge | None, least: int = 0) -> None:
         """Judges and sums the shards that wait for it, once their activations are as large as `least` and the sums."""
@@ -237,26 +242,7 @@ class Stage:
             scores = judged(self.run, self.catalog, judge, numbers)
         return Responses.read(self.shards, numbers, [r.role for r in self.catalog.roles], scores, self.seed)
 
-    def _included(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None) -> estimate.IncludedResponses:
-        roles = [r.role for r in self.catalog.roles]
-        requested = dict.fromkeys((DEFAULT, *roles), 0)
-        for prompt in itertools.chain.from_iterable(groups):
-            requested[prompt.role] += 1
-        source: Source
-        if self.sums:
-            source = FromSums(self.sums)
-        else:
-            responses = self._responses(range(len(self.cut(groups))), judge)
-            source = FromActivations(self.shards, responses, 1 + len(roles), len(self.catalog.questions), self.block_of)
-        return estimate.included_responses(source, roles, requested, self.min_responses)
-
     # -- going on ----------------------------------------------------------------------------------------------------
-
-    def _first_look(self, first_round: Mapping[str, int]) -> dict[str, int]:
-        """For the axis alone a sample of roles is enough to see how far there is to go."""
-        roles = [name for name in first_round if name != DEFAULT]
-        sampled_roles = roles[:: -(-len(roles) // FIRST_LOOK)]
-        return {DEFAULT: min(len(sampled_roles), first_round[DEFAULT]), **dict.fromkeys(sampled_roles, 1)}
 
     def _next(
         self, included: estimate.IncludedResponses, rounds: Rounds, history: list[dict[str, float]], aim: Aim

@@ -202,12 +202,14 @@ class Sums:
     def fold(self, responses: Responses, shards: Sequence[int]) -> None:
         """Adds shards, given their responses, and lets go of their activations. Killed at any moment, it was done or it
         was not."""
+        # 1) Counts and norms, which are small, with the new shards' added.
         old = self.state()
         n, tokens, norms = old.n.copy(), old.tokens.copy(), old.norms
         np.add.at(n, (responses.score, responses.role, responses.question), 1)
         np.add.at(tokens, (responses.score, responses.role), responses.tokens)
         for shard, in_shard in responses.by_shard():
             norms = _add_norms(norms, (in_shard.score, in_shard.role), self.run, shard, in_shard)
+        # 2) The sample is drawn anew from the old one and the new responses; lots make it that of all of them, in any order.
         candidates = responses.where(responses.score >= KEPT)
         table = np.stack([candidates.role, candidates.question, candidates.lot], axis=1)
         table = np.concatenate([old.sample, table])
@@ -215,12 +217,14 @@ class Sums:
         sources = np.concatenate([np.full(len(old.sample), -1), candidates.shard])[drawn]
         rows = np.concatenate([np.arange(len(old.sample)), candidates.row])[drawn]
         new = SumsState(old.generation + 1, (*old.shards, *shards), n, tokens, norms, table[drawn])
+        # 3) Layer by layer into files of a new generation, so that the old one stays whole until the new one is.
         self.folder.mkdir(exist_ok=True)
         with self.run.at_hand(shards):
             for layer in range(norms.shape[-1]):
                 tensors = self._added(layer, old, new, responses)
                 tensors["sample"] = self._gathered(layer, old, sources, rows)
                 write_whole(self._file(new.generation, layer), save(tensors))
+        # 4) The counts name the generation and its shards: with this write the new one stands, and activations may go.
         values = {k: torch.from_numpy(v) for k, v in vars(new).items() if isinstance(v, np.ndarray)}
         metadata = {"generation": str(new.generation), "shards": json.dumps(new.shards)}
         write_whole(self.folder / "counts.safetensors", save(values, metadata))

@@ -16,7 +16,11 @@ LAST = SOFT
 
 
 def wrapped(text: str, width: int = 70, most: int = 280) -> str:
-    """A text in short lines, for a hover; what could be markup is taken out."""
+    """A text in short lines, for a hover; what could be markup is taken out.
+
+    >>> wrapped("I am <b>a ghost</b>, and I remember", width=20)
+    'I am ‹b›a ghost‹/b›,<br>and I remember'
+    """
     clean = " ".join(text.replace("<", "‹").replace(">", "›").split())[:most]
     lines, line = [], ""
     for word in clean.split():
@@ -70,7 +74,11 @@ def stacked(
 def line(
     name: str, x: Sequence[Any], y: Sequence[Estimate], colour: str, *, dash: str = "solid", text: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Estimates as a line with the band of their intervals."""
+    """Estimates as a line with the band of their intervals.
+
+    >>> data = line("drift", [1, 2, 3], [mean([1.0, 2.0, 3.0])] * 3, COLOURS[0])  # goes into `Block(figure={"data": data, …})`
+    """
+    # There along the upper ends, back along the lower ones: one closed shape, which shares the line's place in the legend.
     band = {
         "type": "scatter",
         "mode": "lines",

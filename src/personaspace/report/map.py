@@ -21,7 +21,11 @@ SIMILAR = 6
 
 
 def write_report(space: PersonaSpace, path: str | Path) -> Path:
-    """Writes the page, whole or not at all, and returns its path."""
+    """Writes the page, whole or not at all, and returns its path.
+
+    >>> ps.write_report(ps.PersonaSpace.load("smollm2"), "report.html")
+    PosixPath('report.html')
+    """
     path = Path(path)
     write_whole(path, render(space).encode())
     return path
@@ -61,6 +65,7 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
     roles = [
         {
             **by_name[name],
+            # A space of fewer than three components lies flat.
             "place": places[i] + [0.0] * (3 - len(places[i])),
             "description": descriptions.get(name, ""),
             "samples": samples.get(name, []),
@@ -92,7 +97,17 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
             "interval": (summary["corrected_interval"] or {}).get("axis_pc1_cosine_corrected"),
             "null": (summary["null"] or {}).get("axis_pc1_cosine"),
         },
-        "layers": [_by_layer(space.of(reading)) for reading in space.readings],
+        # Figures of each reading at every layer, `[layers]` each; None for those that the space lacks.
+        "layers": [
+            {
+                "reading": of_reading.reading,
+                "chosen": of_reading.layer,
+                **certainty.by_layer(of_reading.tensors),
+                "cosine": of_reading.axis_pc1() if of_reading.knows_pc1 else None,
+                "separation": of_reading.figure_by_layer("separation"),
+            }
+            for of_reading in map(space.of, space.readings)
+        ],
         "histogram": space.meta.get("histogram"),
     }
 
@@ -106,17 +121,6 @@ def _similar(space: PersonaSpace, summary: dict[str, Any], role: str) -> dict[st
         return {"similar": [{"name": n, "cosine": c} for n, c in space.similar(role, SIMILAR)], "unclear": None}
     clear, unclear = space.neighbours(role, SIMILAR)
     return {"similar": [{"name": n, "cosine": c, "interval": i} for n, c, i in clear], "unclear": unclear}
-
-
-def _by_layer(space: PersonaSpace) -> dict[str, Any]:
-    """Figures of one reading at every layer, `[layers]` each; None for those that the space lacks."""
-    return {
-        "reading": space.reading,
-        "chosen": space.layer,
-        **certainty.by_layer(space.tensors),
-        "cosine": space.axis_pc1() if space.knows_pc1 else None,
-        "separation": space.figure_by_layer("separation"),
-    }
 
 
 def ends(summary: dict[str, Any]) -> list[tuple[str, str, str]]:

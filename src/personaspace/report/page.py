@@ -44,7 +44,12 @@ class Figure:
 def write_figures(
     path: str | Path, title: str, lead: str, blocks: Sequence[Block], *, said: str = "", key: Sequence[Figure] = ()
 ) -> Path:
-    """Writes the page, whole or not at all, and returns its path. said: what was found, under the lead."""
+    """Writes the page, whole or not at all, and returns its path. said: what was found, under the lead.
+
+    >>> blocks = [Block("All of them", head=["role", "place"], rows=[["ghost", "-9.9"]])]
+    >>> write_figures("page.html", "Roles", "Where each lies.", blocks, key=[Figure("roles", "1")])
+    PosixPath('page.html')
+    """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True)
     figures = {f"figure{k}": b.figure for k, b in enumerate(blocks) if b.figure}
     page = environment.get_template("experiment.html").render(

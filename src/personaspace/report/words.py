@@ -57,7 +57,11 @@ class Reliability:
 
 
 def number(value: float | None) -> str:
-    """A reliability, rounded down, so that nothing under a mark is printed as the mark; closer to 1 with a digit more."""
+    """A reliability, rounded down, so that nothing under a mark is printed as the mark; closer to 1 with a digit more.
+
+    >>> number(0.699), number(0.9957)
+    ('0.69', '0.995')
+    """
     if value is None:
         return "–"
     digits = 3 if value >= 0.99 else 2
@@ -65,7 +69,11 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time, for people."""
+    """A length of time, for people.
+
+    >>> duration(45), duration(5400), duration(200_000)
+    ('45 s', '1.5 h', '2.3 days')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     hours = seconds / 3600
@@ -86,33 +94,40 @@ def read_from(reading: str, n: int | None = None) -> str:
 
 
 def reliabilities(worth: Summary) -> list[Reliability]:
-    """The three of a reading, each with what it means and what 0.9 would take."""
+    """The three of a reading, each with what it means and what 0.9 would take.
+
+    >>> summary = ps.PersonaSpace.load("smollm2").summary()
+    >>> [(r.name, r.shown, r.known) for r in reliabilities(summary["readings"]["prompt"])]
+    [('axis', '0.995', True), ('order', '0.96', True), ('map', '0.89', True)]
+    """
     by_text, intervals = worth["reliability_by_instruction"] or {}, worth["reliability_interval"]
-    return [
-        Reliability(
-            name,
-            worth["reading"],
-            value,
-            tuple(intervals[name]) if intervals.get(name) else None,
-            by_text.get(name),
-            None if value is None else value >= KNOWN,
-            _untold(worth, name) if value is None else _meaning(name, value, intervals.get(name)),
-            _takes(worth, name),
+    three = []
+    for name, value in worth["reliability"].items():
+        if value is not None:
+            meaning = _meaning(name, value, intervals.get(name))
+        elif worth["neighbours_known" if name == "map" else "order_known"] is None or not worth.get("per_role"):
+            meaning = UNTOLD  # the space never looked
+        else:
+            # There was too little to look at.
+            counted = f"at {worth['per_role']} a role, halves of the {noun(worth['reading'])}"
+            meaning = f"Not known: {counted} share too few roles to tell."
+        three.append(
+            Reliability(
+                name,
+                worth["reading"],
+                value,
+                tuple(intervals[name]) if intervals.get(name) else None,
+                by_text.get(name),
+                None if value is None else value >= KNOWN,
+                meaning,
+                _takes(worth, name),
+            )
         )
-        for name, value in worth["reliability"].items()
-    ]
-
-
-def _untold(worth: Summary, name: str) -> str:
-    """Why a reliability isn't there: the space never looked, or there was too little to look at."""
-    if worth["neighbours_known" if name == "map" else "order_known"] is None or not worth.get("per_role"):
-        return UNTOLD
-    return (
-        f"Not known: at {worth['per_role']} a role, halves of the {noun(worth['reading'])} share too few roles to tell."
-    )
+    return three
 
 
 def _meaning(name: str, value: float, interval: list[float] | None) -> str:
+    """What a reliability says of a second map, as a sentence; one that is not known says so first."""
     is_known, shown, spread = value >= KNOWN, number(value), ""
     if interval and name == "map":
         spread = f" (95%: {share_of_noise(interval[1])} to {share_of_noise(interval[0])})"
@@ -137,6 +152,7 @@ def share_of_noise(value: float) -> str:
 
 
 def _takes(worth: Summary, name: str) -> str:
+    """What it would take for a reliability to be 0.9; empty where it is, or where there is nothing to forecast from."""
     forecast = worth["forecast"].get(name)
     if forecast is None:
         return ""
@@ -145,17 +161,14 @@ def _takes(worth: Summary, name: str) -> str:
         return f"Nothing repeats yet, so that what {TARGET} would take can't be told."
     if times <= 1:
         return ""
-    text = f"{TARGET} would take {_times(times)} times the data"
+    # Tenths are known of a few times, and of many only their size.
+    text = f"{TARGET} would take {f'{times:.1f}' if times < 9.95 else f'{_round(times):,}'} times the data"
     if forecast["responses"]:
         each = f", {math.ceil(worth['per_role'] * times - 1e-6)} a role" if worth.get("per_role") else ""
         text += f": about {_round(forecast['responses']):,} {noun(worth['reading'])}{each}"
     if (forecast.get("seconds") or 0) >= 1:
         text += f"; {duration(forecast['seconds'])} more on the machine that made this"
     return f"{text}."
-
-
-def _times(x: float) -> str:
-    return f"{x:.1f}" if x < 9.95 else f"{_round(x):,}"
 
 
 def _round(x: float) -> int:

@@ -62,6 +62,11 @@ class Location:
 class PersonaSpace(SpaceContents):
     """Everything about one model's characters (the paper's sections on persona space and the Assistant Axis).
 
+    >>> space = PersonaSpace.load("smollm2")
+    >>> place = float(space.project(reply.activation))  # of a reply read at every layer, `[layers, hidden]`
+    >>> space.drift(place), space.nearest(reply.activation, k=3)
+    >>> held = engine.respond([ask], sampling, interventions=[space.cap("capped"), space.steer(0.3, "poet")])
+
     tensors: `role_vectors [roles, layers, hidden]`, `default_vector` and `axis` `[layers, hidden]`, and where known `counts
     [roles]`, `role_reliability [roles]`, `role_interval [roles, 2]`, `axis_split_half` and `separation` `[layers]`,
     `components [layers, k, hidden]` and `variance [layers, components]` (PC1's sign is the axis'), `residual_norm [layers]`,

@@ -11,7 +11,12 @@ COMPONENTS = 16
 
 def principal_components(role_vectors: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
     """PCA of role vectors `[roles, layers, hidden]` at every layer: components `[layers, k, hidden]` and shares of the
-    variance `[layers, n]`. PC1's sign is set so that its cosine with the axis `[layers, hidden]` is ≥ 0."""
+    variance `[layers, n]`. PC1's sign is set so that its cosine with the axis `[layers, hidden]` is ≥ 0.
+
+    >>> components, shares = principal_components(torch.randn(6, 2, 8), torch.randn(2, 8))
+    >>> components.shape, shares.sum(1)
+    (torch.Size([2, 6, 8]), tensor([1., 1.]))
+    """
     components, shares = [], []
     for layer in range(role_vectors.shape[1]):
         vectors = role_vectors[:, layer].double().numpy()

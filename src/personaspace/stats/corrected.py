@@ -68,9 +68,11 @@ def figures(
     if noise.freedom[noise.at[0] > 0].sum() < LEAST_FREEDOM:
         return {**result, "reason": "too few responses of a role tell what its noise is like"}, None
     rng = np.random.default_rng(seed)
+    # 1) What chance alone gives: the same figures with role labels shuffled.
     result["null"] = shuffled(fit, totals, ratio, sample, rng)
     vectors = centred(effects[1:])
     axis = effects[0] - effects[1:].mean(0)
+    # 2) Ŝ: how roles vary among the directions that matter, less what noise varies there.
     basis = _basis(noise, vectors, rng)
     covariance, _, _ = noise.covariance(basis)
     signal = (vectors @ basis).T @ (vectors @ basis) / (roles - 1) - covariance
@@ -92,9 +94,11 @@ def figures(
             **result,
             "reason": f"{beyond:.0%} of the roles' variance lies beyond the {DIRECTIONS} directions worked in",
         }, cosines
+    # 3) Spectra are planted until Ŝ comes out as seen; on fresh draws of noise, what was fitted is tried like the data.
     world = planting.World(noise, basis, observed, planting.FITTING, rng)
     parameters, gain = planting.fit_spectrum(world, observed)
     again = planting.World(noise, basis, observed, planting.TESTING, rng)
+    # The axis is noisy, too: its own length is what is left once the noise's is taken off.
     seen = axis @ basis
     cosine_seen = abs(seen[0]) / np.linalg.norm(seen)
     noisy = float(np.mean([off @ off for off in again.axis]))
@@ -102,6 +106,7 @@ def figures(
     tested = planting.tested(again, parameters, gain, total, seen * length / np.linalg.norm(seen), rng)
     if total < 2 * tested.total.std(ddof=1):
         return {**result, "reason": "roles' variance is not told from noise"}, cosines
+    # 4) Each figure of the planted spectrum, its interval as wide as the trials erred.
     shares = planting.shape(parameters, world.planted)
     unknown = beyond + UNKNOWN * float(np.trace(covariance)) / (float(np.trace(covariance)) + total)
 

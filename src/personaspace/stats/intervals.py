@@ -59,7 +59,11 @@ class Estimate:
 
 
 def share(hits: Sequence[bool | None]) -> Estimate:
-    """How often something is so, with Wilson's interval. None counts as missing."""
+    """How often something is so, with Wilson's interval. None counts as missing.
+
+    >>> share([True, True, False, None]).percent()
+    '67% (21–94, 1 missing)'
+    """
     judged = [bool(h) for h in hits if h is not None]
     missing = len(hits) - len(judged)
     if not judged:
@@ -81,6 +85,11 @@ def bootstrap(
     """A figure with the percentile interval of a bootstrap over groups (conversations, items), which are drawn whole.
 
     statistic: from the indices of observations `[n]` to the figure; draws for which it is NaN are left out.
+
+    >>> conversation = np.repeat(np.arange(20), 2).tolist()  # two turns each
+    >>> drift = np.array([1.0, 2.0, 3.0, 5.0] * 10)
+    >>> print(bootstrap(conversation, lambda rows: float(np.median(drift[rows]))))
+    2.50 (2.00 to 3.00)
     """
     parts = _members(groups)
     value = statistic(np.arange(len(groups))) if parts else math.nan
@@ -112,7 +121,12 @@ def estimate(
 ) -> Estimate:
     """A figure with an interval that holds what it says over a handful of groups as well: under `FEW` a t-interval about the
     estimate, its standard error by leaving each group out in turn (of a mean over equal groups, the usual one); from there on
-    a bootstrap. NaN bounds under `FEWEST`, or where a group's absence leaves no figure. within: what bounds can be."""
+    a bootstrap. NaN bounds under `FEWEST`, or where a group's absence leaves no figure. within: what bounds can be.
+
+    >>> drift = np.array([1.0, 2.0, 3.0, 4.0])
+    >>> print(estimate(["a", "a", "b", "c"], lambda rows: float(drift[rows].mean())))
+    2.50 (-1.41 to 6.41)
+    """
     parts = _members(groups)
     if len(parts) >= FEW:
         return bootstrap(groups, statistic, seed, draws)
@@ -122,6 +136,7 @@ def estimate(
         return Estimate(value, math.nan, math.nan, n)
     from scipy.stats import t
 
+    # The jackknife: how much the figure moves as each group is left out tells how much it would over other groups.
     without = np.array([statistic(np.setdiff1d(everything, part)) for part in parts])
     error = math.sqrt((n - 1) * float(without.var()))
     reach = float(t.ppf((1 + LEVEL) / 2, n - 1)) * error
@@ -130,7 +145,11 @@ def estimate(
 
 
 def mean(values: Sequence[float], groups: Sequence[Hashable] | None = None, seed: int = 0) -> Estimate:
-    """The mean of the values that are not NaN, with its interval over groups (over the values unless given); see `estimate`."""
+    """The mean of the values that are not NaN, with its interval over groups (over the values unless given); see `estimate`.
+
+    >>> print(mean([1.0, 2.0, 3.0, float("nan")]))
+    2.00 (-0.48 to 4.48, 1 missing)
+    """
     array = np.asarray(values, dtype=float)
     present = np.flatnonzero(~np.isnan(array))
     named: list[Hashable] = [groups[int(k)] if groups is not None else int(k) for k in present]
@@ -152,7 +171,11 @@ class Paired:
 
 
 def paired(first: Sequence[bool | None], second: Sequence[bool | None]) -> Paired:
-    """McNemar's exact test. Items that either lacks are left out."""
+    """McNemar's exact test. Items that either lacks are left out.
+
+    >>> paired([True, True, False, True], [True, False, False, False])
+    Paired(only_first=2, only_second=0, n=4, p=0.5)
+    """
     both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     only_first, only_second = sum(a and not b for a, b in both), sum(b and not a for a, b in both)
     different = only_first + only_second
@@ -164,13 +187,18 @@ def paired(first: Sequence[bool | None], second: Sequence[bool | None]) -> Paire
 
 def change(first: Sequence[bool], second: Sequence[bool]) -> Estimate:
     """How much more often something is so of the same items the second time, with Newcombe's interval for paired shares
-    (his method 10, continuity-corrected): unlike a bootstrap's, it does not shrink to nothing where no item differs."""
+    (his method 10, continuity-corrected): unlike a bootstrap's, it does not shrink to nothing where no item differs.
+
+    >>> print(change([False] * 8 + [True] * 2, [True] * 6 + [False] * 2 + [True] * 2))
+    0.60 (0.16 to 0.80)
+    """
     a, b = share(first), share(second)
     n, p, q = a.n, a.value, b.value
     if not n:
         return Estimate(math.nan, math.nan, math.nan, 0)
     both = sum(x and y for x, y in zip(first, second, strict=True))
     neither = sum(not x and not y for x, y in zip(first, second, strict=True))
+    # How far the two go together narrows the interval: the same items are seen twice.
     cross = both * neither - (n * p - both) * (n * q - both)
     if cross > 0:
         cross = max(cross - n / 2, 0.0)

@@ -55,13 +55,20 @@ class Moments:
 
 def variance_ratio(moments: Moments) -> Floats:
     """Errors' variance over questions', `[layers]`, as a power of two; infinite where questions add nothing, or where the
-    design cannot tell."""
+    design cannot tell.
+
+    >>> role, question = np.divmod(np.arange(12), 4)  # three roles, four questions, each asked once
+    >>> activations = torch.randn(12, 2, 8) + torch.randn(4, 2, 8).repeat(3, 1, 1)  # a question moves all who answer it
+    >>> variance_ratio(Moments.of(role, question, [activations])).shape
+    (2,)
+    """
     n, per_role = moments.n, moments.n.sum(1)
     share = n / per_role[:, None]
     # Within roles: what is left of questions once every role's mean is taken off.
     within = np.diag(n.sum(0)) - n.T @ share
     inverse = np.linalg.pinv(within, hermitian=True)
     rank = np.linalg.matrix_rank(within, hermitian=True)
+    # What neither roles nor questions take up is left to tell errors by.
     freedom = n.sum() - len(n) - rank
     layers = len(moments.squares)
     if rank < 1 or freedom < 1:
@@ -71,6 +78,7 @@ def variance_ratio(moments: Moments) -> Floats:
     explained = (rest * (torch.from_numpy(inverse) @ rest)).view(len(rest), layers, -1).sum((0, 2)).numpy()
     roles = (by_role.square() / torch.from_numpy(per_role)[:, None]).view(len(n), layers, -1).sum((0, 2)).numpy()
     errors = (moments.squares.numpy() - roles - explained) / freedom
+    # Of what questions explain, errors would explain one share for each degree of freedom by chance.
     questions = (explained - rank * errors) / np.trace(within)
     ratio = np.full(layers, np.inf)
     positive = questions > 0

@@ -63,13 +63,16 @@ class Noise:
         leverage = 1 / per_role[:, None] + beyond
         place = np.searchsorted(fit.asked, sample.question)
         cell = (sample.role, place)
+        # A residual is smaller than its error by its leverage: divided by √(1 − leverage), it is as large again.
         informative = leverage[cell] < MOST_LEVERAGE
         self.at = (sample.role[informative], place[informative])
         freedom = 1 - leverage[self.at]
         raw = sample.activations[informative] - roles[self.at[0]] - effects[self.at[1]]
         self.residuals = raw / np.sqrt(freedom)[:, None]
         self.freedom = freedom
-        weight = _spread(self.of_role[1:], self.of_question[1:])
+        # What one response of a role to a question adds to the variance over roles, `[levels, asked]`, errors of variance 1.
+        a, b = centred(self.of_role[1:]), centred(self.of_question[1:])
+        weight: Floats = ((a**2).sum(0)[:, None] + 2 * a.T @ b + (b**2).sum(0)) / (len(a) - 1)
         self.through_questions = float((centred(self.questions[1:]) ** 2).sum() / (len(solution) - 2))
         self.weight = self._of_all(weight)
         self.beyond = self._of_all(beyond)
@@ -119,13 +122,6 @@ class Noise:
         covariance += (self.of_question * n.sum(0)) @ self.of_question.T
         result: Floats = root(covariance)
         return result
-
-
-def _spread(of_role: Floats, of_question: Floats) -> Floats:
-    """What one response of a role to a question adds to the variance over roles, `[levels, asked]`, errors of variance 1."""
-    a, b = centred(of_role), centred(of_question)
-    result: Floats = ((a**2).sum(0)[:, None] + 2 * a.T @ b + (b**2).sum(0)) / (len(a) - 1)
-    return result
 
 
 def centred(values: Floats) -> Floats:

@@ -106,15 +106,6 @@ def shape(parameters: Floats, size: int) -> Floats:
     return result
 
 
-def _prior() -> tuple[Floats, Floats]:
-    """Where parameters are without data, and how precisely: bends from one edge to the next are small, PC1's less so."""
-    steps = np.diff(np.eye(len(EDGES)), axis=0) / np.array([[1.0], *[[BENT]] * (len(EDGES) - 2)])
-    precision = np.zeros((len(EDGES) + 1, len(EDGES) + 1))
-    precision[0, 0] = 1 / 3**2
-    precision[1:, 1:] = steps.T @ steps + np.eye(len(EDGES)) / 3**2
-    return np.array([np.log(8), *[0.0] * len(EDGES)]), precision
-
-
 def _bins(values: Floats, total: float) -> Floats:
     """Sums over ranks of eigenvalues, largest first, in units of their total."""
     edges = [e for e in EDGES if e < len(values)]
@@ -123,7 +114,11 @@ def _bins(values: Floats, total: float) -> Floats:
 
 
 def seventy(shares: Floats) -> float:
-    """How many components hold 70% of the variance, with the part of the last one that it takes."""
+    """How many components hold 70% of the variance, with the part of the last one that it takes.
+
+    >>> round(seventy(np.array([0.5, 0.3, 0.2])), 2)
+    1.67
+    """
     total = np.concatenate([[0.0], shares.cumsum()])
     first_beyond = int((total < 0.7).sum())
     return float(first_beyond - 1 + (0.7 - total[first_beyond - 1]) / (total[first_beyond] - total[first_beyond - 1]))
@@ -157,13 +152,19 @@ def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
             changes.append([_bins(c, values.sum()) - sums[-1] * c.sum() / values.sum() for c in change])
         return np.array(sums), np.mean(changes, axis=0).T
 
+    # 1) Where to begin: geometric spectra of many widths, and the observed one as it is; the nearest of them.
     edges = [e for e in EDGES if e < len(observed)]
     alike = np.log(np.maximum(np.add.reduceat(observed, edges) / np.diff([*edges, len(observed)]), 1e-4 * observed[0]))
     alike = np.interp(np.log1p(EDGES), np.log1p(edges), alike - alike[0])
     starts = [np.array([np.log(scale), *[0.0] * len(EDGES)]) for scale in (1, 2, 4, 8, 16, 32, 64)]
     starts += [np.array([np.log(scale), *(alike + np.array(EDGES) / scale)]) for scale in (8, 32)]
     parameters, damping = np.clip(min(starts, key=far), *LIMITS.T), 0.1
-    centre, precision = _prior()
+    # Without data, bends from one edge to the next are small, PC1's less so; the precision is how small.
+    centre = np.array([np.log(8), *[0.0] * len(EDGES)])
+    steps = np.diff(np.eye(len(EDGES)), axis=0) / np.array([[1.0], *[[BENT]] * (len(EDGES) - 2)])
+    precision = np.eye(len(EDGES) + 1) / 3**2
+    precision[1:, 1:] += steps.T @ steps
+    # 2) Levenberg and Marquardt's steps, over few planted worlds first: a step that does not help is tried again, shorter.
     for draws in (FITTING // 2, FITTING):
         sums, slope = expected(parameters, draws)
         # Of so few draws, what bins vary by together is uncertain: half of it is believed.
@@ -190,6 +191,7 @@ def fit_spectrum(world: World, observed: Floats) -> tuple[Floats, Floats]:
             parameters, sums, slope, damping = tried, new_sums, new_slope, damping / 5
             if gained < 0.2:
                 break
+    # 3) What another bin's sum would change of the parameters, linear about where they came to rest.
     pull = slope.T @ inverse
     curvature = pull @ slope + precision
     return parameters, np.asarray(np.linalg.solve(curvature, pull), dtype=np.float64)
@@ -215,7 +217,11 @@ class Tested:
 
 
 def dimension_of(shares: Floats) -> float:
-    """How many components of equal variance would be as far spread."""
+    """How many components of equal variance would be as far spread.
+
+    >>> dimension_of(np.array([0.25, 0.25, 0.25, 0.25]))
+    4.0
+    """
     return float(shares.sum() ** 2 / (shares**2).sum())
 
 
@@ -251,6 +257,7 @@ def tested(
         nearest = round((len(COSINES) - 1) * first)
         estimate = noisy[nearest] @ matrix @ noisy[nearest] / (noisy[nearest] @ noisy[nearest] * values.sum())
         shares_off.append(estimate - axes[nearest, : world.planted] ** 2 @ spectrum / length**2)
+    # Each draw would have been fitted by other parameters: by as much as its bins are off from the mean draw's.
     moved = (np.array(sums) - np.mean(sums, axis=0)) @ gain.T
     errors = []
     for move, spectrum in zip(moved, truths, strict=True):
@@ -265,6 +272,7 @@ def tested(
 def planted_cosine(seen: float, world: Tested) -> tuple[float, list[float]]:
     """The planted cosine under which the one seen is expected, and a 95% interval: those under which it is no rarity, and
     those that components turned like the planted ones would make of the data's."""
+    # A larger planted cosine is seen as a larger one; where draws say otherwise it is chance.
     mean = np.maximum.accumulate(world.seen.mean(0))
     value = float(np.interp(seen, mean, COSINES)) if seen > mean[0] else 0.0
     below, edge = (world.seen < seen).mean(0), 1 / len(world.seen)

@@ -127,7 +127,11 @@ class SplitHalf:
 
 
 def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf:
-    """sums: `[cells + questions, layers, hidden]`, in any precision; ratios: `[layers]`."""
+    """sums: `[cells + questions, layers, hidden]`, in any precision; ratios: `[layers]`.
+
+    >>> halves = split_half(split_fits(cells, splits=20, seed=0), sums, ratios)  # as in `Fit`
+    >>> axis, order = spearman_brown(halves.axis), spearman_brown(halves.order, halves.factor)  # the whole's, `[layers]`
+    """
     figures = np.full((4, 1, sums.shape[1]), np.nan)
     values: list[list[Tensor]] = []
     for pair in pairs:
@@ -146,6 +150,7 @@ def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf
             e[0] - e[1:][torch.from_numpy(present)].mean(0) for e, present in zip((a, b), has_responses, strict=True)
         ]
         axis = _cosine(axes[0], axes[1], (1,))
+        # Order and map are compared over the roles that both halves have, about the mean of just those.
         projections, roles, axes = [], [], []
         for effects in (a, b):
             vectors = effects[1:] if shared.all() else effects[1:][torch.from_numpy(shared)]
@@ -172,6 +177,7 @@ def _cosine(a: Tensor, b: Tensor, over: tuple[int, ...]) -> Tensor:
 
 
 def _factor(pair: Pair, shared: NDArray[np.bool_], ratios: Floats) -> Floats:
+    """How many times the noise of the whole's role vectors the design leaves in a half's, `[layers]`."""
     all_blocks = Fit(pair[0].cells)
     by_ratio = {}
     for ratio in set(ratios.tolist()):
@@ -275,11 +281,17 @@ class Intervals:
 
 
 def bootstrap(cells: Cells, sums: Tensor, axis: Floats, rounds: int, seed: int, ratio: float = 0.0) -> Intervals:
-    """sums: `[cells + questions, hidden]`, axis: `[hidden]`, both of one layer."""
+    """sums: `[cells + questions, hidden]`, axis: `[hidden]`, both of one layer.
+
+    >>> intervals = bootstrap(cells, sums[:, 5], fit.axis(sums, ratios)[5].numpy(), rounds=100, seed=0)
+    >>> intervals.projection.shape  # low and high of each role's place
+    (2, 2)
+    """
     rng = np.random.default_rng(seed)
     unit = axis / np.linalg.norm(axis)
     cosines, projections = [], []
     for k in range(rounds + 1):
+        # The first round is the estimate itself, with all weights 1.
         fit = Fit(cells, rng.exponential(size=cells.blocks) if k else None)
         vectors = fit.effects(sums[:, None], np.array([ratio]))[:, 0].numpy()
         roles = vectors[1:]
@@ -288,31 +300,19 @@ def bootstrap(cells: Cells, sums: Tensor, axis: Floats, rounds: int, seed: int, 
     both = np.array([-1.96, 1.96])
     pc1 = np.clip(cosines[0] + both * np.std(cosines[1:], ddof=1), 0, 1)
     relative = np.array(projections[1:]) - np.mean(projections[1:], axis=1, keepdims=True)
-    variance = np.var(relative, axis=0, ddof=1) * _lost_freedom(cells, ratio)
-    half = _pooled_error(variance, _blocks_asked(cells)[1:])
-    return Intervals(pc1, projections[0][:, None] + both * half[:, None])
-
-
-def _lost_freedom(cells: Cells, ratio: float) -> float:
-    """By how much questions' effects, fitted to the same responses, make the residuals of roles too small: their variance
-    without them over that with them (the leverage)."""
+    variance = np.var(relative, axis=0, ddof=1)
+    # Questions' effects, fitted to the same responses, make the residuals of roles too small: their variance without them over
+    # that with them (the leverage) is how much.
     fit = Fit(cells)
     n = fit.counts[cells.shown][1:][:, fit.asked]
-    return float((n.sum(1) - 1).sum() / max((n * (1 - fit.leverage(ratio)[1:])).sum(), 1e-9))
-
-
-def _blocks_asked(cells: Cells) -> Ints:
-    """In how many blocks each wanted role was asked, `[roles]`."""
-    blocks: Ints = np.bincount(cells.role, minlength=len(cells.n))[cells.shown]
-    return blocks
-
-
-def _pooled_error(variance: Floats, n: Ints) -> Floats:
-    """Standard errors `[roles]` of means over n blocks, from what random weights made of each. Those have (n − 1)/(n + 1) of
-    the variance of a mean; what a single block varies by is taken to be the same for all roles."""
-    repeated = n > 1
+    variance *= float((n.sum(1) - 1).sum() / max((n * (1 - fit.leverage(ratio)[1:])).sum(), 1e-9))
+    # Random weights make (n − 1)/(n + 1) of the variance of a mean over n blocks; what a single block varies by is taken to be
+    # the same for all roles.
+    blocks: Ints = np.bincount(cells.role, minlength=len(cells.n))[cells.shown][1:]
+    repeated = blocks > 1
     if not repeated.any():
-        return np.full(len(n), np.nan)
-    single = variance[repeated] * (n[repeated] + 1) / (n[repeated] - 1) * n[repeated]
-    error: Floats = np.sqrt(np.average(single, weights=n[repeated] - 1) / n)
-    return error
+        return Intervals(pc1, np.full((len(blocks), 2), np.nan))
+    many = blocks[repeated]
+    single = variance[repeated] * (many + 1) / (many - 1) * many
+    half: Floats = np.sqrt(np.average(single, weights=many - 1) / blocks)
+    return Intervals(pc1, projections[0][:, None] + both * half[:, None])

@@ -73,7 +73,12 @@ class Cells:
 
     @classmethod
     def build(cls, names: Sequence[str], role: Ints, question: Ints) -> Cells:
-        """From each response's role and question, `[responses]`, of roles that are all wanted."""
+        """From each response's role and question, `[responses]`, of roles that are all wanted.
+
+        >>> role, question = np.divmod(np.arange(12), 4)  # each of three roles was asked each of four questions
+        >>> Cells.build(["default", "ghost", "bard"], role, question).per_role()
+        array([4, 4, 4])
+        """
         n = np.zeros((len(names), int(question.max()) + 1), dtype=np.int64)
         np.add.at(n, (role, question), 1)
         return cls.counted(names, n).placing(role, question)
@@ -129,6 +134,11 @@ class Fit:
     `partly`, roles that no question connects with the first count as absent where questions are fixed. An absent role's
     effect is NaN. Solving raises `DesignError` where no response is left, or where questions are fixed (ratio 0) and the
     graph of roles and questions falls apart; random questions are bearable there, since each is worth something by itself.
+
+    >>> sums = cell_sums(cells, [torch.randn(12, 2, 8)])  # activations `[responses, layers, hidden]`, cells as in `Cells.build`
+    >>> fit, ratios = Fit(cells), np.zeros(2)  # a variance ratio a layer
+    >>> fit.effects(sums, ratios).shape, fit.axis(sums, ratios).shape
+    (torch.Size([3, 2, 8]), torch.Size([2, 8]))
     """
 
     def __init__(self, cells: Cells, weight: Floats | None = None, *, partly: bool = False) -> None:
@@ -136,6 +146,7 @@ class Fit:
         self.weight = np.ones(cells.blocks) if weight is None else weight
         self.counts = cells.n * self.weight[cells.block_of]
         self.asked = np.flatnonzero(self.counts.sum(0))
+        # One sparse matrix takes sums by cell to weighted totals by role, then by question that was asked.
         weights = np.concatenate([self.weight[cells.block], self.weight[cells.block_of[self.asked]]])
         rows = np.concatenate([cells.role, len(cells.n) + np.arange(len(self.asked))])
         columns = np.concatenate([np.arange(len(cells.count)), len(cells.count) + self.asked])
@@ -184,6 +195,7 @@ class Fit:
         n, weight = counts[:, self.asked[answered]], self.weight[self.cells.block_of[self.asked[answered]]]
         with np.errstate(divide="ignore"):
             reciprocal = np.where(total > 0, 1 / total, 0.0)
+        # Without questions' effects, a role's vector is its plain mean; what questions add is taken off below.
         solution = np.zeros((len(shown), len(counts) + len(self.asked)))
         solution[np.arange(len(shown)), shown] = reciprocal[shown]
         inverse = np.zeros((len(self.asked), len(self.asked)))
@@ -300,6 +312,10 @@ def separation(projections: Floats, is_default: NDArray[np.bool_], question: Int
     """How far default responses lie above roles', in standard deviations, questions' effects taken out, `[layers]`.
 
     projections: `[responses, layers]`. NaN where no question was answered by both.
+
+    >>> projections = np.array([[1.0], [2.0], [3.1], [0.0], [0.5], [2.2]])
+    >>> separation(projections, np.array([True, True, True, False, False, False]), np.array([0, 1, 2, 0, 1, 2]))
+    array([4.98600191])
     """
     _, q = np.unique(question, return_inverse=True)
     n = np.bincount(q)
@@ -310,6 +326,7 @@ def separation(projections: Floats, is_default: NDArray[np.bool_], question: Int
         result: Floats = v - (means / n[:, None])[q]
         return result
 
+    # A regression of projections on who speaks, both without questions' means: its slope is the distance at equal questions.
     x, y = without_questions(is_default[:, None].astype(float)), without_questions(projections)
     spread = (x**2).sum()
     freedom = len(y) - len(n) - 1
@@ -326,6 +343,9 @@ def pick_layer(by_fold: Floats) -> int:
 
     The error is that of the difference to the best layer over the same folds: how easy a fold's questions are shifts all
     layers alike, and says nothing about which is better (docs/decisions/0003-which-layer.md).
+
+    >>> pick_layer(np.array([[1.0, 2.0, 2.1], [1.2, 2.2, 2.1]]))  # two folds, three layers: layer 1 is as good as layer 2
+    1
     """
     usable = by_fold[~np.isnan(by_fold).any(1)]
     if not len(usable):

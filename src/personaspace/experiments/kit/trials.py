@@ -36,10 +36,10 @@ from personaspace.experiments.kit.options import Options
 from personaspace.files import read_rows, write_table, write_whole
 from personaspace.holding.controls import displacement
 from personaspace.judges import Judge, Rubric, Score, make_judge
-from personaspace.mapping.stages import Watcher
 from personaspace.model.interventions import Intervention
 from personaspace.runs import Folder
 from personaspace.space import PersonaSpace
+from personaspace.watcher import Watcher
 
 SHARD = 128
 """Replies a part: what a killed experiment may have to do again."""

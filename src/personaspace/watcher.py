@@ -1,0 +1,38 @@
+"""Who is told what a long call will take and how far it is; it knows nothing of what is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What reading a map's prompts or its replies will take. seconds and bytes are estimates; done counts what is there
+    already. what: `prompts` or `responses`."""
+
+    what: str
+    responses: int
+    done: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    bytes: int
+
+
+class Watcher:
+    """Is told what goes on; the command line shows it. Does nothing by itself.
+
+    >>> class Notes(Watcher):
+    ...     def note(self, text: str) -> None:
+    ...         print(text)
+    >>> ps.map("smollm2", "runs/smollm2", until="axis:0.95", watcher=Notes())
+    """
+
+    def planned(self, plan: Plan) -> None:
+        """Before the first response is asked for."""
+
+    def progress(self, done: int, total: int) -> None:
+        """After each response; done counts those of earlier calls."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
