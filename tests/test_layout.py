@@ -7,7 +7,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "personaspace"
 ORDER = [
-    ["_lazy", "errors"],
+    ["_lazy", "errors", "json_text"],
     ["files"],
     ["stats", "catalog"],
     ["model"],
