@@ -20,6 +20,7 @@ import torch
 
 from personaspace.errors import ModelError, UsageError
 from personaspace.model.dtypes import torch_name
+from personaspace.model.gguf_header import check_header
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -170,6 +171,10 @@ def _converted(gguf: Path) -> Path:
     target = cache_folder() / "models" / f"{gguf.stem}-{key}"
     if (target / "config.json").is_file():
         return target
+    try:
+        check_header(gguf)
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{gguf}: cannot read the GGUF file: {e}") from None
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
