@@ -28,7 +28,7 @@ def parse(text: str) -> Any:
         value = json.loads(text, parse_int=_integer)
     except json.JSONDecodeError as e:
         line = f"line {e.lineno}, " if e.lineno > 1 else ""
-        raise ValueError(f"not JSON: {e.msg} at {line}column {e.colno}") from None
+        raise ValueError(f"not JSON: {e.msg.removesuffix(' starting at')} at {line}column {e.colno}") from None
     except RecursionError:
         raise ValueError(f"not read: it nests deeper than {DEEPEST} levels") from None
     if is_deeper(value, DEEPEST):
