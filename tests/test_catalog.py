@@ -103,3 +103,37 @@ def test_the_studys_layout_is_read(tmp_path):
     (folder / "pilot.json").write_text('{"instruction": [\n{"pos": 3}]}')
     with pytest.raises(CatalogError, match=r"pilot\.json:1: instruction\.0\.pos"):
         load_catalog(tmp_path)
+
+
+DEEP, LONG = "[" * 100_000 + "]" * 100_000, "9" * 5_000
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(DEEP, "nests deeper than 100"), ("[" * 101 + "]" * 101, "nests deeper"), (LONG, "a number of 5000 digits")],
+)
+def test_json_that_python_cannot_walk_is_one_line_with_file_and_line(tmp_path, value, told):
+    roles = [json.dumps({"role": name, "instructions": [f"Be {name}."]}) for name in "ab"]
+    (tmp_path / "roles.jsonl").write_text("\n".join(roles))
+    (tmp_path / "questions.jsonl").write_text(
+        f'{{"id": 0, "question": "a?"}}\n{{"id": 1, "question": "b?", "x": {value}}}'
+    )
+    with pytest.raises(CatalogError, match=rf"questions\.jsonl:2: not read: .*{told}") as problem:
+        load_catalog(tmp_path)
+    assert "\n" not in str(problem.value)
+    folder = tmp_path / "study" / "roles" / "instructions"
+    folder.mkdir(parents=True)
+    (folder / "ghost.json").write_text(f'{{"instruction": {value}}}')
+    with pytest.raises(CatalogError, match=rf"ghost\.json: not read: .*{told}"):
+        load_catalog(tmp_path / "study")
+
+
+def test_a_catalogues_lines_end_at_line_feeds_alone_and_may_begin_with_a_byte_order_mark(tmp_path):
+    odd = "one\u2028two\u0085three"
+    roles = [json.dumps({"role": name, "instructions": [odd]}, ensure_ascii=False) for name in "ab"]
+    (tmp_path / "roles.jsonl").write_bytes(("\ufeff" + "\r\n\r\n".join(roles)).encode())
+    questions = [json.dumps({"id": k, "question": f"{odd} {k}?"}, ensure_ascii=False) for k in range(2)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(questions), encoding="utf-8")
+    catalog = load_catalog(tmp_path)
+    assert [role.instructions for role in catalog.roles] == [(odd,), (odd,)]
+    assert catalog.questions[1].question == f"{odd} 1?"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import personaspace as ps
 from characters import characters, two_readings
 from endpoint import Endpoint
 from personaspace.cli import as_typed, main
@@ -164,10 +165,29 @@ def test_transcripts_are_projected_as_json_and_as_a_page(calibrated, tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(messages))
     told = json.loads(run("project", calibrated, tmp_path / "a.json", "--json", "--tokens").stdout)
     assert [t["index"] for t in told["turns"]] == [1, 3]
+    assert told["notes"] == []
     assert set(told["turns"][0]) >= {"index", "tokens", "projection", "drift", "nearest", "fell", "alert", "each"}
     page = tmp_path / "page.html"
     run("project", calibrated, tmp_path / "a.json", tmp_path / "b.json", "--plot", page)
     assert page.stat().st_size > 1_000_000
+
+
+def test_what_of_a_transcript_is_not_read_is_told_beside_its_figures(calibrated, tmp_path):
+    talk = [
+        {"role": "user", "content": "hi"},
+        {"role": "tool", "content": "42"},
+        {"role": "assistant", "content": "hello"},
+    ]
+    lines = [{"messages": talk}, {"messages": [{"role": "narrator", "content": "x"}]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = run("project", calibrated, tmp_path / "a.jsonl", "--json")
+    notes = json.loads(done.stdout)["notes"]
+    assert "message 1: found role 'narrator'" in notes[0]
+    assert notes[1:] == [f"{tmp_path / 'a.jsonl'}: left out 1 tool message"]
+    assert done.stderr.splitlines()[-2:] == notes
+    with pytest.warns(UserWarning, match="not read|left out") as warned:
+        ps.project(calibrated, tmp_path / "a.jsonl")
+    assert [str(w.message) for w in warned if w.category is UserWarning] == notes
 
 
 @pytest.mark.long

@@ -327,6 +327,12 @@ def test_a_broken_task_file_is_named_with_its_line(tmp_path):
     (tmp_path / "tasks.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n{"prompt": "x", "answer": "("}\n')
     with pytest.raises(UsageError, match=r"tasks.jsonl, line 2"):
         sweep.read_tasks(tmp_path / "tasks.jsonl")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"deep.jsonl, line 1: .*nests deeper"):
+        sweep.read_tasks(tmp_path / "deep.jsonl")
+    line = '{"prompt": "1\u2028+1?", "answer": "2"}'
+    (tmp_path / "odd.jsonl").write_text(f"\ufeff{line}\n\n{line}\n", encoding="utf-8")
+    assert [task.prompt for task in sweep.read_tasks(tmp_path / "odd.jsonl")] == ["1\u2028+1?"] * 2
 
 
 # -- the monitor -----------------------------------------------------------------------------------------------------

@@ -102,6 +102,71 @@ def test_an_imported_space_has_the_published_axis_layer_roles_and_components(spa
         import_space(tmp_path / "published", layer=4)
 
 
+def pipeline(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """What the study's pipeline leaves: vectors of roles and the default, the axis with the means it was taken from."""
+    generator = torch.Generator().manual_seed(1)
+    (folder / "vectors").mkdir(parents=True)
+    vectors = {name: torch.randn(LAYERS, HIDDEN, generator=generator).to(dtype) for name in ("default", *ROLES)}
+    for name, vector in vectors.items():
+        kind = "mean" if name == "default" else "pos_3"
+        torch.save({"vector": vector, "type": kind, "role": name}, folder / "vectors" / f"{name}.pt")
+    role_mean = torch.stack([vectors[name] for name in ROLES]).mean(0)
+    axis = {"axis": vectors["default"] - role_mean, "default_mean": vectors["default"], "role_mean": role_mean}
+    torch.save({**axis, "n_default": 1, "n_roles": len(ROLES)}, folder / "axis.pt")
+    return folder
+
+
+def test_what_the_studys_pipeline_writes_is_imported_and_comes_back_from_the_published_form(tmp_path):
+    folder = pipeline(tmp_path / "outputs")
+    space = import_space(folder, "owner/tiny")
+    written = files(folder)
+    assert space.roles == ROLES
+    assert torch.equal(space.tensors["axis"], written["axis.pt"]["axis"].float())
+    assert torch.equal(space.tensors["default_vector"], written["vectors/default.pt"]["vector"].float())
+    assert torch.equal(space.tensors["role_vectors"][2], written["vectors/ghost.pt"]["vector"].float())
+    space.save(tmp_path / "space.safetensors")
+    export_space(PersonaSpace.load(tmp_path / "space.safetensors"), "reference", tmp_path / "published")
+    again = import_space(tmp_path / "published")
+    assert files(tmp_path / "published")["role_vectors/ghost.pt"]["type"] == "pos_3"
+    assert again.roles == ROLES
+    for name, tensor in space.tensors.items():
+        assert torch.equal(again.tensors[name], tensor), name
+
+
+@pytest.mark.parametrize("missing", ["axis.pt", "vectors/default.pt"])
+def test_of_the_pipelines_axis_and_default_one_may_be_missing(tmp_path, missing):
+    folder = pipeline(tmp_path / "outputs", torch.float32)
+    expected = import_space(folder)
+    (folder / missing).unlink()
+    space = import_space(folder)
+    assert space.roles == ROLES
+    for name in ("axis", "default_vector"):
+        assert torch.allclose(space.tensors[name], expected.tensors[name], atol=1e-6)
+
+
+def test_an_axis_of_the_pipelines_that_is_a_bare_tensor_is_read_and_a_wrong_vector_is_named(tmp_path):
+    folder = pipeline(tmp_path / "outputs", torch.float32)
+    axis = torch.load(folder / "axis.pt", weights_only=True)["axis"]
+    torch.save(axis, folder / "axis.pt")
+    assert torch.equal(import_space(folder).tensors["axis"], axis)
+    torch.save({"vector": axis[:2], "role": "clerk", "type": "pos_3"}, folder / "vectors" / "clerk.pt")
+    with pytest.raises(SpaceError, match=r"clerk.pt: found shape \[2, 8\], expected \[4, 8\] as in axis.pt"):
+        import_space(folder)
+    torch.save({"vector": axis, "role": "clerk", "type": "pos_3"}, folder / "vectors" / "clerk.pt")
+    for path in (folder / "axis.pt", folder / "vectors" / "default.pt"):
+        path.unlink()
+    with pytest.raises(SpaceError, match=r"or as its pipeline writes them \(vectors/ROLE.pt and axis.pt\)"):
+        import_space(folder)
+
+
+@pytest.mark.parametrize("name", ["assistant_axis", "role_vectors/ghost", "capping_config"])
+@pytest.mark.parametrize("content", [torch.zeros(1).expand(10**7, 10**7), torch.zeros(LAYERS, HIDDEN, device="meta")])
+def test_a_tensor_without_its_numbers_in_the_file_is_refused_wherever_it_stands(tmp_path, name, content):
+    torch.save({"vector": content}, publish(tmp_path / "f") / f"{name}.pt")
+    with pytest.raises(SpaceError, match=rf"{name}.pt: refused, it holds a (meta )?tensor"):
+        import_space(tmp_path / "f")
+
+
 def test_axis_and_default_follow_from_each_other_where_one_is_missing(tmp_path):
     mean = import_space(publish(tmp_path / "a")).tensors["role_vectors"].mean(0)
     for k, missing in enumerate(("assistant_axis", "default_vector")):

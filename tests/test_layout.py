@@ -7,7 +7,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "personaspace"
 ORDER = [
-    ["_lazy", "errors", "watcher"],
+    ["_lazy", "errors", "json_text", "watcher"],
     ["files"],
     ["stats", "catalog"],
     ["model"],

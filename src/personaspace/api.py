@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,8 @@ def project(
     alert_turns: int = 2,
 ) -> tuple[list[Trajectory], AlertRule | None]:
     """Reads where the assistant turns of conversations, or of those in files, lie on the axis; and the rule that alerts went by
-    (None for a space that was never calibrated). Raises `UsageError` that names file, conversation and message.
+    (None for a space that was never calibrated). Warns of what of a file is not read. Raises `UsageError` that names file,
+    conversation and message.
 
     >>> (talk,), rule = ps.project("smollm2", "talk.json")
     >>> [turn.drift for turn in talk.turns]
@@ -181,7 +183,13 @@ def project(
         raise UsageError(f"alert_turns={alert_turns}: expected 1 or more")
     conversations: list[Transcript] = []
     for source in transcripts:
-        conversations += [source] if isinstance(source, Transcript) else read_transcripts(source)
+        if isinstance(source, Transcript):
+            conversations.append(source)
+            continue
+        file = read_transcripts(source)
+        conversations += file.conversations
+        for note in file.notes:
+            warnings.warn(note, stacklevel=2)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
     model = engine or load_engine("transformers", loaded.meta["model"]["id"])
     rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None

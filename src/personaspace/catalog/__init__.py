@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from personaspace import json_text
 from personaspace.errors import CatalogError, UsageError
 
 M = TypeVar("M", bound=BaseModel)
@@ -217,28 +218,27 @@ def _study_role(path: Path) -> Role:
 
 def read_records(path: Path, kind: type[M]) -> Iterator[M]:
     """The lines of a JSONL file as objects of a pydantic kind. Raises `CatalogError` with file and line."""
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        if line.strip():
-            yield _parse(line, path, number, kind)
+    for number, line in json_text.lines(_text(path)):
+        yield _parse(line, path, number, kind)
 
 
 def _parse(text: str, path: Path, line: int, kind: type[M]) -> M:
     try:
-        value = json.loads(text)
+        value = json_text.parse(text)
         if not isinstance(value, dict):
-            raise CatalogError(f"{path}:{line or 1}: expected a JSON object, found {text.strip()[:40]}")
+            raise CatalogError(f"{path}:{line or 1}: expected a JSON object, found {text.strip()[:40]!r}")
         return kind.model_validate(value)
-    except json.JSONDecodeError as e:
-        raise CatalogError(f"{path}:{line or e.lineno}: not JSON: {e.msg} at column {e.colno}") from None
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the line"
         raise CatalogError(f"{path}:{line or 1}: {where}: {first['msg'].lower()}") from None
+    except ValueError as e:
+        raise CatalogError(f"{path}{f':{line}' if line else ''}: {e}") from None
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise CatalogError(f"{path}: cannot be read: {e}") from None
 

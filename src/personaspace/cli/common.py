@@ -9,6 +9,7 @@ from rich.console import Console
 
 from personaspace.engines.registry import DEFAULT_ENGINE
 from personaspace.judges.registry import JUDGES, JUDGES_HELP
+from personaspace.model.dtypes import DTYPES_HELP
 
 if TYPE_CHECKING:
     from personaspace.engines import Engine, LocalEngine
@@ -38,7 +39,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU where th
 JudgeArg = Annotated[str, typer.Option(help=JUDGES_HELP)]
 JudgeModel = Annotated[str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")]
 JudgeUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")]
-Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; fp32 on a CPU, bf16 on a GPU.")]
+Dtype = Annotated[str | None, typer.Option(help=DTYPES_HELP)]
 
 
 def space_and_engine(

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     epilog="Example: personaspace import published/qwen-3-32b --model Qwen/Qwen3-32B --out qwen-3-32b.safetensors",
 )
 def import_command(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of the study's published files.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of the study's files.")],
     out_path: Annotated[Path, typer.Option("--out", help="The space's file, or a folder for its space.safetensors.")],
     model: Annotated[str, typer.Option(help="The Hub id of the model that the files are of.")] = "unknown",
     layer: Annotated[int | None, typer.Option(help="The layer of the space, from 0; the middle one.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Read the study's published files, running nothing that is in them, and write them as one space."""
+    """Read the study's files, published or of its pipeline, running nothing that is in them, and write them as one space."""
     from personaspace.formats import import_space
 
     space = import_space(source, model, layer)

@@ -28,6 +28,7 @@ from personaspace.cli.common import (
     space_and_engine,
 )
 from personaspace.errors import UsageError
+from personaspace.formats.registry import TRANSCRIPTS_HELP
 from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge
 
 if TYPE_CHECKING:
@@ -124,9 +125,7 @@ def calibrate(
 @app.command(epilog="Example: personaspace project smollm2 talk.json --plot talk.html")
 def project(
     space: SpaceArg,
-    transcripts: Annotated[
-        list[Path], typer.Argument(help="OpenAI messages, JSONL, ShareGPT, plain text; several files.")
-    ],
+    transcripts: Annotated[list[Path], typer.Argument(help=TRANSCRIPTS_HELP)],
     plot: Annotated[Path | None, typer.Option(help="Draw the trajectories as an HTML page.")] = None,
     false_alarms: Annotated[float, typer.Option(help="How often default conversations may raise the alert.")] = 0.01,
     alert_turns: Annotated[int, typer.Option(help="Over how many turns the alert looks.")] = 2,
@@ -143,7 +142,11 @@ def project(
 
     if alert_turns < 1:
         raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
-    parsed_transcripts = [t for path in transcripts for t in read_transcripts(path)]
+    files = [read_transcripts(path) for path in transcripts]
+    parsed_transcripts = [transcript for file in files for transcript in file.conversations]
+    notes = [note for file in files for note in file.notes]
+    for note in notes:
+        err.print(note, markup=False)
     loaded, engine = space_and_engine(space, model, device, dtype)
     trajectories, rule = api.project(
         loaded, *parsed_transcripts, engine=engine, false_alarms=false_alarms, alert_turns=alert_turns
@@ -157,7 +160,7 @@ def project(
         values = [{"name": n, "turns": [r.to_dict(tokens) for r in rs]} for n, rs in conversations]
         trajectory_fields = {"turns": values[0]["turns"]} if len(values) == 1 else {"transcripts": values}
         alert = vars(rule) if rule else None
-        out.print_json(json.dumps({"layer": loaded.layer, "alert_rule": alert, **trajectory_fields}))
+        out.print_json(json.dumps({"layer": loaded.layer, "alert_rule": alert, "notes": notes, **trajectory_fields}))
         return
     for name, readings in conversations:
         rows = [

@@ -13,8 +13,7 @@ import typer
 
 from personaspace.cli.common import Device, Dtype, ModelArg, SpaceArg, app, err, space_and_engine
 from personaspace.errors import UsageError
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from personaspace.model.dtypes import torch_name
 
 
 @app.command(epilog="Example: personaspace serve smollm2")
@@ -50,12 +49,10 @@ def serve(
         for option, value in unsupported.items():
             if value is not None:
                 raise UsageError(f"--{option} is not there with --engine vllm: its server is vLLM's own")
-        if dtype is not None and dtype not in DTYPES:
-            raise UsageError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
         options = [f"--host={host}", f"--port={port}", f"--max-num-seqs={rows}"]
         options += [f"--allowed-origins={json.dumps(cors)}"] if cors else []
         options += [f"--override-generation-config={json.dumps({'max_new_tokens': max_tokens})}"]
-        options += [f"--dtype={DTYPES[dtype]}"] if dtype in DTYPES else []
+        options += [f"--dtype={torch_name(dtype)}"] if dtype is not None else []
         _become_vllm(space, model, host, api_key, [*options, *(vllm or ())])
     if engine != "transformers":
         raise UsageError(f"--engine {engine}: expected transformers or vllm")

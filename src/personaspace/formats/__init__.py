@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from personaspace.errors import UsageError
-from personaspace.formats.gguf import read_control_vector, write_control_vector
-from personaspace.formats.hub import push
-from personaspace.formats.reference import read_capping, read_reference, write_capping, write_reference
-from personaspace.space import PersonaSpace
+from personaspace._lazy import lazy_names
 
-FORMATS = ("gguf", "reference", "compact")
+if TYPE_CHECKING:
+    from personaspace.formats.gguf import read_control_vector as read_control_vector
+    from personaspace.formats.gguf import write_control_vector as write_control_vector
+    from personaspace.formats.hub import push as push
+    from personaspace.formats.reference import read_capping as read_capping
+    from personaspace.formats.reference import read_reference as read_reference
+    from personaspace.formats.reference import write_capping as write_capping
+    from personaspace.formats.reference import write_reference as write_reference
+    from personaspace.formats.spaces import FORMATS as FORMATS
+    from personaspace.formats.spaces import export_space as export_space
+    from personaspace.formats.spaces import import_space as import_space
+    from personaspace.formats.transcripts import Transcript as Transcript
+    from personaspace.formats.transcripts import read_transcripts as read_transcripts
 
-__all__ = [
-    "FORMATS",
-    "export_space",
-    "import_space",
-    "push",
-    "read_capping",
-    "read_control_vector",
-    "read_reference",
-    "write_capping",
-    "write_control_vector",
-    "write_reference",
-]
-
-
-def import_space(source: str | Path, model: str = "unknown", layer: int | None = None) -> PersonaSpace:
-    """A space from a folder of the study's published files; layer None is the middle one. Raises `SpaceError`."""
-    return read_reference(source, model, layer)
-
-
-def export_space(
-    space: PersonaSpace, format: str, path: str | Path, direction: str = "axis", scale: float = 1.0
-) -> None:
-    """Writes a space as a control vector for llama.cpp (`gguf`: the axis or a role, times the scale), as a folder of files
-    laid out like the study's (`reference`), or as a space with role vectors at its layer alone (`compact`).
-
-    Raises `UsageError` for another format, `SpaceError`.
-    """
-    if format not in FORMATS:
-        raise UsageError(f"export format {format!r}: expected one of {', '.join(FORMATS)}")
-    if format == "gguf":
-        write_control_vector(path, space, direction, scale)
-    elif format == "compact":
-        space.compact().save(path)
-    else:
-        write_reference(space, path)
+NAMES = {
+    "FORMATS": "personaspace.formats.spaces",
+    "export_space": "personaspace.formats.spaces",
+    "import_space": "personaspace.formats.spaces",
+    "push": "personaspace.formats.hub",
+    "read_capping": "personaspace.formats.reference",
+    "read_control_vector": "personaspace.formats.gguf",
+    "read_reference": "personaspace.formats.reference",
+    "write_capping": "personaspace.formats.reference",
+    "write_control_vector": "personaspace.formats.gguf",
+    "write_reference": "personaspace.formats.reference",
+    "Transcript": "personaspace.formats.transcripts",
+    "read_transcripts": "personaspace.formats.transcripts",
+}
+__all__ = list(NAMES)
+__getattr__, __dir__ = lazy_names(__name__, NAMES)

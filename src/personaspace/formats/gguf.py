@@ -20,6 +20,7 @@ from torch import Tensor
 
 from personaspace.errors import SpaceError, UsageError
 from personaspace.files import write_whole
+from personaspace.model.gguf_header import check_header
 from personaspace.space import PersonaSpace
 
 ARCHITECTURE = "controlvector"
@@ -60,6 +61,7 @@ def read_control_vector(path: str | Path) -> dict[int, Tensor]:
     if not Path(path).is_file():
         raise SpaceError(f"{path}: no such file; expected a GGUF control vector")
     try:
+        check_header(Path(path))
         reader = GGUFReader(path)
         field = reader.get_field("general.architecture")
         architecture = field.contents() if field else None

@@ -1,9 +1,12 @@
-"""The study's published files: reads a folder of them, and writes one; nothing that a pickle asks for is ever run.
+"""The study's files: reads a folder of them, as published or as its pipeline writes them, and writes one as published.
 
 A folder holds `assistant_axis.pt`, `default_vector.pt`, `role_vectors/ROLE.pt` and `trait_vectors/TRAIT.pt`, each a tensor
 `[layers, hidden]` or a dict with one under `vector`, and `capping_config.pt`: vectors `[hidden]` with their layers, and
 experiments that cap projections on them. The published axis is default − roles, as ours is. The published capping vectors
 point away from the Assistant, so that their caps are ceilings: a ceiling τ is a floor of −τ along the negated vector.
+
+The pipeline that anybody can run writes `vectors/ROLE.pt`, a dict with `vector`, `role` and `type` (the default's is `mean`),
+and `axis.pt`, a dict with `axis` and the means that it is the difference of.
 """
 
 from __future__ import annotations
@@ -12,10 +15,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
-import re
-import struct
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +26,8 @@ from torch import Tensor
 
 from personaspace.errors import SpaceError, UsageError
 from personaspace.files import write_whole
+from personaspace.formats.tensor_files import load_tensor_file
+from personaspace.model.dtypes import DTYPES
 from personaspace.model.interventions import Cap
 from personaspace.space import PersonaSpace
 from personaspace.space.layout import FORMAT
@@ -34,12 +35,10 @@ from personaspace.stats.components import principal_components
 
 AXIS, DEFAULT, CAPPING = "assistant_axis", "default_vector", "capping_config"
 ROLES, TRAITS = "role_vectors", "trait_vectors"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PIPELINE_AXIS, PIPELINE_VECTORS = "axis", "vectors"
+_DTYPES: dict[str, torch.dtype] = {names.torch: getattr(torch, names.torch) for names in DTYPES.values()}
 OPPOSITE = -0.999
 """At that cosine with the axis, or under it, a capping vector is the negated axis."""
-
-# What torch.load has been seen to raise on files that are cut or changed.
-_BROKEN = (EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error)
 
 
 class _Vector(BaseModel):
@@ -64,7 +63,7 @@ class _Config(BaseModel):
 
 
 def read_reference(folder: str | Path, model: str = "unknown", layer: int | None = None) -> PersonaSpace:
-    """The space of a folder of published files; layer None is the middle one.
+    """The space of a folder of files as published, or as the study's pipeline writes them; layer None is the middle one.
 
     Of axis and default vector one may be missing: it follows from the other and the mean role vector. Traits are kept as
     `trait_vectors [traits, layers, hidden]`. An experiment whose vectors are the negated axis also becomes a named cap.
@@ -75,7 +74,10 @@ def read_reference(folder: str | Path, model: str = "unknown", layer: int | None
     roles, traits = _under(ROLES, vectors), _under(TRAITS, vectors)
     lacking = [f"{ROLES}/*.pt"] * (not roles) + [f"{AXIS}.pt or {DEFAULT}.pt"] * (not {AXIS, DEFAULT} & vectors.keys())
     if lacking:
-        raise SpaceError(f"{folder}: no {' and no '.join(lacking)}; expected a folder of the study's published files")
+        raise SpaceError(
+            f"{folder}: no {' and no '.join(lacking)}; expected a folder of the study's files, as published "
+            f"or as its pipeline writes them ({PIPELINE_VECTORS}/ROLE.pt and {PIPELINE_AXIS}.pt)"
+        )
     stacked = torch.stack(list(roles.values()))
     mean = stacked.mean(0)
     axis = vectors[AXIS] if AXIS in vectors else vectors[DEFAULT] - mean
@@ -143,40 +145,46 @@ def write_capping(path: str | Path, experiments: Mapping[str, Sequence[Cap]]) ->
     _save(Path(path), config)
 
 
-def _load(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        wanted_global = re.search(r"GLOBAL ([\w.]+)", str(e))
-        reason = f"asks to run {wanted_global[1]}" if wanted_global else "is broken, or asks for something else"
-        raise SpaceError(f"{path}: refused, its pickle {reason}; expected tensors and plain values only") from None
-    except OSError as e:
-        raise SpaceError(f"{path}: cannot be read: {e.strerror or e}") from None
-    except _BROKEN:
-        raise SpaceError(f"{path}: not a whole .pt file of tensors; fetch it again") from None
-
-
 def _read_vectors(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Vectors `[layers, hidden]` in fp32 by their files' names, and each file's form: what it holds, but in a tensor's place
-    the name of its dtype."""
-    paths = [root / f"{AXIS}.pt", root / f"{DEFAULT}.pt"]
-    paths = [p for p in paths if p.exists()] + [p for g in (ROLES, TRAITS) for p in sorted((root / g).glob("*.pt"))]
+    """Vectors `[layers, hidden]` in fp32 by their files' names as published, and each file's form: what it holds, but in a
+    tensor's place the name of its dtype."""
     vectors: dict[str, Tensor] = {}
     forms: dict[str, Any] = {}
-    for path in paths:
-        loaded = _load(path)
+    pipeline_defaults: list[Tensor] = []
+    first: tuple[str, list[int]] | None = None
+    for name, path in _files(root).items():
+        loaded = load_tensor_file(path)
         keyed = isinstance(loaded, dict)
-        vector = _checked(path, loaded.get("vector", loaded) if keyed else loaded, 2)
-        name = path.relative_to(root).as_posix().removesuffix(".pt")
-        for first, first_vector in list(vectors.items())[:1]:
-            if vector.shape != first_vector.shape:
-                raise SpaceError(
-                    f"{path}: found shape {list(vector.shape)}, expected {list(first_vector.shape)} as in {first}.pt"
-                )
+        key = "axis" if keyed and name == AXIS and "vector" not in loaded else "vector"
+        vector = _checked(path, loaded.get(key, loaded) if keyed else loaded, 2)
+        first = first or (path.name, list(vector.shape))
+        if list(vector.shape) != first[1]:
+            raise SpaceError(f"{path}: found shape {list(vector.shape)}, expected {first[1]} as in {first[0]}")
+        if (
+            keyed
+            and path.parent == root / PIPELINE_VECTORS
+            and (path.stem == "default" or loaded.get("type") == "mean")
+        ):
+            pipeline_defaults.append(vector.float())
+            continue
         vectors[name] = vector.float()
-        forms[name] = _plain(path, {**loaded, "vector": _name(vector)}) if keyed else _name(vector)
+        # Beside the axis the pipeline keeps the means that it was taken from, for which no published file has a place.
+        keeps_form = keyed and key == "vector"
+        forms[name] = _plain(path, {**loaded, "vector": _name(vector)}) if keeps_form else _name(vector)
+    if pipeline_defaults and DEFAULT not in vectors:
+        vectors[DEFAULT], forms[DEFAULT] = torch.stack(pipeline_defaults).mean(0), "float32"
     return vectors, forms
+
+
+def _files(root: Path) -> dict[str, Path]:
+    """The files of vectors in a folder by their names as published; of two that mean the same, the published one."""
+    axis_files = [root / f"{AXIS}.pt", root / f"{PIPELINE_AXIS}.pt"]
+    files = {AXIS: next((path for path in axis_files if path.exists()), None), DEFAULT: root / f"{DEFAULT}.pt"}
+    paths = {name: path for name, path in files.items() if path and path.exists()}
+    for group, folders in ((ROLES, (ROLES, PIPELINE_VECTORS)), (TRAITS, (TRAITS,))):
+        in_folders = (sorted((root / folder).glob("*.pt")) for folder in folders)
+        paths |= {f"{group}/{path.stem}": path for path in next(filter(None, in_folders), [])}
+    return paths
 
 
 def _under(group: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,7 +192,7 @@ def _under(group: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checked(path: Path, loaded: Any, dims: int) -> Tensor:
-    description = f"a dict with {list(loaded)[:6]}" if isinstance(loaded, dict) else type(loaded).__name__
+    description = f"a dict with {str(list(loaded)[:6])[:200]}" if isinstance(loaded, dict) else type(loaded).__name__
     if isinstance(loaded, Tensor):
         description = f"a {_name(loaded)} tensor of shape {list(loaded.shape)}"
         if loaded.dim() == dims and loaded.numel() and loaded.is_floating_point() and loaded.layout == torch.strided:
@@ -202,7 +210,7 @@ def _plain(path: Path, form: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         same = False
     if not same:
-        raise SpaceError(f"{path}: holds more than vectors, numbers and text, among {list(form)[:6]}")
+        raise SpaceError(f"{path}: holds more than vectors, numbers and text, among {str(list(form)[:6])[:200]}")
     return form
 
 
@@ -212,7 +220,7 @@ def _name(tensor: Tensor) -> str:
 
 def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
     """The configuration checked, and as it stands in the file."""
-    raw = _load(path)
+    raw = load_tensor_file(path)
     try:
         config = _Config.model_validate(raw)
     except ValidationError as e:
@@ -308,7 +316,7 @@ def _contents(space: PersonaSpace) -> Iterator[tuple[str, Any]]:
 
 def _copy(vector: Tensor, dtype: str) -> Tensor:
     # A copy, since torch.save writes the whole storage that a view looks at.
-    return vector.to(DTYPES.get(dtype, torch.float32), copy=True)
+    return vector.to(_DTYPES.get(dtype, torch.float32), copy=True)
 
 
 def _capping(space: PersonaSpace, form: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,34 +1,22 @@
-"""Reads conversations from files, whoever wrote them; it knows nothing of models.
-
-OpenAI message lists (JSON, or JSONL with a conversation or a message a line), ShareGPT, plain "User: … Assistant: …" text,
-and the study's transcripts (an object with a list of messages under `conversation` or `turns`).
-"""
+"""Reads conversations from files, whoever wrote them; it knows nothing of models, and of formats what `registry` says."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from personaspace import json_text
 from personaspace.engines.prompts import Message
 from personaspace.errors import UsageError
+from personaspace.formats.messages import CARRIERS, RawConversation, counted, is_message, plain_messages
+from personaspace.formats.registry import EXPECTED, TRANSCRIPT_FORMATS
 
-LISTS = ("messages", "conversation", "turns", "conversations")
-NAMES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "bot": "assistant",
-}
-_LINE = re.compile(r"^\s*(System|User|Human|Assistant|AI|Bot)\s*:[ \t]*", re.IGNORECASE | re.MULTILINE)
+NOTHING = "no conversation in it"
+MOST_NAMED = 5
+"""Conversations of a file that cannot be read and are named, a line each; of more the number is said."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +27,28 @@ class Transcript:
     messages: tuple[Message, ...]
 
 
-def read_transcripts(path: str | Path) -> list[Transcript]:
-    """The conversations in a file. Raises `UsageError` that says which file, which conversation and which message."""
+class TranscriptFile(NamedTuple):
+    """A file's conversations, and what of it was not read: a sentence each."""
+
+    conversations: list[Transcript]
+    notes: list[str]
+
+
+class _Piece(NamedTuple):
+    """What stands at a place of a file (`line 3`): a conversation, or why there is none."""
+
+    place: str
+    content: RawConversation | str
+
+
+def read_transcripts(path: str | Path) -> TranscriptFile:
+    """The conversations in a file of any format of `registry`. Those that cannot be read are named in the notes, as is what was
+    left out of others (tools' messages, images). Raises `UsageError` that says which file, which conversation and which message
+    where none can be read.
+
+    >>> read_transcripts("talk.jsonl").conversations[0].messages[0]
+    {'role': 'user', 'content': 'hi'}
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -48,78 +56,99 @@ def read_transcripts(path: str | Path) -> list[Transcript]:
         raise UsageError(
             f"{path}: cannot be read as text: {e.strerror if isinstance(e, OSError) else e.reason}"
         ) from None
+    pieces = _pieces(path, text)
+    total = sum(isinstance(piece.content, RawConversation) for piece in pieces)
+    transcripts: list[Transcript] = []
+    problems: list[str] = []
+    left_out: Counter[str] = Counter()
+    number = 0
+    for place, content in pieces:
+        where = f" ({place})" if place else ""
+        if isinstance(content, str):
+            problems.append(f"{path}{where}: {content}")
+            continue
+        number += 1
+        try:
+            messages, nouns = plain_messages(f"{path}, conversation {number}{where}", content)
+        except UsageError as e:
+            problems.append(str(e))
+            continue
+        transcripts.append(Transcript(path.stem if total == 1 else f"{path.stem} {number}", messages))
+        left_out += nouns
+    if not transcripts:
+        problem = next((p for p in problems if not p.endswith(NOTHING)), f"{path}: {NOTHING}; expected {EXPECTED}")
+        raise UsageError(problem)
+    notes = [f"{problem}; not read" for problem in problems[:MOST_NAMED]]
+    if len(problems) > MOST_NAMED:
+        notes.append(f"{path}: {len(problems) - MOST_NAMED:,} more were not read")
+    if left_out:
+        notes.append(f"{path}: left out {counted(left_out)}")
+    return TranscriptFile(transcripts, notes)
+
+
+def _pieces(path: Path, text: str) -> list[_Piece]:
+    """All that stands in a file, in its order. Raises `UsageError` for one that is broken as a whole."""
     try:
-        value: Any = json.loads(text)
-    except ValueError:
-        value = _lines(text)
-    conversations = _plain(text) if value is None else _conversations(value)
-    if not conversations:
-        raise UsageError(
-            f"{path}: no conversation in it; expected OpenAI messages, JSONL, ShareGPT or lines of User: and Assistant:"
-        )
-    names = [path.stem] if len(conversations) == 1 else [f"{path.stem} {k + 1}" for k in range(len(conversations))]
-    return [
-        Transcript(n, _messages(f"{path}, conversation {k + 1}", m))
-        for k, (n, m) in enumerate(zip(names, conversations, strict=True))
-    ]
+        return list(_walk("", json_text.parse(text)))
+    except ValueError as e:
+        reason = str(e)
+    if lines := _lines(path, text):
+        return lines
+    conversations = _first_told(text, by_text=True)
+    if conversations is None and text.lstrip()[:1] in ("{", "["):
+        raise UsageError(f"{path}: {NOTHING}, {reason}")
+    return [_Piece("", conversation) for conversation in conversations or ()]
 
 
-def _lines(text: str) -> list[Any] | None:
-    """The values of a JSONL file; None where it is not one. A line that is cut off makes it none."""
-    lines = [line for line in text.splitlines() if line.strip()]
+def _walk(place: str, value: Any) -> Iterator[_Piece]:
+    """The conversations in a JSON value: of one format's, or a list of such values, also under a key of an object."""
     try:
-        values = [json.loads(line) for line in lines]
-    except ValueError:
-        return None
-    return values if values and all(isinstance(v, (dict, list)) for v in values) else None
-
-
-def _conversations(value: Any) -> list[list[Any]]:
+        conversations = _first_told(value) if isinstance(value, (dict, list)) else None
+    except ValueError as e:
+        yield _Piece(place, str(e))
+        return
+    inner: Any = value
     if isinstance(value, dict):
-        inner = next((value[k] for k in LISTS if isinstance(value.get(k), list)), None)
-        return [] if inner is None else [inner] if _is_message_list(inner) else _conversations(inner)
-    if not isinstance(value, list) or not value:
+        inner = next((value[key] for key in (*CARRIERS, "data") if isinstance(value.get(key), list)), None)
+    if conversations is not None:
+        yield from (_Piece(place, conversation) for conversation in conversations)
+    elif isinstance(inner, list) and any(isinstance(item, (dict, list)) for item in inner):
+        for number, item in enumerate(inner, 1):
+            yield from _walk(f"{place}, item {number}".removeprefix(", "), item)
+    else:
+        yield _Piece(place, NOTHING)
+
+
+def _lines(path: Path, text: str) -> list[_Piece]:
+    """What stands in a JSONL file, a conversation or a message a line; nothing where it is none. Raises `UsageError` for a
+    broken line among messages: what is said after it answers something that is not there."""
+    lines = list(json_text.lines(text))
+    if 2 * sum(line.lstrip()[0] in "{[" for _, line in lines) < len(lines):
+        return []  # a conversation as plain text may have a line of JSON in it
+    values: dict[int, Any] = {}
+    broken: dict[int, str] = {}
+    for number, line in lines:
+        try:
+            values[number] = json_text.parse(line)
+        except ValueError as e:
+            broken[number] = str(e)
+    pieces = [piece for number, value in values.items() for piece in _walk(f"line {number}", value)]
+    messages = [value for value in values.values() if is_message(value)]
+    if messages and not any(isinstance(piece.content, RawConversation) for piece in pieces):
+        if broken:
+            number, reason = next(iter(broken.items()))
+            raise UsageError(f"{path}, line {number}: {reason}; expected a message a line")
+        others = [_Piece(f"line {number}", "no message") for number, value in values.items() if not is_message(value)]
+        return [_Piece("", RawConversation(messages)), *others]
+    if not values:
         return []
-    if _is_message_list(value):
-        return [value]
-    return [c for v in value for c in _conversations(v)]
+    ordered = [*pieces, *(_Piece(f"line {number}", reason) for number, reason in broken.items())]
+    return sorted(ordered, key=lambda piece: int(piece.place.removeprefix("line ").partition(",")[0]))
 
 
-def _is_message_list(value: list[Any]) -> bool:
-    return bool(value) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in value)
-
-
-def _plain(text: str) -> list[list[Any]]:
-    marks = list(_LINE.finditer(text))
-    if not marks:
-        return []
-    ends = [m.start() for m in marks[1:]] + [len(text)]
-    turns = [{"role": m[1], "content": text[m.end() : end].strip()} for m, end in zip(marks, ends, strict=True)]
-    return [turns]
-
-
-def _messages(where: str, raw: Iterable[Any]) -> tuple[Message, ...]:
-    messages = []
-    for k, m in enumerate(raw, 1):
-        speaker = str(m.get("role", m.get("from")))
-        role = NAMES.get(speaker.lower())
-        if role is None:
-            raise UsageError(f"{where}, message {k}: found role {speaker!r}, expected system, user or assistant")
-        messages.append({"role": role, "content": _content(f"{where}, message {k}", m.get("content", m.get("value")))})
-    if not any(m["role"] == "assistant" for m in messages):
-        raise UsageError(f"{where}: no assistant turn in it; there is nothing to project")
-    return tuple(messages)
-
-
-def _content(where: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in value):
-        value = "".join(p["text"] for p in value)
-    if not isinstance(value, str):
-        raise UsageError(f"{where}: found content of type {type(value).__name__}, expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON's escapes can spell it; no tokenizer takes it
-        raise UsageError(f"{where}: found half of a surrogate pair, expected text") from None
-    return value
+def _first_told(value: Any, by_text: bool = False) -> Sequence[RawConversation] | None:
+    """The conversations in a value, read by the first format that knows it."""
+    for format in TRANSCRIPT_FORMATS.values():
+        if format.by_text == by_text and (conversations := format.reader(value)) is not None:
+            return conversations
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from personaspace import json_text
 from personaspace.catalog import Role
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Prompt, Sampling
@@ -60,12 +60,12 @@ def read_tasks(path: str | Path) -> list[CapabilityTask]:
     """
     tasks = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = list(json_text.lines(Path(path).read_text(encoding="utf-8-sig")))
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"capability={path}: cannot be read: {e}") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
-            values = json.loads(line)
+            values = json_text.parse(line)
             re.compile(values["answer"])
             tasks.append(CapabilityTask(str(values["prompt"]), values["answer"]))
         except (ValueError, KeyError, TypeError, re.error) as e:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from personaspace import json_text
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.chat import Chat
@@ -145,7 +146,7 @@ def model_of(name: str) -> tuple[ModelShape, Chat | None]:
             raise ModelError(f"{name}: its shape is not known here; give its config.json or one of {', '.join(near)}")
         path = where / "config.json"
     try:
-        shape = ModelShape.of(json.loads(path.read_text(encoding="utf-8")))
+        shape = ModelShape.of(json_text.parse(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as e:
         raise ModelError(f"{path}: cannot be read: {e}") from None
     if not (path.parent / "tokenizer.json").is_file():

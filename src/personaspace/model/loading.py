@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from personaspace.errors import ModelError, UsageError
+from personaspace.model.dtypes import torch_name
+from personaspace.model.gguf_header import check_header
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def cache_folder() -> Path:
@@ -51,9 +52,8 @@ def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
     """The dtype asked for, else fp32 on a CPU and bf16 on a GPU."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    chosen: torch.dtype = getattr(torch, torch_name(dtype))
+    return chosen
 
 
 def resolve(name: str) -> str:
@@ -171,6 +171,10 @@ def _converted(gguf: Path) -> Path:
     target = cache_folder() / "models" / f"{gguf.stem}-{key}"
     if (target / "config.json").is_file():
         return target
+    try:
+        check_header(gguf)
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{gguf}: cannot read the GGUF file: {e}") from None
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from personaspace import json_text
 from personaspace.errors import RunError, RunLocked, RunMismatch
 from personaspace.files import Place, read_rows, write_table, write_whole
 from personaspace.runs.shards import Shards
@@ -94,11 +95,13 @@ class Folder:
         """What stands in `run.json`. Raises `RunError` where there is none or it can't be read."""
         path = self.folder / "run.json"
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            manifest: dict[str, Any] = json_text.parse(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"{self.folder}: no run.json in it; is it a run's folder?") from None
         except (OSError, ValueError) as e:
             raise RunError(f"{path}: cannot be read: {e}") from None
+        if not isinstance(manifest, dict):
+            raise RunError(f"{path}: found a {type(manifest).__name__}, expected an object; is it a run's folder?")
         if manifest.get("format") != FORMAT:
             raise RunError(
                 f"{path}: found format {manifest.get('format')}, expected {FORMAT}; written by another version?"

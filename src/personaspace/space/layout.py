@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from personaspace import json_text
 from personaspace.errors import SpaceError
 from personaspace.space.readings import READINGS
 
@@ -86,12 +87,16 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of a file. Raises `SpaceError` for anything that is not a space's."""
     try:
         with safe_open(path, framework="pt") as f:
-            meta = json.loads((f.metadata() or {}).get("personaspace", "null"))
+            header = (f.metadata() or {}).get("personaspace", "null")
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as e:
         raise SpaceError(
             f"{path}: not a whole safetensors file ({e}); map the model again, or fetch the file again"
         ) from None
+    try:
+        meta = json_text.parse(header)
+    except ValueError as e:
+        raise SpaceError(f"{path}: its metadata is {e}; map the model again, or fetch the file again") from None
     if not isinstance(meta, dict) or "format" not in meta:
         raise SpaceError(f"{path}: a safetensors file, but not a persona space: no 'personaspace' in its metadata")
     if meta["format"] not in (FORMAT, IN_HALVES):

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from personaspace.errors import ModelError
+from personaspace.model.dtypes import DTYPES
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED_DTYPES = {names.safetensors: getattr(torch, names.torch) for names in DTYPES.values()}
 SAMPLES = 64
 
 
@@ -38,10 +39,10 @@ def fingerprint(folder: Path, dtype: torch.dtype, tied: bool) -> str:
             header = json.loads(f.read(size))
         data = np.memmap(file, dtype=np.uint8, mode="r", offset=8 + size)
         for name, entry in header.items():
-            if name == "__metadata__" or entry["dtype"] not in DTYPES or (tied and name == "lm_head.weight"):
+            if name == "__metadata__" or entry["dtype"] not in STORED_DTYPES or (tied and name == "lm_head.weight"):
                 continue
             begin, end = entry["data_offsets"]
-            samples[name] = tuple(entry["shape"]), _sample(data[begin:end], DTYPES[entry["dtype"]])
+            samples[name] = tuple(entry["shape"]), _sample(data[begin:end], STORED_DTYPES[entry["dtype"]])
     digest = hashlib.sha256()
     for name, (shape, sample) in sorted(samples.items()):
         digest.update(f"{name}{shape}".encode() + sample.to(dtype).float().numpy().tobytes())

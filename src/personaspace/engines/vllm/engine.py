@@ -21,10 +21,9 @@ from personaspace.engines.vllm.request import FIELD
 from personaspace.engines.vllm.wire import ReadMeans, gathered
 from personaspace.errors import ActivationError, ModelError, UsageError
 from personaspace.model import loading
+from personaspace.model.dtypes import torch_name
 from personaspace.model.interventions import Intervention
 from personaspace.model.residual import check_interventions
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class VllmEngine(BaseEngine):
@@ -70,16 +69,14 @@ class VllmEngine(BaseEngine):
             raise UsageError(f"engine vllm needs vLLM: pip install 'personaspace[vllm]' ({e})") from None
         if device not in (None, "cpu", "cuda"):
             raise UsageError(f"device={device}: vLLM runs on the device that it was built for")
-        dtype_name = dtype or ("fp32" if not torch.cuda.is_available() else "bf16")
-        if dtype_name not in DTYPES:
-            raise UsageError(f"dtype={dtype_name}: expected one of {', '.join(DTYPES)}")
+        dtype_name = torch_name(dtype or ("fp32" if not torch.cuda.is_available() else "bf16"))
         if rows:
             options["max_num_seqs"] = rows
         options.setdefault("trust_remote_code", False)
         folder = _folder(name)
         plugin.register()
         try:
-            core = LLMEngine.from_engine_args(EngineArgs(model=str(folder), dtype=DTYPES[dtype_name], **options))
+            core = LLMEngine.from_engine_args(EngineArgs(model=str(folder), dtype=dtype_name, **options))
         except (RuntimeError, ValueError, TypeError, OSError) as e:
             error_lines = str(e).strip().splitlines() or [type(e).__name__]
             raise ModelError(

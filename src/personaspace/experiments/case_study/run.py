@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -58,7 +57,7 @@ def transcripts(options: CaseStudyOptions) -> list[Transcript]:
     """The conversations: the user's files', or those that come along. Raises `UsageError` where two have one name."""
     if not options.transcripts:
         return [Transcript(r["title"], tuple(r["messages"])) for r in data.lines("case_studies.jsonl")]
-    conversations = [t for path in options.transcripts for t in read_transcripts(Path(path))]
+    conversations = [t for path in options.transcripts for t in read_transcripts(path).conversations]
     names = [t.name for t in conversations]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise UsageError(f"--transcripts: two conversations are called {twice!r}; give the files different names")
@@ -82,6 +81,9 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
     """Reads the conversations as they were, gives the user's turns again, and reads what came of it through the plain model.
     Raises `PersonaSpaceError`."""
     options, conversations = trials.options, transcripts(trials.options)
+    for path in options.transcripts:
+        for note in read_transcripts(path).notes:
+            trials.watcher.note(note)
     texts = {t.name: t.messages for t in conversations}
     read = {(AS_IT_WAS, name): readings for name, readings in trials.read(texts, part="as-it-was").items()}
     again = said_again(trials, texts, conditions(options), Sampling(max_new_tokens=options.max_new_tokens))
