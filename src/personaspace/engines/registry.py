@@ -22,7 +22,9 @@ class EngineEntry:
 
 
 ENGINES = {
-    "transformers": EngineEntry("personaspace.engines.transformers.engine:TransformersEngine", "a CPU or one GPU"),
+    "transformers": EngineEntry(
+        "personaspace.engines.transformers.engine:TransformersEngine", "a CPU, a GPU or several"
+    ),
     "vllm": EngineEntry("personaspace.engines.vllm.engine:VllmEngine", "inside vLLM, for throughput"),
     "ray": EngineEntry("personaspace.engines.ray:RayEngine", "many workers"),
 }

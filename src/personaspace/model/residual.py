@@ -21,6 +21,16 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its tokens: its embedding's device, also where layers are on several or their weights on none."""
+    embedding = model.get_input_embeddings()
+    device: torch.device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    # What accelerate keeps elsewhere is brought to that device when it is its turn.
+    return torch.device(embedding._hf_hook.execution_device)
+
+
 def find_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers: the one outermost `ModuleList` as long as `num_hidden_layers`. Raises `ModelError`."""
     n = text_config(model).num_hidden_layers
@@ -54,12 +64,13 @@ def check_layers(model: Any, layers: nn.ModuleList) -> None:
         outputs.append(hidden_of(output).detach())
 
     handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
-    ids = torch.arange(4, 9, device=next(model.parameters()).device)[None] % text_config(model).vocab_size
+    ids = torch.arange(4, 9, device=input_device(model))[None] % text_config(model).vocab_size
     try:
         with torch.inference_mode():
             last = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             all_ran = len(outputs) == len(layers)
-            flows = all_ran and all(torch.equal(a, b) for a, b in zip(outputs, entered[1:], strict=False))
+            # On the CPU: layers may be on several devices.
+            flows = all_ran and all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(outputs, entered[1:], strict=False))
             norms = [
                 m for _, p in model.named_modules() if any(c is layers for c in p.children()) for m in p.children()
             ]
@@ -80,7 +91,7 @@ def _gives(module: nn.Module, x: Tensor, expected: Tensor) -> bool:
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Embedding) or weight is None or weight.shape != x.shape[-1:]:
         return False
-    return torch.allclose(module(x).float(), expected.float(), rtol=1e-3, atol=1e-3)
+    return torch.allclose(module(x).float().cpu(), expected.float().cpu(), rtol=1e-3, atol=1e-3)
 
 
 class Sink(Protocol):
@@ -126,17 +137,19 @@ class Intervening:
             here = [i for i in interventions if layer in i.layers_touched()]
             if not here:
                 continue
+            rows = None if rows is None else rows.to(hidden.device)
             before = hidden if rows is None else hidden[rows]
             after = before
             for i in here:
                 changed = i.apply(after, layer)
                 if i.where == "generated" and self.generated is not None:
-                    mask = self.generated if rows is None else self.generated[rows]
+                    generated = self.generated.to(hidden.device)
+                    mask = generated if rows is None else generated[rows]
                     changed = torch.where(mask[..., None], changed, after)
                 after = changed
             if self.touched is not None:
-                touched_rows = slice(None) if rows is None else rows
-                self.touched[touched_rows] |= (after != before).any(-1)
+                touched_rows = slice(None) if rows is None else rows.to(self.touched.device)
+                self.touched[touched_rows] |= (after != before).any(-1).to(self.touched.device)
             if rows is None:
                 result = after
             else:
@@ -270,8 +283,11 @@ class SpanMeans:
 
     def __call__(self, k: int, hidden: Tensor) -> None:
         norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
-        self.norms[:, k] = (norm[self.rows] * self.weights).sum(-1)
+        weights = self.weights.to(
+            hidden.device
+        )  # where the layer is: what is pooled is small, and goes to where means are
+        self.norms[:, k] = (norm[self.rows.to(hidden.device)] * weights).sum(-1)
         for span, row in enumerate(self.rows.tolist()):
-            self.means[span, k] = self.weights[span] @ hidden[row].float()
+            self.means[span, k] = weights[span] @ hidden[row].float()
         for token_states, (row, a, b) in zip(self.each, self.ranges, strict=True):
             token_states.append(hidden[row, a:b].float())

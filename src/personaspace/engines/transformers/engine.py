@@ -1,8 +1,8 @@
-"""The default engine: any decoder-only model that `transformers` loads, on a CPU or one GPU."""
+"""The default engine: any decoder-only model that `transformers` loads, on a CPU, a GPU or several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,14 @@ from personaspace.engines.transformers.replay import Replayer
 from personaspace.engines.transformers.sampling import uniforms
 from personaspace.model import loading
 from personaspace.model.interventions import Intervention
-from personaspace.model.residual import Intervening, check_interventions, check_layers, find_layers, text_config
+from personaspace.model.residual import (
+    Intervening,
+    check_interventions,
+    check_layers,
+    find_layers,
+    input_device,
+    text_config,
+)
 
 SCORED_TOKENS = 256
 
@@ -47,7 +54,7 @@ class TransformersEngine(BaseEngine):
         self.model, self.tokenizer = model, tokenizer
         self.layers = find_layers(model)
         check_layers(model, self.layers)
-        self.device: torch.device = next(model.parameters()).device
+        self.device = input_device(model)
         self.chat = Chat(
             tokenizer, end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer), template=template
         )
@@ -70,11 +77,19 @@ class TransformersEngine(BaseEngine):
 
     @classmethod
     def load(
-        cls, name: str, *, device: str | None = None, dtype: str | None = None, **options: Any
+        cls,
+        name: str,
+        *,
+        device: str | Mapping[str, Any] | None = None,
+        dtype: str | None = None,
+        adapters: Sequence[str] = (),
+        **options: Any,
     ) -> TransformersEngine:
-        """Loads `smollm2`, a Hub id, a folder or a GGUF file. Raises `ModelError`."""
-        device_name = loading.pick_device(device)
-        model, tokenizer, _ = loading.load(name, device_name, loading.pick_dtype(dtype, device_name))
+        """Loads `smollm2`, a Hub id, a folder, a GGUF file (of the Hub's: `owner/name:Q4_K_M`) or an adapter on its model, with
+        further adapters on it. device: `auto` lays a model's layers over all that there are, a map from modules' names to
+        devices as it says. Raises `ModelError`, `UsageError`."""
+        name, placement = loading.with_adapters(name, adapters), loading.pick_device(device)
+        model, tokenizer, _ = loading.load(name, placement, loading.pick_dtype(dtype, placement))
         return cls(model, tokenizer, id=name, **options)
 
     # -- answering -------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 
 from personaspace.engines.prefix import shared_prefix_length
 from personaspace.model.interventions import Intervention
-from personaspace.model.residual import Intervening, Sink, reading
+from personaspace.model.residual import Intervening, Sink, input_device, reading
 
 SHORTEST_PREFIX = 8
 """Tokens that two prompts must begin with in common for a prefix to be worth a pass of its own."""
@@ -133,20 +133,20 @@ class OnsetReader:
 
     def _last_tokens(self, ids: Sequence[Sequence[int]], cache: DynamicCache | None) -> Tensor:
         """The residual stream `[rows, layers, hidden]` at each row's last token."""
-        device = next(self.model.parameters()).device
+        device = input_device(self.model)
         rows = torch.arange(len(ids), device=device)
         last = torch.tensor([len(row) - 1 for row in ids], device=device)
         activations: list[Tensor] = [torch.empty(0)] * len(self.read)
 
         def keep(k: int, hidden: Tensor) -> None:
-            activations[k] = hidden[rows, last].float().cpu()
+            activations[k] = hidden[rows.to(hidden.device), last.to(hidden.device)].float().cpu()
 
         self._forward(ids, cache, keep)
         return torch.stack(activations, 1)
 
     def _forward(self, ids: Sequence[Sequence[int]], cache: DynamicCache | None, sink: Sink | None = None) -> None:
         """One pass without the lm_head; what is computed is added to the cache where there is one, and read by the sink."""
-        device = next(self.model.parameters()).device
+        device = input_device(self.model)
         past, longest = cache.get_seq_length() if cache is not None else 0, max(map(len, ids))
         # Padded on the right: no real token sees the padding, so causal attention needs no mask.
         tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=device)
@@ -165,8 +165,9 @@ class OnsetReader:
 
 def _rows_of(cache: DynamicCache, rows: Sequence[int]) -> DynamicCache:
     """A KV cache of its own with these rows, some of them several times."""
-    chosen = torch.tensor(rows, device=cache.layers[0].keys.device)
+    chosen = torch.tensor(rows)
     copy = DynamicCache()
     for layer, cached in enumerate(cache.layers):
+        chosen = chosen.to(cached.keys.device)
         copy.update(cached.keys[chosen], cached.values[chosen], layer)
     return copy
