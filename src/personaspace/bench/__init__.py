@@ -31,9 +31,17 @@ BATCHES = (16, 32, 48, 64, 128)
 
 
 def run_bench(
-    bench: str, model: str, *, prompts: int, tokens: int | None, repeats: int, engine: str = "transformers"
+    bench: str,
+    model: str,
+    *,
+    prompts: int,
+    tokens: int | None,
+    repeats: int,
+    engine: str = "transformers",
+    arguments: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit."""
+    """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit. arguments: vLLM's own
+    options."""
     if bench == "startup":
         return {"bench": bench, **startup.measure(repeats)}
     catalog = load_catalog()
@@ -46,7 +54,7 @@ def run_bench(
         else chosen[:prompts]
     )
     if engine == "vllm":
-        return {"bench": bench, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats)}
+        return {"bench": bench, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats, arguments)}
     loaded = TransformersEngine.load(model)
     measure = {
         "generate": _generate,
@@ -152,7 +160,9 @@ def _overhead(
     }
 
 
-def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
+def _overhead_vllm(
+    model: str, prompts: Sequence[Prompt], tokens: int | None, repeats: int, arguments: Sequence[str] = ()
+) -> dict[str, Any]:
     """vLLM as it is, compiled, against vLLM with the plugin: with nothing asked, every layer read, eight layers capped, both.
 
     Both are loaded, each in processes of its own, and measured in turn: what the plugin costs while it does nothing shows, too.
@@ -163,10 +173,10 @@ def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, re
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork would have the plugin in the plain one, too
     os.environ.setdefault("VLLM_SLEEP_WHEN_IDLE", "1")  # the one that is not measured leaves the processor alone
     options: dict[str, Any] = {"max_model_len": 1024, "rows": len(prompts), "kv_cache_memory_bytes": 2 << 30}
-    ours = VllmEngine.load(model, **options)
+    ours = VllmEngine.load(model, arguments=arguments, **options)
     allowed_plugins = os.environ.get("VLLM_PLUGINS")
     os.environ["VLLM_PLUGINS"] = ""
-    plain = VllmEngine.load(model, **options)
+    plain = VllmEngine.load(model, arguments=arguments, **options)
     os.environ.pop("VLLM_PLUGINS")
     if allowed_plugins is not None:
         os.environ["VLLM_PLUGINS"] = allowed_plugins

@@ -19,6 +19,7 @@ __all__ = [
     "AUTO",
     "DTYPES",
     "Placement",
+    "find",
     "fingerprint",
     "load",
     "load_tokenizer",
