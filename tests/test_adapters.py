@@ -20,6 +20,7 @@ from personaspace.errors import ModelError, UsageError
 from personaspace.mapping.plan import model_of
 from personaspace.model import adapters, loading
 from test_cli import MAP, run
+from test_gguf_models import Hub
 
 ASK = Prompt(({"role": "user", "content": "Who are you?"},))
 
@@ -158,6 +159,38 @@ def test_without_peft_an_adapter_is_one_line_that_says_what_to_install(adapter, 
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match=r"pip install 'personaspace\[adapters\]'"):
         TransformersEngine.load(str(adapter))
+
+
+def test_an_adapter_of_the_hub_is_fetched_and_laid_on_its_model(tmp_path, tiny_folder, monkeypatch):
+    """The Hub is stood in for, since tests cannot reach it."""
+    adapter = trained(tmp_path / "hub" / "owner" / "lora", tiny_folder, 1)
+    Hub(monkeypatch, tmp_path / "hub")
+    by_id = TransformersEngine.load("owner/lora")
+    assert by_id.info.fingerprint == TransformersEngine.load(str(adapter)).info.fingerprint
+    laid_on = TransformersEngine.load(str(tiny_folder), adapters=["owner/lora"])
+    assert laid_on.info.fingerprint == by_id.info.fingerprint
+
+
+def test_no_code_that_an_adapter_names_is_run(tmp_path, adapter, monkeypatch):
+    mark = tmp_path / "ran"
+    (tmp_path / "code_of_mine.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config |= {"megatron_config": {"x": 1}, "megatron_core": "code_of_mine"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="code_of_mine"):
+        TransformersEngine.load(str(adapter))
+    assert not mark.exists()
+
+
+def test_a_merged_model_is_laid_over_devices_as_it_is_in_one_place(adapter):
+    one, auto = TransformersEngine.load(str(adapter)), TransformersEngine.load(str(adapter), device="auto")
+    places = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", "model.layers.0"), "cpu")
+    spread = TransformersEngine.load(str(adapter), device=places | {"model.layers.1": "disk", "model.layers.2": "cpu"})
+    assert "meta" in {p.device.type for p in spread.model.parameters()}
+    assert one.info.fingerprint == auto.info.fingerprint == spread.info.fingerprint
+    a, b = (next(iter(e.onsets([ASK], read=[2]))) for e in (one, spread))
+    assert torch.equal(a.activation, b.activation)
 
 
 @pytest.mark.long

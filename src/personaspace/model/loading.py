@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -147,4 +148,9 @@ def _dispatched(model: Any, device: Placement) -> Any:
     if device == AUTO:
         options = {"no_split_module_classes": sorted(model._no_split_modules or ()), "dtype": model.dtype}
         device_map = infer_auto_device_map(model, max_memory=get_balanced_memory(model, **options), **options)
-    return dispatch_model(model, dict(device_map), skip_keys=model._skip_keys_device_placement)  # type: ignore[arg-type]
+    # What goes to the disk lies there for as long as the model does.
+    model.offloaded = TemporaryDirectory(prefix="personaspace-")
+    placement: dict[str, Any] = dict(device_map)  # type: ignore[arg-type]
+    return dispatch_model(
+        model, placement, offload_dir=model.offloaded.name, skip_keys=model._skip_keys_device_placement
+    )

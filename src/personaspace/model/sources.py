@@ -11,7 +11,7 @@ from pathlib import Path
 
 from personaspace.errors import ModelError
 from personaspace.model.gguf_files import converted, models_among, part_names
-from personaspace.model.weights import near_names
+from personaspace.model.weights import log, near_names
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 AND = " + "
@@ -107,9 +107,12 @@ def _adapter_at(place: str) -> Path | None:
 def _base_of(adapter: Path) -> str:
     """What the model is called that an adapter was trained on."""
     try:
-        base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
+        config = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
+        base, revision = config["base_model_name_or_path"], config.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        base = revision = None
+    if revision not in (None, "", "main"):
+        log.warning("warning: %s was trained on revision %s of %s; its present one is loaded", adapter, revision, base)
     if not isinstance(base, str) or not base:
         raise ModelError(
             f"{adapter / ADAPTER}: it names no model that the adapter is for (base_model_name_or_path); give that model, and "
