@@ -34,7 +34,7 @@ ENGINES_HELP = "; ".join(f"{name}: {entry.summary}" for name, entry in ENGINES.i
 
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:
-    """The engine of that name with a model loaded: `smollm2`, a Hub id, a folder or a GGUF file; options are the engine's own.
+    """The engine of that name with a model loaded, which may be all that docs/models.md lists; options are the engine's own.
 
     Raises `UsageError` for a name that is none, `ModelError`.
 
