@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from personaspace.bench import idle_cap, tokens_per_second
+from personaspace.bench.overhead import idle_cap, tokens_per_second
 from personaspace.catalog import load_catalog
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Prompt, Sampling, assign

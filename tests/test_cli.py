@@ -15,8 +15,13 @@ import pytest
 
 import personaspace as ps
 from characters import characters, two_readings
+from conftest import make_tokenizer
 from endpoint import Endpoint
+from personaspace.catalog import load_catalog
 from personaspace.cli import as_typed, main
+from personaspace.engines.chat import Chat
+from personaspace.engines.prompts import Design, assign
+from personaspace.errors import UsageError
 
 MAP = ["--roles", "ghost,hermit,clerk,auditor", "--per-role", "4", "--max-new-tokens", "6", "--rows", "16"]
 
@@ -281,3 +286,34 @@ def test_mistakes_of_those_who_hold_get_one_line_too(calibrated, tmp_path):
 def test_what_vllms_server_does_not_take_is_refused_and_not_dropped(option, value, told):
     done = run("serve", "smollm2", "--engine", "vllm", option, value, expect=2)
     assert told in done.stderr
+
+
+def test_vllm_is_told_how_long_a_maps_conversations_become_and_to_leave_room_for_a_judge(
+    tmp_path, tiny_folder, small_catalog, monkeypatch
+):
+    """vLLM has an environment of its own: here only what it would be loaded with is looked at."""
+    loaded: dict[str, Any] = {}
+
+    def load(name: str, model: str, **options: Any) -> None:
+        loaded.update(options, engine=name, model=model)
+        raise UsageError("looked at")
+
+    monkeypatch.setattr("personaspace.engines.load_engine", load)
+    ask = ("map", tiny_folder, "--out", tmp_path / "x", "--catalog", small_catalog, "--max-new-tokens", "40")
+    run(*ask, "--engine", "vllm", "--vllm", "--enforce-eager", expect=2)
+    catalog = load_catalog(small_catalog)
+    asked = assign(catalog, [Design(complete=True).first_round(catalog)], 0, complete=True)[0]
+    longest = max(len(Chat(make_tokenizer()).prompt_ids(p.messages)) for p in asked) + 40
+    assert longest <= loaded["tokens"] <= longest + 20
+    assert loaded["arguments"] == ["--enforce-eager"]
+    assert "gpu_memory_utilization" not in loaded
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("personaspace.cli.maps.err", SimpleNamespace(print=lambda text, **_: said.append(text)))
+        run(*ask, "--engine", "vllm", "--judge", "local", expect=2)
+    assert loaded["gpu_memory_utilization"] == 0.5
+    assert said[0].startswith("vLLM takes 50% of the GPU's memory: the judge is loaded beside it")
+    loaded.clear()
+    run(*ask, "--engine", "vllm", "--judge", "local", "--vllm", "--gpu-memory-utilization=0.7", expect=2)
+    assert "gpu_memory_utilization" not in loaded
+    assert "options of --engine vllm" in run(*ask, "--vllm", "--x=y", expect=2).stderr

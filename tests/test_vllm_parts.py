@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from personaspace.engines.vllm import plugin
 from personaspace.engines.vllm.clamps import Rows, directions_of
 from personaspace.engines.vllm.layers import DeviceSums
+from personaspace.engines.vllm.options import model_length, read_options
 from personaspace.engines.vllm.readout import Readout
 from personaspace.engines.vllm.request import PersonaRequest, parse_request
 from personaspace.engines.vllm.wire import pack, unpack
@@ -268,3 +269,39 @@ def test_an_ask_is_plain_json() -> None:
 def test_a_wrong_ask_says_what_is_wrong(ask: object, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_request(ask, {}, LAYERS, HIDDEN, 9)
+
+
+# -- vLLM's own options ---------------------------------------------------------------------------------------------
+
+
+def test_vllms_options_are_read_as_its_engines_arguments():
+    arguments = ["--max-model-len=4096", "--enforce-eager", "--no-enable-prefix-caching", "--quantization=fp8"]
+    arguments += ["--gpu-memory-utilization=0.5", '--compilation-config={"mode": 3}', "--compilation-config.level=1"]
+    assert read_options(arguments) == {
+        "max_model_len": 4096,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "quantization": "fp8",
+        "gpu_memory_utilization": 0.5,
+        "compilation_config": {"mode": 3, "level": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ("max-model-len=4096", "expected an option of vLLM's, as --x=y"),
+        ("--max-model=4096", "no such option; did you mean --max-model-len"),
+        ("--trust-remote-code", "code of a model's own is never run"),
+        ("--trust-remote-code=yes", "code of a model's own is never run"),
+    ],
+)
+def test_what_is_no_option_of_vllms_engine_is_refused(argument, text):
+    with pytest.raises(UsageError, match=text):
+        read_options([argument], {"max_model_len", "trust_remote_code"})
+
+
+def test_room_is_made_for_the_longest_conversation_rounded_up_as_far_as_the_model_goes(tiny_folder, tmp_path):
+    assert model_length(129, tiny_folder) == 256
+    assert model_length(700, tiny_folder) == 512
+    assert model_length(700, tmp_path) == 768

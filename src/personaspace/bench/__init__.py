@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +14,13 @@ import torch
 
 from personaspace.bench import startup
 from personaspace.bench.measure import in_turn, summary
+from personaspace.bench.overhead import overhead, overhead_vllm, tokens_per_second
 from personaspace.catalog import DEFAULT, load_catalog
-from personaspace.engines import Engine, Span
+from personaspace.engines import Span
 from personaspace.engines.prompts import Prompt, Sampling, assign, shards
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.engines.transformers.onset import shared_prefixes
 from personaspace.mapping.plan import ONSET_SHARD
-from personaspace.model.interventions import Cap, Intervention
 
 BENCHES = ("generate", "extract", "prefill", "overhead", "scale", "startup")
 PREFILL_A_ROLE = 12
@@ -31,9 +29,17 @@ BATCHES = (16, 32, 48, 64, 128)
 
 
 def run_bench(
-    bench: str, model: str, *, prompts: int, tokens: int | None, repeats: int, engine: str = "transformers"
+    bench: str,
+    model: str,
+    *,
+    prompts: int,
+    tokens: int | None,
+    repeats: int,
+    engine: str = "transformers",
+    arguments: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit.
+    """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit. arguments: vLLM's own
+    options.
 
     >>> run_bench("overhead", "smollm2", prompts=8, tokens=16, repeats=3)["ratio"]["reading every layer"]
     """
@@ -50,38 +56,16 @@ def run_bench(
     )
     # vLLM has its own bench of overhead alone: the other ones are about the decode loop and the replay of this package.
     if engine == "vllm":
-        return {"bench": bench, "engine": engine, **_overhead_vllm(model, chosen[:64], tokens, repeats)}
+        return {"bench": bench, "engine": engine, **overhead_vllm(model, chosen[:64], tokens, repeats, arguments)}
     loaded = TransformersEngine.load(model)
     measure = {
         "generate": _generate,
         "extract": _extract,
         "prefill": _prefill,
-        "overhead": _overhead,
+        "overhead": overhead,
         "scale": _scale,
     }[bench]
     return {"bench": bench, "prompts": len(chosen), **measure(loaded, chosen, tokens, repeats)}
-
-
-def idle_cap(engine: Engine) -> Cap:
-    """Eight layers' floors that nothing is under: the arithmetic of a cap, and the same replies to compare the time of."""
-    first = engine.info.layers // 2
-    direction = torch.randn(engine.info.hidden, generator=torch.Generator().manual_seed(0))
-    return Cap(direction, tuple(range(first, min(first + 8, engine.info.layers))), floor=-1e9)
-
-
-def tokens_per_second(
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    read: bool,
-    interventions: Sequence[Intervention] = (),
-) -> float:
-    """Of `respond`, with every layer read or none."""
-    began = time.monotonic()
-    layers = range(engine.info.layers) if read else None
-    responses = engine.respond(prompts, sampling, read=layers, interventions=interventions)
-    tokens = sum(len(r.token_ids) for r in responses)
-    return tokens / (time.monotonic() - began)
 
 
 def _hf_generate(engine: TransformersEngine, ids: Sequence[list[int]], sampling: Sampling, batch: int) -> float:
@@ -133,95 +117,6 @@ def _generate(
         "ratio": {name: ratio},
         "limit": {name: 2.0},
     }
-
-
-def _overhead(
-    engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int
-) -> dict[str, Any]:
-    """Speed with reading, and with eight layers capped, over speed with neither."""
-    sampling, first_prompts = Sampling(max_new_tokens=tokens or 128), prompts[:64]
-    cap = idle_cap(engine)
-    plain, reading, capping = in_turn(
-        repeats,
-        lambda: tokens_per_second(engine, first_prompts, sampling, False),
-        lambda: tokens_per_second(engine, first_prompts, sampling, True),
-        lambda: tokens_per_second(engine, first_prompts, sampling, False, [cap]),
-    )
-    peers = {"reading every layer": reading, f"capping {len(cap.layers)} layers": capping}
-    return {
-        "ours": summary(plain, "tokens/s"),
-        "peers": {name: summary(figures, "tokens/s") for name, figures in peers.items()},
-        "ratio": {
-            name: statistics.median(a / b for a, b in zip(figures, plain, strict=True))
-            for name, figures in peers.items()
-        },
-        "limit": dict.fromkeys(peers, 0.97),
-    }
-
-
-def _overhead_vllm(model: str, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:
-    """vLLM as it is, compiled, against vLLM with the plugin: with nothing asked, every layer read, eight layers capped, both.
-
-    Both are loaded, each in processes of its own, and measured in turn: what the plugin costs while it does nothing shows, too.
-    """
-    from personaspace.engines.vllm.engine import VllmEngine
-
-    sampling = Sampling(temperature=0, max_new_tokens=tokens or 64)
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork would have the plugin in the plain one, too
-    os.environ.setdefault("VLLM_SLEEP_WHEN_IDLE", "1")  # the one that is not measured leaves the processor alone
-    options: dict[str, Any] = {"max_model_len": 1024, "rows": len(prompts), "kv_cache_memory_bytes": 2 << 30}
-    ours = VllmEngine.load(model, **options)
-    allowed_plugins = os.environ.get("VLLM_PLUGINS")
-    os.environ["VLLM_PLUGINS"] = ""
-    plain = VllmEngine.load(model, **options)
-    os.environ.pop("VLLM_PLUGINS")
-    if allowed_plugins is not None:
-        os.environ["VLLM_PLUGINS"] = allowed_plugins
-    cap = idle_cap(ours)
-    names = ("nothing asked", "reading every layer", f"capping {len(cap.layers)} layers", "both")
-    settings: list[tuple[bool, Sequence[Intervention]]] = [(False, ()), (True, ()), (False, [cap]), (True, [cap])]
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in ("plain", *names)}
-
-    def measured(name: str, engine: Engine, read: bool, interventions: Sequence[Intervention]) -> float:
-        before = _processor_seconds()
-        rate = tokens_per_second(engine, prompts, sampling, read, interventions)
-        cpu_seconds[name].append(_processor_seconds() - before)
-        return rate
-
-    for engine in (plain, ours):
-        tokens_per_second(engine, prompts, sampling, False)  # memory is touched for the first time
-    without_plugin, *with_plugin = in_turn(
-        repeats,
-        functools.partial(measured, "plain", plain, False, ()),
-        *(functools.partial(measured, name, ours, *setting) for name, setting in zip(names, settings, strict=True)),
-    )
-
-    plain.close()
-    ours.close()
-
-    def ratios(rows: Sequence[Sequence[float]], base: Sequence[float]) -> dict[str, float]:
-        pairs = zip(names, rows, strict=True)
-        return {name: statistics.median(a / b for a, b in zip(row, base, strict=True)) for name, row in pairs}
-
-    return {
-        "prompts": len(prompts),
-        "tokens": sampling.max_new_tokens,
-        "ours": summary(without_plugin, "tokens/s"),
-        "peers": {name: summary(figures, "tokens/s") for name, figures in zip(names, with_plugin, strict=True)},
-        "ratio": ratios(with_plugin, without_plugin),
-        # By the processor's time, which others on the machine disturb less: the same tokens are made each way.
-        "processor_ratio": {k: 1 / v for k, v in ratios([cpu_seconds[n] for n in names], cpu_seconds["plain"]).items()},
-        "limit": dict.fromkeys(names, 0.95),
-    }
-
-
-def _processor_seconds() -> float:
-    """What this process and those that it started have used so far."""
-    import psutil
-
-    me = psutil.Process()
-    times = [p.cpu_times() for p in (me, *me.children(recursive=True))]
-    return float(sum(t.user + t.system for t in times))
 
 
 def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | None, repeats: int) -> dict[str, Any]:

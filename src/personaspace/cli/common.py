@@ -35,7 +35,16 @@ SpaceArg = Annotated[
 
 
 ModelArg = Annotated[str | None, typer.Option("--model", help="The model to run; the space's own unless given.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU where there is one.")]
+AdapterArg = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", help="A LoRA adapter on the model, a folder or Hub id; several times, merged in order."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, mps, …; auto: layers over all GPUs; a GPU where there is one.")
+]
+VllmArg = Annotated[
+    list[str] | None, typer.Option("--vllm", help="With vllm: an option of its own, as --x=y; several times.")
+]
 JudgeArg = Annotated[str, typer.Option(help=JUDGES_HELP)]
 JudgeModel = Annotated[str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")]
 JudgeUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")]
@@ -43,17 +52,27 @@ Dtype = Annotated[str | None, typer.Option(help=DTYPES_HELP)]
 
 
 def space_and_engine(
-    source: str, model: str | None, device: str | None = None, dtype: str | None = None
+    source: str,
+    model: str | None,
+    device: str | None = None,
+    dtype: str | None = None,
+    adapters: list[str] | None = None,
 ) -> tuple[PersonaSpace, LocalEngine]:
-    """A space and the model it is of, loaded; one warning where the weights are a variant's."""
+    """A space and the model it is of, loaded with adapters on it; one warning where the weights are a variant's."""
     from personaspace.engines.transformers.engine import TransformersEngine
     from personaspace.space import PersonaSpace
 
     space = PersonaSpace.load(source)
-    engine = TransformersEngine.load(model or space.meta["model"]["id"], device=device, dtype=dtype)
+    name = model or str(space.meta["model"]["id"])
+    engine = TransformersEngine.load(name, device=device, dtype=dtype, adapters=adapters or ())
     if warning := space.check_model(engine.info):
         err.print(f"warning: {warning}", markup=False)
     return space, engine
+
+
+def judges_here(judge: str) -> bool:
+    """Whether a model that is loaded here does the judging."""
+    return judge in JUDGES and JUDGES[judge].by_model
 
 
 def judging_engine(
@@ -61,8 +80,7 @@ def judging_engine(
 ) -> Engine:
     """Who judges where a model here does: the engine at hand, or another that is loaded for it."""
     # A judge reads probabilities, which only this engine gives: beside any other, the model is loaded here for it.
-    apart = judge in JUDGES and JUDGES[judge].by_model and (judge_model or not hasattr(engine, "model"))
-    if not apart:
+    if not (judges_here(judge) and (judge_model or not hasattr(engine, "model"))):
         return engine
     from personaspace.engines.registry import load_engine
 

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
 from personaspace.cli.common import (
+    AdapterArg,
     Device,
     Dtype,
     Json,
@@ -71,6 +72,7 @@ COMMON: dict[str, Any] = {
     "judge_url": JudgeUrl,
     "catalog": Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")],
     "model": ModelArg,
+    "adapter": AdapterArg,
     "device": Device,
     "dtype": Dtype,
     "dry_run": Annotated[
@@ -131,6 +133,7 @@ def _run(
     judge_url: str | None,
     catalog: Path | None,
     model: str | None,
+    adapter: list[str] | None,
     device: str | None,
     dtype: str | None,
     dry_run: bool,
@@ -145,7 +148,7 @@ def _run(
     check_judge(judge)
     options = experiment.read_options(overrides, published)
     texts = load_catalog(catalog)
-    loaded, engine = space_and_engine(space, model, device, dtype)
+    loaded, engine = space_and_engine(space, model, device, dtype, adapter)
 
     def load(name: str, **options: Any) -> Any:
         return load_engine("transformers", name, device=device, dtype=dtype, **options)

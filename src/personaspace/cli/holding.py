@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from personaspace.cli.common import (
+    AdapterArg,
     Device,
     Dtype,
     Json,
@@ -59,6 +60,7 @@ def calibrate(
         typer.Option(min=3, max=20, help="Random directions that the sweep's cap is compared with, displaced as far."),
     ] = 3,
     model: ModelArg = None,
+    adapter: AdapterArg = None,
     device: Device = None,
     dtype: Dtype = None,
     seed: Annotated[int, typer.Option(help="Which replies are drawn.")] = 0,
@@ -89,7 +91,7 @@ def calibrate(
             url=judge_url,
         ),
         controls=controls,
-        engine=lambda: space_and_engine(space, model, device, dtype)[1],
+        engine=lambda: space_and_engine(space, model, device, dtype, adapter)[1],
         seed=seed,
         why="it was asked for" if of or percentile is not None or layers else "no sweep was made",
         watcher=Bar(err),
@@ -131,6 +133,7 @@ def project(
     alert_turns: Annotated[int, typer.Option(help="Over how many turns the alert looks.")] = 2,
     tokens: Annotated[bool, typer.Option("--tokens", help="With --json: every token's projection, too.")] = False,
     model: ModelArg = None,
+    adapter: AdapterArg = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -147,7 +150,7 @@ def project(
     notes = [note for file in files for note in file.notes]
     for note in notes:
         err.print(note, markup=False)
-    loaded, engine = space_and_engine(space, model, device, dtype)
+    loaded, engine = space_and_engine(space, model, device, dtype, adapter)
     trajectories, rule = api.project(
         loaded, *parsed_transcripts, engine=engine, false_alarms=false_alarms, alert_turns=alert_turns
     )
@@ -193,6 +196,7 @@ def chat(
     top_p: Annotated[float, typer.Option(help="The nucleus' share of probability.")] = 0.9,
     seed: Annotated[int, typer.Option(help="The same seed gives the same replies.")] = 0,
     model: ModelArg = None,
+    adapter: AdapterArg = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -203,7 +207,7 @@ def chat(
     from personaspace.holding.monitor import alert_rule
 
     sampling = sampling_of(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
-    loaded, engine = space_and_engine(space, model, device, dtype)
+    loaded, engine = space_and_engine(space, model, device, dtype, adapter)
     texts = {r.role: r.instructions[0] for r in load_catalog().roles}
     rule = alert_rule(loaded) if loaded.calibrated else None
     session = ChatSession(

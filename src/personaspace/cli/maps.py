@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 from rich.table import Table
 
 from personaspace.cli.common import (
+    AdapterArg,
     Device,
     Dtype,
     Json,
@@ -17,8 +19,10 @@ from personaspace.cli.common import (
     JudgeModel,
     JudgeUrl,
     SpaceArg,
+    VllmArg,
     app,
     err,
+    judges_here,
     judging_engine,
     out,
 )
@@ -37,7 +41,7 @@ PUBLISHED_LEAST = 50
 
 @app.command("map", epilog="Example: personaspace map smollm2 --out runs/smollm2 --questions 120 --max-new-tokens 32")
 def map_command(
-    model: Annotated[str, typer.Argument(help="smollm2, a Hub id, a model's folder, or a GGUF file.")],
+    model: Annotated[str, typer.Argument(help="smollm2, a Hub id, owner/name:Q4_K_M, a folder, or a GGUF file.")],
     out_folder: Annotated[Path, typer.Option("--out", help="The run's folder; the same command goes on with it.")],
     read: Annotated[
         str, typer.Option(help="prompt: before the first word; reply: as in the study; both: the map from prompts.")
@@ -100,6 +104,8 @@ def map_command(
     worker_engine: Annotated[str, typer.Option(help="What each worker runs.")] = "transformers",
     cpus_per_worker: Annotated[int, typer.Option(help="A worker's CPUs, and threads.", min=1)] = 1,
     gpus_per_worker: Annotated[float, typer.Option(help="A worker's GPUs.", min=0)] = 0,
+    vllm: VllmArg = None,
+    adapter: AdapterArg = None,
     device: Device = None,
     dtype: Dtype = None,
     rows: Annotated[int | None, typer.Option(help="Replies in flight at once; 128 on a CPU.")] = None,
@@ -115,6 +121,7 @@ def map_command(
     from personaspace.cli.progress import Bar
     from personaspace.engines import load_engine
     from personaspace.mapping.mapper import Mapper
+    from personaspace.model.loading import with_adapters
 
     check_judge(judge)
     if layer != "auto" and not layer.isdigit():
@@ -148,7 +155,12 @@ def map_command(
             raise UsageError("--on: a map runs where it is; with --dry-run it says what it would take there")
         return _plan_on(model, on, chosen_catalog, options, as_json)
     bar = Bar(err)
+    model = with_adapters(model, adapter)
     placement: dict[str, Any] = {"device": device, "dtype": dtype}
+    if "vllm" in (engine, worker_engine if engine == "ray" else ""):
+        placement |= _for_vllm(model, chosen_catalog, options, out_folder, vllm or [], judges_here(judge))
+    elif vllm:
+        raise UsageError(f"--vllm {vllm[0]}: these are options of --engine vllm")
     cluster = {"address": address, "workers": workers, "worker_engine": worker_engine}
     per_worker = {"cpus": cpus_per_worker, "gpus": gpus_per_worker}
     loaded_engine = load_engine(
@@ -175,6 +187,34 @@ def map_command(
         return
     _print_result(summary)
     out.print(f"\nspace:  {mapper.run.space_file}\nreport: {mapper.run.report_file}")
+
+
+def _for_vllm(
+    model: str, catalog: Catalog, options: MapOptions, out_folder: Path, arguments: list[str], judged_here: bool
+) -> dict[str, Any]:
+    """What engine vllm is told of a map: how long conversations become, and to leave room where a model judges beside it. What
+    the user says of either stands."""
+    from personaspace.engines.chat import Chat
+    from personaspace.engines.vllm.options import BESIDE_A_JUDGE, read_options
+    from personaspace.mapping.lengths import longest_conversation
+    from personaspace.model.loading import find, load_tokenizer
+    from personaspace.runs import Run
+
+    if importlib.util.find_spec("vllm") is None:
+        return {}  # as the engine will say, before anything is fetched
+    new_tokens = options.sampling.max_new_tokens if options.read != "prompt" else 1
+    if (run := Run(out_folder)).exists and options.read != "prompt":
+        new_tokens = max(new_tokens, run.manifest()["config"].get("sampling", {}).get("max_new_tokens", 1))
+    chat = Chat(load_tokenizer(find(model).tokenizer, model))
+    placement = {"tokens": longest_conversation(catalog, chat, new_tokens), "arguments": arguments}
+    if judged_here and not {"gpu_memory_utilization", "kv_cache_memory_bytes"} & set(read_options(arguments)):
+        placement["gpu_memory_utilization"] = BESIDE_A_JUDGE
+        err.print(
+            f"vLLM takes {BESIDE_A_JUDGE:.0%} of the GPU's memory: the judge is loaded beside it (--vllm "
+            "--gpu-memory-utilization=… says otherwise)",
+            markup=False,
+        )
+    return placement
 
 
 def _plan_on(model: str, on: str, catalog: Catalog, options: MapOptions, as_json: bool) -> None:
@@ -241,18 +281,26 @@ def bench(
     tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,
     repeats: Annotated[int, typer.Option(help="Measurements, ours and the peer's in turn.")] = 3,
     engine: Annotated[str, typer.Option(help="transformers; of overhead also vllm.")] = "transformers",
+    vllm: VllmArg = None,
+    adapter: AdapterArg = None,
     as_json: Json = False,
 ) -> None:
     """Measure speed and memory as ratios against a peer, in one run."""
     from personaspace.bench import BENCHES, run_bench
+    from personaspace.model.loading import with_adapters
 
+    model = with_adapters(model, adapter)
     if what == "efficiency":
         return _efficiency(run, model, as_json)
     if what not in BENCHES:
         raise UsageError(f"bench {what}: expected one of {', '.join((*BENCHES, 'efficiency'))}")
     if engine not in ("transformers", "vllm") or (engine == "vllm" and what != "overhead"):
         raise UsageError(f"bench {what} --engine {engine}: expected transformers, or overhead with vllm")
-    result = run_bench(what, model, prompts=prompts, tokens=tokens, repeats=repeats, engine=engine)
+    if vllm and engine != "vllm":
+        raise UsageError(f"--vllm {vllm[0]}: these are options of --engine vllm")
+    result = run_bench(
+        what, model, prompts=prompts, tokens=tokens, repeats=repeats, engine=engine, arguments=vllm or ()
+    )
     if as_json:
         out.print_json(json.dumps(result))
         return

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from personaspace.cli.common import Device, Dtype, ModelArg, SpaceArg, app, err, space_and_engine
+from personaspace.cli.common import AdapterArg, Device, Dtype, ModelArg, SpaceArg, app, err, space_and_engine
 from personaspace.errors import UsageError
 from personaspace.model.dtypes import torch_name
 
@@ -38,6 +38,7 @@ def serve(
         int | None, typer.Option(help="Seconds that what runs may take after Ctrl-C or SIGTERM; 20.")
     ] = None,
     model: ModelArg = None,
+    adapter: AdapterArg = None,
     device: Device = None,
     dtype: Dtype = None,
     engine: Annotated[str, typer.Option(help="transformers; vllm serves by vLLM's own server.")] = "transformers",
@@ -53,7 +54,7 @@ def serve(
         options += [f"--allowed-origins={json.dumps(cors)}"] if cors else []
         options += [f"--override-generation-config={json.dumps({'max_new_tokens': max_tokens})}"]
         options += [f"--dtype={torch_name(dtype)}"] if dtype is not None else []
-        _become_vllm(space, model, host, api_key, [*options, *(vllm or ())])
+        _become_vllm(space, model, adapter, host, api_key, [*options, *(vllm or ())])
     if engine != "transformers":
         raise UsageError(f"--engine {engine}: expected transformers or vllm")
     queue, grace = 64 if queue is None else queue, 20 if grace is None else grace
@@ -73,7 +74,7 @@ def serve(
     settings = Settings(
         rows=rows, queue=queue, max_tokens=max_tokens, keys=keys, origins=tuple(cors or ()), record=record
     )
-    loaded_space, loaded_engine = space_and_engine(space, model, device, dtype)
+    loaded_space, loaded_engine = space_and_engine(space, model, device, dtype, adapter)
     application = create_app(loaded_space, loaded_engine, settings)  # type: ignore[arg-type]
     shown = f"[{host}]" if ":" in host else host
     err.print(f"{loaded_engine.info.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)", markup=False)
@@ -83,7 +84,9 @@ def serve(
         listening.close()
 
 
-def _become_vllm(space: str, model: str | None, host: str, api_key: str | None, options: list[str]) -> NoReturn:
+def _become_vllm(
+    space: str, model: str | None, adapters: list[str] | None, host: str, api_key: str | None, options: list[str]
+) -> NoReturn:
     """vLLM's server takes this process' place."""
     try:
         from personaspace.serve.settings import check_exposure, hash_key
@@ -93,13 +96,13 @@ def _become_vllm(space: str, model: str | None, host: str, api_key: str | None, 
     if importlib.util.find_spec("vllm") is None:
         raise UsageError("serve --engine vllm needs vLLM: pip install 'personaspace[serve,vllm]'")
     from personaspace.mapping.plan import model_of
-    from personaspace.model.loading import resolve
+    from personaspace.model.loading import whole_folder, with_adapters
     from personaspace.space import PersonaSpace
 
     check_exposure(host, (hash_key(api_key),) if api_key else ())
     loaded_space = PersonaSpace.load(space)
-    name = model or str(loaded_space.meta["model"]["id"])
-    folder = resolve(name)
+    name = with_adapters(model or str(loaded_space.meta["model"]["id"]), adapters)
+    folder = whole_folder(name)
     if Path(folder).is_dir():
         shape, _ = model_of(folder)
         model_size, space_size = (shape.num_hidden_layers, shape.hidden_size), tuple(loaded_space.tensors["axis"].shape)

@@ -22,7 +22,9 @@ class EngineEntry:
 
 
 ENGINES = {
-    "transformers": EngineEntry("personaspace.engines.transformers.engine:TransformersEngine", "a CPU or one GPU"),
+    "transformers": EngineEntry(
+        "personaspace.engines.transformers.engine:TransformersEngine", "a CPU, a GPU or several"
+    ),
     "vllm": EngineEntry("personaspace.engines.vllm.engine:VllmEngine", "inside vLLM, for throughput"),
     "ray": EngineEntry("personaspace.engines.ray:RayEngine", "many workers"),
 }
@@ -32,7 +34,7 @@ ENGINES_HELP = "; ".join(f"{name}: {entry.summary}" for name, entry in ENGINES.i
 
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:
-    """The engine of that name with a model loaded: `smollm2`, a Hub id, a folder or a GGUF file; options are the engine's own.
+    """The engine of that name with a model loaded, which may be all that docs/models.md lists; options are the engine's own.
 
     Raises `UsageError` for a name that is none, `ModelError`.
 

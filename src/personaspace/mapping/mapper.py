@@ -23,6 +23,7 @@ from personaspace.judges import Judge
 from personaspace.mapping import agreement, estimate
 from personaspace.mapping.stages import Aim, Stage
 from personaspace.mapping.sums import BLOCKS
+from personaspace.model.sources import AND
 from personaspace.report.map import write_report
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
@@ -360,6 +361,7 @@ class Mapper:
 
 def named(catalog: Catalog, model: str) -> Catalog:
     """The catalogue with the model's own name in the default prompts."""
-    name = "SmolLM2" if model == "smollm2" else Path(model).name.removesuffix(".gguf")
+    base = model.partition(AND)[0]  # an adapter's folder is no name of a model
+    name = "SmolLM2" if base == "smollm2" else Path(base).name.partition(":")[0].removesuffix(".gguf")
     defaults = tuple(t.replace("{model}", name) if t else t for t in catalog.defaults)
     return replace(catalog, defaults=defaults)

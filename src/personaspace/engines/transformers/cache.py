@@ -65,9 +65,9 @@ class CacheLayout:
     mixes: bool = False
 
     @classmethod
-    def of(cls, base_model: Any, vocabulary: int) -> CacheLayout:
-        """Of a model without its lm_head."""
-        ids = torch.arange(4, 8, device=next(base_model.parameters()).device)[None] % vocabulary
+    def of(cls, base_model: Any, device: torch.device, vocabulary: int) -> CacheLayout:
+        """Of a model without its lm_head, which takes tokens on that device."""
+        ids = torch.arange(4, 8, device=device)[None] % vocabulary
         placed = "position_ids" in parameters(base_model)
         with torch.inference_mode():
             output = base_model(input_ids=ids, use_cache=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from personaspace.engines.transformers.batching import NOT_FINITE, Row, by_interventions, by_shared_prefix
 from personaspace.engines.transformers.cache import Alone, CacheLayout, RowsCache, SideBySide
 from personaspace.engines.transformers.sampling import draw
-from personaspace.model.residual import Intervening, RunningMeans, Sink, base_model, reading
+from personaspace.model.residual import Intervening, RunningMeans, Sink, base_model, input_device, reading
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class DecodeLoop:
     ) -> None:
         self.model, self.layers, self.read, self.end_ids = model, layers, tuple(read), end_ids
         self.base_model = base_model(model)
-        self.device = next(model.parameters()).device
+        self.device = input_device(model)
         self.size, self.prefill_tokens, self.layout = rows, prefill_tokens, layout
         self.cache: RowsCache = SideBySide(layout, rows, columns, self.device) if layout.side_by_side else Alone(layout)
         self.means = RunningMeans(rows, len(self.read), hidden, self.device)

@@ -1,9 +1,9 @@
-"""The default engine: any decoder-only model that `transformers` loads, on a CPU or one GPU."""
+"""The default engine: any decoder-only model that `transformers` loads, on a CPU, a GPU or several."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from personaspace.model.residual import (
     check_interventions,
     check_layers,
     find_layers,
+    input_device,
     text_config,
 )
 
@@ -62,13 +63,13 @@ class TransformersEngine(BaseEngine):
         self.model, self.tokenizer = model, tokenizer
         self.layers = find_layers(model)
         check_layers(model, self.layers)
-        self.device: torch.device = next(model.parameters()).device
+        self.device = input_device(model)
         self.chat = Chat(
             tokenizer, end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer), template=template
         )
         config = text_config(model)
         cpu = self.device.type == "cpu"
-        self.layout = CacheLayout.of(base_model(model), config.vocab_size)
+        self.layout = CacheLayout.of(base_model(model), self.device, config.vocab_size)
         self.max_rows, self.memory = rows or (128 if cpu else 256), memory
         self.prefill_tokens = 1024 if cpu else 16384
         self.hidden: int = config.hidden_size
@@ -92,11 +93,19 @@ class TransformersEngine(BaseEngine):
 
     @classmethod
     def load(
-        cls, name: str, *, device: str | None = None, dtype: str | None = None, **options: Any
+        cls,
+        name: str,
+        *,
+        device: str | Mapping[str, Any] | None = None,
+        dtype: str | None = None,
+        adapters: Sequence[str] = (),
+        **options: Any,
     ) -> TransformersEngine:
-        """Loads `smollm2`, a Hub id, a folder or a GGUF file. Raises `ModelError`."""
-        device_name = loading.pick_device(device)
-        model, tokenizer, _ = loading.load(name, device_name, loading.pick_dtype(dtype, device_name))
+        """Loads `smollm2`, a Hub id, a folder, a GGUF file (of the Hub's: `owner/name:Q4_K_M`) or an adapter on its model, with
+        further adapters on it. device: `auto` lays a model's layers over all that there are, a map from modules' names to
+        devices as it says. Raises `ModelError`, `UsageError`."""
+        name, placement = loading.with_adapters(name, adapters), loading.pick_device(device)
+        model, tokenizer, _ = loading.load(name, placement, loading.pick_dtype(dtype, placement))
         return cls(model, tokenizer, id=name, **options)
 
     # -- answering -------------------------------------------------------------------------------------------------
@@ -225,7 +234,9 @@ class TransformersEngine(BaseEngine):
 
     def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
         layout, tokens, applied = self.layout, self.prefill_tokens, options.interventions
-        return OnsetReader(base_model(self.model), self.layers, layout, options.layers, tokens, applied).onsets(ids)
+        return OnsetReader(
+            base_model(self.model), self.device, self.layers, layout, options.layers, tokens, applied
+        ).onsets(ids)
 
     def _replay(self, conversations: Sequence[Conversation], options: ReadOptions) -> Iterator[list[Turn]]:
         replayer = Replayer(

@@ -98,10 +98,11 @@ def passes(prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, lis
 
 @dataclass(frozen=True)
 class OnsetReader:
-    """What to read of prompts, and under which interventions. base_model: without its lm_head; layout: what it keeps; tokens:
-    of one forward pass, at the most."""
+    """What to read of prompts, and under which interventions. base_model: without its lm_head; device: where it takes tokens;
+    layout: what it keeps; tokens: of one forward pass, at the most."""
 
     base_model: Any
+    device: torch.device
     layers: nn.ModuleList
     layout: CacheLayout
     read: tuple[int, ...]
@@ -141,20 +142,20 @@ class OnsetReader:
 
     def _last_tokens(self, ids: Sequence[Sequence[int]], cache: Cache | None) -> Tensor:
         """The residual stream `[rows, layers, hidden]` at each row's last token."""
-        device = next(self.base_model.parameters()).device
+        device = self.device
         rows = torch.arange(len(ids), device=device)
         last = torch.tensor([len(row) - 1 for row in ids], device=device)
         activations: list[Tensor] = [torch.empty(0)] * len(self.read)
 
         def keep(k: int, hidden: Tensor) -> None:
-            activations[k] = hidden[rows, last].float().cpu()
+            activations[k] = hidden[rows.to(hidden.device), last.to(hidden.device)].float().cpu()
 
         self._forward(ids, cache, keep)
         return torch.stack(activations, 1)
 
     def _forward(self, ids: Sequence[Sequence[int]], cache: Cache | None, sink: Sink | None = None) -> None:
         """One pass without the lm_head; what is computed is added to the cache where there is one, and read by the sink."""
-        device = next(self.base_model.parameters()).device
+        device = self.device
         longest = max(map(len, ids))
         past = cache.get_seq_length() if cache is not None else 0
         # Padded on the right: no real token sees the padding, so causal attention needs no mask.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from personaspace.engines.chat import Span
 from personaspace.model.interventions import Intervention
-from personaspace.model.residual import Intervening, SpanMeans, base_model, reading
+from personaspace.model.residual import Intervening, SpanMeans, base_model, input_device, reading
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Replayer:
 
     def batch(self, batch: Sequence[Span]) -> list[list[Read]]:
         """What was read of each conversation's spans, from one forward pass."""
-        device = next(self.model.parameters()).device
+        device = input_device(self.model)
         longest = max(len(s.token_ids) for s in batch)
         # Padded on the right: no real token sees the padding, so causal attention needs no mask.
         ids = torch.tensor([[*s.token_ids, *[0] * (longest - len(s.token_ids))] for s in batch], device=device)

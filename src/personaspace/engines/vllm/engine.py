@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from personaspace.engines.chat import Chat, ReplyText, Span
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
 from personaspace.engines.vllm import checkpoint, plugin
+from personaspace.engines.vllm.options import model_length, read_options
 from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
 from personaspace.engines.vllm.wire import ReadMeans, gathered
@@ -60,9 +61,19 @@ class VllmEngine(BaseEngine):
 
     @classmethod
     def load(
-        cls, name: str, *, device: str | None = None, dtype: str | None = None, rows: int | None = None, **options: Any
+        cls,
+        name: str,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        rows: int | None = None,
+        tokens: int | None = None,
+        arguments: Sequence[str] = (),
+        **options: Any,
     ) -> VllmEngine:
-        """Loads `smollm2`, a Hub id, a folder or a GGUF file; options are vLLM's own (`EngineArgs`). Raises `ModelError`."""
+        """Loads `smollm2`, a Hub id, a folder, a GGUF file or an adapter on its model. tokens: of the longest conversation,
+        where that is known: there is room for it, and for no longer ones. arguments: vLLM's own options as on its command line
+        (`--tensor-parallel-size=2`); options: the same as `EngineArgs` has them. Raises `ModelError`, `UsageError`."""
         try:
             from vllm import EngineArgs, LLMEngine
         except ImportError as e:
@@ -72,11 +83,16 @@ class VllmEngine(BaseEngine):
         dtype_name = torch_name(dtype or ("fp32" if not torch.cuda.is_available() else "bf16"))
         if rows:
             options["max_num_seqs"] = rows
+        options |= read_options(arguments, {f.name for f in dataclasses.fields(EngineArgs)} - {"model", "tokenizer"})
         options.setdefault("trust_remote_code", False)
         folder = _folder(name)
+        if tokens:
+            options.setdefault("max_model_len", model_length(tokens, folder))
+        # What vLLM's own options say stands over what ours say.
+        options = {"model": str(folder), "dtype": dtype_name, **options}
         plugin.register()
         try:
-            core = LLMEngine.from_engine_args(EngineArgs(model=str(folder), dtype=dtype_name, **options))
+            core = LLMEngine.from_engine_args(EngineArgs(**options))
         except (RuntimeError, ValueError, TypeError, OSError) as e:
             error_lines = str(e).strip().splitlines() or [type(e).__name__]
             raise ModelError(
@@ -292,7 +308,7 @@ class VllmEngine(BaseEngine):
                     place = in_flight.pop(id)
                     means = _require_means(readings.get(id))
                     if not options.layers:
-                        means = replace(means, activation=means.activation[:, :0], norms=means.norms[:, :0])
+                        means = dataclasses.replace(means, activation=means.activation[:, :0], norms=means.norms[:, :0])
                     results[place] = _turns(spans[place], places[place], means, self._arrived.pop(id), options.logprobs)
                 while shown in results:
                     yield results.pop(shown)
@@ -319,8 +335,8 @@ def _require_means(reading: ReadMeans | None) -> ReadMeans:
 
 
 def _folder(name: str) -> Path:
-    """The folder that holds a model's files, fetched from the Hub where it must be. Raises `ModelError`."""
-    location = loading.resolve(name)
+    """The folder that holds a model's files, fetched from the Hub where it must be, adapters merged. Raises `ModelError`."""
+    location = loading.whole_folder(name)
     if Path(location).is_dir():
         return Path(location)
     from huggingface_hub import snapshot_download
