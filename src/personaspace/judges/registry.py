@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ DEFAULT_JUDGE = "rules"
 JUDGES = {
     "rules": JudgeEntry("personaspace.judges.rules:rules_judge", "by words alone"),
     "local": JudgeEntry("personaspace.judges.local:local_judge", "a model here reads each reply", by_model=True),
-    "openai": JudgeEntry("personaspace.judges.endpoint:openai_judge", "a model behind an endpoint"),
+    "openai": JudgeEntry("personaspace.judges.openai_judge:openai_judge", "a model behind an endpoint"),
 }
 JUDGE_NAMES = (*JUDGES, NOBODY)
 JUDGES_HELP = "; ".join(f"{name}: {entry.summary}" for name, entry in JUDGES.items()) + "; or none."
@@ -48,9 +49,12 @@ def make_judge(
     url: str | None = None,
     rubric: Rubric | None = None,
     rules: Judge | None = None,
+    options: Mapping[str, Any] | None = None,
+    key_env: str | None = None,
 ) -> Judge | None:
-    """The judge of that name; None for `none`. engine: who judges where a model here does; model, url: the endpoint's; rubric:
-    role adherence unless given; rules: who goes by words alone, where it is not adherence that is judged.
+    """The judge of that name; None for `none`. engine: who judges where a model here does; model, url, options (fields of
+    each request), key_env (the variable with its key): the endpoint's; rubric: role adherence unless given; rules: who goes by
+    words alone, where it is not adherence that is judged.
 
     Raises `UsageError`, or `JudgeError` where it cannot work.
 
@@ -63,6 +67,12 @@ def make_judge(
 
     module, _, function = JUDGES[name].place.partition(":")
     judge: Judge = getattr(import_module(module), function)(
-        engine=engine, model=model, url=url, rubric=rubric or ADHERENCE, rules=rules
+        engine=engine,
+        model=model,
+        url=url,
+        rubric=rubric or ADHERENCE,
+        rules=rules,
+        options=options,
+        key_env=key_env,
     )
     return judge

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from personaspace.judges.score import Item, Judge, Rubric, Score
+from personaspace.judges.verdicts import ALONE
 
 KEPT = 3
 """The score of a reply that counts towards its role."""
 
-_ADHERENCE = """You judge whether a reply plays a role.
+_ADHERENCE = (
+    """You judge whether a reply plays a role.
 Role: {role}. {description}
 Question: {question}
 Reply: {reply}
@@ -25,17 +27,26 @@ Scores:
 1 - answers the question, but speaks as an AI assistant
 2 - says that it is an AI, but shows traits of the role
 3 - is fully the role and does not speak as an AI
-Answer with the number alone."""
+"""
+    + ALONE
+)
+_SAYS_HOW = re.compile(
+    r"\b(?:respond|answer|reply|return|output|give|provide|write|end|print|state|rate|score)\b[^.\n]{0,80}"
+    r"\b(?:numbers?|digit|score|json|integer|rating|scale)\b",
+    re.IGNORECASE,
+)
+"""A role's own rubric says how it is to be answered."""
 
 
 def adherence(item: Item) -> str:
-    """The text put to a judge: the catalogue's own for the role where it has one."""
+    """The text put to a judge: the catalogue's own for the role where it has one, asked for a number where it asks for none."""
     values = {"question": item.question, "answer": item.reply, "reply": item.reply}
     if item.role.eval_prompt:
         text = item.role.eval_prompt
-        for name, value in values.items():
-            text = text.replace("{" + name + "}", value)
-        return text
+        if not _SAYS_HOW.search(text):
+            text = f"{text.rstrip()}\n{ALONE}"
+        # All at once: a reply that speaks of {answer} is no template.
+        return re.sub(r"\{(question|answer|reply)\}", lambda m: values[m[1]], text)
     name = item.role.role.replace("_", " ")
     return _ADHERENCE.format(role=name, description=item.role.description, **values)
 
