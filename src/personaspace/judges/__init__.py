@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from personaspace.judges.score import rubric_of as rubric_of
     from personaspace.judges.score import score_all as score_all
     from personaspace.judges.score import score_kept as score_kept
+    from personaspace.judges.wording import refuses as refuses
+    from personaspace.judges.wording import speaks_as_ai as speaks_as_ai
 
 NAMES = {
     "Item": "personaspace.judges.score",
@@ -41,6 +43,8 @@ NAMES = {
     "RulesJudge": "personaspace.judges.rules",
     "WordsJudge": "personaspace.judges.rules",
     "adherence": "personaspace.judges.rules",
+    "refuses": "personaspace.judges.wording",
+    "speaks_as_ai": "personaspace.judges.wording",
     "LocalJudge": "personaspace.judges.local",
     "Answer": "personaspace.judges.endpoint",
     "Endpoint": "personaspace.judges.endpoint",
