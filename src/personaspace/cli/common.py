@@ -38,6 +38,16 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; a GPU where th
 JudgeArg = Annotated[str, typer.Option(help=JUDGES_HELP)]
 JudgeModel = Annotated[str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")]
 JudgeUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")]
+JudgeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=VALUE of every request to the endpoint, as JSON or text: temperature=1, reasoning_effort=low; null leaves "
+        "one out. May be repeated."
+    ),
+]
+JudgeKeyEnv = Annotated[
+    str | None, typer.Option(help="The environment variable with the endpoint's key; OPENAI_API_KEY.")
+]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; fp32 on a CPU, bf16 on a GPU.")]
 
 

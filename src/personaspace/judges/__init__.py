@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 from personaspace._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from personaspace.judges.agreement import Agreement as Agreement
+    from personaspace.judges.agreement import agreement as agreement
     from personaspace.judges.endpoint import Answer as Answer
     from personaspace.judges.endpoint import Endpoint as Endpoint
     from personaspace.judges.local import LocalJudge as LocalJudge
     from personaspace.judges.openai_judge import OpenAIJudge as OpenAIJudge
-    from personaspace.judges.openai_judge import read_options as read_options
     from personaspace.judges.registry import JUDGES as JUDGES
     from personaspace.judges.registry import check_judge as check_judge
     from personaspace.judges.registry import make_judge as make_judge
+    from personaspace.judges.registry import read_options as read_options
     from personaspace.judges.rules import ADHERENCE as ADHERENCE
     from personaspace.judges.rules import KEPT as KEPT
     from personaspace.judges.rules import RulesJudge as RulesJudge
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from personaspace.judges.wording import speaks_as_ai as speaks_as_ai
 
 NAMES = {
+    "Agreement": "personaspace.judges.agreement",
+    "agreement": "personaspace.judges.agreement",
     "Item": "personaspace.judges.score",
     "Judge": "personaspace.judges.score",
     "Rubric": "personaspace.judges.score",
@@ -49,7 +53,7 @@ NAMES = {
     "Answer": "personaspace.judges.endpoint",
     "Endpoint": "personaspace.judges.endpoint",
     "OpenAIJudge": "personaspace.judges.openai_judge",
-    "read_options": "personaspace.judges.openai_judge",
+    "read_options": "personaspace.judges.registry",
     "JUDGES": "personaspace.judges.registry",
     "check_judge": "personaspace.judges.registry",
     "make_judge": "personaspace.judges.registry",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from personaspace.errors import JudgeError, UsageError
+from personaspace.errors import JudgeError
 from personaspace.judges.endpoint import KEY_ENV, MODEL, SMALL_ROOM, Endpoint, in_order
 from personaspace.judges.rules import ADHERENCE
 from personaspace.judges.score import Judge, Rubric, Score
@@ -113,32 +113,3 @@ def openai_judge(
 ) -> Judge:
     """The registry's `openai`."""
     return OpenAIJudge(model or MODEL, url, rubric=rubric, options=options, key_env=key_env)
-
-
-OURS = ("model", "messages", "stream", "n")
-
-
-def read_options(texts: Iterable[str]) -> dict[str, Any]:
-    """Fields of a request from `name=value`, the value JSON or else a text. Raises `UsageError` that names the wrong one.
-
-    >>> read_options(["temperature=1", "reasoning_effort=low", "max_tokens=null"])
-    {'temperature': 1, 'reasoning_effort': 'low', 'max_tokens': None}
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise UsageError(f"--judge-option {text}: expected NAME=VALUE, as in temperature=1 or reasoning_effort=low")
-        if name in OURS:
-            hint = "give --judge-model" if name == "model" else "the judge needs it as it is"
-            raise UsageError(f"--judge-option {text}: {name} is no option; {hint}")
-        try:
-            options[name] = json.loads(value, parse_constant=_no_number)
-        except (ValueError, RecursionError):
-            options[name] = value
-    return options
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(text)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -76,3 +77,32 @@ def make_judge(
         key_env=key_env,
     )
     return judge
+
+
+OURS = ("model", "messages", "stream", "n")
+
+
+def read_options(texts: Iterable[str]) -> dict[str, Any]:
+    """Fields of a request from `name=value`, the value JSON or else a text. Raises `UsageError` that names the wrong one.
+
+    >>> read_options(["temperature=1", "reasoning_effort=low", "max_tokens=null"])
+    {'temperature': 1, 'reasoning_effort': 'low', 'max_tokens': None}
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise UsageError(f"--judge-option {text}: expected NAME=VALUE, as in temperature=1 or reasoning_effort=low")
+        if name in OURS:
+            hint = "give --judge-model" if name == "model" else "the judge needs it as it is"
+            raise UsageError(f"--judge-option {text}: {name} is no option; {hint}")
+        try:
+            options[name] = json.loads(value, parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            options[name] = value
+    return options
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(text)

@@ -14,7 +14,7 @@ from personaspace.judges.verdicts import ALONE, json_ending
 if TYPE_CHECKING:
     from personaspace.catalog import Role
 
-IN_A_ROW = 64
+IN_A_ROW = 16
 """How many items one after the other a judge may fail to score before it is asked no more."""
 SCORES_EVERY = 10.0
 """Seconds between writings of scores."""

@@ -13,10 +13,8 @@ from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import JudgeError, RunMismatch
 from personaspace.files import Place
 from personaspace.judges import Item, Judge, Score, WordsJudge, rubric_of, score_kept
+from personaspace.judges.agreement import ReplyKey
 from personaspace.runs import KeptScore, Run, Shards
-
-ReplyKey = tuple[str, int]
-"""A reply in a run: its role, and its index among the role's."""
 
 PROJECTED_DEFAULT, PROJECTED_ROLE = 512, 4
 """Replies of the default, and of each role, whose tokens' projections are kept: enough for percentiles and caps, and in a run
@@ -91,6 +89,7 @@ def score_replies(
                 continue
             role = catalog.role(row["role"])
             if key not in scores or not _holds(scores[key], rubrics[role.role], role, judge):
+                scores.pop(key, None)
                 keys.append(key)
                 items.append(Item(role, row["user"], row["text"]))
 
