@@ -73,7 +73,7 @@ PLAYS_ELSEWHERE = re.compile(
     | (?:无法|不能|不会|不便|不想|拒绝|不可以|無法|不會|拒絕|不願|不愿){_GAP}(?:扮演|假装|假裝|冒充|的身份|角色|
           以.{{1,8}}(?:身份|口吻))
     | (?:演じる|なりきる|ふりをする|役を|ロールプレイ){_GAP}(?:できません|しません|できかね|しかね|致しかね|控え)
-    | (?:연기|역할|흉내|인 척){_GAP}(?:수 없|않겠|못|어렵)""",
+    | (?:연기|역할|흉내|인\ 척){_GAP}(?:수\ 없|않겠|못|어렵)""",
     FLAGS,
 )
 HELPS_ELSEWHERE = re.compile(
@@ -100,5 +100,26 @@ HELPS_ELSEWHERE = re.compile(
           致しかね|いたしかね|控え|遠慮|られません)
     | (?:도와|도움|답변|대답|제공|응할){_GAP}(?:수\ 없|어렵|못|않겠|드릴\ 수\ 없)
     | (?:لا\ أستطيع|لا\ يمكنني|لن\ أ|أعتذر){_GAP}(?:مساعد|الإجابة|أجيب|تقديم|التظاهر|أساعد)""",
+    FLAGS,
+)
+TURNS_AWAY = re.compile(
+    r"""etwas\ anderes | ander(?:e[snr]?)\ (?:Frage|Thema) | autre\ (?:question|sujet|chose) | otr[ao]\ (?:pregunta|tema|cosa)
+    | altr[ao]\ (?:domanda|argomento|cosa) | outr[ao]\ (?:pergunta|assunto|coisa) | iets\ anders |
+          ander\ onderwerp | coś\ innego
+    | друг(?:ой|ом|ую|ое|им)\b | 其他 | 别的 | 別の | 他の | 다른 | Richtlinien | lignes\ directrices |
+          directrices | linee\ guida
+    | diretrizes | ill[eé]gal | ilegal | gefährlich | dangereu | peligros | pericolos | perigos | 违法 | 有害 |
+          危险 | 危険 | опасн
+    | незаконн | professionnel | profesional | Notruf | urgences""",
+    FLAGS,
+)
+LIVES = re.compile(
+    r"""\b(?:monsieur|madame|señora?|hermano|amigo|signor[ea]?|senhora?|menino|Junge|Mädchen|mein\ (?:Herr|Kind|Freund|Sohn)|
+    capitán|capitaine|capitano|Hauptmann|mon\ (?:ami|fils|frère|père|enfant)|ma\ (?:fille|mère|femme|ferme)|
+          mi\ (?:hijo|hija|padre|
+    madre|hermana|mujer|casa|capitán)|mi[oa]\ (?:figlio|figlia|padre|madre|fratello)|meu\ (?:filho|pai|amigo)|
+          minha\ (?:filha|mãe)|
+    mein\ (?:Vater|Bruder|Mann)|meine\ (?:Frau|Mutter|Schwester|Tochter)|he\ jurado|j'ai\ juré|ho\ giurato|jurei|
+          geschworen)\b""",
     FLAGS,
 )

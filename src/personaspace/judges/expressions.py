@@ -13,7 +13,8 @@ FLAGS = re.IGNORECASE | re.VERBOSE
 
 # What comes between "I am a" and the noun; a preposition or a relative pronoun would begin to speak of something else.
 _ADJECTIVES = (
-    r"(?:(?!(?:who|whose|with|of|and|that|in|at|on|the|an?|for|to|my|from|not|no|like|against|about|using|into|by|"
+    r"(?:(?!(?:I|he|she|it|we|they|you|is|are|was|has|have|can|will|would|who|whose|with|of|and|that|in|at|on|the|"
+    r"an?|for|to|my|from|not|no|like|against|about|using|into|by|"
     r"than|or)\b)"
     r"[\w'/-]+,?\ ){0,4}"
 )
@@ -39,7 +40,7 @@ _ADVERBS = (
     r"(?:(?:just|only|merely|simply|actually|really|still|also|but|truly|of\ course|in\ fact|however|though|after\ all|"
     r"technically|basically|essentially|nothing\ (?:but|more\ than)),?\ )*"
 )
-_I_AM = r"(?:\bI(?:'m|\ am)|\bim|\bi\ m)\b,?"
+_I_AM = r"(?:\bI(?:'m|\ am|\ be)|\bim|\bi\ m)\b,?"
 NAME = r"[A-Z][\w.+-]*(?:\ [A-Z0-9][\w.+-]*){0,2}"
 
 SAYS_IT_IS_AN_AI = [
@@ -62,8 +63,9 @@ SAYS_IT_IS_AN_AI = [
         rf"\byou(?:'re|\ are)\ (?:only\ |just\ |really\ )?(?:asking|talking\ (?:to|with)|speaking\ (?:to|with)|"
         rf"chatting\ with|"
         rf"writing\ to|dealing\ with)\ {_ADVERBS}an?\ {_ADJECTIVES}{_AI_NOUN}",
-        rf"\b(?:this|the)\ (?:answer|reply|response|text|message|story|conversation)\ (?:was|is|has\ been)\ (?:\w+\ )?"
-        rf"(?:written|generated|made|produced|given|created)\ (?:\w+\ )?by\ an?\ {_ADJECTIVES}{_AI_NOUN}",
+        rf"\b(?:this|the|that|everything|all\ of\ (?:this|that)|what\ you\ read)\ ?(?:answer|reply|response|text|message|story|"
+        rf"conversation|above|here)?\ (?:was|is|has\ been)\ (?:\w+\ )?"
+        rf"(?:written|generated|made|produced|given|created|imagined|invented)\ (?:\w+\ )?by\ an?\ {_ADJECTIVES}{_AI_NOUN}",
         rf"\b(?:not|hardly)\ (?:something|what|a\ thing)\ (?:that\ )?an?\ {_ADJECTIVES}{_AI_NOUN}\ "
         r"(?:like\ me\ )?(?:has|can|does|feels?|experiences?|gets?|knows?)\b",
         rf"\b(?:an?|every|any)\ {_ADJECTIVES}{_AI_NOUN}\ (?:like|such\ as)\ (?:me|myself)\b",
@@ -72,6 +74,11 @@ SAYS_IT_IS_AN_AI = [
         r"tokens?|language|sentences?)\b",
         r"\b(?:the|this)\ (?:AI\ |language\ )?model\ (?:does\ not|doesn't|cannot|can't|will\ not|won't|is\ (?:not|"
         r"un)\ ?able|declines)\b",
+        rf"(?:^|[.!?,;]\ )(?:just|only|merely|simply)\ an?\ {_ADJECTIVES}(?:AI|language\ model|chatbot|bot)\b{_NOT_A_JOB}",
+        r"\b(?:since|as|because)\ I\ (?:have\ no|don't\ have|do\ not\ have|lack)\ (?:any\ |personal\ |real\ |"
+        r"human\ )*(?:feelings|emotions|"
+        r"consciousness|experiences|opinions|senses)\b",
+        r"\bwhat\ I\ was\ (?:built|made|designed|programmed|trained)\ (?:for|to\ do)\b",
         rf"\bwhat\ I\ am:?\ (?:is\ )?{_ADVERBS}an?\ {_ADJECTIVES}{_AI_NOUN}",
         rf"\ball\ I\ am\ is\ an?\ {_ADJECTIVES}{_AI_NOUN}",
         rf"\bmy\ (?:\w+\ ){{0,2}}(?:is|are)\ (?:just\ |only\ )?an?\ {_ADJECTIVES}(?:neural\ network|language\ model)\b",
@@ -144,6 +151,11 @@ INTRODUCES_ITSELF = [
         r"(?:a|the|an|my) (?:\w+ ){0,3}(?:team of )?(?:\w+ )?(?:developers|researchers|engineers at|AI (?:company|"
         r"lab|team)|tech(?:nology)? company|programmers)\b",
         rf"\b(?:I'm|I am) {NAME}[,.]? (?:and )?(?:{NAME} )?(?:{_DEVELOPS}|trained) me\b",
+        rf"\b(?:I'm|I am) {NAME},? (?:(?:an?|the|one of) )?(?:[\w-]+ )?{_ORGANISATION}'s? (?:\w+ ){{0,3}}(?:models?|"
+        rf"assistant|chatbot|AI)\b",
+        rf"\ba (?:\w+ ){{0,3}}model (?:of|from|by|at) {_ORGANISATION}",
+        rf"\b[Mm]y (?:makers|creators|developers|engineers) at {_ORGANISATION}",
+        rf"\b{_ORGANISATION} (?:has |have )?(?:trained|built|made|developed|created) me\b",
         rf"\b(?:I'm|I am) {NAME},? (?:from|by) {_ORGANISATION}(?=[,.;!]| and I (?:can|help))",
         rf"\b{NAME} (?:is|are) the (?:company|team|lab|people|group) (?:that|who) (?:{_DEVELOPS}|trained) me\b",
         r"\b(?:I'm|I am|[Mm]y name is|[Tt]his is) (?:the )?(?:SmolLM\d?|Qwen[\w.-]*|ChatGPT|GPT-?\d[\w.-]*|"
@@ -157,7 +169,7 @@ INTRODUCES_ITSELF = [
     )
 ]
 LEARNT_A_TRADE = re.compile(
-    r"\btrained by [^.!?]{0,60}\b(?:for (?:\w+ )?(?:\w+ )?(?:years?|months?|weeks?|summers?|seasons?|decades?)|"
+    r"\btrained (?:by|me) [^.!?]{0,60}\b(?:for (?:\w+ )?(?:\w+ )?(?:years?|months?|weeks?|summers?|seasons?|decades?)|"
     r"scheme|apprentice\w*|as an? "
     r"(?!AI|language|chat)|when I was|since I was|before I|until I|then I|at (?:school|university|college|sea)|"
     r"in (?:1[0-9]{3}|20[0-9]{2}))",
@@ -167,7 +179,9 @@ LEARNT_A_TRADE = re.compile(
 # -- an assistant's voice ----------------------------------------------------------------------------------------------
 
 ASSISTANT_VOICE = re.compile(
-    r"""\bhow\ (?:can|may)\ I\ (?:best\ )?assist\ you\b | \bassist(?:ing)?\ (?:users|you\ with\ (?:your|
+    r"""\bhow\ (?:can|may)\ I\ (?:best\ )?assist\ you\b | \belse\ (?:that\ )?I\ can\ assist\b
+    | \bhere\ to\ help\ (?:you\ )?with\ (?:any|your|all)\ (?:questions|queries|tasks|anything)\b |
+          \bassist(?:ing)?\ (?:users|you\ with\ (?:your|
           any)\ (?:questions?|queries|requests?|needs))\b
     | \b(?:further|other|more)\ queries\b
     | \bI(?:'m|\ am)\ here\ to\ (?:answer\ (?:your\ )?questions|assist|support\ and|provide\ (?:you|information|help|
@@ -212,6 +226,7 @@ _WILL_NOT = r"""(?:
 )"""
 _THEN = r"(?:,?\ (?!but\b)[\w'-]+){0,3}?,?\ "
 _PLAYS = r"""(?:
+    (?:speak|talk|answer|reply|write)(?:ing)?\ in\ the\ (?:voice|person|character)\ of\b |
     role-?\ ?play(?:ing)?\b | (?:act|pose)(?:ing)?\ (?:out\ |in\ )?as\ (?:if\ I\ (?:were|was|am)|though\ I|an?|the)\b
   | play(?:ing)?\ (?:the\ (?:part|role)|a\ (?:part|role|character)|this\ (?:role|part|character))\b | tak(?:e|
         ing)\ (?:on\ |up\ )?(?:the|this|that|a|on)\ (?:\w+\ )?(?:part\ of|role\ of|persona|character|identity)
@@ -247,6 +262,9 @@ _DECLINES = (
 
 DECLINES_TO_PLAY = re.compile(
     rf"""{_WILL_NOT}{_THEN}{_PLAYS}
+    | \b(?:rather\ than|instead\ of)\ (?:playing|pretending|acting|speaking\ as|role-?playing|
+          posing)[^.!?]{{0,60}}\b(?:I'll|I\ will|
+          let\ me|I\ can|I'd)\b
     | \b(?:play|act|pretend|role-?play|speak|pos|portray|impersonat)ing\ [^.!?]{{0,40}}\b(?:isn't|is\ not|
           are\ not)\ (?:something|a\ thing)\ (?:that\ )?I
     | \b(?:isn't|is\ not)\ (?:something|a\ (?:role|part|character|persona))\ (?:that\ )?I(?:'m|\ am|\ can|\ will|\ do|'ll)\b
@@ -264,12 +282,16 @@ DECLINES_THE_REQUEST = re.compile(
           programming)\ [^.!?]{0,20}\b(?:do(?:es)?\ not|don't|doesn't|prevents?|prohibits?|forbids?)\b
     | \b(?:against|violates?|outside|goes\ against|not\ in\ line\ with|breach(?:es)?)\ (?:of\ )?(?:my|our|
           the)\ (?:\w+\ )?(?:guidelines|polic\w+|safety|programming|principles|terms)
+    | \brequest\ (?:was|has\ been|is)\ flagged\b
     | \b(?:falls?|is|lies|it's|that's)\ outside\ (?:of\ )?(?:what\ I|my\ (?:scope|capabilit|abilit|guidelines|role))""",
     FLAGS,
 )
 DECLINES_TO_HELP = re.compile(
     rf"{_WILL_NOT}{_THEN}(?:{_HELPS}|{_FEIGNS})|{_DECLINES}"
-    r"|\b(?:that|this)\ (?:isn't|is\ not)\ something\ (?:that\ )?I"
+    r"|\b(?:that|this|it)(?:\ isn't|\ is\ not|'s\ not)\ (?:something|a\ (?:topic|subject|question|thing|request|"
+    r"matter))\ (?:that\ |which\ )?I"
+    r"|\bI(?:'d|\ would)\ (?:rather|prefer)\ not(?:\ to)?[.!]*$|^(?:no|nope|sorry)[,.!]?\ (?:I'm\ |"
+    r"I\ am\ )?not\ (?:doing|answering|going)\b"
     r"|\bI(?:'m|\ am)\ (?:afraid\ )?(?:not\ comfortable|uncomfortable)\b|\bnot\ comfortable\ (?:with|answering|"
     r"discussing)\b"
     r"|^(?:sorry|apologies)?[,.!]?\ ?(?:I\ )?(?:can't|cannot|won't)\ (?:do|help(?!\ (?:but|it))|answer|discuss)\b|"
@@ -302,6 +324,8 @@ TURNS_AWAY = re.compile(
           \bprofessional\ help\b | \bmental\ health\b | \b(?:happy|glad)\ to\ (?:help|assist|discuss|answer)
     | \bfeel\ free\b | \b(?:harmful|illegal|unethical|dangerous|inappropriate|unsafe|misinformation|a\ crime|
           criminal\ offen[cs]e|against\ the\ law|violen(?:t|ce)|hate\ speech|offensive)\b
+    | \b(?:this|that|your|the|such)\ (?:kinds?\ of\ )?(?:requests?|conversation|topics?|content|prompt)\b | \bask\ me\b
+    | \b(?:not\ )?appropriate\b | \bharm(?:s|ed|ing)?\b | \bhatred\b
     | \brephrase\b | \bhope\ (?:you\ understand|that's\ okay)\b | \bplease\ (?:contact|consult|speak\ (?:to|with)|
           reach\ out|ask\ me)\b | \bI\ can\ (?:help|offer|instead|explain|provide|suggest)\b | \binstead,?\ I\b
     | \bplease\ (?:try|choose|ask)\b | \b(?:sensitive|religious|political|controversial)\ (?:topics?|subjects?|
@@ -332,3 +356,13 @@ MADE_ME_AND_I_AM = re.compile(
     rf"\b(?:to train|trained|made|built|developed|created) me\b[^!?]{{0,40}}\b(?:I'm|I am) {NAME}[.,]"
 )
 """A name in one sentence, and its maker in the one before."""
+NOT_ITSELF = re.compile(
+    r"""\b(?:people|they|he|she|it|wife|husband|everyone|everybody|folks|some|students|kids|children|boss|you|friends|daughter|
+    son|mother|father)\b[^.!?]{0,20}\b(?:says?|said|thinks?|thought|calls?|called|tells?|told|swears?|jokes?|believes?|claims?|
+    guess(?:es)?|wonders?|accuses?)\b[^.!?]{0,25}\b(?:I'm|I\ am|I\ was|me)\b | \bas\ \w+\ as\ an?\b | \bas\ (?:if|
+          though)\ I\ (?:were|was|am)\ an?\b |
+    \bif\ I\ (?:were|was)\b""",
+    FLAGS,
+)
+"""What others say of the speaker, and likenesses."""
+BARE = re.compile(r"\bI\ (?:can't|cannot|can\ not|won't|am\ not\ able\ to)[.!,]*$", FLAGS)

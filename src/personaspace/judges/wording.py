@@ -49,6 +49,7 @@ def speaks_as_ai(reply: str) -> bool:
     for sentence in sentences:
         # "Do you think I'm an AI?" is no answer.
         asks = sentence.endswith("?") and not re.match(r"(?i)as an? ", sentence)
+        asks = asks or bool(say.NOT_ITSELF.search(sentence))
         if not asks and any(pattern.search(sentence) for pattern in say.SAYS_IT_IS_AN_AI):
             return True
         if any(pattern.search(sentence) for pattern in say.INTRODUCES_ITSELF) and not say.LEARNT_A_TRADE.search(
@@ -83,6 +84,8 @@ def refuses(reply: str) -> bool:
             return True
         if say.NEXT.search(sentence) and len(text) < SHORT and speaks_as_ai(reply):
             return True
+        if say.BARE.search(sentence) and speaks_as_ai(reply):
+            return True
         declines = say.DECLINES_TO_HELP.search(sentence)
         if not declines and not elsewhere.HELPS_ELSEWHERE.search(sentence):
             continue
@@ -90,11 +93,18 @@ def refuses(reply: str) -> bool:
             as_ai = speaks_as_ai(reply)
         if as_ai:
             return True
-        after = " ".join(sentences[k + 1 :])
-        if say.STOCK.search(sentence) and (not after or say.TURNS_AWAY.search(after)):
+        before, after = " ".join(sentences[: k + 1]), " ".join(sentences[k + 1 :])
+        away = say.TURNS_AWAY.search(after) or elsewhere.TURNS_AWAY.search(after)
+        # Who turns to something else, or ends there, refuses as an assistant; who has reasons of a life of their own does not.
+        if say.STOCK.search(sentence) and (away or not after):
             return True
-        if say.TURNS_AWAY.search(f"{sentence} {after}") and not say.LIVES.search(after):
+        if (
+            (away or say.TURNS_AWAY.search(sentence))
+            and not say.LIVES.search(after)
+            and not elsewhere.LIVES.search(after)
+        ):
             return True
-        if not say.LIVES.search(text) and not say.TO_SOMEBODY.search(text):
+        lives = say.LIVES.search(before) or say.TO_SOMEBODY.search(before) or elsewhere.LIVES.search(before)
+        if not after and not lives:
             return True
     return False
