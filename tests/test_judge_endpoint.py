@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from personaspace.judges import Item, OpenAIJudge, make_judge, read_options, sco
 from personaspace.judges.endpoint import answer_of, retry_after
 from personaspace.mapping.mapper import MapOptions, Mapper
 from personaspace.runs import Run
-from wild import answering, bomb, completion, content, drip, hang, in_turn, raw, slowly, status
+from test_cli import run as command
+from wild import answering, bomb, completion, content, drip, hang, in_turn, raw, status
 
 GHOST = Role(role="ghost", description="A ghost.", instructions=("Be a ghost.",))
 THINKS = "<think>\nOkay, there are 2 things to"
@@ -131,6 +133,11 @@ def test_an_option_that_makes_no_sense_is_refused(text):
         read_options([text])
 
 
+def test_a_map_names_a_wrong_option_before_a_model_is_loaded(tmp_path):
+    wrong = ("--judge", "openai", "--judge-url", "http://127.0.0.1:1/v1", "--judge-option", "temperature")
+    assert "NAME=VALUE" in command("map", "no/such-model", "--out", tmp_path / "run", *wrong, expect=2).stderr
+
+
 def test_another_way_of_asking_is_another_judge_and_more_room_is_not():
     names = [
         OpenAIJudge("m", "http://x/v1", options=o).name for o in (None, {"max_tokens": 9}, {"seed": 1}, {"seed": 2})
@@ -229,13 +236,22 @@ def test_retry_after_is_seconds_or_a_date():
 
 
 def test_scores_come_as_they_are_there_and_in_order_where_that_is_asked_for():
+    others = [threading.Event(), threading.Event(), threading.Event()]
+
     def says(handler, body):
         text = body["messages"][0]["content"]
-        (slowly(0.3, content("1")) if "Boo 1." in text else content("3"))(handler, body)
+        if "Boo 1." in text:
+            assert all(other.wait(30) for other in others)
+            content("1")(handler, body)
+            return
+        content("3")(handler, body)
+        others[{"0": 0, "2": 1, "3": 2}[text.split("Boo ")[1][0]]].set()
 
     with answering(says) as (url, _):
         judge = OpenAIJudge("m", url)
-        assert [place for place, _ in score_all(judge, items(4))] == [0, 2, 3, 1]
+        places = [place for place, _ in score_all(judge, items(4))]
+        assert sorted(places) == [0, 1, 2, 3]
+        assert places.index(1) > 0
         assert [s.score for s in judge.score(items(4))] == [3, 1, 3, 3]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -92,16 +91,6 @@ def drip(handler: Wild, _: dict[str, Any]) -> None:
 def hang(handler: Wild, _: dict[str, Any]) -> None:
     """Nothing at all, until the test is over."""
     type(handler).closed.wait(60)
-
-
-def slowly(seconds: float, says: Says) -> Says:
-    """The same, later."""
-
-    def later(handler: Wild, body: dict[str, Any]) -> None:
-        time.sleep(seconds)
-        says(handler, body)
-
-    return later
 
 
 @contextmanager

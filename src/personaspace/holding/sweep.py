@@ -213,8 +213,8 @@ class Trial:
             if score.score is not None:
                 counts[place] = score.score == KEPT
         # What could not be scored is missing, not out of role.
-        in_role = np.nanmean(counts.reshape(shape), axis=1)
-        return {name: (activations[c], float(in_role[c])) for c, name in enumerate(interventions)}
+        rates = [None if np.isnan(row).all() else float(np.nanmean(row)) for row in counts.reshape(shape)]
+        return {name: (activations[c], rates[c]) for c, name in enumerate(interventions)}
 
     def place(self, replies: Sequence[RunReply]) -> float:
         """The mean projection of replies at the space's layer, as the model is."""
