@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 import personaspace as ps
 from personaspace.catalog import load_catalog
 from personaspace.errors import UsageError
-from personaspace.judges import OpenAIJudge, agreement, make_judge
+from personaspace.judges import OpenAIJudge, agreement_of, make_judge
 from personaspace.mapping.mapper import MapOptions, Mapper
 from personaspace.runs import Run
 from test_cli import run as command
@@ -34,7 +34,7 @@ def drawn(noise: float, roles: int = 40, each: int = 5, seed: int = 0):
 @pytest.mark.parametrize("noise", [0.1, 0.5, 1.0])
 def test_kappa_is_sklearns(noise):
     first, second = drawn(noise)
-    result = agreement(first, second, top=3)
+    result = agreement_of(first, second, top=3)
     a, b = list(first.values()), list(second.values())
     assert result.kappa.value == pytest.approx(cohen_kappa_score(a, b))
     assert result.weighted.value == pytest.approx(cohen_kappa_score(a, b, weights="quadratic"))
@@ -45,7 +45,7 @@ def test_kappa_is_sklearns(noise):
 
 
 def test_judges_who_guess_agree_no_better_than_chance():
-    low_high = [agreement(*drawn(1.0, seed=s), top=3).kappa for s in range(12)]
+    low_high = [agreement_of(*drawn(1.0, seed=s), top=3).kappa for s in range(12)]
     assert sum(k.low <= 0 <= k.high for k in low_high) >= 10
 
 
@@ -54,20 +54,20 @@ def test_replies_of_one_role_are_no_independent_ones():
     alike = {(f"{r}", k): v for (r, _), v in first.items() for k in range(5)}
     alike_second = {(f"{r}", k): second[r, 0] for (r, _) in first for k in range(5)}
     alike = {(r, k): first[r, 0] for r, k in alike}
-    wide, narrow = agreement(alike, alike_second, top=3).kappa, agreement(first, second, top=3).kappa
+    wide, narrow = agreement_of(alike, alike_second, top=3).kappa, agreement_of(first, second, top=3).kappa
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
 def test_where_both_give_one_score_throughout_kappa_is_not_defined():
     same = {("a", 0): 3, ("b", 0): 3, ("c", 0): 3}
-    result = agreement(same, same, top=3)
+    result = agreement_of(same, same, top=3)
     assert np.isnan(result.kappa.value)
     assert result.same == 1
-    assert np.isnan(agreement({}, {}, top=3).kappa.value)
+    assert np.isnan(agreement_of({}, {}, top=3).kappa.value)
 
 
 def test_replies_that_one_judge_alone_scored_are_counted_apart_and_those_furthest_apart_come_first():
-    result = agreement({("a", 0): 3, ("a", 1): 0, ("b", 0): 3}, {("a", 0): 2, ("a", 1): 3, ("c", 9): 1}, top=3)
+    result = agreement_of({("a", 0): 3, ("a", 1): 0, ("b", 0): 3}, {("a", 0): 2, ("a", 1): 3, ("c", 9): 1}, top=3)
     assert (result.n, result.missing) == (2, 2)
     assert list(result.differ) == [("a", 1), ("a", 0)]
 

@@ -22,7 +22,7 @@ from personaspace.holding import calibrate as calibration
 from personaspace.holding import monitor, sweep, tradeoff
 from personaspace.holding.monitor import AlertRule, TurnReading
 from personaspace.holding.outcomes import CapOutcome
-from personaspace.judges import KEPT, Agreement, agreement, make_judge
+from personaspace.judges import KEPT, Agreement, agreement_of, make_judge
 from personaspace.judges.score import Judge
 from personaspace.mapping.ask import score_replies
 from personaspace.mapping.mapper import MapOptions, Mapper, named
@@ -292,7 +292,7 @@ def judge(run: str | Path, *judges: Judge, catalog: str | Path | None = None, sh
     comparison_of_two = None
     if len(names) == 2:
         first, second = ({key: s.score for key, s in of_replies[name].items()} for name in names)
-        comparison_of_two = agreement(first, second, KEPT, seed)
+        comparison_of_two = agreement_of(first, second, KEPT, seed)
     differ = [
         JudgedReply(
             *key,

@@ -8,7 +8,7 @@ from personaspace._lazy import lazy_names
 
 if TYPE_CHECKING:
     from personaspace.judges.agreement import Agreement as Agreement
-    from personaspace.judges.agreement import agreement as agreement
+    from personaspace.judges.agreement import agreement_of as agreement_of
     from personaspace.judges.endpoint import Answer as Answer
     from personaspace.judges.endpoint import Endpoint as Endpoint
     from personaspace.judges.local import LocalJudge as LocalJudge
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NAMES = {
     "Agreement": "personaspace.judges.agreement",
-    "agreement": "personaspace.judges.agreement",
+    "agreement_of": "personaspace.judges.agreement",
     "Item": "personaspace.judges.score",
     "Judge": "personaspace.judges.score",
     "Rubric": "personaspace.judges.score",

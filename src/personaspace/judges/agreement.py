@@ -47,10 +47,10 @@ def kappa(table: np.ndarray, weights: str | None = None) -> float:
     return math.nan if by_chance == 0 else 1 - float((apart * table).sum()) / by_chance
 
 
-def agreement(first: Mapping[ReplyKey, int], second: Mapping[ReplyKey, int], top: int, seed: int = 0) -> Agreement:
+def agreement_of(first: Mapping[ReplyKey, int], second: Mapping[ReplyKey, int], top: int, seed: int = 0) -> Agreement:
     """Compares the scores, 0 to `top`, that two judges gave to replies.
 
-    >>> agreement({("ghost", 0): 3, ("ghost", 1): 0}, {("ghost", 0): 3, ("ghost", 1): 1}, top=3).differ
+    >>> agreement_of({("ghost", 0): 3, ("ghost", 1): 0}, {("ghost", 0): 3, ("ghost", 1): 1}, top=3).differ
     [('ghost', 1)]
     """
     keys = sorted(first.keys() & second.keys())
