@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from personaspace.api import calibrate as calibrate
     from personaspace.api import compare as compare
     from personaspace.api import experiment as experiment
+    from personaspace.api import judge as judge
     from personaspace.api import map as map
     from personaspace.api import project as project
     from personaspace.catalog import Catalog as Catalog
@@ -53,6 +54,7 @@ PUBLIC = {
     "calibrate": "personaspace.api",
     "compare": "personaspace.api",
     "experiment": "personaspace.api",
+    "judge": "personaspace.api",
     "load_catalog": "personaspace.catalog",
     "load_engine": "personaspace.engines.registry",
     "map": "personaspace.api",

@@ -23,10 +23,11 @@ from personaspace.holding import calibrate as calibration
 from personaspace.holding import monitor, sweep, tradeoff
 from personaspace.holding.monitor import AlertRule, TurnReading
 from personaspace.holding.outcomes import CapOutcome
-from personaspace.judges import make_judge
+from personaspace.judges import KEPT, Agreement, agreement_of, make_judge
 from personaspace.judges.score import Judge
+from personaspace.mapping.ask import score_replies
 from personaspace.mapping.mapper import MapOptions, Mapper, named
-from personaspace.runs import Run
+from personaspace.runs import KeptScore, Run
 from personaspace.space import PersonaSpace
 from personaspace.watcher import Watcher
 
@@ -46,14 +47,15 @@ def map(
     default_responses: int | None = None,
     complete: bool | None = None,
     max_new_tokens: int | None = None,
-    judge: str = "rules",
+    judge: str | Judge = "rules",
     catalog: str | Path | None = None,
     watcher: Watcher | None = None,
     **options: Any,
 ) -> PersonaSpace:
     """Maps a model into a run's folder and returns its space; the same call goes on where an earlier one stopped.
 
-    model: `smollm2`, a Hub id, a folder, a GGUF file, or an engine; the rest as `personaspace map --help` says.
+    model: `smollm2`, a Hub id, a folder, a GGUF file, or an engine; judge: by its name, or one that `make_judge` made; the
+    rest as `personaspace map --help` says.
     Raises `PersonaSpaceError`.
 
     >>> space = ps.map("smollm2", "runs/small", roles="ghost,bard,pirate", questions=8, read="prompt")
@@ -69,7 +71,8 @@ def map(
         **options,
     )
     chosen = catalog_of(out, map_options, catalog, roles, questions)
-    return Mapper(engine, chosen, out, map_options, watcher).map(make_judge(judge, engine=engine))
+    scorer = make_judge(judge, engine=engine) if isinstance(judge, str) else judge
+    return Mapper(engine, chosen, out, map_options, watcher).map(scorer)
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,77 @@ def compare(spaces: Mapping[str, PersonaSpace], seed: int = 0) -> list[compariso
     >>> ps.compare({"before": a, "after": b})[0].axis
     """
     return comparison.compare(list(spaces.items()), seed)
+
+
+@dataclass(frozen=True)
+class JudgedReply:
+    """A reply of a run, with the score and the reason of each judge that scored it, by its name."""
+
+    role: str
+    index: int
+    question: str
+    reply: str
+    scores: Mapping[str, int]
+    reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What judges say of a run's replies. counts: by judge, how often each score; problems: why replies could not be scored;
+    agreement: of the first two; differ: the replies that these differ on, furthest apart first."""
+
+    counts: Mapping[str, Mapping[int, int]]
+    problems: Mapping[str, Sequence[str]]
+    agreement: Agreement | None
+    differ: Sequence[JudgedReply]
+
+
+def judge(run: str | Path, *judges: Judge, catalog: str | Path | None = None, show: int = 10, seed: int = 0) -> Judged:
+    """Has a map's replies scored by one judge, or by two, and says how far these agree. What is scored already is not asked
+    again, and what is scored here a later map finds. show: how many of the replies that they differ on are returned.
+
+    Raises `UsageError`, `RunLocked`, `JudgeError` where a judge scores nothing at all.
+
+    >>> judged = ps.judge("runs/smollm2", make_judge("rules"), make_judge("openai", model="gpt-4.1-mini"))
+    >>> str(judged.agreement.kappa)
+    """
+    run_folder = Run(run)
+    if not run_folder.exists:
+        raise UsageError(f"{run}: expected the folder of a map (it holds run.json)")
+    names = [judge.name for judge in judges]
+    if not 1 <= len(names) <= 2 or len(set(names)) < len(names):
+        raise UsageError(f"judges {', '.join(names) or 'none'}: expected one, or two that differ")
+    chosen = catalog_of(run, MapOptions(), catalog)
+    scores: dict[str, dict[tuple[str, int], KeptScore]] = {}
+    problems: dict[str, list[str]] = {}
+    with run_folder.locked():
+        for judge in judges:
+            every, problems[judge.name], _ = score_replies(run_folder, chosen, judge, run_folder.done())
+            scores[judge.name] = every
+        texts = {
+            (row["role"], row["index"]): (row["user"], row["text"])
+            for shard in run_folder.done()
+            for row in run_folder.read(shard, ["role", "index", "user", "text"]).to_pylist()
+        }
+    of_replies = {name: {key: s for key, s in every.items() if key in texts} for name, every in scores.items()}
+    comparison_of_two = None
+    if len(names) == 2:
+        first, second = ({key: s.score for key, s in of_replies[name].items()} for name in names)
+        comparison_of_two = agreement_of(first, second, KEPT, seed)
+    differ = [
+        JudgedReply(
+            *key,
+            *texts[key],
+            {name: of_replies[name][key].score for name in names},
+            {name: of_replies[name][key].reason for name in names},
+        )
+        for key in (comparison_of_two.differ[:show] if comparison_of_two else ())
+    ]
+    counts = {
+        name: {score: sum(s.score == score for s in every.values()) for score in range(KEPT + 1)}
+        for name, every in of_replies.items()
+    }
+    return Judged(counts, problems, comparison_of_two, differ)
 
 
 def catalog_of(

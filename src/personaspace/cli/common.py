@@ -48,6 +48,16 @@ VllmArg = Annotated[
 JudgeArg = Annotated[str, typer.Option(help=JUDGES_HELP)]
 JudgeModel = Annotated[str | None, typer.Option(help="The judging model: another local one, or the endpoint's.")]
 JudgeUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint.")]
+JudgeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=VALUE of every request to the endpoint, as JSON or text: temperature=1, reasoning_effort=low; null leaves "
+        "one out. May be repeated."
+    ),
+]
+JudgeKeyEnv = Annotated[
+    str | None, typer.Option(help="The environment variable with the endpoint's key; OPENAI_API_KEY.")
+]
 Dtype = Annotated[str | None, typer.Option(help=DTYPES_HELP)]
 
 

@@ -17,7 +17,9 @@ from personaspace.cli.common import (
     Dtype,
     Json,
     JudgeArg,
+    JudgeKeyEnv,
     JudgeModel,
+    JudgeOption,
     JudgeUrl,
     ModelArg,
     SpaceArg,
@@ -29,7 +31,7 @@ from personaspace.cli.common import (
 )
 from personaspace.errors import CatalogError, UsageError
 from personaspace.experiments.registry import EXPERIMENTS, find
-from personaspace.judges.registry import DEFAULT_JUDGE, check_judge
+from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, read_options
 
 if TYPE_CHECKING:
     from personaspace.experiments.kit.experiment import Experiment
@@ -70,6 +72,8 @@ COMMON: dict[str, Any] = {
     "judge": JudgeArg,
     "judge_model": JudgeModel,
     "judge_url": JudgeUrl,
+    "judge_option": JudgeOption,
+    "judge_key_env": JudgeKeyEnv,
     "catalog": Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")],
     "model": ModelArg,
     "adapter": AdapterArg,
@@ -131,6 +135,8 @@ def _run(
     judge: str,
     judge_model: str | None,
     judge_url: str | None,
+    judge_option: list[str] | None,
+    judge_key_env: str | None,
     catalog: Path | None,
     model: str | None,
     adapter: list[str] | None,
@@ -146,6 +152,7 @@ def _run(
     from personaspace.experiments.kit.trials import Judges
 
     check_judge(judge)
+    request_options = read_options(judge_option or ())
     options = experiment.read_options(overrides, published)
     texts = load_catalog(catalog)
     loaded, engine = space_and_engine(space, model, device, dtype, adapter)
@@ -165,7 +172,7 @@ def _run(
             out_folder,
             engine=engine,
             published=published,
-            judges=Judges(judge, judge_engine, judge_model, judge_url),
+            judges=Judges(judge, judge_engine, judge_model, judge_url, request_options, judge_key_env),
             catalog=texts,
             load=load,
             watcher=bar,

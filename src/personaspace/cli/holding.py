@@ -18,7 +18,9 @@ from personaspace.cli.common import (
     Dtype,
     Json,
     JudgeArg,
+    JudgeKeyEnv,
     JudgeModel,
+    JudgeOption,
     JudgeUrl,
     ModelArg,
     SpaceArg,
@@ -30,7 +32,7 @@ from personaspace.cli.common import (
 )
 from personaspace.errors import UsageError
 from personaspace.formats.registry import TRANSCRIPTS_HELP
-from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge
+from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge, read_options
 
 if TYPE_CHECKING:
     from personaspace.holding.monitor import AlertRule
@@ -55,6 +57,8 @@ def calibrate(
     judge: JudgeArg = DEFAULT_JUDGE,
     judge_model: JudgeModel = None,
     judge_url: JudgeUrl = None,
+    judge_option: JudgeOption = None,
+    judge_key_env: JudgeKeyEnv = None,
     controls: Annotated[
         int,
         typer.Option(min=3, max=20, help="Random directions that the sweep's cap is compared with, displaced as far."),
@@ -75,6 +79,7 @@ def calibrate(
     from personaspace.holding.monitor import detection
 
     check_judge(judge)
+    request_options = read_options(judge_option or ())
     folder = Path(space) if Path(space).is_dir() else Path(space).parent
     made = api.calibrate(
         folder,
@@ -89,6 +94,8 @@ def calibrate(
             engine=judging_engine(judge, judge_model, engine, device, dtype),
             model=judge_model,
             url=judge_url,
+            options=request_options,
+            key_env=judge_key_env,
         ),
         controls=controls,
         engine=lambda: space_and_engine(space, model, device, dtype, adapter)[1],

@@ -16,7 +16,9 @@ from personaspace.cli.common import (
     Dtype,
     Json,
     JudgeArg,
+    JudgeKeyEnv,
     JudgeModel,
+    JudgeOption,
     JudgeUrl,
     SpaceArg,
     VllmArg,
@@ -28,7 +30,7 @@ from personaspace.cli.common import (
 )
 from personaspace.engines.registry import DEFAULT_ENGINE, ENGINES_HELP
 from personaspace.errors import UsageError
-from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge
+from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge, read_options
 
 if TYPE_CHECKING:
     from personaspace.catalog import Catalog
@@ -72,6 +74,8 @@ def map_command(
     judge: JudgeArg = DEFAULT_JUDGE,
     judge_model: JudgeModel = None,
     judge_url: JudgeUrl = None,
+    judge_option: JudgeOption = None,
+    judge_key_env: JudgeKeyEnv = None,
     min_responses: Annotated[
         int | None, typer.Option(help="Kept responses a role needs; half of what was asked.")
     ] = None,
@@ -124,6 +128,7 @@ def map_command(
     from personaspace.model.loading import with_adapters
 
     check_judge(judge)
+    request_options = read_options(judge_option or ())
     if layer != "auto" and not layer.isdigit():
         raise UsageError(f"--layer {layer}: expected auto or a number from 0")
     if published:
@@ -176,7 +181,9 @@ def map_command(
             out.print("\n".join(bar.line(plan) for plan in plans.values()))
         return
     judge_engine = judging_engine(judge, judge_model, loaded_engine, device, dtype)
-    scorer = make_judge(judge, engine=judge_engine, model=judge_model, url=judge_url)
+    scorer = make_judge(
+        judge, engine=judge_engine, model=judge_model, url=judge_url, options=request_options, key_env=judge_key_env
+    )
     with bar:
         space = mapper.map(scorer)
     summary = space.summary()

@@ -22,7 +22,7 @@ from personaspace.holding.calibrate import ReplySample, RunReply, default_range,
 from personaspace.holding.controls import directions, displaced, displacement
 from personaspace.holding.outcomes import CapOutcome, Losses, choose, effects, pareto, pooled, priced, ranked
 from personaspace.holding.tradeoff import compared
-from personaspace.judges import KEPT, Item, Judge
+from personaspace.judges import KEPT, Item, Judge, score_all
 from personaspace.model.interventions import Intervention
 from personaspace.space import PersonaSpace
 
@@ -227,8 +227,13 @@ class Trial:
             )
             for r in replies
         ]
-        in_role = np.array([s.score == KEPT for s in self.judge.score(items)]).reshape(shape).mean(1)
-        return {name: (activations[c], float(in_role[c])) for c, name in enumerate(interventions)}
+        counts = np.full(len(items), np.nan)
+        for place, score in score_all(self.judge, items):
+            if score.score is not None:
+                counts[place] = score.score == KEPT
+        # What could not be scored is missing, not out of role.
+        rates = [None if np.isnan(row).all() else float(np.nanmean(row)) for row in counts.reshape(shape)]
+        return {name: (activations[c], rates[c]) for c, name in enumerate(interventions)}
 
     def place(self, replies: Sequence[RunReply]) -> float:
         """The mean projection of replies at the space's layer, as the model is."""

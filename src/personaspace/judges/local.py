@@ -23,6 +23,10 @@ class LocalJudge:
         if len(set(self.digits)) != len(scores):
             raise JudgeError(f"the judging model's tokenizer has no token of its own for each of {', '.join(scores)}")
 
+    def rubric_of(self, item: Any) -> str:
+        """A digest of what this judge goes by for an item."""
+        return self.rubric.digest(item)
+
     def score(self, items: Iterable[Item]) -> Iterator[Score]:
         for item in items:
             ids = self.engine.chat.prompt_ids([{"role": "user", "content": self.rubric.text(item)}])

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from personaspace.judges.score import Item, Judge, Rubric, Score
+from personaspace.judges.verdicts import ALONE
+from personaspace.judges.wording import refuses, speaks_as_ai
 
 KEPT = 3
 """The score of a reply that counts towards its role."""
 
-_ADHERENCE = """You judge whether a reply plays a role.
+_ADHERENCE = (
+    """You judge whether a reply plays a role.
 Role: {role}. {description}
 Question: {question}
 Reply: {reply}
@@ -25,39 +28,34 @@ Scores:
 1 - answers the question, but speaks as an AI assistant
 2 - says that it is an AI, but shows traits of the role
 3 - is fully the role and does not speak as an AI
-Answer with the number alone."""
+"""
+    + ALONE
+)
+_SAYS_HOW = re.compile(
+    r"\b(?:respond|answer|reply|return|output|give|provide|write|end|print|state|rate|score)\b[^.\n]{0,80}"
+    r"\b(?:numbers?|digit|score|json|integer|rating|scale)\b",
+    re.IGNORECASE,
+)
+"""A role's own rubric says how it is to be answered."""
 
 
 def adherence(item: Item) -> str:
-    """The text put to a judge: the catalogue's own for the role where it has one."""
+    """The text put to a judge: the catalogue's own for the role where it has one, asked for a number where it asks for none."""
     values = {"question": item.question, "answer": item.reply, "reply": item.reply}
     if item.role.eval_prompt:
         text = item.role.eval_prompt
-        for name, value in values.items():
-            text = text.replace("{" + name + "}", value)
-        return text
+        if not _SAYS_HOW.search(text):
+            text = f"{text.rstrip()}\n{ALONE}"
+        # All at once: a reply that speaks of {answer} is no template.
+        return re.sub(r"\{(question|answer|reply)\}", lambda m: values[m[1]], text)
     name = item.role.role.replace("_", " ")
     return _ADHERENCE.format(role=name, description=item.role.description, **values)
 
 
 ADHERENCE = Rubric(adherence, KEPT)
 
-_REFUSES = re.compile(
-    r"\bI(?:'m| am) (?:sorry|unable)\b|\bI must decline\b"
-    r"|\bI (?:can(?:'|no)t|won't) (?:help|assist|do that|answer|provide|pretend|role-?play|fulfil?l)"
-    r"|\bI(?:'m| am) not able to (?:help|assist|answer|provide|pretend|role-?play)",
-    re.IGNORECASE,
-)
-_AI = re.compile(
-    r"\b(?:as|I(?:'m| am)|being) (?:just |only |merely )?(?:an? )?(?:\w+[ -]){0,2}"
-    r"(?:AI|artificial intelligence|language model|chat ?bot|virtual assistant|digital assistant)\b"
-    r"|\bI (?:was|am|have been) (?:trained|created|developed|designed|made) by "
-    r"(?:Hugging ?Face|OpenAI|Google|Meta|Alibaba|Anthropic|Mistral|Microsoft)"
-    r"|\bI(?:'m| am) (?:SmolLM|Qwen|Gemma|Llama|ChatGPT|Claude|Mistral)\b"
-    r"|\bI (?:do not|don't|cannot|can't) (?:have|possess|experience) (?:\w+ ){0,2}"
-    r"(?:feelings|emotions|consciousness|a body|personal experiences|personal opinions)",
-    re.IGNORECASE,
-)
+VERSION = 2
+"""Of the rules by words: what an earlier one scored is scored anew."""
 
 
 class WordsJudge:
@@ -81,12 +79,16 @@ class RulesJudge(WordsJudge):
     def __init__(self) -> None:
         super().__init__(_adherence_by_words)
 
+    def rubric_of(self, item: Item) -> str:
+        """What it goes by: the version of its rules, and whether the role is an AI."""
+        return f"words-{VERSION}{'-ai' if item.role.ai else ''}"
+
 
 def _adherence_by_words(item: Item) -> int:
     """Never says 2: words alone do not tell an AI with traits from one without."""
-    if _REFUSES.search(item.reply[:200]):
+    if refuses(item.reply):
         return 0
-    return 1 if _AI.search(item.reply) and not item.role.ai else KEPT
+    return KEPT if item.role.ai or not speaks_as_ai(item.reply) else 1
 
 
 def rules_judge(*, rules: Judge | None = None, **_: Any) -> Judge:

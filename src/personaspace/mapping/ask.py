@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from personaspace.catalog import DEFAULT, Catalog
+from personaspace.catalog import DEFAULT, Catalog, Role
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Prompt, Sampling
-from personaspace.errors import JudgeError
+from personaspace.errors import JudgeError, RunMismatch
 from personaspace.files import Place
-from personaspace.judges import Item, Judge, score_all
-from personaspace.runs import Run, Shards
-
-SCORES_EVERY = 10.0
-"""Seconds between writings of scores."""
+from personaspace.judges import Item, Judge, Score, WordsJudge, rubric_of, score_kept
+from personaspace.judges.agreement import ReplyKey
+from personaspace.runs import KeptScore, Run, Shards
 
 PROJECTED_DEFAULT, PROJECTED_ROLE = 512, 4
 """Replies of the default, and of each role, whose tokens' projections are kept: enough for percentiles and caps, and in a run
@@ -61,36 +58,67 @@ def answer(engine: Engine, task: ShardTask, tell: Callable[[], None] = lambda: N
     return task.number, len(responses)
 
 
-def judged(
-    run: Run, catalog: Catalog, judge: Judge, numbers: Sequence[int]
-) -> dict[tuple[str, int], tuple[int, float]]:
-    """Scores what is not scored yet in these shards, and returns all scores: (role, index) → score, expected score.
+def judged(run: Run, catalog: Catalog, judge: Judge, numbers: Sequence[int]) -> dict[ReplyKey, KeptScore]:
+    """Scores what is not scored yet in these shards, and returns all scores.
 
     Raises `JudgeError` where some could not be scored; what was is kept.
     """
+    scores, problems, missing = score_replies(run, catalog, judge, numbers)
+    if problems:
+        raise JudgeError(
+            f"{len(problems)} of {missing} responses could not be scored ({problems[0]}); what was scored is kept: "
+            "run the same command to try the others again"
+        )
+    return scores
+
+
+def score_replies(
+    run: Run, catalog: Catalog, judge: Judge, numbers: Sequence[int]
+) -> tuple[dict[ReplyKey, KeptScore], list[str], int]:
+    """All scores of a judge, those that are missing in these shards asked for and kept as they come; what is wrong with each
+    that could not be had; and how many were missing. A score by another rubric than today's is missing, too.
+
+    Raises `JudgeError` where the judge scores nothing at all.
+    """
     scores = run.scores_of(judge.name)
+    rubrics = {r.role: rubric_of(judge, Item(r, "", "")) for r in catalog.roles}
     keys, items = [], []
     for shard in numbers:
         for row in run.read(shard, ["role", "index", "user", "text"]).to_pylist():
             key = (row["role"], row["index"])
-            if row["role"] != DEFAULT and key not in scores:
+            if row["role"] == DEFAULT:
+                continue
+            role = catalog.role(row["role"])
+            if key not in scores or not _holds(scores[key], rubrics[role.role], role, judge):
+                scores.pop(key, None)
                 keys.append(key)
-                items.append(Item(catalog.role(row["role"]), row["user"], row["text"]))
-    problems: list[str] = []
-    scored, written_at = 0, time.monotonic()
-    for batch in score_all(judge, items):
-        for key, score in zip(keys[scored : scored + len(batch)], batch, strict=True):
-            if score.score is None:
-                problems.append(f"{key[0]} {key[1]}: {score.problem}")
-            else:
-                scores[key] = (score.score, float(score.expected or 0))
-        scored += len(batch)
-        if scored == len(items) or time.monotonic() - written_at > SCORES_EVERY:
-            run.keep_scores(judge.name, scores)
-            written_at = time.monotonic()
-    if problems:
-        raise JudgeError(
-            f"{len(problems)} of {len(items)} responses could not be scored ({problems[0]}); what was scored is kept: "
-            "run the same command to try the others again"
+                items.append(Item(role, row["user"], row["text"]))
+
+    def take(place: int, score: Score) -> None:
+        key = keys[place]
+        scores[key] = KeptScore(score.score or 0, float(score.expected or 0), score.reason, rubrics[key[0]])
+
+    problems = score_kept(judge, items, take, lambda: run.keep_scores(judge.name, scores))
+    return scores, [f"{keys[place][0]} {keys[place][1]}: {problem}" for place, problem in problems], len(items)
+
+
+def _holds(score: KeptScore, rubric: str, role: Role, judge: Judge) -> bool:
+    """Whether a score is by today's rubric. Earlier versions did not note it: those went by the package's rubric, which is
+    the same, or by the role's own, which may have changed since, or by words, which have."""
+    if score.rubric is None:
+        return not rubric or not (role.eval_prompt or isinstance(judge, WordsJudge))
+    return score.rubric == rubric
+
+
+def check_summed(run: Run, catalog: Catalog, judge: Judge) -> None:
+    """Raises `RunMismatch` where scores that are in a run's sums already are by another rubric: they can't be judged anew."""
+    rubrics = {r.role: rubric_of(judge, Item(r, "", "")) for r in catalog.roles}
+    scores = run.scores_of(judge.name).items()
+    changed = sorted(
+        {role for (role, _), s in scores if s.rubric is not None and s.rubric != rubrics.get(role, s.rubric)}
+    )
+    if changed:
+        raise RunMismatch(
+            f"{run.folder}: its sums were made by another rubric of {len(changed)} roles ({changed[0]}, …), and the "
+            "activations are gone; give the same catalogue, or another folder"
         )
-    return scores

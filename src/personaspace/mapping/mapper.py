@@ -334,7 +334,7 @@ class Mapper:
         """What a space's metadata say of how a reading was made."""
         stage, config = self.stages[reading], manifest["config"]
         rounds = stage.counted_rounds
-        scores = [s for s, _ in self.run.scores_of(judge.name).values()] if judge and reading == REPLY else []
+        scores = [s.score for s in self.run.scores_of(judge.name).values()] if judge and reading == REPLY else []
         catalog = {k: v for k, v in config["catalog"].items() if k != "roles"}
         requested = {name: sum(r.get(name, 0) for r in rounds) for name in {n: None for r in rounds for n in r}}
         return {

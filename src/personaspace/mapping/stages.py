@@ -20,7 +20,7 @@ from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_round, shards
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
-from personaspace.mapping.ask import ShardTask, answer, judged
+from personaspace.mapping.ask import ShardTask, answer, check_summed, judged
 from personaspace.mapping.plan import ONSET_SHARD, SHARD, bytes_per_response, seconds_per_token
 from personaspace.mapping.sums import FromActivations, FromSums, Responses, Source, Sums
 from personaspace.runs import Run, Shards
@@ -118,6 +118,8 @@ class Stage:
         if sums := self.sums:
             # A call that was killed may have left activations that are in the sums, or half of a generation.
             sums.settle()
+            if judge and self.reading != PROMPT and sums.state().shards:
+                check_summed(self.run, self.catalog, judge)
         spent = 0.0
         for k in itertools.count(first):
             groups = self._prompts(rounds[: k + 1])

@@ -24,7 +24,7 @@ from personaspace.engines.prompts import row_seed
 from personaspace.errors import DesignError
 from personaspace.files import load_tensors, write_whole
 from personaspace.judges import KEPT
-from personaspace.runs import Shards
+from personaspace.runs import KeptScore, Shards
 from personaspace.stats import vectors
 from personaspace.stats.vectors import Cells, Floats, Ints
 
@@ -60,7 +60,7 @@ class Responses:
         run: Shards,
         shards: Sequence[int],
         roles: Sequence[str],
-        scores: Mapping[tuple[str, int], tuple[int, float]] | None,
+        scores: Mapping[tuple[str, int], KeptScore] | None,
         seed: int,
     ) -> Responses:
         """Those of a run; scores None: nobody judged. A response without a score is of class 0."""

@@ -3,6 +3,7 @@
 from personaspace.runs.folder import FORMAT as FORMAT
 from personaspace.runs.folder import ONSETS as ONSETS
 from personaspace.runs.folder import Folder as Folder
+from personaspace.runs.folder import KeptScore as KeptScore
 from personaspace.runs.folder import Run as Run
 from personaspace.runs.folder import differences as differences
 from personaspace.runs.shards import SAME as SAME

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -42,6 +42,16 @@ def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)) and len(value) > 4:
         return f"{len(value)} entries ({value[0]}, …)"
     return str(value)
+
+
+class KeptScore(NamedTuple):
+    """A judge's score as a folder keeps it: the most probable one and the expected one, the judge's reason, and a digest of the
+    rubric that it went by (None: an earlier version did not note it)."""
+
+    score: int
+    expected: float
+    reason: str = ""
+    rubric: str | None = None
 
 
 class Folder:
@@ -135,18 +145,22 @@ class Folder:
 
     # -- scores ------------------------------------------------------------------------------------------------------
 
-    def scores_of(self, judge: str) -> dict[tuple[str, int], tuple[int, float]]:
-        """(role, index) → the score a judge gave and the expected one."""
+    def scores_of(self, judge: str) -> dict[tuple[str, int], KeptScore]:
+        """(role, index) → the score a judge gave."""
         path = self.scores / f"{judge}.parquet"
         if not path.is_file():
             return {}
         rows = read_rows(path, "the responses are scored again")
-        return {(r["role"], r["index"]): (r["score"], r["expected"]) for r in rows}
+        return {
+            (r["role"], r["index"]): KeptScore(r["score"], r["expected"], r.get("reason") or "", r.get("rubric"))
+            for r in rows
+        }
 
-    def keep_scores(self, judge: str, scores: Mapping[tuple[str, int], tuple[int, float]]) -> None:
-        """Writes all scores of a judge anew."""
-        rows = [{"role": k[0], "index": k[1], "score": v[0], "expected": v[1]} for k, v in sorted(scores.items())]
+    def keep_scores(self, judge: str, scores: Mapping[tuple[str, int], tuple[Any, ...]]) -> None:
+        """Writes all scores of a judge anew; each is a `KeptScore`, or its beginning."""
+        rows = [{"role": k[0], "index": k[1], **KeptScore(*v)._asdict()} for k, v in sorted(scores.items())]
         fields = [("role", pa.string()), ("index", pa.int32()), ("score", pa.int32()), ("expected", pa.float32())]
+        fields += [("reason", pa.string()), ("rubric", pa.string())]
         write_table(self.scores / f"{judge}.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine, Response, Turn
 from personaspace.engines.prompts import Message, Prompt, Sampling, row_seed
-from personaspace.errors import RunError
+from personaspace.errors import JudgeError, RunError
 from personaspace.experiments.kit.conditions import PLAIN as PLAIN
 from personaspace.experiments.kit.conditions import Condition as Condition
 from personaspace.experiments.kit.conditions import beside_plain as beside_plain
@@ -35,9 +35,9 @@ from personaspace.experiments.kit.conditions import steered as steered
 from personaspace.experiments.kit.options import Options
 from personaspace.files import read_rows, write_table, write_whole
 from personaspace.holding.controls import displacement
-from personaspace.judges import Judge, Rubric, Score, make_judge
+from personaspace.judges import Judge, Rubric, Score, make_judge, rubric_of, score_kept
 from personaspace.model.interventions import Intervention
-from personaspace.runs import Folder
+from personaspace.runs import Folder, KeptScore
 from personaspace.space import PersonaSpace
 from personaspace.watcher import Watcher
 
@@ -111,16 +111,28 @@ class Reading:
 
 @dataclass(frozen=True)
 class Judges:
-    """Which judge was asked for; an experiment makes it with its own rubric. engine: who judges where it is `local`."""
+    """Which judge was asked for; an experiment makes it with its own rubric. engine: who judges where it is `local`; options,
+    key_env: the endpoint's, as `make_judge` has them."""
 
     name: str = "rules"
     engine: Engine | None = None
     model: str | None = None
     url: str | None = None
+    options: Mapping[str, Any] | None = None
+    key_env: str | None = None
 
     def make(self, rubric: Rubric, rules: Judge | None = None) -> Judge | None:
         """The judge with that rubric; `rules`: who goes by words alone. None where no judge was asked for."""
-        return make_judge(self.name, engine=self.engine, model=self.model, url=self.url, rubric=rubric, rules=rules)
+        return make_judge(
+            self.name,
+            engine=self.engine,
+            model=self.model,
+            url=self.url,
+            rubric=rubric,
+            rules=rules,
+            options=self.options,
+            key_env=self.key_env,
+        )
 
 
 def _no_models(name: str, **options: Any) -> Engine:
@@ -290,33 +302,41 @@ class Trials(Folder, Generic[Chosen]):
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def judge(self, judge: Judge, items: Sequence[Any], item_set: str, *, batch_size: int = 64) -> list[int | None]:
+    def judge(self, judge: Judge, items: Sequence[Any], item_set: str) -> list[int | None]:
         """The judge's score of each item, in order; None where it could not be scored, which is noted, and tried again by
-        the next call. `what` names these items within the experiment; what an item holds decides whether it was scored."""
+        the next call. `item_set` names these items within the experiment; what an item holds, and the rubric that it is put
+        under, decide whether it was scored. Scores are kept as they come."""
         name = f"{item_set}-{judge.name}"
         scores = self.scores_of(name)
         # Version 0.1.0 kept scores by their place alone.
         by_place = {k: scores.pop(("", k)) for k in range(len(items)) if ("", k) in scores}
         keys = [(_key(item), 0) for item in items]
         scores = {key: by_place[k] for k, key in enumerate(keys) if k in by_place} | scores
-        unscored = list({key: k for k, key in enumerate(keys) if key not in scores}.items())
-        problems: list[str] = []
-        for first in range(0, len(unscored), batch_size):
-            batch = unscored[first : first + batch_size]
-            judged: list[Score] = list(judge.score([items[k] for _, k in batch]))
-            problems += [s.problem for s in judged if s.score is None]
-            scores |= {
-                key: (s.score, float(s.expected or 0))
-                for (key, _), s in zip(batch, judged, strict=True)
-                if s.score is not None
-            }
-            self.keep_scores(name, scores)
-        if problems:
+        rubrics = {key: rubric_of(judge, item) for key, item in zip(keys, items, strict=True)}
+        # Earlier versions did not note rubrics; theirs were today's.
+        scores = {key: s for key, s in scores.items() if s.rubric in (None, rubrics.get(key, s.rubric))}
+        unscored = {key: k for k, key in enumerate(keys) if key not in scores}
+        asked_keys = list(unscored)
+
+        def take(place: int, score: Score) -> None:
+            key = asked_keys[place]
+            scores[key] = KeptScore(score.score or 0, float(score.expected or 0), score.reason, rubrics[key])
+
+        first_problem = ""
+        try:
+            problems = score_kept(
+                judge, [items[k] for k in unscored.values()], take, lambda: self.keep_scores(name, scores)
+            )
+            first_problem = problems[0][1] if problems else ""
+        except JudgeError as e:
+            first_problem = str(e)
+        if first_problem:
+            missing = sum(key not in scores for key in keys)
             self.watcher.note(
-                f"{len(problems)} of {len(items)} replies could not be judged ({problems[0]}); they are missing from the "
+                f"{missing} of {len(items)} replies could not be judged ({first_problem}); they are missing from the "
                 "figures, and the same command tries them again"
             )
-        return [scores[key][0] if key in scores else None for key in keys]
+        return [scores[key].score if key in scores else None for key in keys]
 
     def _part(self, part: str, first: int) -> Path:
         return self.responses / f"{part}-{first // SHARD:05d}.parquet"
