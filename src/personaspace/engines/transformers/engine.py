@@ -107,8 +107,7 @@ class TransformersEngine(BaseEngine):
         along: Tensor | None = None,
     ) -> DecodeLoop:
         """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves."""
-        # As many as the engine's memory has room for, each as long as it may become.
-        fit = max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
+        fit = self.rows_in_flight(columns)
         return DecodeLoop(
             self.model,
             self.layers,
@@ -121,6 +120,11 @@ class TransformersEngine(BaseEngine):
             before=before,
             along=along,
         )
+
+    def rows_in_flight(self, columns: int) -> int:
+        """How many replies are computed together where each may become `columns` tokens long, its prompt's among them: as many
+        as the engine's memory has room for."""
+        return max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
 
     def _row(self, key: int, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Row:
         ids = self.chat.prompt_ids(prompt.messages)
