@@ -14,6 +14,7 @@ from personaspace.cli.progress import Bar
 from personaspace.engines import Response
 from personaspace.engines.prefix import unshared_length
 from personaspace.engines.prompts import Design, Prompt, Sampling
+from personaspace.engines.transformers.decode_loop import DecodeLoop
 from personaspace.errors import ActivationError
 from personaspace.experiments.kit.options import Cost
 from personaspace.mapping import pace
@@ -29,7 +30,7 @@ class Clocked:
 
     def __init__(self, token: float, step: float, rows: int = 64, cold: float = 0.0, ends: int = 10**6) -> None:
         self.token, self.step, self.rows, self.cold, self.ends = token, step, rows, cold, ends
-        self.now, self.asked, self.columns = 0.0, [], []
+        self.now, self.asked, self.columns, self.padding = 0.0, [], [], 1
         self.info = SimpleNamespace(layers=3, hidden=8, context=4096, id="clocked")
         self.chat, self.projects_tokens = PlantedWords(), False
 
@@ -40,9 +41,13 @@ class Clocked:
         self.columns.append(columns)
         return self.rows
 
-    def _prefill(self, prompts) -> None:
+    def joining_tokens(self, prompts) -> int:
+        return unshared_length(prompts) * self.padding
+
+    def _prefill(self, prompts, times: int = 1) -> None:
         self.asked.append(list(prompts))
-        self.now += self.cold + self.token * unshared_length(self.chat.prompt_ids(p.messages) for p in prompts)
+        tokens = unshared_length(self.chat.prompt_ids(p.messages) for p in prompts)
+        self.now += self.cold + self.token * tokens * times
         self.cold = 0.0
 
     def onsets(self, prompts, *, read, interventions=()):
@@ -52,7 +57,7 @@ class Clocked:
 
     def respond(self, prompts, sampling, *, read=None, interventions=()):
         assert len(prompts) <= self.rows, "more than are in flight would wait for one another"
-        self._prefill(prompts)
+        self._prefill(prompts, self.padding)
         left = {k: min((p.sampling or sampling).max_new_tokens, self.ends) for k, p in enumerate(prompts)}
         steps = 0
         while left:
@@ -88,10 +93,32 @@ def measured(engine: Clocked, n: int = 64, new_tokens: int | None = 100, **more)
 @pytest.mark.parametrize("step", [0.002, 0.3, 20.0])
 @pytest.mark.parametrize("rows", [1, 3, 5, 64])
 def test_what_was_planted_is_measured_whatever_the_model_and_machine(token, step, rows):
-    found = measured(Clocked(token, step, rows, cold=7.0))
-    assert found.prompt_token == pytest.approx(token, rel=1e-4)
+    engine = Clocked(token, step, rows, cold=7.0)
+    found = measured(engine)
+    # What those have in common that never begin together is computed again.
+    ids = sorted(engine.chat.prompt_ids(p.messages) for p in neighbours())
+    again = sum(unshared_length(ids[k : k + rows]) for k in range(0, 64, rows)) / unshared_length(ids)
+    assert found.prompt_token == pytest.approx(token * again, rel=1e-4)
     assert found.step == pytest.approx(step, rel=1e-6)
     assert found.rows == rows
+
+
+def test_tokens_that_the_loop_computes_besides_cost_as_much():
+    engine = Clocked(0.004, 0.3)
+    engine.padding = 2
+    assert measured(engine).prompt_token == pytest.approx(0.008)
+
+
+def test_tokens_that_are_computed_are_those_of_the_decode_loop(tiny, monkeypatch):
+    """Counted where they are computed, for prompts that share a beginning and prompts that don't."""
+    passed = []
+    forward = DecodeLoop._forward
+    monkeypatch.setattr(
+        DecodeLoop, "_forward", lambda self, ids, cache: passed.append(sum(map(len, ids))) or forward(self, ids, cache)
+    )
+    prompts = [*neighbours(5, words=8), *(Prompt(({"role": "user", "content": "hm " * k},)) for k in (1, 9, 20))]
+    list(tiny.respond(prompts, Sampling(max_new_tokens=1), read=range(3)))
+    assert tiny.joining_tokens([tiny.chat.prompt_ids(p.messages) for p in prompts]) == sum(passed)
 
 
 def test_a_first_slow_pass_over_prompts_is_not_counted():

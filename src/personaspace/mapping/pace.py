@@ -15,14 +15,14 @@ from typing import Any
 from torch import Tensor
 
 from personaspace.engines import Engine
-from personaspace.engines.chat import Chat
 from personaspace.engines.prefix import unshared_length
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import PersonaSpaceError
 
-ENOUGH = 0.4
-"""Seconds that prompts must take for their rate to be believed; fewer, and there are as many prompts as are given."""
-STEPS, STEPS_SECONDS = 12, 0.6
+ENOUGH = 0.8
+"""Seconds that prompts must take for their rate to be believed, half of it where replies are timed as well; below it, more
+prompts are tried, as far as there are."""
+STEPS, STEPS_SECONDS = 12, 0.8
 """Steps of decoding that are timed at most, and seconds after which no further one is."""
 MARKS = 3
 """Replies that end one step after the other, so that steps can be timed, where the prompts are what is measured."""
@@ -81,8 +81,11 @@ def _of_onsets(engine: Engine, prompts: Sequence[Prompt], clock: Clock) -> Pace:
             pass
         return clock() - began
 
+    def tokens(sample: Sequence[Prompt]) -> int:
+        return unshared_length(engine.chat.prompt_ids(p.messages) for p in sample)
+
     seconds(prompts[:1])  # the first pass of all is slower than any other
-    return Pace(_prompt_token(engine.chat, prompts, 2, len(prompts), seconds))
+    return Pace(_seconds_a_token(prompts, 2, seconds, tokens, ENOUGH))
 
 
 def _of_replies(
@@ -116,25 +119,37 @@ def _of_replies(
     if decoded is None:
         return None
 
+    def joining_tokens(sample: Sequence[Prompt]) -> int:
+        ids = [engine.chat.prompt_ids(p.messages) for p in sample]
+        return int(engine.joining_tokens(ids))  # type: ignore[attr-defined]
+
     def prompt_seconds(sample: Sequence[Prompt]) -> float:
         joined = timed(list(islice(cycle(sample), max(len(sample), MARKS + 1))), MARKS, STEPS + 2)
         return joined[0] if joined else 0.0
 
-    first = 1 if alone else MARKS + 1
-    return Pace(_prompt_token(engine.chat, prompts, first, 1 if alone else rows, prompt_seconds), decoded[1], rows)
+    first, joining = (1, prompts[:1]) if alone else (MARKS + 1, prompts[:rows])
+    computed_token = _seconds_a_token(joining, first, prompt_seconds, joining_tokens, ENOUGH / 2)
+    # More is computed than what neighbours don't share: a prefix that few have is not worth a pass, and rows are padded.
+    ids = sorted(engine.chat.prompt_ids(p.messages) for p in prompts)
+    computed = sum(engine.joining_tokens(ids[k : k + rows]) for k in range(0, len(ids), rows))  # type: ignore[attr-defined]
+    return Pace(computed_token * computed / unshared_length(ids), decoded[1], rows)
 
 
-def _prompt_token(
-    chat: Chat, prompts: Sequence[Prompt], first: int, most: int, seconds_of: Callable[[Sequence[Prompt]], float]
+def _seconds_a_token(
+    prompts: Sequence[Prompt],
+    first: int,
+    seconds_of: Callable[[Sequence[Prompt]], float],
+    tokens_of: Callable[[Sequence[Prompt]], int],
+    enough: float,
 ) -> float:
     """Seconds a token of the first prompts, of as many as take long enough to tell."""
-    count, most = first, min(most, len(prompts))
+    count, most = first, len(prompts)
     while True:
         sample = prompts[:count]
         seconds = seconds_of(sample)
-        if seconds >= ENOUGH or count >= most:
-            return seconds / unshared_length([chat.prompt_ids(p.messages) for p in sample])
-        count = min(most, int(count * min(8.0, max(2.0, 1.2 * ENOUGH / max(seconds, 1e-6)))))
+        if seconds >= enough or count >= most:
+            return seconds / max(1, tokens_of(sample))
+        count = min(most, int(count * min(8.0, max(2.0, 1.2 * enough / max(seconds, 1e-6)))))
 
 
 def _marked(prompts: Sequence[Prompt], sampling: Sampling, marks: int, rest: int) -> list[Prompt]:

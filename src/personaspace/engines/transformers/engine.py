@@ -13,7 +13,7 @@ from personaspace.engines.base import BaseEngine, check_finite, end_ids, not_fin
 from personaspace.engines.chat import Chat, ReplyText
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
-from personaspace.engines.transformers.batching import NOT_FINITE, Row
+from personaspace.engines.transformers.batching import NOT_FINITE, Row, computed_tokens
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.onset import OnsetReader
 from personaspace.engines.transformers.replay import Replayer
@@ -125,6 +125,11 @@ class TransformersEngine(BaseEngine):
         """How many replies are computed together where each may become `columns` tokens long, its prompt's among them: as many
         as the engine's memory has room for."""
         return max(1, min(self.max_rows, self.memory // (columns * self._bytes_per_token())))
+
+    def joining_tokens(self, prompts: Sequence[list[int]]) -> int:
+        """How many tokens are computed before replies to these prompts, token ids that begin together, have their first one."""
+        rows = [Row(k, ids, Sampling(), uniforms(0, 0)) for k, ids in enumerate(prompts)]
+        return computed_tokens(rows, self.prefill_tokens)
 
     def _row(self, key: int, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Row:
         ids = self.chat.prompt_ids(prompt.messages)
