@@ -13,7 +13,7 @@ from personaspace.cli import progress
 from personaspace.cli.progress import Bar
 from personaspace.engines import Response
 from personaspace.engines.prefix import unshared_length
-from personaspace.engines.prompts import Design, Prompt, Sampling
+from personaspace.engines.prompts import Design, Prompt, Sampling, assign
 from personaspace.engines.transformers.decode_loop import DecodeLoop
 from personaspace.errors import ActivationError
 from personaspace.experiments.kit.options import Cost
@@ -263,14 +263,17 @@ def test_an_experiments_time_is_of_its_prompts_and_of_what_it_generates(monkeypa
 
     monkeypatch.setattr("personaspace.experiments.kit.options.measure", measure)
     catalog = load_catalog(small_catalog)
+    (prompts,) = assign(catalog, [{role.role: 1 for role in catalog.roles}], 0)
+    ids = [engine.chat.prompt_ids(p.messages) for p in prompts]
+    share = unshared_length(ids) / sum(map(len, ids))  # neighbours' beginnings are computed once
     one = Cost(200, 200 * 124, 200 * 24)
-    assert one.seconds(engine, catalog) == pytest.approx(0.001 * 200 * 100 + 200 * 24 / 64 * 0.1, rel=1e-3)
+    assert one.seconds(engine, catalog) == pytest.approx(0.001 * share * 200 * 100 + 200 * 24 / 64 * 0.1, rel=1e-3)
     # Replies that come one after the other are fewer at once, and look back at what was said.
     talk = Cost(200, 200 * 1024, 200 * 24, turns=20)
     talk.seconds(engine, catalog)
     assert calls[-1] == {"together": 10, "before": 1000}
     reading = Cost(0, 5_000, 0)
-    assert reading.seconds(engine, catalog) == pytest.approx(5)
+    assert reading.seconds(engine, catalog) == pytest.approx(5 * share)
     assert one.seconds(SimpleNamespace(), catalog) is None
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
+from personaspace.engines.prefix import unshared_length
 from personaspace.engines.prompts import Sampling, assign, shards
 from personaspace.mapping.pace import measure
 
@@ -59,7 +60,11 @@ class Cost:
         # What was said in earlier turns stands before a reply.
         before = read / self.replies if self.replies and self.turns > 1 else None
         pace = measure(engine, sample, sampling, together=together, before=before)
-        return None if pace is None else pace.seconds(read, self.new_tokens)
+        if pace is None:
+            return None
+        # The pace is of tokens that neighbours don't share; these are all of them.
+        ids = [engine.chat.prompt_ids(p.messages) for p in sample]
+        return pace.seconds(read * unshared_length(ids) / sum(map(len, ids)), self.new_tokens)
 
     def __add__(self, addend: Cost) -> Cost:
         return Cost(
