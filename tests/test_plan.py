@@ -105,7 +105,7 @@ def test_the_table_in_the_docs_is_what_the_program_says():
 
 
 def test_an_engine_that_is_not_timed_announces_no_time():
-    unknown = plan.Plan("prompts", 100, 0, 2_000, 0, 0.0, 10**6)
+    unknown = plan.Plan("prompts", 100, 0, 2_000, 0, None, 10**6)
     line = Bar(Console()).line(unknown)
     assert "0 s" not in line
     assert "shows once it runs" in line

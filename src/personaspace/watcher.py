@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """What reading a map's prompts or its replies will take. seconds and bytes are estimates; done counts what is there
-    already. what: `prompts` or `responses`."""
+    """What reading a map's prompts or its replies will take. seconds: an estimate, None where nothing was measured
+    (`mapping.pace`); bytes: an estimate; done counts what is there already. what: `prompts` or `responses`."""
 
     what: str
     responses: int
     done: int
     prompt_tokens: int
     new_tokens: int
-    seconds: float
+    seconds: float | None
     bytes: int
 
 

@@ -199,12 +199,17 @@ def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as
         costs["published"] = experiment.cost(experiment.published, texts)
     except (UsageError, CatalogError) as e:  # a user's own catalogue may lack what the published setting asks for
         err.print(f"the published setting is not one for this catalogue: {e}", markup=False)
-    seconds = {k: c.seconds(engine) for k, c in costs.items()}
+    seconds = {k: c.seconds(engine, texts) for k, c in costs.items()}
     if as_json:
         out.print_json(json.dumps({k: {**vars(c), "seconds": seconds[k]} for k, c in costs.items()}))
         return
     for name, c in costs.items():
+        # What is not known is not said to be 0 s.
+        forecast = seconds[name]
+        duration_note = (
+            "for a time that shows once it runs" if forecast is None else f"about {duration(max(1.0, forecast))}"
+        )
         out.print(
-            f"{name + ' setting:':<19} {c.replies:,} replies, at most {c.tokens:,} tokens, about {duration(seconds[name])} "
-            f"with {engine.info.id} on this machine"
+            f"{name + ' setting:':<19} {c.replies:,} replies, at most {c.tokens:,} tokens, {duration_note} with "
+            f"{engine.info.id} on this machine"
         )

@@ -17,9 +17,8 @@ import torch
 
 from personaspace import json_text
 from personaspace.catalog import Catalog
-from personaspace.engines import Engine
 from personaspace.engines.chat import Chat
-from personaspace.engines.prefix import shared_prefix_length
+from personaspace.engines.prefix import unshared_length
 from personaspace.engines.prompts import Design, assign, shards
 from personaspace.errors import ModelError, UsageError
 from personaspace.mapping.sums import ALL, BLOCKS, SAMPLE
@@ -199,12 +198,9 @@ def workload_of(catalog: Catalog, design: Design, new_tokens: int, seed: int, ch
     for shard in sampled_shards:
         # Token ids, or characters where there is no chat template.
         texts = ("".join(m["content"] for m in p.messages) for p in shard)
-        in_order: list[Any] = sorted((chat.prompt_ids(p.messages) for p in shard) if chat else texts)
-        longest = max(longest, *map(len, in_order))
-        unshared += sum(
-            len(tokens) - shared_prefix_length(before, tokens)
-            for before, tokens in zip(["", *in_order[:-1]], in_order, strict=True)
-        )
+        all_tokens: list[Any] = [chat.prompt_ids(p.messages) for p in shard] if chat else list(texts)
+        longest = max(longest, *map(len, all_tokens))
+        unshared += unshared_length(all_tokens)
         prompt_count += len(shard)
     share = 1.0 if chat else 1 / CHARACTERS
     per_response = unshared / prompt_count * share + (0 if chat else MESSAGE)
@@ -336,17 +332,6 @@ def as_json(name: str, hardware: Hardware, workload: Workload, shape: ModelShape
 def bytes_per_response(layers: int, hidden: int, new_tokens: int) -> int:
     """What a response takes on the disk: its activation and norms in fp32, and its text."""
     return 4 * layers * (hidden + 1) + 6 * new_tokens
-
-
-def seconds_per_token(engine: Engine) -> float:
-    """An estimate from the model's size and matrix products timed for some tenths of a second on its device."""
-    model = getattr(engine, "model", None)
-    if model is None:
-        return 0.0
-    p = next(model.parameters())
-    rows = ROWS_CPU if p.device.type == "cpu" else ROWS
-    parameters: int = sum(q.numel() for q in model.parameters())
-    return 2 * parameters / (COMPUTE_CPU * products(rows, p.device, p.dtype))
 
 
 def _timed(call: Any, seconds: float = 0.3) -> float:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines import Engine
-from personaspace.engines.prefix import shared_prefix_length
+from personaspace.engines.prefix import unshared_length
 from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_round, shards
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
 from personaspace.mapping.ask import ShardTask, answer, check_summed, judged
-from personaspace.mapping.plan import ONSET_SHARD, SHARD, bytes_per_response, seconds_per_token
+from personaspace.mapping.pace import Pace, measure
+from personaspace.mapping.plan import ONSET_SHARD, SHARD, bytes_per_response
 from personaspace.mapping.sums import FromActivations, FromSums, Responses, Source, Sums
 from personaspace.runs import Run, Shards
 from personaspace.space.readings import PROMPT
@@ -75,6 +76,7 @@ class Stage:
         self.design, self.sampling, self.seed, self.watcher = design, sampling, seed, watcher
         self.kept_layers, self.block_of, self.min_responses = kept_layers, block_of, min_responses
         self.counted_rounds: Rounds = []
+        self.pace: Pace | None = None  # measured once
         self.along: Tensor | None = None  # directions `[layers, hidden]` that replies' tokens are projected on
 
     @property
@@ -174,7 +176,8 @@ class Stage:
         missing = [k for k in range(len(work)) if k not in done]
         spent = 0.0
         if missing:
-            self.watcher.planned(self.plan(work, done))
+            if type(self.watcher) is not Watcher:  # a forecast takes a second or two: for somebody who is told
+                self.watcher.planned(self.plan(work, done))
             place = self.shards.place
             address = place.root if place.local is None else str(place.local.absolute())
             tasks = [ShardTask(k, work[k], self.sampling, address, self.along) for k in missing]
@@ -216,13 +219,8 @@ class Stage:
         length = 64.0
         if chat and sampled_shards:
             # A shared prefix is computed once.
-            token_lists = [sorted(chat.prompt_ids(p.messages) for p in shard) for shard in sampled_shards]
-            unshared = sum(
-                len(ids) - shared_prefix_length(before, ids)
-                for in_order in token_lists
-                for before, ids in zip([[], *in_order[:-1]], in_order, strict=True)
-            )
-            length = unshared / sum(map(len, token_lists))
+            token_lists = [[chat.prompt_ids(p.messages) for p in shard] for shard in sampled_shards]
+            length = sum(map(unshared_length, token_lists)) / sum(map(len, token_lists))
         longest = self.sampling.max_new_tokens if self.sampling else 0
         model, new_tokens = self.engine.info, longest * len(missing)
         requested = sum(map(len, work))
@@ -232,9 +230,27 @@ class Stage:
             done=requested - len(missing),
             prompt_tokens=int(length * len(missing)),
             new_tokens=new_tokens,
-            seconds=(length * len(missing) + new_tokens) * seconds_per_token(self.engine),
+            seconds=self._seconds(sampled_shards, length * len(missing), len(missing)),
             bytes=len(missing) * bytes_per_response(model.layers, model.hidden, longest),
         )
+
+    def _seconds(self, left: Sequence[Sequence[Prompt]], prompt_tokens: float, responses: int) -> float | None:
+        """How long so many tokens of prompts, and the responses to them, will take; None where it cannot be known."""
+        if not responses:
+            return 0.0
+        if self.pace is None:
+            self.pace = measure(self.engine, left[0], self.sampling, together=max(map(len, left)), along=self.along)
+        if self.pace is None:
+            return None
+        return self.pace.seconds(prompt_tokens, responses * self._reply_tokens())
+
+    def _reply_tokens(self) -> float:
+        """How long a reply will be: as those that are there already, or else as long as it may be."""
+        if self.sampling is None:
+            return 0.0
+        done = self.shards.done()[-3:] if self.run.exists else []
+        lengths = [row["tokens"] for k in done for row in self.shards.read(k, ["tokens"]).to_pylist()]
+        return sum(lengths) / len(lengths) if lengths else float(self.sampling.max_new_tokens)
 
     # -- what counts -------------------------------------------------------------------------------------------------
 

@@ -96,3 +96,12 @@ def chunks(rows: Sequence[Row], prefix: int, tokens: int) -> Iterator[list[Row]]
         fit = max(1, tokens // max(1, len(ordered[k].ids) - prefix))
         yield ordered[k : k + fit]
         k += fit
+
+
+def computed_tokens(rows: Sequence[Row], tokens: int) -> int:
+    """How many tokens are computed when rows join together, a shared prefix once and padding included, in forward passes of at
+    most so many."""
+    return sum(
+        prefix + sum((len(chunk[0].ids) - 1 - prefix) * len(chunk) for chunk in chunks(group, prefix, tokens))
+        for prefix, group in by_shared_prefix(rows)
+    )

@@ -14,7 +14,7 @@ from personaspace.engines.base import BaseEngine, check_finite, end_ids, not_fin
 from personaspace.engines.chat import Chat, ReplyText
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
-from personaspace.engines.transformers.batching import NOT_FINITE, Row
+from personaspace.engines.transformers.batching import NOT_FINITE, Row, computed_tokens
 from personaspace.engines.transformers.cache import CacheLayout
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.onset import OnsetReader
@@ -138,9 +138,7 @@ class TransformersEngine(BaseEngine):
         along: Tensor | None = None,
     ) -> DecodeLoop:
         """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves."""
-        # As many as the engine's memory has room for, each as long as it may become.
-        fit = max(1, min(self.max_rows, self.memory // self._bytes_per_row(columns)))
-        fit = fit if self.layout.side_by_side else 1
+        fit = self.rows_in_flight(columns)
         return DecodeLoop(
             self.model,
             self.layers,
@@ -154,6 +152,18 @@ class TransformersEngine(BaseEngine):
             before=before,
             along=along,
         )
+
+    def rows_in_flight(self, columns: int) -> int:
+        """How many replies are computed together where each may become `columns` tokens long, its prompt's among them: as many
+        as the engine's memory has room for."""
+        if not self.layout.side_by_side:
+            return 1
+        return max(1, min(self.max_rows, self.memory // self._bytes_per_row(columns)))
+
+    def joining_tokens(self, prompts: Sequence[list[int]]) -> int:
+        """How many tokens are computed before replies to these prompts, token ids that begin together, have their first one."""
+        rows = [Row(k, ids, Sampling(), uniforms(0, 0)) for k, ids in enumerate(prompts)]
+        return computed_tokens(rows, self.prefill_tokens)
 
     def _row(self, key: int, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Row:
         ids = self.chat.prompt_ids(prompt.messages)

@@ -82,7 +82,8 @@ def cost(options: BaseModelOptions, catalog: Catalog) -> Cost:
     replies = roles * options.per_role + options.default_responses
     completions = options.openings * options.samples * len(conditions(options))
     new = options.max_new_tokens
-    return Cost(replies, replies * (new + PROMPT_TOKENS)) + Cost(completions, completions * (new + OPENING_TOKENS))
+    of_replies = Cost(replies, replies * (new + PROMPT_TOKENS), replies * new)
+    return of_replies + Cost(completions, completions * (new + OPENING_TOKENS), completions * new)
 
 
 def asks(options: BaseModelOptions) -> list[Ask]:

@@ -71,7 +71,8 @@ def cost(options: CapabilityOptions, catalog: Catalog) -> Cost:
     each = options.max_new_tokens + PROMPT_TOKENS
     read = options.replies * n * each
     served = sum(min(harness.ITEMS.get(t, 0), options.limit or 10**6) for t in options.tasks) * (1 + len(options.caps))
-    return Cost(options.replies + n_tasks, (options.replies + n_tasks + served) * each + read)
+    answers = options.replies + n_tasks + served
+    return Cost(options.replies + n_tasks, answers * each + read, answers * options.max_new_tokens)
 
 
 def run(trials: Trials[CapabilityOptions]) -> Result:

@@ -74,7 +74,8 @@ def cost(options: CaseStudyOptions, catalog: Catalog) -> Cost:
     turns = [sum(m["role"] == "user" for m in t.messages) for t in transcripts(options)]
     n = sum(turns) * len(conditions(options))
     history = sum(k * (k + 1) // 2 for k in turns) * len(conditions(options))
-    return Cost(n, n * options.max_new_tokens + history * (options.max_new_tokens + 60))
+    new_tokens = n * options.max_new_tokens
+    return Cost(n, new_tokens + history * (options.max_new_tokens + 60), new_tokens, max(turns, default=1))
 
 
 def run(trials: Trials[CaseStudyOptions]) -> Result:

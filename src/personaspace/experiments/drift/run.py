@@ -80,9 +80,12 @@ def cost(options: DriftOptions, catalog: Catalog) -> Cost:
     read_tokens = n_conditions * exchange * turns * (turns + 1) // 2
     played = read_tokens if options.user == "local" else 0
     alone = n * (turns - 1) + options.ordinary
+    replies = n * n_conditions * turns
     return Cost(
-        n * n_conditions * turns + alone,
+        replies + alone,
         n * (read_tokens + played + (n_conditions - 1) * exchange * turns) + alone * exchange,
+        (replies + alone) * options.max_new_tokens + (replies * message if played else 0),
+        turns,
     )
 
 

@@ -63,7 +63,8 @@ def cost(options: JailbreakOptions, catalog: Catalog) -> Cost:
         else RULE_TOKENS * len(prompts)
     )
     replies = n * (len(prompts) + tasks)
-    return Cost(replies, n * (longest + tasks * solving.PROMPT_TOKENS) + replies * options.max_new_tokens)
+    new_tokens = replies * options.max_new_tokens
+    return Cost(replies, n * (longest + tasks * solving.PROMPT_TOKENS) + new_tokens, new_tokens)
 
 
 def cases(options: JailbreakOptions) -> list[Case]:

@@ -7,8 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from personaspace.catalog import Catalog
 from personaspace.engines import Engine
-from personaspace.mapping.plan import seconds_per_token
+from personaspace.engines.prefix import unshared_length
+from personaspace.engines.prompts import Sampling, assign, shards
+from personaspace.mapping.pace import measure
+
+SHARD = 128
+"""Replies a part: what a killed experiment may have to do again, and as many as are asked for together."""
 
 
 def _split(value: Any) -> Any:
@@ -36,14 +42,34 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class Cost:
-    """What an experiment asks of the engine: replies, and the tokens that they and their prompts may take together."""
+    """What an experiment asks of the engine: replies, and the tokens that they and their prompts may take together; new_tokens:
+    those of them that are generated; turns: how many replies come one after the other."""
 
     replies: int
     tokens: int
+    new_tokens: int
+    turns: int = 1
 
-    def seconds(self, engine: Engine) -> float:
-        """How long that would take here, estimated from the model's size and a matrix product timed on its device."""
-        return self.tokens * seconds_per_token(engine)
+    def seconds(self, engine: Engine, catalog: Catalog) -> float | None:
+        """How long that takes here at most, from a second or two of the same loop (`mapping.pace`): the catalogue's prompts
+        stand for the experiment's own. None where the engine cannot be timed."""
+        (prompts,) = assign(catalog, [{role.role: 1 for role in catalog.roles}], 0)
+        (sample, *_), read = shards(prompts, SHARD, 0), self.tokens - self.new_tokens
+        sampling = Sampling(max_new_tokens=max(1, self.new_tokens // self.replies)) if self.replies else None
+        together = min(SHARD, max(1, self.replies // self.turns))
+        # What was said in earlier turns stands before a reply.
+        before = read / self.replies if self.replies and self.turns > 1 else None
+        pace = measure(engine, sample, sampling, together=together, before=before)
+        if pace is None:
+            return None
+        # The pace is of tokens that neighbours don't share; these are all of them.
+        ids = [engine.chat.prompt_ids(p.messages) for p in sample]
+        return pace.seconds(read * unshared_length(ids) / sum(map(len, ids)), self.new_tokens)
 
     def __add__(self, addend: Cost) -> Cost:
-        return Cost(self.replies + addend.replies, self.tokens + addend.tokens)
+        return Cost(
+            self.replies + addend.replies,
+            self.tokens + addend.tokens,
+            self.new_tokens + addend.new_tokens,
+            max(self.turns, addend.turns),
+        )

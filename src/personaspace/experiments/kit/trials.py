@@ -32,7 +32,7 @@ from personaspace.experiments.kit.conditions import beside_plain as beside_plain
 from personaspace.experiments.kit.conditions import capped as capped
 from personaspace.experiments.kit.conditions import controls as controls
 from personaspace.experiments.kit.conditions import steered as steered
-from personaspace.experiments.kit.options import Options
+from personaspace.experiments.kit.options import SHARD, Options
 from personaspace.files import read_rows, write_table, write_whole
 from personaspace.holding.controls import displacement
 from personaspace.judges import Judge, Rubric, Score, make_judge, rubric_of, score_kept
@@ -40,9 +40,6 @@ from personaspace.model.interventions import Intervention
 from personaspace.runs import Folder, KeptScore
 from personaspace.space import PersonaSpace
 from personaspace.watcher import Watcher
-
-SHARD = 128
-"""Replies a part: what a killed experiment may have to do again."""
 
 Chosen = TypeVar("Chosen", bound=Options)
 GIVEN = pa.schema(

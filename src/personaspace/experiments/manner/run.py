@@ -129,7 +129,8 @@ def cost(options: MannerOptions, catalog: Catalog) -> Cost:
         raise UsageError(f"--replies {options.replies}: expected at most --per-cell, which is {options.per_cell}")
     prompts = len(asks(options, catalog, options.per_cell))
     replies = prompts // options.per_cell * options.replies
-    return Cost(replies, prompts * PROMPT_TOKENS + replies * (options.max_new_tokens + PROMPT_TOKENS))
+    new_tokens = replies * options.max_new_tokens
+    return Cost(replies, (prompts + replies) * PROMPT_TOKENS + new_tokens, new_tokens)
 
 
 def run(trials: Trials[MannerOptions]) -> Result:

@@ -59,7 +59,7 @@ def cost(options: SusceptibilityOptions, catalog: Catalog) -> Cost:
     """What that asks of the engine."""
     compared = len(controls(controlled(options), options.controls))
     n = (len(conditions(options)) * 2 + compared) * options.roles * 2 * options.probes
-    return Cost(n, n * (options.max_new_tokens + PROMPT_TOKENS))
+    return Cost(n, n * (options.max_new_tokens + PROMPT_TOKENS), n * options.max_new_tokens)
 
 
 def probes(n: int) -> list[tuple[str, str]]:

@@ -81,7 +81,7 @@ def chosen(options: TraitsOptions, catalog: Catalog) -> tuple[Trait, ...]:
 def cost(options: TraitsOptions, catalog: Catalog) -> Cost:
     """What that asks of the engine."""
     n = len(chosen(options, catalog)) * options.questions * len(SIDES)
-    return Cost(n, n * (options.max_new_tokens + PROMPT_TOKENS))
+    return Cost(n, n * (options.max_new_tokens + PROMPT_TOKENS), n * options.max_new_tokens)
 
 
 def asks(options: TraitsOptions, catalog: Catalog, traits: Sequence[Trait]) -> list[Ask]:
