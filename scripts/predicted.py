@@ -26,6 +26,7 @@ from personaspace.engines.prompts import Design, Sampling, assign, shards
 from personaspace.mapping import pace, plan, stages
 from personaspace.mapping.ask import ShardTask, answer
 from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.watcher import Plan
 
 SHARD = 40
 
@@ -75,9 +76,9 @@ class Announced(stages.Watcher):
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
-        self.plans: list[tuple[plan.Plan, float, float]] = []
+        self.plans: list[tuple[Plan, float, float]] = []
 
-    def planned(self, plan: plan.Plan) -> None:
+    def planned(self, plan: Plan) -> None:
         self.plans.append((plan, self.clock(), 0.0))
 
     def progress(self, done: int, total: int) -> None:

@@ -19,8 +19,7 @@ from personaspace.errors import ActivationError
 from personaspace.experiments.kit.options import Cost
 from personaspace.mapping import pace
 from personaspace.mapping.mapper import MapOptions, Mapper
-from personaspace.mapping.plan import Plan
-from personaspace.mapping.stages import Watcher
+from personaspace.watcher import Plan, Watcher
 from planted import PlantedChat
 
 
@@ -114,7 +113,7 @@ def test_tokens_that_are_computed_are_those_of_the_decode_loop(tiny, monkeypatch
     passed = []
     forward = DecodeLoop._forward
     monkeypatch.setattr(
-        DecodeLoop, "_forward", lambda self, ids, cache: passed.append(sum(map(len, ids))) or forward(self, ids, cache)
+        DecodeLoop, "_forward", lambda self, ids, *more: passed.append(sum(map(len, ids))) or forward(self, ids, *more)
     )
     prompts = [*neighbours(5, words=8), *(Prompt(({"role": "user", "content": "hm " * k},)) for k in (1, 9, 20))]
     list(tiny.respond(prompts, Sampling(max_new_tokens=1), read=range(3)))

@@ -15,6 +15,7 @@ from personaspace.cli.progress import Bar
 from personaspace.engines.prompts import Design
 from personaspace.errors import ModelError, UsageError
 from personaspace.mapping import plan
+from personaspace.watcher import Plan
 from test_cli import run
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +106,7 @@ def test_the_table_in_the_docs_is_what_the_program_says():
 
 
 def test_an_engine_that_is_not_timed_announces_no_time():
-    unknown = plan.Plan("prompts", 100, 0, 2_000, 0, None, 10**6)
+    unknown = Plan("prompts", 100, 0, 2_000, 0, None, 10**6)
     line = Bar(Console()).line(unknown)
     assert "0 s" not in line
     assert "shows once it runs" in line

@@ -162,6 +162,8 @@ class TransformersEngine(BaseEngine):
 
     def joining_tokens(self, prompts: Sequence[list[int]]) -> int:
         """How many tokens are computed before replies to these prompts, token ids that begin together, have their first one."""
+        if not self.layout.side_by_side or self.layout.recurrent:  # no prefix is shared, nothing padded
+            return sum(len(ids) - 1 for ids in prompts)
         rows = [Row(k, ids, Sampling(), uniforms(0, 0)) for k, ids in enumerate(prompts)]
         return computed_tokens(rows, self.prefill_tokens)
 
