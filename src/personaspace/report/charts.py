@@ -52,7 +52,7 @@ def stacked(
                 "color": colour,
                 **({"pattern": {"shape": "/", "size": 6, "solidity": 0.35}} if colour == LAST else {}),
             },
-            "text": [f"<b>{kind}</b>, {n}: {shares[n][kind].percent()}" + examples.get((n, kind), "") for n in names],
+            "text": [f"<b>{kind}</b>, {n}: {shares[n][kind]:.0%}" + examples.get((n, kind), "") for n in names],
             "textposition": "none",
             "hovertemplate": "%{text}<extra></extra>",
         }
@@ -120,6 +120,6 @@ def dots(
         "y": places if sideways else values,
         "error_x" if sideways else "error_y": error,
         "marker": {"color": colour, "size": 10},
-        "text": [f"{name}, {p}: {e.percent() if percent else e}" for p, e in zip(places, y, strict=True)],
+        "text": [f"{name}, {p}: {e:{'.0%' if percent else '.2f'}}" for p, e in zip(places, y, strict=True)],
         "hovertemplate": "%{text}<extra></extra>",
     }

@@ -107,9 +107,7 @@ def _headline(findings: Found) -> str:
 
 
 def _effect(e: Estimate) -> str:
-    if e.low > 0:
-        return "more of them"
-    return "fewer of them" if e.high < 0 else "no effect that can be told from none"
+    return {1: "more of them", -1: "fewer of them", 0: "no effect that can be told from none"}[e.direction()]
 
 
 def _key(findings: Found) -> list[Figure]:
@@ -218,9 +216,7 @@ def _people(findings: Found, rows: Sequence[Mapping[str, Any]]) -> list[Block]:
         f"{findings.names[1]} goes on with openings such as “My job is to”, steered along the axis of {findings.names[0]}; "
         f"sorted {how}. Point at a part for its share and a completion."
     )
-    table = [
-        [kind, *(findings.shares[n][kind].percent() for n in names), str(findings.trends[kind])] for kind in PEOPLE
-    ]
+    table = [[kind, *(f"{findings.shares[n][kind]:.0%}" for n in names), str(findings.trends[kind])] for kind in PEOPLE]
     head = ["people", *names, "rank correlation with α"]
     caption = "Shares with 95% intervals (Wilson); correlations with intervals over openings."
     return [

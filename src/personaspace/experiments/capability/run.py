@@ -206,7 +206,7 @@ def _first_measures(by_task: Put) -> Put:
 
 
 def _factor(e: Estimate) -> str:
-    return f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})"
+    return f"{e:.3f}"
 
 
 def _key(shown: str, factor: Estimate, own_tasks: Own, by_task: Put) -> list[Figure]:
@@ -238,7 +238,7 @@ def _blocks(
         blocks.append(
             Block("Through the server", "lm-eval's tasks, each item plain and capped.", head=head, rows=cells)
         )
-    reply_rows = [[n, f"{v.value:.1f} ({v.low:.1f} to {v.high:.1f})", _factor(f)] for n, (v, f) in perplexity.items()]
+    reply_rows = [[n, f"{v:.1f}", _factor(f)] for n, (v, f) in perplexity.items()]
     reply_rows[0][-1] = ""
     text = (
         "Replies that the plain model gave as the default, read again under each condition; a bootstrap over replies."

@@ -14,7 +14,6 @@ from personaspace.report.charts import COLOURS, axis
 from personaspace.report.page import SOFT, Block, Figure, write_figures
 from personaspace.space import PersonaSpace
 from personaspace.stats.forecast import KNOWN
-from personaspace.stats.intervals import Estimate
 
 
 def headline(pairs: Sequence[Pair]) -> str:
@@ -74,7 +73,7 @@ def write_comparison(path: str | Path, spaces: Sequence[tuple[str, PersonaSpace]
                 Figure(
                     "noise taken out",
                     f"{first.without_noise.value:.2f}",
-                    f"places on the axis; {_span(first.without_noise)}",
+                    f"places on the axis; {first.without_noise.span('.2f')}",
                 )
             ]
             if first.without_noise
@@ -88,10 +87,6 @@ def write_comparison(path: str | Path, spaces: Sequence[tuple[str, PersonaSpace]
         key[-2:] = [Figure(figure.name, "not known", note) for figure in key[-2:]]
     title = f"{names[0]} beside {' and '.join(names[1:])}"
     return write_figures(path, title, lead, blocks, said=headline(pairs), key=key)
-
-
-def _span(e: Estimate) -> str:
-    return f"95%: {e.low:.2f} to {e.high:.2f}"
 
 
 def _sure(spaces: Sequence[tuple[str, PersonaSpace]]) -> Block:

@@ -160,7 +160,7 @@ def message_blocks(prediction: Prediction | None, groups: Sequence[Cluster], vec
         f"Ridge regression on {prediction.replies} replies of {prediction.conversations} plain conversations, from the second "
         "turn on; 0 is what their mean alone would tell. Grey: the study's 0.53 to 0.77 for the message. Messages shuffled in "
         "their domain still tell which domain it is: only what the message tells beyond them is its own. The message less "
-        f"the position before: {prediction.over_before.signed()}; less the domain: {prediction.over_domain.signed()}."
+        f"the position before: {prediction.over_before:+.2f}; less the domain: {prediction.over_domain:+.2f}."
     )
     return [Block("Does the user's message tell where the next reply lies?", text, chart, 440), *_kinds(groups)]
 
@@ -176,14 +176,13 @@ def _kinds(groups: Sequence[Cluster]) -> list[Block]:
             name,
             f"{c.messages} in {c.conversations}",
             ", ".join(f"{word(d)} {n}" for d, n in c.domains.items()),
-            c.change.signed(),
-            c.beyond.signed(),
+            f"{c.change:+.2f}",
+            f"{c.beyond:+.2f}",
             " · ".join(f"“{textwrap.shorten(e, LONGEST, placeholder=' …')}”" for e in c.examples),
         ]
         for name, c in zip(names, groups, strict=True)
     ]
-    raising = [str(k) for k, c in enumerate(groups, 1) if c.change.low > 0]
-    lowering = [str(k) for k, c in enumerate(groups, 1) if c.change.high < 0]
+    raising, lowering = ([str(k) for k, c in enumerate(groups, 1) if c.change.direction() == way] for way in (1, -1))
     text = (
         "The users' messages in groups by their embeddings, named by the words that other groups have least: how far the "
         f"projection moves from the reply before to the reply after, {STD}; above 0 is towards the Assistant. Raise it, as far "
@@ -206,9 +205,9 @@ def openings_block(courses: Mapping[str, Mapping[str, Course]]) -> Block:
     rows = [
         [
             word(d),
-            by[PLAIN.name].drift.signed(),
-            by[PLAIN.name].of_messages.signed(),
-            by[PLAIN.name].of_history.signed(),
+            f"{by[PLAIN.name].drift:+.2f}",
+            f"{by[PLAIN.name].of_messages:+.2f}",
+            f"{by[PLAIN.name].of_history:+.2f}",
         ]
         for d, by in courses.items()
     ]
@@ -223,10 +222,10 @@ def openings_block(courses: Mapping[str, Mapping[str, Course]]) -> Block:
 
 def ordinary_block(ordinary: Ordinary) -> Block:
     """Where conversations start and lie beside ordinary talk."""
-    rows = [[word(d), ordinary.starts[d].signed(), ordinary.levels[d].signed()] for d in ordinary.starts]
+    rows = [[word(d), f"{ordinary.starts[d]:+.2f}", f"{ordinary.levels[d]:+.2f}"] for d in ordinary.starts]
     text = (
         f"Levels, {STD}. The space's default answered questions that make characters differ; replies to ordinary talk "
-        f"lie {ordinary.place.signed()} from it, with a deviation of {ordinary.deviation:.2f}. How much further away than "
+        f"lie {ordinary.place:+.2f} from it, with a deviation of {ordinary.deviation:.2f}. How much further away than "
         "these the plain conversations are:"
     )
     return Block("Beside ordinary talk", text, head=["domain", "in the first turn", "over all turns"], rows=rows)
@@ -235,7 +234,7 @@ def ordinary_block(ordinary: Ordinary) -> Block:
 def table(courses: Mapping[str, Mapping[str, Course]], names: Sequence[str]) -> Block:
     """The figures in numbers."""
     rows = [
-        [word(d), n, f"{by[n].read[0]}", f"{by[n].read[-1]}", by[n].drift.signed(), by[n].level.signed()]
+        [word(d), n, f"{by[n].read[0]}", f"{by[n].read[-1]}", f"{by[n].drift:+.2f}", f"{by[n].level:+.2f}"]
         for d, by in courses.items()
         for n in names
     ]

@@ -132,22 +132,22 @@ def _headline(
     parts = []
     if (further := apart["drift"]) is not None:
         parts.append(
-            f"From the first turn to {ending(turns)}, talk in distress and of the AI's nature drifts {further.signed()} "
+            f"From the first turn to {ending(turns)}, talk in distress and of the AI's nature drifts {further:+.2f} "
             f"further than coding and writing, {units}{_known(further)}."
         )
     elif others:
-        contrasts = "; ".join(f"{word(d)} {e.signed()}" for d, e in others.items())
+        contrasts = "; ".join(f"{word(d)} {e:+.2f}" for d, e in others.items())
         parts.append(
             f"From the first turn to {ending(turns)}, each domain drifts further than the others by, {units}: {contrasts}."
         )
     of_messages, of_history = apart["drift_of_messages"], apart["drift_of_history"]
     if of_messages is not None and of_history is not None and of_messages.n:
         parts.append(
-            f"With each message as the opening of a conversation of its own, that contrast is {of_messages.signed()}; "
-            f"the history before it adds {of_history.signed()}{_known(of_history)}."
+            f"With each message as the opening of a conversation of its own, that contrast is {of_messages:+.2f}; "
+            f"the history before it adds {of_history:+.2f}{_known(of_history)}."
         )
-    contrasts = "; ".join(f"{d} {c.drift.signed()}" for d, c in plain.items())
-    away, towards = [d for d, c in plain.items() if c.drift.low > 0], [d for d, c in plain.items() if c.drift.high < 0]
+    contrasts = "; ".join(f"{d} {c.drift:+.2f}" for d, c in plain.items())
+    away, towards = ([d for d, c in plain.items() if c.drift.direction() == way] for way in (1, -1))
     moved = [f"{listed(away)} drift away from it"] if away else []
     moved += [f"{listed(towards)} move towards it"] if towards else []
     verdict = (
@@ -157,12 +157,12 @@ def _headline(
     if (level := apart["level"]) is not None:
         parts.append(
             "As levels, which say where conversations lie and not that they have moved: distress and the AI's nature "
-            f"lie {level.signed()} further away than coding and writing over all turns{_known(level)}."
+            f"lie {level:+.2f} further away than coding and writing over all turns{_known(level)}."
         )
     if beside:
-        starts = "; ".join(f"{word(d)} {e.signed()}" for d, e in beside.starts.items())
+        starts = "; ".join(f"{word(d)} {e:+.2f}" for d, e in beside.starts.items())
         parts.append(
-            f"Replies to ordinary talk lie {beside.place.signed()} from the default that the space was made with; "
+            f"Replies to ordinary talk lie {beside.place:+.2f} from the default that the space was made with; "
             f"further than they, conversations start by: {starts}."
         )
     parts.append(
@@ -170,10 +170,10 @@ def _headline(
     )
     if prediction:
         r2, more = prediction.projection, prediction.over_before
-        which = "more" if more.low > 0 else "less" if more.high < 0 else "no more, as far as can be told,"
+        which = {1: "more", -1: "less", 0: "no more, as far as can be told,"}[more.direction()]
         parts.append(
-            f"The user's message tells the next projection with R² {r2[MESSAGE].signed()} (shuffled messages: "
-            f"{r2[SHUFFLED].value:+.2f}), {which} than the position before it, {r2[BEFORE].signed()}. The study: 0.53 to 0.77, "
+            f"The user's message tells the next projection with R² {r2[MESSAGE]:+.2f} (shuffled messages: "
+            f"{r2[SHUFFLED].value:+.2f}), {which} than the position before it, {r2[BEFORE]:+.2f}. The study: 0.53 to 0.77, "
             "and more than the position before it."
         )
     return " ".join(parts)
@@ -185,7 +185,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _known(e: Estimate) -> str:
-    return "" if e.low > 0 or e.high < 0 else ", which cannot be told from nothing"
+    return "" if e.direction() else ", which cannot be told from nothing"
 
 
 def _key(

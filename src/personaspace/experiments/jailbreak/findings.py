@@ -61,11 +61,10 @@ class ConditionEffect:
         """What may be said of it: only what both the interval over groups and the test over prompts say."""
         if math.isnan(self.reduction.value):
             return "nothing to reduce"
-        if self.test.p < 0.05 and self.reduction.low > 0:
-            return "it holds the model"
-        if self.test.p < 0.05 and self.reduction.high < 0:
-            return "it makes things worse"
-        return "no effect that can be told from none"
+        direction = self.reduction.direction() if self.test.p < 0.05 else 0
+        return {1: "it holds the model", -1: "it makes things worse", 0: "no effect that can be told from none"}[
+            direction
+        ]
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ def headline(f: JailbreakFindings) -> str:
     plain = f.rates[PERSONA][PLAIN.name][ALL]
     if not plain.n:
         return "No reply was judged, so that nothing is said of them but where they lie on the axis."
-    sentence = f"Plain, {f.event.clause} in {plain.percent()} of {plain.n} replies"
+    sentence = f"Plain, {f.event.clause} in {plain:.0%} of {plain.n} replies"
     if f.adds:
-        sentence += f"; without one, in {f.rates[ALONE][PLAIN.name][ALL].percent()}. {_persona(f.adds[PLAIN.name])}"
+        sentence += f"; without one, in {f.rates[ALONE][PLAIN.name][ALL]:.0%}. {_persona(f.adds[PLAIN.name])}"
     sentence += ". "
     if e := f.effects[PERSONA].get(f.shown):
-        sentence += f"Under “{f.shown}” it is {f.rates[PERSONA][f.shown][ALL].percent()}"
+        sentence += f"Under “{f.shown}” it is {f.rates[PERSONA][f.shown][ALL]:.0%}"
         fewer = "" if math.isnan(e.reduction.value) else f"{_fewer(e.reduction)}, p over prompts {e.test.p:.2f}, "
         sentence += f": {fewer}{e.verdict()}. "
         if (o := f.tasks[f.shown][ALL]).change:
@@ -39,11 +39,14 @@ def headline(f: JailbreakFindings) -> str:
 
 def _persona(added: Estimate) -> str:
     sentence = f"The persona's effect is {added.points()} points"
-    if added.low > 0:
-        return sentence
-    if added.high < 0:
-        return f"{sentence}, which is less, not more: there is nothing of its own for capping to take off"
-    return f"{sentence}, not to be told from none: there may be nothing of its own for capping to take off"
+    return (
+        sentence
+        + {
+            1: "",
+            -1: ", which is less, not more: there is nothing of its own for capping to take off",
+            0: ", not to be told from none: there may be nothing of its own for capping to take off",
+        }[added.direction()]
+    )
 
 
 def _fewer(e: Estimate) -> str:
@@ -127,7 +130,7 @@ def _rates(f: JailbreakFindings) -> list[Block]:
     }
     each = 20 if len(categories) < 8 else 12
     text = f"{f.event.told} Shares with 95% intervals (Wilson)."
-    cells = [[k, *(f.rates[arm][name][k].percent() for arm, name in series)] for k in categories]
+    cells = [[k, *(f"{f.rates[arm][name][k]:.0%}" for arm, name in series)] for k in categories]
     drawing = {"data": data, "layout": layout}
     height = 130 + each * len(categories) * len(series)
     return [Block(f.event.name.capitalize(), text, drawing, height, ["", *labels.values()], cells)]
@@ -170,12 +173,10 @@ def _places(f: JailbreakFindings) -> list[Block]:
     if f.correlation.n:
         c, within = f.correlation, "rules" if f.event.standin else "categories"
         which = "lower" if c.value < 0 else "higher"
-        verdict = (
-            f"{which} replies go wrong more often"
-            if c.low > 0 or c.high < 0
-            else "no relation that can be told from none"
+        verdict = f"{which} replies go wrong more often" if c.direction() else "no relation that can be told from none"
+        text = (
+            f"Plain, {PERSONA}, within {within}. Correlation of going wrong with the projection: {c:+.2f}, {verdict}."
         )
-        text = f"Plain, {PERSONA}, within {within}. Correlation of going wrong with the projection: {c.signed()}, {verdict}."
         layout = {
             "xaxis": axis("projection", type="category"),
             "yaxis": axis(f.event.name, tickformat=".0%", range=[-0.02, 1.02]),

@@ -57,14 +57,14 @@ class Outcome:
 
     def told(self) -> str:
         """The share or score, with its interval."""
-        return str(self.value) if self.scored else self.value.percent()
+        return str(self.value) if self.scored else f"{self.value:.0%}"
 
     def moved(self) -> str:
         """The change with its interval, of a share in percentage points."""
         if (e := self.change) is None:
             return ""
         if self.scored:
-            return e.signed().replace("-", "−")
+            return f"{e:+.2f}".replace("-", "−")
         return f"{e.points()} points"
 
     def verdict(self) -> str:

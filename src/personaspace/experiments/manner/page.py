@@ -31,7 +31,7 @@ from personaspace.report.charts import axis, dots
 from personaspace.report.page import Block, Figure
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import PROMPT, REPLY
-from personaspace.stats.intervals import NO_INTERVAL, Estimate, shares_of
+from personaspace.stats.intervals import Estimate, shares_of
 
 Row = Mapping[str, Any]
 
@@ -84,9 +84,9 @@ def mean_rank(space: PersonaSpace, names: Sequence[str]) -> float:
 
 def verdict(crossed: Estimate) -> str:
     """What the crossed contrast allows to be said."""
-    if crossed.high < 0:
+    if crossed.direction() < 0:
         return "far roles in points still lie further from the Assistant than near roles in verse"
-    if crossed.low > 0:
+    if crossed.direction() > 0:
         return "it turns round: far roles in points lie nearer to the Assistant than near roles in verse"
     if math.isnan(crossed.low):
         return "whether far roles in points or near roles in verse lie further away cannot be told of so few"
@@ -95,7 +95,7 @@ def verdict(crossed: Estimate) -> str:
 
 def within_manners(who: Mapping[str, Estimate]) -> str:
     """In how many manners the ends are told apart, everybody writing alike."""
-    away, towards = [m for m, e in who.items() if e.high < 0], [m for m, e in who.items() if e.low > 0]
+    away, towards = ([m for m, e in who.items() if e.direction() == way] for way in (-1, 1))
     if len(away) == len(who):
         return "in every manner the axis tells who speaks"
     if not away and not towards:
@@ -112,9 +112,9 @@ def _sentences(reading: str, f: MannerFindings) -> str:
     shares = [f"{name} {_share(e)}" for name, e in f.shares.items() if not math.isnan(e.value)]
     of_variance = f" Of the cells' variance: {'; '.join(shares)}." if shares else ""
     return (
-        f"{WHEN[reading]}, {within_manners(f.who)}; crossed, {verdict(f.crossed)}: {f.crossed.signed()}. "
-        f"In one and the same manner far roles lie {f.who_overall.signed()} from near ones; points lie "
-        f"{f.how_overall.signed()} from verse, said by the same roles.{of_variance}"
+        f"{WHEN[reading]}, {within_manners(f.who)}; crossed, {verdict(f.crossed)}: {f.crossed:+.2f}. "
+        f"In one and the same manner far roles lie {f.who_overall:+.2f} from near ones; points lie "
+        f"{f.how_overall:+.2f} from verse, said by the same roles.{of_variance}"
     )
 
 
@@ -183,7 +183,7 @@ def _chart(reading: str, table: Table, f: MannerFindings) -> Block:
                 }
             )
         mean = dots(CALLED[group], heights, [f.places[group][m] for m in MANNERS], COLOUR[group], sideways=True)
-        labels = [f"{CALLED[group]}, {m}: {f.places[group][m].signed()}" for m in MANNERS]
+        labels = [f"{CALLED[group]}, {m}: {f.places[group][m]:+.2f}" for m in MANNERS]
         data.append({**mean, "text": labels, "marker": {"color": COLOUR[group], "size": 12, "symbol": "diamond"}})
     layout = {
         "xaxis": axis("place on the axis, in the default's standard deviations (right is the Assistant)"),
@@ -199,7 +199,7 @@ def _chart(reading: str, table: Table, f: MannerFindings) -> Block:
 
 def _contrasts(by_reading: Mapping[str, MannerFindings]) -> Block:
     def line(name: str, of: Sequence[Estimate]) -> list[str]:
-        return [name, *(e.signed() for e in of)]
+        return [name, *(f"{e:+.2f}" for e in of)]
 
     each = list(by_reading.values())
     rows = [line(f"far − near, {m}", [f.who[m] for f in each]) for m in MANNERS]
@@ -228,15 +228,13 @@ def _shares(by_reading: Mapping[str, MannerFindings]) -> Block:
 
 
 def _share(e: Estimate) -> str:
-    if math.isnan(e.value):
-        return "not known"
-    return f"{100 * e.value:.0f}% ({NO_INTERVAL})" if math.isnan(e.low) else e.percent()
+    return f"{e:.0%}"
 
 
 def _shapes(rows: Sequence[Row]) -> Block:
     """Whether the manner was kept, by the look of the replies."""
     by_manner = {m: shares_of([r["shape"] for r in rows if r["manner"] == m], SHAPES) for m in MANNERS}
-    table = [[m, *(by_manner[m][s].percent() for s in SHAPES)] for m in MANNERS]
+    table = [[m, *(f"{by_manner[m][s]:.0%}" for s in SHAPES)] for m in MANNERS]
     text = (
         "By the look of the replies alone: numbers or bullets, short lines, or neither. Where points and verse look "
         "alike, the manner was asked for and not kept, and contrasts of replies say what the sentence does, not what "

@@ -33,9 +33,9 @@ class SpeakerShift:
     @property
     def direction(self) -> int:
         """1 or −1 where the axis does something that random directions do not, the way that it does it; else 0."""
-        if self.difference is None or _sign(self.axis) != _sign(self.difference):
+        if self.difference is None or self.axis.direction() != self.difference.direction():
             return 0
-        return _sign(self.axis)
+        return self.axis.direction()
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,3 @@ def _cap_effect(rows: Sequence[Row], cap: str | None) -> SpeakerShift:
         if random
         else SpeakerShift(more(axis, plain))
     )
-
-
-def _sign(estimate: Estimate) -> int:
-    return 1 if estimate.low > 0 else -1 if estimate.high < 0 else 0

@@ -53,7 +53,7 @@ def page(space: PersonaSpace, findings: SusceptibilityFindings, rows: Sequence[R
         Figure(
             "sorted by",
             judge,
-            f"by words, which agree with a reader in {measured.agreement.percent()} of {measured.n} replies"
+            f"by words, which agree with a reader in {measured.agreement:.0%} of {measured.n} replies"
             if measured
             else "",
         ),
@@ -93,7 +93,7 @@ def headline(findings: SusceptibilityFindings) -> str:
     trend = findings.telling_trend
     differs = (
         "How many tell differs with the strength, so that these are shares of different replies"
-        if trend.low > 0 or trend.high < 0
+        if trend.direction()
         else "How many tell does not differ with the strength as far as can be told"
     )
     done = [_sentence(name, effect) for name, effect in findings.effects.items()]
@@ -112,7 +112,7 @@ def _sentence(name: str, effect: SpeakerShift, kind: str = ASSISTANT) -> str:
     steering = name in (AWAY, TOWARDS)
 
     def size(estimate: Estimate) -> str:
-        return estimate.signed() if steering else f"{estimate.points()} points"
+        return f"{estimate:+.2f}" if steering else f"{estimate.points()} points"
 
     subject = name.capitalize() if steering else f"Under “{name}”"
     along = f"rank correlation with α {size(effect.axis)}" if steering else size(effect.axis)
@@ -124,7 +124,7 @@ def _sentence(name: str, effect: SpeakerShift, kind: str = ASSISTANT) -> str:
         rises = effect.direction < 0 if name == AWAY else effect.direction > 0
         often = f"{'more' if rises else 'less'} often"
         return f"{subject}, replies are {kind} {often}, and more so than along random directions ({compared})."
-    if effect.axis.low > 0 or effect.axis.high < 0:
+    if effect.axis.direction():
         return f"{subject}, being {kind} changes, as far as can be told not apart from what random directions do ({compared})."
     return f"{subject}, no effect on being {kind} that can be told from none ({compared})."
 
@@ -148,12 +148,12 @@ def _blocks(findings: SusceptibilityFindings, rows: Sequence[Row]) -> list[Block
     if findings.control_shares:
         blocks.insert(1, _control_block(findings))
     table = [
-        [n, under, findings.telling[under][n].percent(), *(_of_telling(findings.shares[under][n][k]) for k in TELLING)]
+        [n, under, f"{findings.telling[under][n]:.0%}", *(_of_telling(findings.shares[under][n][k]) for k in TELLING)]
         for under in UNDER
         for n in names
     ]
     table += [
-        [f"{n}, {RANDOM}", ROLE, findings.control_telling[n].percent(), *(_of_telling(shares[k]) for k in TELLING)]
+        [f"{n}, {RANDOM}", ROLE, f"{findings.control_telling[n]:.0%}", *(_of_telling(shares[k]) for k in TELLING)]
         for n, shares in findings.control_shares.items()
     ]
     text = (
@@ -203,9 +203,9 @@ def _effects_block(findings: SusceptibilityFindings) -> Block:
         [
             name,
             f"{kind}, {'rank correlation with α' if name in (AWAY, TOWARDS) else 'difference to plain'}",
-            effect.axis.signed(),
-            effect.control.signed() if effect.control else missing,
-            effect.difference.signed() if effect.difference else missing,
+            f"{effect.axis:+.2f}",
+            f"{effect.control:+.2f}" if effect.control else missing,
+            f"{effect.difference:+.2f}" if effect.difference else missing,
             {1: "yes, up", -1: "yes, down", 0: "no"}[effect.direction],
         ]
         for name, kind, effect in effects
@@ -225,7 +225,7 @@ def _percent(estimate: Estimate) -> str:
 
 def _of_telling(estimate: Estimate) -> str:
     """A share of the replies that tell; how many do stands beside it."""
-    return replace(estimate, missing=0).percent() if estimate.n else "none tell"
+    return f"{replace(estimate, missing=0):.0%}" if estimate.n else "none tell"
 
 
 def _range(estimates: Sequence[Estimate]) -> str:

@@ -69,13 +69,13 @@ def sorting_block(measured: Sorting) -> Block:
     """A table for an experiment's page."""
 
     def cell(estimate: Estimate) -> str:
-        return f"{estimate.percent()} of {estimate.n}" if estimate.n else "none"
+        return f"{estimate:.0%} of {estimate.n}" if estimate.n else "none"
 
     rows = [[each.kind, cell(each.recall), cell(each.precision)] for each in measured.kinds]
     return Block(
         "How well words sort",
         f"{measured.n} replies of SmolLM2-135M under such conditions, which one reader labelled and no rule was made on: words "
-        f"sort {measured.agreement.percent()} of them as the reader did. Of another model's replies, or longer ones, nothing "
+        f"sort {measured.agreement:.0%} of them as the reader did. Of another model's replies, or longer ones, nothing "
         "is known.",
         head=["kind", "of the replies read so, sorted so", "of the replies sorted so, read so"],
         rows=[*rows],
