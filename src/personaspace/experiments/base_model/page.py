@@ -10,7 +10,7 @@ from typing import Any
 from personaspace.experiments.base_model.axis import Likeness
 from personaspace.experiments.base_model.people import HELPING, PEOPLE, SPIRITUAL
 from personaspace.experiments.compare.findings import Pair
-from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.results import Result, _old
 from personaspace.report.charts import axis, line, stacked, wrapped
 from personaspace.report.page import FAR, NEAR, SOFT, Block, Figure
 from personaspace.stats.intervals import Estimate
@@ -43,8 +43,8 @@ def page(findings: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
     ours, base = findings.names
     pair, like, cosine = findings.pair, findings.like, _cosine(findings)
     lead = (
-        f"The axis of {base}, taken by the same roles and questions in a plain transcript (layer {findings.layers[1]}), beside "
-        f"that of {ours} (layer {findings.layers[0]})."
+        f"The axis of {base}, taken by the same roles and questions in a plain transcript (layer {findings.layers[1]}), "
+        f"beside that of {ours} (layer {findings.layers[0]})."
     )
     if findings.standin:
         lead += " No base model was given: the chat model without its template stands in for one everywhere below."
@@ -65,7 +65,7 @@ def page(findings: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
         "judge": findings.judge,
     }
     blocks = [_scatter(findings), *_by_layer(findings), *_people(findings, rows), _table(findings)]
-    return Result(
+    return _old(
         "Is the axis there before post-training?", lead, _headline(findings), figures, rows, blocks, _key(findings)
     )
 
@@ -210,7 +210,7 @@ def _people(findings: Found, rows: Sequence[Mapping[str, Any]]) -> list[Block]:
         for kind in PEOPLE
         if (r := next((r for r in rows if r["condition"] == n and r["kind"] == kind), None))
     }
-    figure = stacked(names, PEOPLE, findings.shares, examples, "steering, from away to towards the Assistant")
+    figure = stacked(names, PEOPLE, findings.shares, examples, "steering, from away to towards the Assistant", 460)
     how = "by their words alone" if findings.judge == "rules" else f"by {findings.judge}"
     text = (
         f"{findings.names[1]} goes on with openings such as “My job is to”, steered along the axis of {findings.names[0]}; "
@@ -220,7 +220,9 @@ def _people(findings: Found, rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     head = ["people", *names, "rank correlation with α"]
     caption = "Shares with 95% intervals (Wilson); correlations with intervals over openings."
     return [
-        Block("Whose words does the steered base model find?", text, figure, 460),
+        Block(
+            "Whose words does the steered base model find?", text, {"data": figure.data, "layout": figure.layout}, 460
+        ),
         Block("People in figures", caption, head=head, rows=table),
     ]
 

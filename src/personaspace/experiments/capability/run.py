@@ -14,7 +14,7 @@ from personaspace.engines.prompts import Sampling, assign
 from personaspace.experiments.capability import lm_eval as harness
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
-from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.results import Result, _old
 from personaspace.experiments.kit.tasks import (
     ALL,
     HEAD,
@@ -152,7 +152,7 @@ def evaluate(
         "lm_eval": by_server_task,
     }
     factor = perplexity[shown][1]
-    return Result(
+    return _old(
         "What does holding it cost?",
         lead,
         _headline(shown, factor, own_tasks, by_server_task),
@@ -183,8 +183,7 @@ def _headline(shown: str, factor: Estimate, own_tasks: Own, by_server_task: Put)
     if conditioned.change:
         sentence += (
             f"Under “{shown}” it solves {conditioned.told()}, {conditioned.moved()}, p = {conditioned.p:.2f}: "
-            f"{conditioned.verdict()}. "
-            f"The perplexity of the default's own replies is × {_factor(factor)}. "
+            f"{conditioned.verdict()}. The perplexity of the default's own replies is × {_factor(factor)}. "
         )
     for name, by in _first_measures(by_server_task).items():
         if (o := by.get(shown)) and o.change:

@@ -19,7 +19,7 @@ from personaspace.experiments import data
 from personaspace.experiments.kit.conversations import Dialogue, said_again
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Options
-from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.results import Result, _old
 from personaspace.experiments.kit.trials import PLAIN, Condition, Reading, Trials, capped
 from personaspace.formats.transcripts import Transcript, read_transcripts
 from personaspace.holding.monitor import AlertRule, alert_rule
@@ -117,8 +117,7 @@ def evaluate(
         )
     headline = (
         f"Mean drift over the last half of the turns, in the default's standard deviations (intervals over turns): {endings}. "
-        f"{caveat}. "
-        "The study: each of its cases drifts, and each is held by capping."
+        f"{caveat}. The study: each of its cases drifts, and each is held by capping."
     )
     key = [
         Figure(
@@ -137,7 +136,7 @@ def evaluate(
     rule = alert_rule(space) if "beginnings_default" in space.tensors else None
     blocks = [b for t in conversations for b in _blocks(space, t.name, rows, arms, rule)]
     figures = {"drift_at_the_end": ends, "rise": rise}
-    return Result("Case studies, again", lead, headline, figures, rows, [*blocks, _table(arms, ends, rise)], key)
+    return _old("Case studies, again", lead, headline, figures, rows, [*blocks, _table(arms, ends, rise)], key)
 
 
 def _rows(
@@ -237,8 +236,8 @@ def _signed(x: float) -> str:
 def _table(arms: Sequence[str], ends: Mapping[str, Estimate], rise: Mapping[str, Estimate]) -> Block:
     rows = [[arm, str(ends[arm]), str(rise[arm])] for arm in arms]
     text = (
-        "Drift in the default's standard deviations, with 95% intervals: at the end over the turns of these conversations, the "
-        "rise over conversations."
+        "Drift in the default's standard deviations, with 95% intervals: at the end over the turns of these conversations, "
+        "the rise over conversations."
     )
     return Block(
         "In figures", text, head=["", "drift over the last half", "risen since the first two turns"], rows=rows

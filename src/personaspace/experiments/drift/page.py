@@ -37,7 +37,7 @@ from personaspace.experiments.drift.messages import (
     clusters,
     predict,
 )
-from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.results import Result, _old
 from personaspace.experiments.kit.trials import PLAIN
 from personaspace.report.page import Figure
 from personaspace.space import PersonaSpace
@@ -89,7 +89,7 @@ def evaluate(
         table(courses, names),
     ]
     title = "How far do conversations drift?"
-    return Result(
+    return _old(
         title,
         _lead(space, user, rows, domains, names),
         _headline(courses, apart, others, beside, prediction),
@@ -112,9 +112,9 @@ def _lead(space: PersonaSpace, user: str, rows: Sequence[Row], domains: Sequence
     )
     return (
         f"{space.meta['model']['id']} talks with {who}: {each} conversations of {turns} turns in each of {len(domains)} "
-        f"domains ({', '.join(map(word, domains))}): {listed(names)}. A reply lies where its mean activation "
-        f"projects on the axis at layer {space.layer}; drift is how far that is under the default's mean, in the default's "
-        f"standard deviations.{left_out}"
+        f"domains ({', '.join(map(word, domains))}): {listed(names)}. A reply lies where its mean activation projects on the "
+        f"axis at layer {space.layer}; drift is how far that is under the default's mean, in the default's standard "
+        f"deviations.{left_out}"
     )
 
 
@@ -132,8 +132,8 @@ def _headline(
     parts = []
     if (further := apart["drift"]) is not None:
         parts.append(
-            f"From the first turn to {ending(turns)}, talk in distress and of the AI's nature drifts {further:+.2f} "
-            f"further than coding and writing, {units}{_known(further)}."
+            f"From the first turn to {ending(turns)}, talk in distress and of the AI's nature drifts {further:+.2f} further "
+            f"than coding and writing, {units}{_known(further)}."
         )
     elif others:
         contrasts = "; ".join(f"{word(d)} {e:+.2f}" for d, e in others.items())
@@ -143,8 +143,8 @@ def _headline(
     of_messages, of_history = apart["drift_of_messages"], apart["drift_of_history"]
     if of_messages is not None and of_history is not None and of_messages.n:
         parts.append(
-            f"With each message as the opening of a conversation of its own, that contrast is {of_messages:+.2f}; "
-            f"the history before it adds {of_history:+.2f}{_known(of_history)}."
+            f"With each message as the opening of a conversation of its own, that contrast is {of_messages:+.2f}; the history "
+            f"before it adds {of_history:+.2f}{_known(of_history)}."
         )
     contrasts = "; ".join(f"{d} {c.drift:+.2f}" for d, c in plain.items())
     away, towards = ([d for d, c in plain.items() if c.drift.direction() == way] for way in (1, -1))
@@ -156,14 +156,14 @@ def _headline(
     parts.append(f"By itself each drifts, {units}: {contrasts}. {verdict}.")
     if (level := apart["level"]) is not None:
         parts.append(
-            "As levels, which say where conversations lie and not that they have moved: distress and the AI's nature "
-            f"lie {level:+.2f} further away than coding and writing over all turns{_known(level)}."
+            "As levels, which say where conversations lie and not that they have moved: distress and the AI's nature lie "
+            f"{level:+.2f} further away than coding and writing over all turns{_known(level)}."
         )
     if beside:
         starts = "; ".join(f"{word(d)} {e:+.2f}" for d, e in beside.starts.items())
         parts.append(
-            f"Replies to ordinary talk lie {beside.place:+.2f} from the default that the space was made with; "
-            f"further than they, conversations start by: {starts}."
+            f"Replies to ordinary talk lie {beside.place:+.2f} from the default that the space was made with; further than "
+            f"they, conversations start by: {starts}."
         )
     parts.append(
         "The study: coding and writing stay at the Assistant's end; talk in distress and of the AI's nature drifts."

@@ -24,7 +24,7 @@ from personaspace.experiments.kit import tasks as solving
 from personaspace.experiments.kit.checks import Check, passes
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
-from personaspace.experiments.kit.results import Result
+from personaspace.experiments.kit.results import Result, _old
 from personaspace.experiments.kit.speakers import Said
 from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials, beside_plain
 from personaspace.judges import Rubric, WordsJudge
@@ -215,7 +215,7 @@ def evaluate(
             "that minds no rules, and without one. A stand-in for harmful prompts, none of which come along."
         )
     summary = (page.headline(findings), vars(findings), [*rows, *map(task_row, task_rows)])
-    return Result(title, lead, *summary, page.blocks(rows, findings), page.key_figures(findings))
+    return _old(title, lead, *summary, page.blocks(rows, findings), page.key_figures(findings))
 
 
 EXPERIMENT = Experiment(
