@@ -88,13 +88,14 @@ def beside(
     percent: bool = False,
     sideways: bool = False,
     height: int = 360,
+    of_names: str = "",
     of_values: Mapping[str, Any] | None = None,
     **layout: Any,
 ) -> Chart:
     """Estimates as dots with their intervals, side by side under each name (sideways: from the top down), a colour a series.
 
     series: the estimates by what they are of, as many as names; None where there is none. title, of_values: of
-    the values' axis.
+    the values' axis, of_names: the title of the other.
     """
     data = []
     for (name, values), colour in zip(series.items(), cycle(colours), strict=False):
@@ -102,7 +103,7 @@ def beside(
         trace = dots(name, list(present), list(present.values()), colour, percent=percent, sideways=sideways)
         data.append({**trace, "offsetgroup": name, "orientation": "h" if sideways else "v"})
     values_axis = axis(title, **(PERCENT if percent else {}), **(of_values or {}))
-    by_name = axis("", type="category", **({"autorange": "reversed"} if sideways else {}))
+    by_name = axis(of_names, type="category", **({"autorange": "reversed"} if sideways else {}))
     x, y = (values_axis, by_name) if sideways else (by_name, values_axis)
     return chart(data, x, y, height, **{"scattermode": "group", "scattergap": 0.6, **layout})
 

@@ -47,7 +47,7 @@ class Figure:
 class Chart:
     """A drawing: `data` and `layout` as plotly has them, and its height in pixels."""
 
-    data: Sequence[Mapping[str, Any]]
+    data: Sequence[dict[str, Any]]
     layout: Mapping[str, Any]
     height: int = 420
 

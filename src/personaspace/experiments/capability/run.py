@@ -14,24 +14,24 @@ from personaspace.engines.prompts import Sampling, assign
 from personaspace.experiments.capability import lm_eval as harness
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
-from personaspace.experiments.kit.results import Result, _old
+from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.tasks import (
     ALL,
     HEAD,
     PROMPT_TOKENS,
     Outcome,
-    drawn,
     outcomes,
     result_row,
     side_by_side,
     solve,
     table,
     tasks,
+    tell,
 )
 from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Given, Reading, Trials, beside_plain
 from personaspace.mapping.mapper import named
-from personaspace.report.charts import COLOURS, axis, dots
-from personaspace.report.page import SOFT, Block, Figure
+from personaspace.report.charts import across, beside
+from personaspace.report.page import Chart, Page
 from personaspace.space import PersonaSpace
 from personaspace.stats.intervals import Estimate, bootstrap
 
@@ -40,6 +40,18 @@ Own = Mapping[str, Mapping[str, Outcome]]
 """Condition → category → how it does."""
 Put = Mapping[str, Mapping[str, Outcome]]
 """A task put to the server → condition → how it does."""
+LEAD = (
+    "{model}, plain, steered and capped: how many tasks it solves, the same ones each time, and how probable it finds the "
+    "default's own replies."
+)
+STUDY = "The study: capping loses nothing on IFEval, MMLU-Pro, GSM8k and EQ-Bench."
+NOT_ASKED = " Those are not asked here: --tasks puts them, or any of lm-eval's, to a server."
+SOLVED = (
+    "Greedy replies, checked by program. Shares with 95% intervals (Wilson); changes with Newcombe's, and McNemar's p."
+)
+READ_AGAIN = (
+    "Replies that the plain model gave as the default, read again under each condition; a bootstrap over replies."
+)
 PUBLISHED_TASKS = ("ifeval", "mmlu_pro", "gsm8k", "eq_bench")
 
 
@@ -141,26 +153,31 @@ def evaluate(
     own_tasks = outcomes({n: [float(x) for x in solved[n]] for n in names}, groups)
     by_server_task = through_server(served)
     shown = next((c.name for c in conditions if c.cap), names[-1])
-    lead = (
-        f"{space.meta['model']['id']}, plain, steered and capped: how many tasks it solves, the same ones each time, and how "
-        "probable it finds the default's own replies."
-    )
     figures = {
         "shown": shown,
         "perplexity": {n: {"value": v, "factor": f} for n, (v, f) in perplexity.items()},
         "tasks": own_tasks,
         "lm_eval": by_server_task,
     }
-    factor = perplexity[shown][1]
-    return _old(
-        "What does holding it cost?",
-        lead,
-        _headline(shown, factor, own_tasks, by_server_task),
-        figures,
-        [*rows, *_read_rows(replies, read), *_served_rows(served)],
-        _blocks(perplexity, own_tasks, by_server_task, rows, shown),
-        _key(shown, factor, own_tasks, by_server_task),
-    )
+    page = Page("What does holding it cost?", LEAD.format(model=space.meta["model"]["id"]))
+    _figures(page, shown, perplexity[shown][1], own_tasks, by_server_task)
+    tell(page, "Tasks solved", SOLVED, own_tasks)
+    if by_server_task:
+        cells = [
+            [t, *row[:1], *row[2:]]
+            for t, by in by_server_task.items()
+            for row in table({c: {ALL: o} for c, o in by.items()})
+        ]
+        head = ["task of lm-eval", *HEAD[:1], *HEAD[2:]]
+        page.section("Through the server", "lm-eval's tasks, each item plain and capped.", head=head, rows=cells)
+    reply_rows = [[n, f"{v:.1f}", f"{f:.3f}" if n != PLAIN.name else ""] for n, (v, f) in perplexity.items()]
+    head = ["condition", "perplexity", "factor on plain's"]
+    page.section("The default's own replies", READ_AGAIN, _factors(perplexity), head, reply_rows)
+    if shown != PLAIN.name and (pairs := side_by_side(rows, shown)):
+        text = "Some of the tasks that only one of the two solves."
+        page.section(f"Where plain and “{shown}” differ", text, head=["task", "plain", shown], rows=pairs)
+    headline = _headline(shown, perplexity[shown][1], own_tasks, by_server_task)
+    return Result(page, headline, figures, [*rows, *_read_rows(replies, read), *_served_rows(served)])
 
 
 def through_server(rows: Sequence[Row]) -> Put:
@@ -183,19 +200,13 @@ def _headline(shown: str, factor: Estimate, own_tasks: Own, by_server_task: Put)
     if conditioned.change:
         sentence += (
             f"Under “{shown}” it solves {conditioned.told()}, {conditioned.moved()}, p = {conditioned.p:.2f}: "
-            f"{conditioned.verdict()}. The perplexity of the default's own replies is × {_factor(factor)}. "
+            f"{conditioned.verdict()}. The perplexity of the default's own replies is × {factor:.3f}. "
         )
     for name, by in _first_measures(by_server_task).items():
         if (o := by.get(shown)) and o.change:
-            sentence += (
-                f"{name}: {by[PLAIN.name].told()} plain, {o.told()} under “{shown}”, p = {o.p:.2f}: {o.verdict()}. "
-            )
-    sentence += "The study: capping loses nothing on IFEval, MMLU-Pro, GSM8k and EQ-Bench."
-    return (
-        sentence
-        if by_server_task
-        else sentence + " Those are not asked here: --tasks puts them, or any of lm-eval's, to a server."
-    )
+            plainly = by[PLAIN.name].told()
+            sentence += f"{name}: {plainly} plain, {o.told()} under “{shown}”, p = {o.p:.2f}: {o.verdict()}. "
+    return f"{sentence}{STUDY}{'' if by_server_task else NOT_ASKED}"
 
 
 def _first_measures(by_task: Put) -> Put:
@@ -204,66 +215,29 @@ def _first_measures(by_task: Put) -> Put:
     return {name: by for name, by in by_task.items() if name in first.values()}
 
 
-def _factor(e: Estimate) -> str:
-    return f"{e:.3f}"
-
-
-def _key(shown: str, factor: Estimate, own_tasks: Own, by_task: Put) -> list[Figure]:
+def _figures(page: Page, shown: str, factor: Estimate, own_tasks: Own, by_task: Put) -> None:
     plain, conditioned = own_tasks[PLAIN.name][ALL], own_tasks[shown][ALL]
-    key = [Figure("tasks solved, plain", f"{100 * plain.value.value:.0f}%", f"of {plain.value.n}")]
+    page.figure("tasks solved, plain", f"{100 * plain.value.value:.0f}%", f"of {plain.value.n}")
     if conditioned.change:
         value, _, interval = conditioned.change.points().partition(" ")
-        note = f"95%: {interval.strip('()')}; published: no loss"
-        key.append(Figure(f"change under “{shown}”, points", value, note))
-        note = f"of the default's own replies, 95%: {factor.low:.3f} to {factor.high:.3f}"
-        key.append(Figure(f"perplexity under “{shown}”", f"× {factor.value:.3f}", note))
+        page.figure(f"change under “{shown}”, points", value, f"95%: {interval.strip('()')}; published: no loss")
+        note = f"of the default's own replies, {factor.span('.3f')}"
+        page.figure(f"perplexity under “{shown}”", f"× {factor.value:.3f}", note)
     for name, by in list(_first_measures(by_task).items())[:1]:
-        o = by.get(shown, by[PLAIN.name])
-        key.append(Figure(name, o.told().split(" (")[0], f"plain {by[PLAIN.name].told().split(' (')[0]}"))
-    return key
-
-
-def _blocks(
-    perplexity: Mapping[str, tuple[Estimate, Estimate]], own_tasks: Own, by_task: Put, rows: Sequence[Row], shown: str
-) -> list[Block]:
-    figure, height = drawn(own_tasks)
-    text = "Greedy replies, checked by program. Shares with 95% intervals (Wilson); changes with Newcombe's, and McNemar's p."
-    blocks = [Block("Tasks solved", text, figure, height, HEAD, table(own_tasks))]
-    if by_task:
-        head = ["task of lm-eval", *HEAD[:1], *HEAD[2:]]
-        cells = [
-            [t, *row[:1], *row[2:]] for t, by in by_task.items() for row in table({c: {ALL: o} for c, o in by.items()})
-        ]
-        blocks.append(
-            Block("Through the server", "lm-eval's tasks, each item plain and capped.", head=head, rows=cells)
+        conditioned_share, plain_share = (
+            o.told().split(" (")[0] for o in (by.get(shown, by[PLAIN.name]), by[PLAIN.name])
         )
-    reply_rows = [[n, f"{v:.1f}", _factor(f)] for n, (v, f) in perplexity.items()]
-    reply_rows[0][-1] = ""
-    text = (
-        "Replies that the plain model gave as the default, read again under each condition; a bootstrap over replies."
-    )
-    head = ["condition", "perplexity", "factor on plain's"]
-    blocks.append(Block("The default's own replies", text, *_factors(perplexity), head, reply_rows))
-    if shown != PLAIN.name and (pairs := side_by_side(rows, shown)):
-        text = "Some of the tasks that only one of the two solves."
-        blocks.append(Block(f"Where plain and “{shown}” differ", text, head=["task", "plain", shown], rows=pairs))
-    return blocks
+        page.figure(name, conditioned_share, f"plain {plain_share}")
 
 
-def _factors(perplexity: Mapping[str, tuple[Estimate, Estimate]]) -> tuple[dict[str, Any] | None, int]:
-    """The factors on plain's perplexity as a figure, and its height; none where there is only plain."""
+def _factors(perplexity: Mapping[str, tuple[Estimate, Estimate]]) -> Chart | None:
+    """The factors on plain's perplexity; none where there is only plain."""
     factors = {name: f for name, (_, f) in perplexity.items() if name != PLAIN.name}
     if not factors:
-        return None, 0
-    drawing = {
-        "data": [dots("× plain's", list(factors), list(factors.values()), COLOURS[0], sideways=True)],
-        "layout": {
-            "xaxis": axis("factor on plain's perplexity"),
-            "yaxis": axis("", type="category", autorange="reversed"),
-            "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": SOFT}}],
-        },
-    }
-    return drawing, 90 + 36 * len(factors)
+        return None
+    height, equal = 90 + 36 * len(factors), [across(x=1, dash="solid", width=2)]
+    series = {"× plain's": list(factors.values())}
+    return beside(list(factors), series, "factor on plain's perplexity", sideways=True, height=height, shapes=equal)
 
 
 def _read_rows(replies: Sequence[Given], read: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from personaspace.experiments.kit import tasks as solving
 from personaspace.experiments.kit.checks import Check, passes
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
-from personaspace.experiments.kit.results import Result, _old
+from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.speakers import Said
 from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials, beside_plain
 from personaspace.judges import Rubric, WordsJudge
@@ -206,16 +206,8 @@ def evaluate(
     rows = [row(c, g, s, event) for c, g, s in zip(every, replies, scores, strict=True)]
     shown = next((c.name for c in conditions if c.cap), conditions[-1].name)
     findings = find(rows, [c.name for c in conditions], shown, event, tasks)
-    model = space.meta["model"]["id"]
-    title = "Do personas talk it out of its rules?" if event.standin else "Do personas jailbreak it?"
-    lead = f"{model} is put {len(prompts)} prompts of persona-based jailbreaks. {event.told}"
-    if event.standin:
-        lead = (
-            f"The system prompt sets {model} a harmless rule, and a question tempts it to break it: with a persona in front "
-            "that minds no rules, and without one. A stand-in for harmful prompts, none of which come along."
-        )
-    summary = (page.headline(findings), vars(findings), [*rows, *map(task_row, task_rows)])
-    return _old(title, lead, *summary, page.blocks(rows, findings), page.key_figures(findings))
+    result_page = page.page(space.meta["model"]["id"], len(prompts), rows, findings)
+    return Result(result_page, page.headline(findings), vars(findings), [*rows, *map(task_row, task_rows)])
 
 
 EXPERIMENT = Experiment(

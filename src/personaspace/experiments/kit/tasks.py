@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from personaspace.engines.prompts import Sampling
 from personaspace.experiments import data
 from personaspace.experiments.kit.checks import Check, passes
 from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Given, Trials
-from personaspace.report.charts import COLOURS, axis, dots
+from personaspace.report.charts import beside
+from personaspace.report.page import Page
 from personaspace.stats.intervals import Estimate, change, mean, paired, share
 
 CATEGORIES = ("instruction", "fact", "arithmetic")
@@ -201,33 +201,28 @@ def _ranks(apart: np.ndarray) -> float:
     return float(wilcoxon(apart).pvalue)
 
 
-def drawn(by_condition: Mapping[str, Mapping[str, Outcome]]) -> tuple[dict[str, Any], int]:
-    """Shares by category, a colour a condition, and how high that should be drawn."""
-    groups = list(next(iter(by_condition.values())))
-    data_ = [
-        {**dots(name, groups, [by[g].value for g in groups], colour, percent=True, sideways=True), "orientation": "h"}
-        for (name, by), colour in zip(by_condition.items(), cycle(COLOURS), strict=False)
-    ]
-    layout = {
-        "scattermode": "group",
-        "scattergap": 0.5,
-        "xaxis": axis("share solved", tickformat=".0%", range=[-0.02, 1.02]),
-        "yaxis": axis("", type="category", autorange="reversed"),
-    }
-    return {"data": data_, "layout": layout}, 110 + 24 * len(groups) * len(by_condition)
-
-
 HEAD = ("condition", "tasks", "items", "solved", "against plain", "gained", "lost", "p")
+
+
+def tell(page: Page, title: str, text: str, by_condition: Mapping[str, Mapping[str, Outcome]]) -> None:
+    """Adds a section of how each condition does: shares by category, and a table."""
+    groups = list(next(iter(by_condition.values())))
+    series = {name: [by[g].value for g in groups] for name, by in by_condition.items()}
+    height = 110 + 24 * len(groups) * len(series)
+    chart = beside(groups, series, "share solved", percent=True, sideways=True, height=height, scattergap=0.5)
+    page.section(title, text, chart, HEAD, table(by_condition))
 
 
 def table(by_condition: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
     """A row a condition and category, under `HEAD`."""
     return [
-        [name, group, str(o.value.n), o.told(), *(_tested(o) if o.change else [""] * 4)]
+        [
+            name,
+            group,
+            str(o.value.n),
+            o.told(),
+            *([o.moved(), str(o.gained), str(o.lost), f"{o.p:.2f}"] if o.change else [""] * 4),
+        ]
         for name, by in by_condition.items()
         for group, o in by.items()
     ]
-
-
-def _tested(o: Outcome) -> list[str]:
-    return [o.moved(), str(o.gained), str(o.lost), f"{o.p:.2f}"]
