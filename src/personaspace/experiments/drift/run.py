@@ -3,8 +3,6 @@ paper's sections on persona drift and its causes)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -123,12 +121,8 @@ def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) ->
             piece = f"{d.key}/{begin}"
             pieces[piece] = d.messages[begin : 2 * turns[-1] + 2]
             piece_of[piece] = (d.key, len(turns))
-    # Named by what is in it: a conversation that a later call goes on with is read anew.
-    digest = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:12]
-    projections: dict[str, list[float]] = {
-        d.key: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN
-    }
-    for piece, read in trials.read(pieces, part=f"read-{digest}").items():
+    projections = {d.key: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN}
+    for piece, read in trials.read(pieces, part="read").items():
         name, n = piece_of[piece]
         projections.setdefault(name, []).extend(r.projection for r in read[-n:])
     return projections

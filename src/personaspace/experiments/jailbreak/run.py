@@ -117,7 +117,7 @@ def own(file: str, company: str) -> Iterator[Case]:
     for k, prompt in enumerate(rows, 1):
         texts = {"system": prompt.system, "user": prompt.user}
         messages = tuple({"role": r, "content": t.replace("{company}", company)} for r, t in texts.items())
-        # The name changes with the text, so that replies to another file are not taken for this one's.
+        # The name is in the reply's seed and in the table, and has been the text's since version 0.1.0.
         digest = hashlib.sha256(str(messages).encode()).hexdigest()[:8]
         yield Case(PERSONA, prompt.category, f"{k}-{digest}", str(k), messages)
 

@@ -144,7 +144,7 @@ def run(trials: Trials[MannerOptions]) -> Result:
     rows = _rows(each, requests, PROMPT, onsets(trials.engine, space, requests), [""] * len(requests))
     if options.replies:
         answered = asks(options, catalog, options.replies)
-        # Other sentences or instructions under the same names are other replies.
+        # The part's name is in the replies' seeds, and has been the texts' from the start.
         texts = hashlib.sha256(json.dumps([list(a.messages) for a in answered]).encode()).hexdigest()[:8]
         sampling = Sampling(max_new_tokens=options.max_new_tokens)
         replied = trials.ask(answered, sampling, part=f"replies-{texts}")

@@ -104,7 +104,7 @@ def run(trials: Trials[TraitsOptions]) -> Result:
     options, catalog = trials.options, trials.catalog
     traits = chosen(options, catalog)
     requests = asks(options, catalog, traits)
-    # Other texts of the same names are other replies.
+    # The part's name is in the replies' seeds, and has been the texts' since version 0.1.0.
     texts = hashlib.sha256(json.dumps([t.model_dump() for t in traits]).encode()).hexdigest()[:8]
     sampling = Sampling(max_new_tokens=options.max_new_tokens)
     replies = trials.ask(requests, sampling, part=f"traits-{texts}", activations=True)
@@ -114,7 +114,7 @@ def run(trials: Trials[TraitsOptions]) -> Result:
     scores: Sequence[int | None] | None = None
     if judge:
         shown = [Shown(t, a.messages[-1]["content"], g.text) for t, a, g in zip(of, requests, replies, strict=True)]
-        scores = trials.judge(judge, shown, f"shown-{texts}")
+        scores = trials.judge(judge, shown, "shown")
     result, vectors = evaluate(trials.space, options, traits, requests, replies, scores, trials.judges.name)
     about = {"traits": list(vectors), "layer": trials.space.layer, "model": trials.space.meta["model"]["id"]}
     stacked = {"vectors": torch.stack([torch.from_numpy(v).float() for v in vectors.values()])}
