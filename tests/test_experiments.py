@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import signal
@@ -358,6 +359,15 @@ def test_every_option_of_an_experiment_is_on_the_command_line_with_its_help(name
         assert "--" + field.replace("_", "-") in told
         assert info.description
     assert experiment.example.split(" --")[0] in " ".join(told.split())
+
+
+def test_an_experiments_summary_is_the_first_paragraph_of_its_docstring_and_its_example_its_own_command():
+    for name, entry in EXPERIMENTS.items():
+        experiment = find(name)
+        docstring = importlib.import_module(experiment.run.__module__).__doc__ or ""
+        assert " ".join(docstring.split()).startswith(entry.summary)
+        assert entry.summary.endswith(".")
+        assert experiment.example.startswith(f"personaspace experiment {name} smollm2 --out runs/{name}")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

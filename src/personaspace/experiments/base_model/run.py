@@ -1,5 +1,7 @@
-"""Whether the axis is there before post-training: taken from a base model by the same texts, and laid on the base model's own
-completions (the paper's section on base models)."""
+"""Whether the axis is there in the base model, before post-training.
+
+It is taken from a base model by the same texts, and laid on that model's own completions (the paper's section on base models).
+"""
 
 from __future__ import annotations
 
@@ -225,11 +227,4 @@ def _trend(rows: Sequence[Mapping[str, Any]], kind: str) -> Estimate:
     return trend([r["alpha"] for r in judged], [r["kind"] == kind for r in judged], [r["opening"] for r in judged])
 
 
-EXPERIMENT = Experiment(
-    "base-model",
-    BaseModelOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment base-model smollm2 --out runs/base-model",
-)
+EXPERIMENT = Experiment("base-model", PUBLISHED, cost, run)

@@ -1,4 +1,4 @@
-"""What steering and capping cost: the probability of the default's replies, small tasks, and lm-eval's through a server."""
+"""What steering and capping cost: perplexity, small tasks, and lm-eval's tasks through a server."""
 
 from __future__ import annotations
 
@@ -258,11 +258,4 @@ def _served_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-EXPERIMENT = Experiment(
-    "capability",
-    CapabilityOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment capability smollm2 --out runs/capability",
-)
+EXPERIMENT = Experiment("capability", PUBLISHED, cost, run)

@@ -1,5 +1,7 @@
-"""Conversations that drifted, read as they were, and the user's turns given again to the model, plain and capped (the paper's
-case studies)."""
+"""Conversations that drifted, as they were, and again with the model plain and capped.
+
+The user's turns are given to it again (the paper's case studies).
+"""
 
 from __future__ import annotations
 
@@ -214,11 +216,4 @@ def _said(turn: Sequence[Mapping[str, Any] | None]) -> list[str]:
     return [next(r["user"] for r in turn if r), *replies]
 
 
-EXPERIMENT = Experiment(
-    "case-study",
-    CaseStudyOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment case-study smollm2 --out runs/case-study --transcripts talk.json",
-)
+EXPERIMENT = Experiment("case-study", PUBLISHED, cost, run, "--transcripts talk.json")

@@ -1,5 +1,7 @@
-"""How far conversations drift along the axis, by what they are about, capped and not; and which messages move them (the
-paper's sections on persona drift and its causes)."""
+"""How far conversations drift along the axis, by what they are about, capped and not; and which messages move them.
+
+The paper's sections on persona drift and its causes.
+"""
 
 from __future__ import annotations
 
@@ -201,11 +203,4 @@ def rows(
     return table
 
 
-EXPERIMENT = Experiment(
-    "drift",
-    DriftOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment drift smollm2 --out runs/drift",
-)
+EXPERIMENT = Experiment("drift", PUBLISHED, cost, run)

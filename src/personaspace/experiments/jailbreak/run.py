@@ -1,7 +1,7 @@
-"""Whether a persona gets the model to do what it should not, plain, steered and capped (the paper's section on jailbreaks).
+"""Whether steering and capping hold the model against persona-based jailbreaks.
 
-Harmful prompts are a user's own: none come along. Without a file, personas are set on harmless rules of a system prompt, and
-a program tells whether those are kept.
+The paper's section on jailbreaks. Harmful prompts are a user's own: none come along. Without a file, personas are set on
+harmless rules of a system prompt, and a program tells whether those are kept.
 """
 
 from __future__ import annotations
@@ -210,11 +210,4 @@ def evaluate(
     return Result(result_page, page.headline(findings), vars(findings), [*rows, *map(task_row, task_rows)])
 
 
-EXPERIMENT = Experiment(
-    "jailbreak",
-    JailbreakOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment jailbreak smollm2 --out runs/jailbreak",
-)
+EXPERIMENT = Experiment("jailbreak", PUBLISHED, cost, run)

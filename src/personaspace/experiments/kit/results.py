@@ -55,9 +55,3 @@ def write_result(trials: Trials[Any], result: Result) -> None:
     }
     write_whole(trials.folder / "results.json", json.dumps(values, indent=1, ensure_ascii=False).encode())
     result.page.write(trials.report_file, said=result.headline)
-
-
-def _old(title: str, lead: str, headline: str, figures: Any, rows: Any, blocks: Any, key: Any = ()) -> Result:
-    page = Page(title, lead)
-    page.blocks, page.key = list(blocks), list(key)
-    return Result(page, headline, figures, rows)

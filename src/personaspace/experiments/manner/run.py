@@ -1,4 +1,4 @@
-"""Does the axis tell who speaks, or only how? Roles of its two ends are crossed with manners of writing.
+"""Whether the axis tells who speaks, or only how: roles crossed with manners of writing.
 
 Instructions of a role suggest a manner as well: ghosts are told in richer words than consultants. Here ghosts answer in
 points and consultants in verse. The study has no such control.
@@ -227,11 +227,4 @@ def table_of(rows: Sequence[Row], reading: str) -> Table:
     return Table(tuple(who), tuple(groups.values()), places)
 
 
-EXPERIMENT = Experiment(
-    "manner",
-    MannerOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment manner smollm2 --out runs/manner",
-)
+EXPERIMENT = Experiment("manner", PUBLISHED, cost, run)

@@ -1,4 +1,7 @@
-"""Who the model says it is while it is steered along the axis or capped (the paper's section on steering)."""
+"""Who the model says it is while it is steered along the axis, and capped.
+
+The paper's section on steering.
+"""
 
 from __future__ import annotations
 
@@ -127,11 +130,4 @@ def run(trials: Trials[SusceptibilityOptions]) -> Result:
     return page(trials.space, findings(conditions(options), rows), rows, trials.judges.name)
 
 
-EXPERIMENT = Experiment(
-    "susceptibility",
-    SusceptibilityOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment susceptibility smollm2 --out runs/susceptibility",
-)
+EXPERIMENT = Experiment("susceptibility", PUBLISHED, cost, run)

@@ -1,5 +1,7 @@
-"""Which personality traits the axis carries: each is brought out and suppressed, and the difference is set against the axis
-(the paper's section on traits)."""
+"""Which of 240 personality traits the axis carries.
+
+Each is brought out and suppressed, and the difference is set against the axis (the paper's section on traits).
+"""
 
 from __future__ import annotations
 
@@ -181,11 +183,4 @@ def _activation(g: Given, hidden: int) -> np.ndarray:
     return np.zeros(hidden) if g.activation is None else g.activation.double().numpy()
 
 
-EXPERIMENT = Experiment(
-    "traits",
-    TraitsOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment traits smollm2 --out runs/traits",
-)
+EXPERIMENT = Experiment("traits", PUBLISHED, cost, run)
