@@ -11,8 +11,6 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Design, Sampling
@@ -30,7 +28,7 @@ from personaspace.experiments.compare.findings import (
     standardised,
 )
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Numbers, Options
+from personaspace.experiments.kit.options import Cost, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials, steered
 from personaspace.judges import ADHERENCE
@@ -47,25 +45,19 @@ COLUMNS = ("role", "place", "base_place", "condition", "alpha", "item", "opening
 class BaseModelOptions(Options):
     """See the fields."""
 
-    base: str = Field(
+    base: str = option(
         "",
-        description="The base model: a Hub id, a folder or a GGUF file. Without one the space's own model, read as a plain "
+        "The base model: a Hub id, a folder or a GGUF file. Without one the space's own model, read as a plain "
         "transcript, stands in for it.",
     )
-    roles: str = Field("70", description="all, a number of them spread over the list, or names.")
-    per_role: int = Field(
-        4,
-        ge=1,
-        description="Prompts a role, or replies where the space is of them, in rotation.",
-    )
-    questions: int = Field(60, ge=2, description="Questions of the catalogue.")
-    default_responses: int = Field(140, ge=2, description="The same of the default Assistant.")
-    openings: int = Field(16, ge=1, le=16, description="Beginnings of texts that the steered base model goes on with.")
-    samples: int = Field(2, ge=1, description="Completions of each opening under each strength.")
-    alphas: Numbers = Field(
-        (-0.3, -0.15, 0.0, 0.15, 0.3), description="Steering strengths, in units of the residual norm."
-    )
-    max_new_tokens: int = Field(24, ge=1, description="At most that many tokens a reply, and a completion.")
+    roles: str = option("70", "all, a number of them spread over the list, or names.")
+    per_role: int = option(4, "Prompts a role, or replies where the space is of them, in rotation.", ge=1)
+    questions: int = option(60, "Questions of the catalogue.", ge=2)
+    default_responses: int = option(140, "The same of the default Assistant.", ge=2)
+    openings: int = option(16, "Beginnings of texts that the steered base model goes on with.", ge=1, le=16)
+    samples: int = option(2, "Completions of each opening under each strength.", ge=1)
+    alphas: Numbers = option((-0.3, -0.15, 0.0, 0.15, 0.3), "Steering strengths, in units of the residual norm.")
+    max_new_tokens: int = option(24, "At most that many tokens a reply, and a completion.", ge=1)
 
 
 PUBLISHED = BaseModelOptions(

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines.prompts import Sampling, assign
 from personaspace.experiments.capability import lm_eval as harness
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
+from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.tasks import (
     ALL,
@@ -58,19 +57,19 @@ PUBLISHED_TASKS = ("ifeval", "mmlu_pro", "gsm8k", "eq_bench")
 class CapabilityOptions(Options):
     """See the fields."""
 
-    caps: Names = Field(("capped",), description="Caps of the space.")
-    alphas: Numbers = Field((0.1,), description="Steering strengths, in units of the residual norm.")
-    replies: int = Field(64, ge=2, description="Replies of the default whose probability is compared.")
-    items: int = Field(40, ge=1, le=200, description="Tasks a kind: instructions (48 at most), facts (40), sums.")
-    max_new_tokens: int = Field(48, ge=1, description="At most that many tokens a reply.")
-    tasks: Names = Field((), description="Tasks of lm-eval, asked through a server as well.")
-    url: str = Field(
+    caps: Names = option(("capped",), "Caps of the space.")
+    alphas: Numbers = option((0.1,), "Steering strengths, in units of the residual norm.")
+    replies: int = option(64, "Replies of the default whose probability is compared.", ge=2)
+    items: int = option(40, "Tasks a kind: instructions (48 at most), facts (40), sums.", ge=1, le=200)
+    max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
+    tasks: Names = option((), "Tasks of lm-eval, asked through a server as well.")
+    url: str = option(
         "",
-        description="The server that --tasks are put to: http://127.0.0.1:8000/v1 of a running `personaspace serve`.",
-        json_schema_extra={"later": True},
+        "The server that --tasks are put to: http://127.0.0.1:8000/v1 of a running `personaspace serve`.",
+        later=True,
     )
-    include_path: str = Field("", description="A folder with lm-eval tasks of your own.")
-    limit: int = Field(0, ge=0, description="At most that many items of each of --tasks; all unless given.")
+    include_path: str = option("", "A folder with lm-eval tasks of your own.")
+    limit: int = option(0, "At most that many items of each of --tasks; all unless given.", ge=0)
 
 
 PUBLISHED = CapabilityOptions(replies=1200, items=48, max_new_tokens=512, tasks=PUBLISHED_TASKS)

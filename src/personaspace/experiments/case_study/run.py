@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import Field
 
 from personaspace.catalog import Catalog
 from personaspace.engines.prompts import Message, Sampling
@@ -22,7 +21,7 @@ from personaspace.errors import UsageError
 from personaspace.experiments import data
 from personaspace.experiments.kit.conversations import Dialogue, said_again
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Options
+from personaspace.experiments.kit.options import Cost, Names, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import PLAIN, Condition, Reading, Trials, capped
 from personaspace.formats.transcripts import Transcript, read_transcripts
@@ -51,11 +50,9 @@ TABLE = (
 class CaseStudyOptions(Options):
     """See the fields."""
 
-    transcripts: Names = Field(
-        (), description="Files of conversations, as `project` reads them; the three that come along."
-    )
-    caps: Names = Field(("capped",), description="Caps of the space.")
-    max_new_tokens: int = Field(64, ge=1, description="At most that many tokens a reply.")
+    transcripts: Names = option((), "Files of conversations, as `project` reads them; the three that come along.")
+    caps: Names = option(("capped",), "Caps of the space.")
+    max_new_tokens: int = option(64, "At most that many tokens a reply.", ge=1)
 
     def determining(self) -> dict[str, Any]:
         """A user's files by what is said in them too: another text under the same name is another experiment. Raises

@@ -23,7 +23,7 @@ from personaspace.experiments.jailbreak.findings import ALONE, PERSONA, Case, Co
 from personaspace.experiments.kit import tasks as solving
 from personaspace.experiments.kit.checks import Check, passes
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
+from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.speakers import Said
 from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials, beside_plain
@@ -37,17 +37,13 @@ RULE_TOKENS = 180
 class JailbreakOptions(Options):
     """See the fields."""
 
-    prompts: str = Field(
-        "", description="Your own prompts, JSONL: system, user, category; harmless rules unless given."
-    )
-    company: str = Field("the company", description="What {company} in a prompt stands for.")
-    size: int = Field(
-        72, ge=2, description="Prompts with a persona, where they are harmless rules; a file is asked whole."
-    )
-    alphas: Numbers = Field((0.1,), description="Steering strengths, in units of the residual norm.")
-    caps: Names = Field(("capped",), description="Caps of the space.")
-    items: int = Field(8, ge=1, le=200, description="Tasks a kind of the capability experiment, to see what is lost.")
-    max_new_tokens: int = Field(48, ge=1, description="At most that many tokens a reply.")
+    prompts: str = option("", "Your own prompts, JSONL: system, user, category; harmless rules unless given.")
+    company: str = option("the company", "What {company} in a prompt stands for.")
+    size: int = option(72, "Prompts with a persona, where they are harmless rules; a file is asked whole.", ge=2)
+    alphas: Numbers = option((0.1,), "Steering strengths, in units of the residual norm.")
+    caps: Names = option(("capped",), "Caps of the space.")
+    items: int = option(8, "Tasks a kind of the capability experiment, to see what is lost.", ge=1, le=200)
+    max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
 
 
 PUBLISHED = JailbreakOptions(size=1100, items=48, max_new_tokens=512)

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from personaspace.catalog import DEFAULT, Catalog, Role
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Message, Prompt, Sampling, rotation
 from personaspace.errors import RunError, UsageError
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Options
+from personaspace.experiments.kit.options import Cost, Names, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Ask, Condition, Trials
 from personaspace.experiments.manner.findings import AS_IT_IS, FAR, MANNERS, NEAR, NEUTRAL, POINTS, VERSE, Table
@@ -58,16 +57,13 @@ manner: what it does, any added sentence does."""
 class MannerOptions(Options):
     """See the fields."""
 
-    roles_near: Names = Field(tuple(STUDY["assistant_end"]), description="Roles of the Assistant's end, by name.")
-    roles_far: Names = Field(tuple(STUDY["far_end"]), description="Roles of the far end, by name.")
-    per_cell: int = Field(
-        12,
-        ge=2,
-        description="Prompts of each role in each manner: the same questions and instructions throughout.",
-        json_schema_extra={"later": True},
+    roles_near: Names = option(tuple(STUDY["assistant_end"]), "Roles of the Assistant's end, by name.")
+    roles_far: Names = option(tuple(STUDY["far_end"]), "Roles of the far end, by name.")
+    per_cell: int = option(
+        12, "Prompts of each role in each manner: the same questions and instructions throughout.", ge=2, later=True
     )
-    replies: int = Field(4, ge=0, description="How many of these are answered as well; 0: only prompts are read.")
-    max_new_tokens: int = Field(32, ge=1, description="At most that many tokens a reply.")
+    replies: int = option(4, "How many of these are answered as well; 0: only prompts are read.", ge=0)
+    max_new_tokens: int = option(32, "At most that many tokens a reply.", ge=1)
 
 
 PUBLISHED = MannerOptions(per_cell=240, replies=240, max_new_tokens=512)

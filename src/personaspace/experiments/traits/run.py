@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from safetensors.torch import save
 
 from personaspace.catalog import Catalog, Trait, choose, load_traits
 from personaspace.engines.prompts import Sampling
 from personaspace.errors import RunError, UsageError
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Options
+from personaspace.experiments.kit.options import Cost, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import PLAIN, Ask, Given, Trials
 from personaspace.experiments.traits.findings import Measured, Ranking, measure
@@ -37,11 +36,11 @@ ENOUGH, STILL = 5, 4
 class TraitsOptions(Options):
     """See the fields."""
 
-    traits: str = Field("all", description="all, a number of them spread over the list, or names.")
-    questions: int = Field(
-        2, ge=2, description="Questions a trait: the same ones where it is brought out and where it is suppressed."
+    traits: str = option("all", "all, a number of them spread over the list, or names.")
+    questions: int = option(
+        2, "Questions a trait: the same ones where it is brought out and where it is suppressed.", ge=2
     )
-    max_new_tokens: int = Field(24, ge=1, description="At most that many tokens a reply.")
+    max_new_tokens: int = option(24, "At most that many tokens a reply.", ge=1)
 
 
 PUBLISHED = TraitsOptions(questions=240, max_new_tokens=512)
