@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -26,9 +25,8 @@ from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.speakers import Said
-from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials, beside_plain
+from personaspace.experiments.kit.trials import Ask, Given, Trials, beside_plain
 from personaspace.judges import Rubric, WordsJudge
-from personaspace.space import PersonaSpace
 
 RULE_TOKENS = 180
 """Of a rule's prompt with a persona, about."""
@@ -174,36 +172,18 @@ def run(trials: Trials[JailbreakOptions]) -> Result:
     elif judge:
         items = [Said(a.messages[-1]["content"], g.text) for a, g in zip(asks, replies, strict=True)]
         scores = trials.judge(judge, items, "harm")
-    tasks = solving.tasks(options.items, options.seed)
-    solved, rows = solving.solve(trials, conditions, tasks, options.max_new_tokens)
-    task_scores = solving.outcomes({c: [float(x) for x in s] for c, s in solved.items()}, [t.category for t in tasks])
+    outcomes, task_rows = solving.solve(trials, conditions, options.items)
     event = event_of(trials.judges.name, bool(options.prompts))
-    return evaluate(trials.space, conditions, prompts, replies, scores, event, task_scores, rows)
+    rows = [row(c, g, s, event) for c, g, s in zip(prompts * len(conditions), replies, scores, strict=True)]
+    shown = next((c.name for c in conditions if c.cap), conditions[-1].name)
+    findings = find(rows, [c.name for c in conditions], shown, event, outcomes)
+    result_page = page.page(trials.space.meta["model"]["id"], len(prompts), rows, findings)
+    return Result(result_page, page.headline(findings), vars(findings), [*rows, *map(task_row, task_rows)])
 
 
 def broken(case: Case, reply: Given) -> int:
     """1 where a reply breaks its case's rule; one that is empty breaks none."""
     return 0 if case.check is None or passes(case.check, reply.text) else 1
-
-
-def evaluate(
-    space: PersonaSpace,
-    conditions: Sequence[Condition],
-    prompts: Sequence[Case],
-    replies: Sequence[Given],
-    scores: Sequence[int | None],
-    event: CountedEvent,
-    tasks: Mapping[str, Mapping[str, solving.Outcome]],
-    task_rows: Sequence[Mapping[str, Any]],
-) -> Result:
-    """Rates, what each condition takes off, and whether going wrong goes with a low projection. given, scores: condition by
-    condition, in the order of the cases. It asks nothing."""
-    every = list(prompts) * len(conditions)
-    rows = [row(c, g, s, event) for c, g, s in zip(every, replies, scores, strict=True)]
-    shown = next((c.name for c in conditions if c.cap), conditions[-1].name)
-    findings = find(rows, [c.name for c in conditions], shown, event, tasks)
-    result_page = page.page(space.meta["model"]["id"], len(prompts), rows, findings)
-    return Result(result_page, page.headline(findings), vars(findings), [*rows, *map(task_row, task_rows)])
 
 
 EXPERIMENT = Experiment("jailbreak", PUBLISHED, cost, run)

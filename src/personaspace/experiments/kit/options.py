@@ -22,8 +22,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
 def option(default: Any, description: str, *, later: bool = False, **bounds: Any) -> Any:
-    """A field of `Options`. description: its help on the command line. later: it may change when an experiment goes on, since no
-    reply depends on it. bounds: as pydantic has them (`ge=1`)."""
+    """A field of `Options`. description: its help on the command line. later: it may change when an experiment goes on, since
+    no reply depends on it. bounds: as pydantic has them (`ge=1`)."""
     return Field(default, description=description, json_schema_extra={"later": True} if later else None, **bounds)
 
 

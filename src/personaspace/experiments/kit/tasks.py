@@ -76,6 +76,10 @@ class Outcome:
         return f"no change that can be told from none{still}"
 
 
+Outcomes = Mapping[str, Mapping[str, Outcome]]
+"""Condition → category → how it does."""
+
+
 def tasks(each: int, seed: int) -> list[Task]:
     """As many of each category, evenly from the file's list as far as it goes; sums are made by the seed."""
     rows = data.lines("tasks.jsonl")
@@ -101,13 +105,14 @@ def sums(n: int, seed: int) -> list[Task]:
     return list(by_prompt.values())
 
 
-def solve(
-    trials: Trials[Any], conditions: Sequence[Condition], task_list: Sequence[Task], max_new_tokens: int
-) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
-    """Puts the tasks under every condition, greedily: whether each is solved, by condition, and a row a reply."""
+def solve(trials: Trials[Any], conditions: Sequence[Condition], each: int) -> tuple[Outcomes, list[dict[str, Any]]]:
+    """Puts so many tasks of each category under every condition, greedily: how each does, and a row a reply."""
+    task_list = tasks(each, trials.options.seed)
     asks = [Ask(c, t.name, ({"role": "user", "content": t.prompt},)) for c in conditions for t in task_list]
-    replies = trials.ask(asks, Sampling(temperature=0, max_new_tokens=max_new_tokens), part="tasks")
-    return marked(task_list, replies)
+    sampling = Sampling(temperature=0, max_new_tokens=trials.options.max_new_tokens)
+    solved, rows = marked(task_list, trials.ask(asks, sampling, part="tasks"))
+    scores = {condition: [float(right) for right in of_condition] for condition, of_condition in solved.items()}
+    return outcomes(scores, [t.category for t in task_list]), rows
 
 
 def marked(task_list: Sequence[Task], replies: Sequence[Given]) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
@@ -204,7 +209,7 @@ def _ranks(apart: np.ndarray) -> float:
 HEAD = ("condition", "tasks", "items", "solved", "against plain", "gained", "lost", "p")
 
 
-def tell(page: Page, title: str, text: str, by_condition: Mapping[str, Mapping[str, Outcome]]) -> None:
+def tell(page: Page, title: str, text: str, by_condition: Outcomes) -> None:
     """Adds a section of how each condition does: shares by category, and a table."""
     groups = list(next(iter(by_condition.values())))
     series = {name: [by[g].value for g in groups] for name, by in by_condition.items()}
@@ -213,7 +218,7 @@ def tell(page: Page, title: str, text: str, by_condition: Mapping[str, Mapping[s
     page.section(title, text, chart, HEAD, table(by_condition))
 
 
-def table(by_condition: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
+def table(by_condition: Outcomes) -> list[list[str]]:
     """A row a condition and category, under `HEAD`."""
     return [
         [
