@@ -94,7 +94,7 @@ def cost(options: CaseStudyOptions, catalog: Catalog) -> Cost:
 def run(trials: Trials[CaseStudyOptions]) -> Result:
     """Reads the conversations as they were, gives the user's turns again, and reads what came of it through the plain model.
     Raises `PersonaSpaceError`."""
-    options, conversations = trials.options, transcripts(trials.options)
+    options, space, conversations = trials.options, trials.space, transcripts(trials.options)
     texts = {t.name: t.messages for t in conversations}
     read = {(AS_IT_WAS, name): readings for name, readings in trials.read(texts, part="as-it-was").items()}
     again = said_again(trials, texts, conditions(options), Sampling(max_new_tokens=options.max_new_tokens))
@@ -102,17 +102,8 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
         of_condition = {d.name: d.messages for d in again if d.condition == condition}
         talks = trials.read(of_condition, part=f"read-{condition.name}")
         read |= {(condition.name, n): readings for n, readings in talks.items()}
-    return evaluate(trials.space, conversations, again, read, [c.name for c in conditions(options)])
 
-
-def evaluate(
-    space: PersonaSpace,
-    conversations: Sequence[Transcript],
-    again: Sequence[Dialogue],
-    read: Mapping[tuple[str, str], Sequence[Reading]],
-    names: Sequence[str],
-) -> Result:
-    """How far each conversation drifted, as it was and again; all read by the plain model. It asks nothing."""
+    names = [c.name for c in conditions(options)]
     rows = _rows(space, conversations, again, read, names)
     arms = {AS_IT_WAS: AS_IT_WAS, **{name: f"again, {name}" for name in names}}
     table = pd.DataFrame(rows)
@@ -128,12 +119,8 @@ def evaluate(
         effect = "the cap makes no difference that so few turns can tell"
         caveat = f"Given again, in {these} {effect}; the turns of so few say nothing of others"
     endings = "; ".join(f"{arm} {e}" for arm, e in ends.items())
-    lead = LEAD.format(
-        n=len(conversations),
-        model=space.meta["model"]["id"],
-        layer=space.layer,
-        ways="plain and capped" if len(names) > 1 else "plain",
-    )
+    model, ways = space.meta["model"]["id"], "plain and capped" if len(names) > 1 else "plain"
+    lead = LEAD.format(n=len(conversations), model=model, layer=space.layer, ways=ways)
     page = Page("Case studies, again", lead)
     for arm, title in arms.items():
         page.figure(title, f"{ends[arm].value:+.2f}", f"drift at the end, {ends[arm].span()}")
@@ -183,7 +170,7 @@ def _rows(
 def _risen(turns: pd.DataFrame) -> list[float]:
     """How much further away the last half lies than the first two turns, by conversation."""
     conversations = turns.groupby("conversation", sort=False)
-    return [float(talk.drift[talk.late].mean() - talk.drift[:2].mean()) for _, talk in conversations]
+    return [float(talk.drift[talk.late].mean() - talk.drift.iloc[:2].mean()) for _, talk in conversations]
 
 
 def _turns(

@@ -163,15 +163,14 @@ def run(trials: Trials[JailbreakOptions]) -> Result:
     """Asks every prompt under every condition, tells what went wrong, and puts some tasks. Raises `PersonaSpaceError`."""
     options = trials.options
     conditions, prompts = beside_plain(options.alphas, options.caps), cases(options)
-    judge = trials.judges.make(HARM, RefusalJudge()) if options.prompts else None
     asks = [Ask(c, s.item, s.messages) for c in conditions for s in prompts]
     replies = trials.ask(asks, Sampling(max_new_tokens=options.max_new_tokens))
-    scores: list[int | None] = [None] * len(replies)
-    if not options.prompts:
-        scores = [broken(s, g) for s, g in zip(prompts * len(conditions), replies, strict=True)]
-    elif judge:
+    scores: list[int | None]
+    if options.prompts:
         items = [Said(a.messages[-1]["content"], g.text) for a, g in zip(asks, replies, strict=True)]
-        scores = trials.judge(judge, items, "harm")
+        scores = trials.judge(trials.judges.make(HARM, RefusalJudge()), items, "harm")
+    else:
+        scores = [broken(s, g) for s, g in zip(prompts * len(conditions), replies, strict=True)]
     outcomes, task_rows = solving.solve(trials, conditions, options.items)
     event = event_of(trials.judges.name, bool(options.prompts))
     rows = [row(c, g, s, event) for c, g, s in zip(prompts * len(conditions), replies, scores, strict=True)]

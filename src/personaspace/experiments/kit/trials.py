@@ -290,9 +290,14 @@ class Trials(Folder, Generic[Chosen]):
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def judge(self, judge: Judge, items: Sequence[Any], item_set: str, *, batch_size: int = 64) -> list[int | None]:
-        """The judge's score of each item, in order; None where it could not be scored, which is noted, and tried again by
-        the next call. `what` names these items within the experiment; what an item holds decides whether it was scored."""
+    def judge(
+        self, judge: Judge | None, items: Sequence[Any], item_set: str, *, batch_size: int = 64
+    ) -> list[int | None]:
+        """The judge's score of each item, in order; None where nobody judges, and where it could not be scored, which is noted,
+        and tried again by the next call. item_set: names these items within the experiment; what an item holds decides whether
+        it was scored."""
+        if judge is None:
+            return [None] * len(items)
         name = f"{item_set}-{judge.name}"
         scores = self.scores_of(name)
         # Version 0.1.0 kept scores by their place alone.

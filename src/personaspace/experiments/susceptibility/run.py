@@ -121,7 +121,7 @@ def run(trials: Trials[SusceptibilityOptions]) -> Result:
     for scores, part, requests in parts:
         replies = trials.ask(requests, sampling, part=part, seeds="part")
         items = [Said(a.messages[-1]["content"], g.text) for a, g in zip(requests, replies, strict=True)]
-        kinds = trials.judge(judge, items, scores) if judge else [None] * len(items)
+        kinds = trials.judge(judge, items, scores)
         rows += [table_row(a, g, k) for a, g, k in zip(requests, replies, kinds, strict=True)]
     return page(trials.space, findings(conditions(options), rows), rows, trials.judges.name)
 
