@@ -13,7 +13,7 @@ import pandas as pd
 
 from personaspace.engines.prompts import Message
 from personaspace.experiments.kit.checks import Check
-from personaspace.experiments.kit.tasks import ALL, Outcome
+from personaspace.experiments.kit.tasks import ALL, Outcomes
 from personaspace.experiments.kit.trials import PLAIN, Given
 from personaspace.stats.intervals import Estimate, Paired, estimate, mean, paired, share
 
@@ -83,38 +83,32 @@ class JailbreakFindings:
     projection: Mapping[str, Mapping[str, Estimate]]
     correlation: Estimate
     parts: Sequence[Estimate]
-    tasks: Mapping[str, Mapping[str, Outcome]]
+    tasks: Outcomes
 
 
 def find(
-    rows: Sequence[Row],
-    names: Sequence[str],
-    shown: str,
-    event: CountedEvent,
-    tasks: Mapping[str, Mapping[str, Outcome]],
+    rows: Sequence[Row], names: Sequence[str], shown: str, event: CountedEvent, tasks: Outcomes
 ) -> JailbreakFindings:
     """From a row a reply (`row`), under the conditions of those names."""
     replies = _table(rows)
     arms = [a for a in (PERSONA, ALONE) if (replies.arm == a).any()]
     categories = [ALL, *replies.category.unique()]
-    cells = {(a, n): replies[(replies.arm == a) & (replies.condition == n)] for a in arms for n in names}
-    plain = cells[PERSONA, PLAIN.name]
+    cells = {a: {n: replies[(replies.arm == a) & (replies.condition == n)] for n in names} for a in arms}
+
+    def rates(cell: pd.DataFrame) -> dict[str, Estimate]:
+        return {k: share(cell.bad[(cell.category == k) | (k == ALL)].tolist()) for k in categories}
+
+    plain = cells[PERSONA][PLAIN.name]
     return JailbreakFindings(
-        event,
-        shown,
-        {
-            a: {
-                n: {k: share([*(of := cells[a, n]).bad[(of.category == k) | (k == ALL)]]) for k in categories}
-                for n in names
-            }
-            for a in arms
-        },
-        {a: {n: effect(replies, n, a) for n in names if n != PLAIN.name} for a in arms},
-        {n: persona_adds(replies, n) for n in names} if ALONE in arms else {},
-        {a: {n: mean(cells[a, n].projection, list(cells[a, n].group)) for n in names} for a in arms},
-        goes_with_low(plain),
-        by_place(plain),
-        tasks,
+        event=event,
+        shown=shown,
+        rates={a: {n: rates(cell) for n, cell in by.items()} for a, by in cells.items()},
+        effects={a: {n: effect(replies, n, a) for n in names if n != PLAIN.name} for a in arms},
+        adds={n: persona_adds(replies, n) for n in names} if ALONE in arms else {},
+        projection={a: {n: mean(c.projection, list(c.group)) for n, c in by.items()} for a, by in cells.items()},
+        correlation=goes_with_low(plain),
+        parts=by_place(plain),
+        tasks=tasks,
     )
 
 
