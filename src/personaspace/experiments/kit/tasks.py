@@ -20,6 +20,8 @@ from personaspace.stats.intervals import Estimate, change, mean, paired, share
 CATEGORIES = ("instruction", "fact", "arithmetic")
 ALL = "all"
 PROMPT_TOKENS = 40
+LONGEST = 200
+"""Characters of a reply that stands beside another."""
 
 _SUMS: tuple[tuple[str, Callable[[int, int], int], int], ...] = (
     ("What is {a} + {b}?", operator.add, 50),
@@ -151,18 +153,13 @@ def side_by_side(rows: Sequence[Mapping[str, Any]], shown: str, most: int = 8) -
         by_item.setdefault(r["item"], {})[r["condition"]] = r
     apart = [by for by in by_item.values() if by[PLAIN.name]["value"] != by[shown]["value"]]
     apart = [apart[k * len(apart) // most] for k in range(most)] if len(apart) > most else apart
-    return [
-        [
-            by[shown]["prompt"],
-            *(f"{'✓' if r['value'] else '✗'} {_short(r['text'])}" for r in (by[PLAIN.name], by[shown])),
-        ]
-        for by in apart
-    ]
 
+    def reply(r: Mapping[str, Any]) -> str:
+        text = r["text"].strip()
+        short = text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
+        return f"{'✓' if r['value'] else '✗'} {short}"
 
-def _short(text: str, most: int = 200) -> str:
-    text = text.strip()
-    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
+    return [[by[shown]["prompt"], reply(by[PLAIN.name]), reply(by[shown])] for by in apart]
 
 
 def outcomes(values: Mapping[str, Sequence[float]], groups: Sequence[str] = ()) -> dict[str, dict[str, Outcome]]:
@@ -194,16 +191,10 @@ def _outcome(plain: Sequence[float], conditioned: Sequence[float] | None) -> Out
         return Outcome(value, scored=True)
     apart = np.array(conditioned) - np.array(plain)
     gained, lost = int((apart > 0).sum()), int((apart < 0).sum())
-    return Outcome(value, mean(apart.tolist()), _ranks(apart), gained, lost, scored=True)
-
-
-def _ranks(apart: np.ndarray) -> float:
-    """Wilcoxon's two-sided p that differences of the same items lie evenly about 0."""
-    if not apart.any():
-        return 1.0
     from scipy.stats import wilcoxon
 
-    return float(wilcoxon(apart).pvalue)
+    p = float(wilcoxon(apart).pvalue) if apart.any() else 1.0
+    return Outcome(value, mean(apart.tolist()), p, gained, lost, scored=True)
 
 
 HEAD = ("condition", "tasks", "items", "solved", "against plain", "gained", "lost", "p")

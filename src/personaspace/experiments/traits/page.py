@@ -57,8 +57,11 @@ def page(
     result_page.figure("strongest cosine", f"{cosines[strongest].value:+.2f}", edge)
     who = "none judged" if judge in ("rules", "none") else f"judged by {judge}"
     result_page.figure("replies", f"{len(rows):,}", f"{who}, {sum(not r['kept'] for r in rows)} left out")
-    chance = f"The grey band holds 95% of the cosines that chance gives. {_intervals(ranking)}"
-    result_page.section("The two ends", f"{chance} Point at a dot for a pair of replies.", _ends(ranking, rows))
+    intervals = OF_CHANCE if any(e.n < ENOUGH for e in cosines.values()) else BOOTSTRAPPED
+    text = (
+        f"The grey band holds 95% of the cosines that chance gives. {intervals} Point at a dot for a pair of replies."
+    )
+    result_page.section("The two ends", text, _ends(ranking, rows))
     if len(ranking.chance):
         result_page.section("All traits beside chance", BY_CHANCE, _histogram(ranking))
     without = [t.trait for t in traits if t.trait not in cosines]
@@ -103,10 +106,6 @@ def _headline(ranking: Ranking, rows: Sequence[dict[str, Any]]) -> str:
         times = RELIABLE / (1 - RELIABLE) * (1 - again.value) / again.value
         surer = f"; {RELIABLE} would take some {round(times * (1 + max(r['pair'] for r in rows)))} questions a trait"
     return f"{counted}. {ends} The ranking's reliability is {again}{surer}."
-
-
-def _intervals(ranking: Ranking) -> str:
-    return OF_CHANCE if any(e.n < ENOUGH for e in ranking.cosines.values()) else BOOTSTRAPPED
 
 
 def _ends(ranking: Ranking, rows: Sequence[dict[str, Any]]) -> Chart:
