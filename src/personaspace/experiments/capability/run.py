@@ -16,7 +16,7 @@ from personaspace.experiments.kit import tasks as solving
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
-from personaspace.experiments.kit.tasks import ALL, HEAD, Outcomes, result_row
+from personaspace.experiments.kit.tasks import ALL, COLUMNS, HEAD, Outcomes
 from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Reading, Trials, beside_plain
 from personaspace.mapping.mapper import named
 from personaspace.report.charts import across, beside
@@ -100,13 +100,15 @@ def run(trials: Trials[CapabilityOptions]) -> Result:
         text = "Some of the tasks that only one of the two solves."
         page.section(f"Where plain and “{shown}” differ", text, head=["task", "plain", shown], rows=pairs)
 
-    for name, readings in read.items():
-        for reading in readings:
-            labels = (DEFAULT, reading.conversation, "", texts[reading.conversation])
-            rows.append(result_row("default", name, *labels, reading.logprob, reading.tokens, reading.projection))
-    for r in served:
-        labels = (r["measure"], r["item"], "", r["text"])
-        rows.append(result_row(r["part"], r["condition"], *labels, r["value"], None, None))
+    lines: list[tuple[Any, ...]] = [
+        ("default", name, DEFAULT, r.conversation, "", texts[r.conversation], r.logprob, r.tokens, r.projection)
+        for name, readings in read.items()
+        for r in readings
+    ]
+    lines += [
+        (s["part"], s["condition"], s["measure"], s["item"], "", s["text"], s["value"], None, None) for s in served
+    ]
+    rows += [dict(zip(COLUMNS, cells, strict=True)) for cells in lines]
     figures = {
         "shown": shown,
         "perplexity": {n: {"value": v, "factor": f} for n, (v, f) in perplexity.items()},

@@ -20,6 +20,8 @@ from personaspace.stats.intervals import Estimate, change, mean, paired, share
 CATEGORIES = ("instruction", "fact", "arithmetic")
 ALL = "all"
 PROMPT_TOKENS = 40
+COLUMNS = ("part", "condition", "category", "item", "prompt", "text", "value", "tokens", "projection")
+"""Of a row of the results: value is 1 or 0 of a task, a score, or a mean log-probability."""
 LONGEST = 200
 """Characters of a reply that stands beside another."""
 
@@ -126,24 +128,9 @@ def marked(task_list: Sequence[Task], replies: Sequence[Given]) -> tuple[dict[st
         task = by_name[g.item]
         right = bool(g.text.strip()) and passes(task.check, g.text)
         solved.setdefault(g.condition, []).append(right)
-        texts = (task.category, g.item, task.prompt, g.text)
-        rows.append(result_row("tasks", g.condition, *texts, float(right), g.tokens, g.projection))
+        cells = (task.category, g.item, task.prompt, g.text, float(right), g.tokens, g.projection)
+        rows.append(dict(zip(COLUMNS, ("tasks", g.condition, *cells), strict=True)))
     return solved, rows
-
-
-def result_row(
-    part: str,
-    condition: str,
-    category: str,
-    item: str,
-    prompt: str,
-    text: str,
-    value: float,
-    tokens: int | None,
-    projection: float | None,
-) -> dict[str, Any]:
-    """A row of the results: value is 1 or 0 of a task, a score, or a mean log-probability."""
-    return dict(locals())
 
 
 def side_by_side(rows: Sequence[Mapping[str, Any]], shown: str, most: int = 8) -> list[list[str]]:

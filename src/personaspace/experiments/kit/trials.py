@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -45,30 +45,6 @@ SHARD = 128
 """Replies a part: what a killed experiment may have to do again."""
 
 Chosen = TypeVar("Chosen", bound=Options)
-GIVEN = pa.schema(
-    [
-        ("asked", pa.string()),
-        ("condition", pa.string()),
-        ("item", pa.string()),
-        ("text", pa.string()),
-        ("tokens", pa.int32()),
-        ("finish", pa.string()),
-        ("projection", pa.float64()),
-        ("touched", pa.int32()),
-        ("activation", pa.list_(pa.float32())),
-    ]
-)
-READING = pa.schema(
-    [
-        ("asked", pa.string()),
-        ("conversation", pa.string()),
-        ("turn", pa.int32()),
-        ("tokens", pa.int32()),
-        ("projection", pa.float64()),
-        ("logprob", pa.float64()),
-        ("touched", pa.int32()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -107,6 +83,14 @@ class Reading:
     projection: float
     logprob: float
     touched: int
+
+
+_TYPES = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "Tensor | None": pa.list_(pa.float32())}
+GIVEN, READING = (
+    pa.schema([("asked", pa.string()), *((column.name, _TYPES[str(column.type)]) for column in fields(row))])
+    for row in (Given, Reading)
+)
+"""How they are written: what was asked as `_key` has it, then their own fields."""
 
 
 @dataclass(frozen=True)
