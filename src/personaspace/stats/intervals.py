@@ -78,8 +78,8 @@ def share(hits: Sequence[bool | None]) -> Estimate:
 
 
 def shares_of(labels: Sequence[str | None], kinds: Sequence[str]) -> dict[str, Estimate]:
-    """How often each kind was found; None counts as missing."""
-    return {kind: share([None if f is None else f == kind for f in labels]) for kind in kinds}
+    """How often each kind was found; None and NaN count as missing."""
+    return {kind: share([None if f is None or f != f else f == kind for f in labels]) for kind in kinds}
 
 
 def bootstrap(

@@ -129,7 +129,14 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
     places: dict[str, tuple[float, float]] = dict(zip(roles, map(tuple, both.tolist()), strict=True))
     repeatable = repeatability(space, roles)
     again = like.again if like.again >= LEAST_REPEATABLE else nan
-    judged = pd.DataFrame([r for r in written if r["kind"] is not None], columns=COLUMNS)
+    shares = trends = None
+    if written:
+        replies = pd.DataFrame(written)
+        judged = replies[replies.kind.notna()]
+        under = [c.name for c in conditions(options)]
+        shares = {name: shares_of(replies.kind[replies.condition == name], PEOPLE) for name in under}
+        # Drawn by opening, of which there are few: the completions of one are alike.
+        trends = {kind: trend(judged.alpha, judged.kind == kind, list(judged.opening)) for kind in PEOPLE}
     findings = Found(
         names=names,
         standin=not options.base,
@@ -138,16 +145,8 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
         like=like,
         ceiling=(again * (1.0 if repeatable is None else repeatable)) ** 0.5,
         places=places,
-        shares={
-            c.name: shares_of([r["kind"] for r in written if r["condition"] == c.name], PEOPLE)
-            for c in conditions(options)
-        }
-        if written
-        else None,
-        # Drawn by opening, of which there are few: the completions of one are alike.
-        trends={kind: trend(judged.alpha, judged.kind == kind, list(judged.opening)) for kind in PEOPLE}
-        if written
-        else None,
+        shares=shares,
+        trends=trends,
         judge=trials.judges.name,
     )
     every = [*written, *({"role": r, "place": x, "base_place": y} for r, (x, y) in places.items())]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from personaspace.experiments.kit.conditions import PLAIN
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.speakers import KINDS, TELLING
-from personaspace.experiments.susceptibility import findings as f
+from personaspace.experiments.susceptibility import findings as speaking
 from personaspace.experiments.susceptibility.findings import ASSISTANT, AWAY, BROKEN, RANDOM, ROLE, TOWARDS, UNDER
 from personaspace.experiments.susceptibility.sorting import sorting, tell_sorting
 from personaspace.report.charts import across, beside, stacked, wrapped
@@ -46,7 +46,9 @@ EFFECTS = (
 EFFECTS_HEAD = ("what is done", "measured by", "along the axis", RANDOM, "the difference", "more than random")
 
 
-def page(space: PersonaSpace, findings: f.SusceptibilityFindings, rows: Sequence[f.Row], judge: str) -> Result:
+def page(
+    space: PersonaSpace, findings: speaking.SusceptibilityFindings, rows: Sequence[speaking.Row], judge: str
+) -> Result:
     """The result: who speaks under each condition, how many replies tell, and what random directions do."""
     measured = sorting() if judge == "rules" else None
     unjudged = sum(r["kind"] is None for r in rows)
@@ -68,7 +70,7 @@ def page(space: PersonaSpace, findings: f.SusceptibilityFindings, rows: Sequence
     for under, heading in UNDER.items():
         examples: dict[tuple[str, str], str] = {}
         for r in rows:
-            if (r["role"] == f.NO_ROLE) == (under == f.NO_ROLE) and r["kind"] is not None:
+            if (r["role"] == speaking.NO_ROLE) == (under == speaking.NO_ROLE) and r["kind"] is not None:
                 hover = f"<br><i>{wrapped(r['question'])}</i><br>{wrapped(r['text'])}"
                 examples.setdefault((r["condition"], r["kind"]), hover)
         shares = findings.shares_of_all[under]
@@ -91,7 +93,7 @@ def page(space: PersonaSpace, findings: f.SusceptibilityFindings, rows: Sequence
     return Result(result_page, headline(findings), {**figures, "judge": judge, "sorting": measured}, rows)
 
 
-def headline(findings: f.SusceptibilityFindings) -> str:
+def headline(findings: speaking.SusceptibilityFindings) -> str:
     """What was seen, and nothing that random directions would do as well."""
     shares, ends = findings.shares[ROLE], findings.ends
     assistant = ", ".join(f"{n} {_of_telling(shares[n][ASSISTANT])}" for n in ends)
@@ -110,7 +112,7 @@ def headline(findings: f.SusceptibilityFindings) -> str:
     return re.sub(r"(?<=[ (])-(?=\d)", "−", line).replace("α ", "α\u00a0")
 
 
-def _effects(findings: f.SusceptibilityFindings) -> list[tuple[str, str, f.SpeakerShift]]:
+def _effects(findings: speaking.SusceptibilityFindings) -> list[tuple[str, str, speaking.SpeakerShift]]:
     """What is done, what it is measured on, and what it does."""
     effects = [(name, ASSISTANT, effect) for name, effect in findings.effects.items()]
     if findings.broken:
@@ -118,7 +120,7 @@ def _effects(findings: f.SusceptibilityFindings) -> list[tuple[str, str, f.Speak
     return effects
 
 
-def _sentence(name: str, kind: str, effect: f.SpeakerShift) -> str:
+def _sentence(name: str, kind: str, effect: speaking.SpeakerShift) -> str:
     """What may be said of steering to one side, or of a cap."""
     steering = name in (AWAY, TOWARDS)
 
@@ -140,13 +142,13 @@ def _sentence(name: str, kind: str, effect: f.SpeakerShift) -> str:
     return f"{subject}, no effect on being {kind} that can be told from none ({compared})."
 
 
-def _effect_row(name: str, kind: str, effect: f.SpeakerShift) -> list[str]:
+def _effect_row(name: str, kind: str, effect: speaking.SpeakerShift) -> list[str]:
     measure = "rank correlation with α" if name in (AWAY, TOWARDS) else "difference to plain"
     estimates = [f"{e:+.2f}" if e else "not asked" for e in (effect.axis, effect.control, effect.difference)]
     return [name, f"{kind}, {measure}", *estimates, {1: "yes, up", -1: "yes, down", 0: "no"}[effect.direction]]
 
 
-def _beside_random(findings: f.SusceptibilityFindings) -> Chart:
+def _beside_random(findings: speaking.SusceptibilityFindings) -> Chart:
     names = [n for n in findings.names if n in findings.control_shares or n == PLAIN.name]
     plain = findings.shares[ROLE][PLAIN.name][ASSISTANT]
     series: dict[str, list[Estimate | None]] = {
