@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from personaspace.experiments.kit.options import Options
 from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Judges, Trials, capped, controls, steered
 from personaspace.experiments.registry import EXPERIMENTS, find
 from personaspace.judges import Score
-from personaspace.stats.intervals import bootstrap, estimate, mean, paired, share, trend
+from personaspace.stats.intervals import Estimate, bootstrap, estimate, mean, paired, share, trend
 from planted import PlantedEngine, planted_space
 
 SAMPLING = ps.Sampling(max_new_tokens=8)
@@ -256,7 +258,25 @@ def test_a_share_is_wilsons_and_counts_what_is_missing():
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert (found.value, found.n, found.missing) == (pytest.approx(2 / 3), 3, 1)
     assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-4)
-    assert share([None, None]).percent() == "none judged (2 missing)"
+    assert f"{share([None, None]):.0%}" == "none judged (2 missing)"
+
+
+def test_an_estimate_says_itself_with_its_interval_and_what_is_missing():
+    known, empty, wide = (
+        Estimate(-0.4, -0.5, -0.3, 20, 2),
+        Estimate(math.nan, math.nan, math.nan, 0, 3),
+        Estimate(0.5, -1, 2, 9),
+    )
+    assert f"{known:+.1f}" == "-0.4 (-0.5 to -0.3, 2 missing)"
+    assert f"{wide} {wide:.0%}" == "0.50 (-1.00 to 2.00) 50% (-100 to 200)"
+    assert (f"{empty:+.2f}", f"{empty:.0%}") == ("none (3 missing)", "none judged (3 missing)")
+    assert f"{Estimate(0.5, math.nan, math.nan, 2):.0%}" == "50% (too few for an interval)"
+    assert f"{Estimate(math.nan, math.nan, math.nan, 2):.0%}" == "not known"
+
+
+def test_an_estimate_says_a_direction_only_where_its_whole_interval_lies_on_one_side():
+    intervals = [(0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1), (0.0, 0.2), (math.nan, math.nan)]
+    assert [Estimate(0.0, low, high, 9).direction() for low, high in intervals] == [1, -1, 0, 0, 0]
 
 
 def test_a_bootstrap_over_groups_is_as_wide_as_the_groups_are_few():
@@ -340,6 +360,15 @@ def test_every_option_of_an_experiment_is_on_the_command_line_with_its_help(name
         assert "--" + field.replace("_", "-") in told
         assert info.description
     assert experiment.example.split(" --")[0] in " ".join(told.split())
+
+
+def test_an_experiments_summary_is_the_first_paragraph_of_its_docstring_and_its_example_its_own_command():
+    for name, entry in EXPERIMENTS.items():
+        experiment = find(name)
+        docstring = importlib.import_module(experiment.run.__module__).__doc__ or ""
+        assert " ".join(docstring.split()).startswith(entry.summary)
+        assert entry.summary.endswith(".")
+        assert experiment.example.startswith(f"personaspace experiment {name} smollm2 --out runs/{name}")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personaspace.errors import UsageError
@@ -14,35 +16,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExperimentEntry:
-    """folder: whose `run` is read when the experiment is asked for. summary: a line of help."""
+    """folder: whose `run` is imported when the experiment is asked for."""
 
     folder: str
-    summary: str
+
+    @property
+    def summary(self) -> str:
+        """A line of help: the first paragraph of `run`'s docstring, read without what it imports."""
+        source = (Path(__file__).parent / self.folder / "run.py").read_text(encoding="utf-8")
+        return " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
 
 
-EXPERIMENTS = {
-    "susceptibility": ExperimentEntry(
-        "susceptibility", "Who the model says it is while it is steered along the axis, and capped."
-    ),
-    "jailbreak": ExperimentEntry(
-        "jailbreak", "Whether steering and capping hold the model against persona-based jailbreaks."
-    ),
-    "drift": ExperimentEntry(
-        "drift",
-        "How far conversations drift along the axis, by what they are about, capped and not; and which messages move them.",
-    ),
-    "base-model": ExperimentEntry("base_model", "Whether the axis is there in the base model, before post-training."),
-    "traits": ExperimentEntry("traits", "Which of 240 personality traits the axis carries."),
-    "capability": ExperimentEntry(
-        "capability", "What steering and capping cost: perplexity, small tasks, and lm-eval's tasks through a server."
-    ),
-    "case-study": ExperimentEntry(
-        "case_study", "Conversations that drifted, as they were, and again with the model plain and capped."
-    ),
-    "manner": ExperimentEntry(
-        "manner", "Whether the axis tells who speaks, or only how: roles crossed with manners of writing."
-    ),
-}
+_FOLDERS = (
+    "susceptibility",
+    "jailbreak",
+    "drift",
+    "base_model",
+    "traits",
+    "capability",
+    "case_study",
+    "manner",
+)
+EXPERIMENTS = {folder.replace("_", "-"): ExperimentEntry(folder) for folder in _FOLDERS}
 """In the order of the paper, then those that it lacks."""
 
 

@@ -1,4 +1,5 @@
-"""Writes figures and tables as one HTML page that works with the network off; it knows nothing of what they show."""
+"""A page in the making, of key figures, prose, tables and charts, and its way to one HTML file that works with the network
+off; it knows nothing of what they show."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from personaspace.files import write_whole
+from personaspace.stats.intervals import Estimate
 
 _FOLDER = Path(__file__).parent
 
@@ -39,6 +41,53 @@ class Figure:
     name: str
     value: str
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing: `data` and `layout` as plotly has them, and its height in pixels."""
+
+    data: Sequence[dict[str, Any]]
+    layout: Mapping[str, Any]
+    height: int = 420
+
+
+class Page:
+    """A page to which key figures and sections are added in the order in which they are read.
+
+    >>> page = Page("Do conversations drift?", "smollm2 talks with scripted users.")
+    >>> page.figure("drift", Estimate(0.4, 0.3, 0.5, 20), "standard deviations")
+    >>> page.section("In figures", "With 95% intervals.", head=["domain", "drift"], rows=[["coding", "+0.40"]])
+    >>> page.write("report.html", said="They drift.")
+    """
+
+    def __init__(self, title: str, lead: str) -> None:
+        self.title, self.lead = title, lead
+        self.key: list[Figure] = []
+        self.blocks: list[Block] = []
+
+    def figure(self, name: str, value: Estimate | str, note: str = "", spec: str = "+.2f") -> None:
+        """A key figure. An estimate stands by its value, as `spec` says, and has its interval before the note."""
+        if isinstance(value, Estimate):
+            note = "; ".join(part for part in (value.span(spec), note) if part)
+            value = f"{value.value:{spec}}"
+        self.key.append(Figure(name, value, note))
+
+    def section(
+        self,
+        title: str,
+        text: str = "",
+        chart: Chart | None = None,
+        head: Sequence[str] = (),
+        rows: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """A title and prose, and below them a chart, a table with its `head`, both or neither."""
+        drawing = {"data": chart.data, "layout": chart.layout} if chart else None
+        self.blocks.append(Block(title, text, drawing, chart.height if chart else 0, head, rows))
+
+    def write(self, path: str | Path, said: str = "") -> Path:
+        """Writes the page, whole or not at all, and returns its path. said: what was found, under the lead."""
+        return write_figures(path, self.title, self.lead, self.blocks, said=said, key=self.key)
 
 
 def write_figures(

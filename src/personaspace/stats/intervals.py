@@ -18,7 +18,15 @@ NO_INTERVAL = "too few for an interval"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95% interval, over n units; missing: how many units had no value."""
+    """A figure with its 95% interval, over n units; missing: how many units had no value.
+
+    It says itself: a format is the value's, and the interval's ends follow it.
+
+    >>> f"{Estimate(0.4, 0.3, 0.5, 20):+.2f}"
+    '+0.40 (+0.30 to +0.50)'
+    >>> f"{Estimate(0.4, 0.3, 0.5, 20):.0%}"
+    '40% (30–50)'
+    """
 
     value: float
     low: float
@@ -26,22 +34,28 @@ class Estimate:
     n: int
     missing: int = 0
 
-    def __str__(self) -> str:
-        missing = f", {self.missing} missing" if self.missing else ""
-        inside = NO_INTERVAL if math.isnan(self.low) else f"{self.low:.2f} to {self.high:.2f}"
-        return f"{self.value:.2f} ({inside}{missing})"
+    def direction(self) -> int:
+        """What may be said of it: 1 where its whole interval lies above 0, −1 where it lies below, and 0 where neither can be
+        told."""
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
-    def signed(self) -> str:
-        """The same with a sign; without an interval where too few units were seen for one."""
-        missing = f", {self.missing} missing" if self.missing else ""
+    def __format__(self, spec: str) -> str:
+        """The value with its interval, how many units are missing, and in words what there is no figure for."""
+        missing, share = f", {self.missing} missing" if self.missing else "", spec.endswith("%")
         if not self.n:
-            return f"none ({self.missing} missing)"
-        inside = NO_INTERVAL if math.isnan(self.low) else f"{self.low:+.2f} to {self.high:+.2f}"
-        return f"{self.value:+.2f} ({inside}{missing})"
+            return f"none{' judged' if share else ''} ({self.missing} missing)"
+        if math.isnan(self.value):
+            return f"not known{f' ({self.missing} missing)' if self.missing else ''}"
+        ends = [f"{end:{spec or '.2f'}}".rstrip("%") for end in (self.low, self.high)]
+        inside = NO_INTERVAL if math.isnan(self.low) else ("–" if share and self.low >= 0 else " to ").join(ends)
+        return f"{self.value:{spec or '.2f'}} ({inside}{missing})"
 
-    def span(self) -> str:
-        """The interval alone, with signs."""
-        return NO_INTERVAL if math.isnan(self.low) else f"95%: {self.low:+.2f} to {self.high:+.2f}"
+    def __str__(self) -> str:
+        return format(self, ".2f")
+
+    def span(self, spec: str = "+.2f") -> str:
+        """The interval alone."""
+        return NO_INTERVAL if math.isnan(self.low) else f"95%: {self.low:{spec}} to {self.high:{spec}}"
 
     def points(self) -> str:
         """A difference of shares, in percentage points."""
@@ -50,21 +64,14 @@ class Estimate:
         value, low, high = (f"{round(100 * x):+d}" if x == x else "?" for x in (self.value, self.low, self.high))
         return f"{value} ({low} to {high})".replace("-", "−")
 
-    def percent(self) -> str:
-        """The same as per cent."""
-        if not self.n:
-            return f"none judged ({self.missing} missing)"
-        missing = f", {self.missing} missing" if self.missing else ""
-        return f"{100 * self.value:.0f}% ({100 * self.low:.0f}–{100 * self.high:.0f}{missing})"
-
 
 def share(hits: Sequence[bool | None]) -> Estimate:
-    """How often something is so, with Wilson's interval. None counts as missing.
+    """How often something is so, with Wilson's interval. None counts as missing, as does NaN.
 
-    >>> share([True, True, False, None]).percent()
+    >>> f"{share([True, True, False, None]):.0%}"
     '67% (21–94, 1 missing)'
     """
-    judged = [bool(h) for h in hits if h is not None]
+    judged = [bool(h) for h in hits if h is not None and h == h]
     missing = len(hits) - len(judged)
     if not judged:
         return Estimate(math.nan, math.nan, math.nan, 0, missing)
@@ -75,8 +82,8 @@ def share(hits: Sequence[bool | None]) -> Estimate:
 
 
 def shares_of(labels: Sequence[str | None], kinds: Sequence[str]) -> dict[str, Estimate]:
-    """How often each kind was found; None counts as missing."""
-    return {kind: share([None if f is None else f == kind for f in labels]) for kind in kinds}
+    """How often each kind was found; None and NaN count as missing."""
+    return {kind: share([None if f is None or f != f else f == kind for f in labels]) for kind in kinds}
 
 
 def bootstrap(

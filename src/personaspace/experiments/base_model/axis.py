@@ -32,8 +32,13 @@ class Likeness:
 def likeness(included: IncludedResponses, mapped: PersonaSpace, reference: PersonaSpace, seed: int = 0) -> Likeness:
     """Sets a map's axis beside another's."""
     same = mapped.tensors["axis"].shape == reference.tensors["axis"].shape
-    cosines = _cosines(included, mapped, reference, seed) if same else None
-    return Likeness(cosines, _ceiling(mapped, reference) if same else [], _again(included, mapped, seed))
+    if not same:
+        return Likeness(None, [], _again(included, mapped, seed))
+    ceiling = [math.nan] * len(mapped.tensors["axis"])
+    if mapped.knows_axis_reliability and reference.knows_axis_reliability:
+        both = zip(mapped.axis_reliability(), reference.axis_reliability(), strict=True)
+        ceiling = [math.sqrt(a * b) for a, b in both]
+    return Likeness(_cosines(included, mapped, reference, seed), ceiling, _again(included, mapped, seed))
 
 
 def _cosines(included: IncludedResponses, mapped: PersonaSpace, reference: PersonaSpace, seed: int) -> list[Estimate]:
@@ -51,13 +56,6 @@ def _cosines(included: IncludedResponses, mapped: PersonaSpace, reference: Perso
         reach = 1.96 * float(np.std(cosine(draws, theirs)))
         estimates.append(Estimate(measured, max(measured - reach, -1.0), min(measured + reach, 1.0), cells.blocks))
     return estimates
-
-
-def _ceiling(mapped: PersonaSpace, reference: PersonaSpace) -> list[float]:
-    if not (mapped.knows_axis_reliability and reference.knows_axis_reliability):
-        return [math.nan] * len(mapped.tensors["axis"])
-    both = zip(mapped.axis_reliability(), reference.axis_reliability(), strict=True)
-    return [math.sqrt(a * b) for a, b in both]
 
 
 def _again(included: IncludedResponses, mapped: PersonaSpace, seed: int) -> float:

@@ -11,12 +11,39 @@ from personaspace.experiments.base_model.axis import Likeness
 from personaspace.experiments.base_model.people import HELPING, PEOPLE, SPIRITUAL
 from personaspace.experiments.compare.findings import Pair
 from personaspace.experiments.kit.results import Result
-from personaspace.report.charts import axis, line, stacked, wrapped
-from personaspace.report.page import FAR, NEAR, SOFT, Block, Figure
+from personaspace.report.charts import across, axis, chart, line, points, stacked, wrapped
+from personaspace.report.page import FAR, NEAR, SOFT, Chart, Page
 from personaspace.stats.intervals import Estimate
 
 NAMED = 6
 """Roles that are named at either end, and of those that moved most."""
+
+LEAD = (
+    "The axis of {base}, taken by the same roles and questions in a plain transcript (layer {base_layer}), beside that of "
+    "{ours} (layer {layer})."
+)
+STANDIN_LEAD = " No base model was given: the chat model without its template stands in for one everywhere below."
+STANDIN = "This only says what is left of the axis without the chat template, not what was there before post-training. "
+STUDY = (
+    "The study: a base model's axis is very similar to its instruct model's, and steering towards the Assistant makes "
+    "completions therapists, consultants and coaches, and fewer spiritual or religious people."
+)
+ROLES = (
+    "Each role's projection on each model's own axis, in standard deviations over the roles; up and right is the Assistant. "
+    "Correlation {pair.axis}, by rank {pair.ranking}; named are the ends and those that moved most."
+)
+COSINES = (
+    "The band: 95%, the questions of the base model's map drawn anew. Few replies make an axis noisy: the dashed line is what "
+    "two measurements of one axis would show, given the reliability of both. Dotted: the layer that is read."
+)
+COMPLETIONS = (
+    "{base} goes on with openings such as “My job is to”, steered along the axis of {ours}; sorted {how}. Point at a part for "
+    "its share and a completion."
+)
+NOT_STEERED = "Left out: a direction of one shape cannot be added to a residual stream of another."
+PEOPLE_TITLE = "Whose words does the steered base model find?"
+PEOPLE_TABLE = "Shares with 95% intervals (Wilson); correlations with intervals over openings."
+TOO_FEW = "not known: too few replies a role to halve them"
 
 
 @dataclass(frozen=True)
@@ -37,17 +64,53 @@ class Found:
     trends: Mapping[str, Estimate] | None
     judge: str
 
+    @property
+    def cosine(self) -> Estimate | None:
+        """Of the two axes at the base's layer, where their shapes are the same."""
+        return self.like.cosines[self.layers[1]] if self.like.cosines else None
+
+    @property
+    def axis_ceiling(self) -> float | None:
+        """What that cosine would be at most."""
+        return self.like.ceiling[self.layers[1]] if self.like.ceiling else None
+
 
 def page(findings: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
     """The result: roles on both axes, the axes' cosines, the people in the completions."""
-    ours, base = findings.names
-    pair, like, cosine = findings.pair, findings.like, _cosine(findings)
-    lead = (
-        f"The axis of {base}, taken by the same roles and questions in a plain transcript (layer {findings.layers[1]}), beside "
-        f"that of {ours} (layer {findings.layers[0]})."
-    )
-    if findings.standin:
-        lead += " No base model was given: the chat model without its template stands in for one everywhere below."
+    (ours, base), pair, like = findings.names, findings.pair, findings.like
+    lead = LEAD.format(base=base, ours=ours, layer=findings.layers[0], base_layer=findings.layers[1])
+    result_page = Page("Is the axis there before post-training?", lead + (STANDIN_LEAD if findings.standin else ""))
+    _figures(result_page, findings)
+    result_page.section("Roles on both axes", ROLES.format(pair=pair), _scatter(findings))
+    if like.cosines:
+        result_page.section("Do the axes point the same way?", COSINES, _by_layer(findings, like.cosines))
+    if findings.shares and findings.trends:
+        names, shares, trends = list(findings.shares), findings.shares, findings.trends
+        examples: dict[tuple[str, str], str] = {}
+        for r in rows:
+            hover = f"<br><i>{wrapped(r['opening'] or '')}</i> {wrapped(r['text'] or '')}"
+            examples.setdefault((r["condition"], r["kind"]), hover)
+        how = "by their words alone" if findings.judge == "rules" else f"by {findings.judge}"
+        drawing = stacked(names, PEOPLE, shares, examples, "steering, from away to towards the Assistant", 460)
+        result_page.section(PEOPLE_TITLE, COMPLETIONS.format(base=base, ours=ours, how=how), drawing)
+        table = [[kind, *(f"{shares[n][kind]:.0%}" for n in names), f"{trends[kind]}"] for kind in PEOPLE]
+        head = ["people", *names, "rank correlation with α"]
+        result_page.section("People in figures", PEOPLE_TABLE, head=head, rows=table)
+    else:
+        result_page.section(PEOPLE_TITLE, NOT_STEERED)
+    table = [
+        ["roles that both have", str(pair.shared), ""],
+        ["places on the axis, correlation", f"{pair.axis}", ""],
+        ["places on the axis, rank correlation", f"{pair.ranking}", ""],
+        ["PC1 loadings, correlation", f"{pair.pc1}", "above 0.92 between any two of three chat models"],
+        ["correlation that maps this noisy show at most", _known(findings.ceiling), ""],
+        ["places' correlation with a second such map of the base", _known(like.again), ""],
+    ]
+    if findings.cosine:
+        table.append(["cosine of the axes", f"{findings.cosine}", "axes very similar"])
+        table.append(["cosine that axes this noisy show at most", _known(findings.axis_ceiling), ""])
+    text = "Correlations with 95% intervals over roles."
+    result_page.section("Likeness in figures", text, head=["what", "here", "the study"], rows=table)
     figures = {
         "standin": findings.standin,
         "layers": findings.layers,
@@ -57,190 +120,85 @@ def page(findings: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
         "shared": pair.shared,
         "ceiling": findings.ceiling,
         "base_repeats": like.again,
-        "axis_cosine": cosine,
-        "axis_ceiling": like.ceiling[findings.layers[1]] if like.ceiling else None,
+        "axis_cosine": findings.cosine,
+        "axis_ceiling": findings.axis_ceiling,
         "axis_cosine_by_layer": like.cosines,
         "shares": findings.shares,
         "trends": findings.trends,
         "judge": findings.judge,
     }
-    blocks = [_scatter(findings), *_by_layer(findings), *_people(findings, rows), _table(findings)]
-    return Result(
-        "Is the axis there before post-training?", lead, _headline(findings), figures, rows, blocks, _key(findings)
-    )
+    return Result(result_page, _headline(findings), figures, rows)
 
 
-def _cosine(findings: Found) -> Estimate | None:
-    return findings.like.cosines[findings.layers[1]] if findings.like.cosines else None
+def _known(x: float | None) -> str:
+    return TOO_FEW if x is None or isnan(x) else f"{x:.2f}"
 
 
-def _known(x: float) -> str:
-    return "not known: too few replies a role to halve them" if isnan(x) else f"{x:.2f}"
+def _most(text: str, ceiling: float | None) -> str:
+    """A clause on what noise would let be seen at most, where that is known."""
+    return "" if ceiling is None or isnan(ceiling) else text.format(ceiling)
 
 
 def _headline(findings: Found) -> str:
-    pair, cosine, (ours, base) = findings.pair, _cosine(findings), findings.names
-    standin = (
-        "This only says what is left of the axis without the chat template, not what was there before post-training. "
-        if findings.standin
-        else ""
-    )
-    sentence = f"The places of {pair.shared} roles on the two axes correlate {pair.axis}"
-    if not isnan(findings.ceiling):
-        sentence += f", where maps this noisy would show {findings.ceiling:.2f} at most"
-    sentence += "; "
+    (ours, base), pair, cosine = findings.names, findings.pair, findings.cosine
+    most = _most(", where maps this noisy would show {:.2f} at most", findings.ceiling)
+    sentence = f"The places of {pair.shared} roles on the two axes correlate {pair.axis}{most}; "
     if cosine:
-        ceiling = findings.like.ceiling[findings.layers[1]]
-        most = "" if isnan(ceiling) else f", of at most {ceiling:.2f}"
-        sentence += f"the axes' cosine is {cosine}{most}. "
+        sentence += f"the axes' cosine is {cosine}{_most(', of at most {:.2f}', findings.axis_ceiling)}. "
     else:
         sentence += "the models' shapes differ, so that their axes have no cosine. "
     steering = f"{base} is not the base of {ours}, whose shape it does not have, and was not steered."
     if findings.trends:
-        parts = [f"{kind} {findings.trends[kind]} ({_effect(findings.trends[kind])})" for kind in (HELPING, SPIRITUAL)]
-        steering = f"Rank correlation of steering towards the Assistant with completions' people: {'; '.join(parts)}."
-    study = (
-        "The study: a base model's axis is very similar to its instruct model's, and steering towards the Assistant makes "
-        "completions therapists, consultants and coaches, and fewer spiritual or religious people."
-    )
-    return f"{standin}{sentence}{steering} {study}"
+        effects = {1: "more of them", -1: "fewer of them", 0: "no effect that can be told from none"}
+        trends = [(kind, findings.trends[kind]) for kind in (HELPING, SPIRITUAL)]
+        parts = "; ".join(f"{kind} {e} ({effects[e.direction()]})" for kind, e in trends)
+        steering = f"Rank correlation of steering towards the Assistant with completions' people: {parts}."
+    return f"{STANDIN if findings.standin else ''}{sentence}{steering} {STUDY}"
 
 
-def _effect(e: Estimate) -> str:
-    if e.low > 0:
-        return "more of them"
-    return "fewer of them" if e.high < 0 else "no effect that can be told from none"
+def _figures(result_page: Page, findings: Found) -> None:
+    pair, cosine = findings.pair, findings.cosine
 
+    def correlation(name: str, e: Estimate, kind: str, more: str = "") -> None:
+        result_page.figure(name, f"{e.value:+.2f}", f"{kind}, {e.span()}{more}")
 
-def _key(findings: Found) -> list[Figure]:
-    pair, cosine = findings.pair, _cosine(findings)
-    most = "" if isnan(findings.ceiling) else f"; at most {findings.ceiling:.2f} for maps this noisy"
-    key = [Figure("roles on the two axes", f"{pair.axis.value:+.2f}", f"correlation, {pair.axis.span()}{most}")]
+    most = _most("; at most {:.2f} for maps this noisy", findings.ceiling)
+    correlation("roles on the two axes", pair.axis, "correlation", most)
     if cosine:
-        ceiling = findings.like.ceiling[findings.layers[1]]
-        note = cosine.span() + ("" if isnan(ceiling) else f"; at most {ceiling:.2f}")
-        key.append(Figure("cosine of the axes", f"{cosine.value:+.2f}", note))
+        result_page.figure("cosine of the axes", cosine, _most("at most {:.2f}", findings.axis_ceiling))
     else:
-        key.append(Figure("the ranking", f"{pair.ranking.value:+.2f}", f"rank correlation, {pair.ranking.span()}"))
+        correlation("the ranking", pair.ranking, "rank correlation")
     if findings.trends:
         for kind in (HELPING, SPIRITUAL):
-            e = findings.trends[kind]
-            key.append(Figure(kind, f"{e.value:+.2f}", f"rank correlation with α, {e.span()}"))
+            correlation(kind, findings.trends[kind], "rank correlation with α")
     else:
-        note = f"correlation, {pair.pc1.span()}; the study, between models: > 0.92"
-        key.append(Figure("PC1 loadings", f"{pair.pc1.value:+.2f}", note))
-        key.append(Figure("roles", str(pair.shared), "that both have"))
-    return key
+        correlation("PC1 loadings", pair.pc1, "correlation", "; the study, between models: > 0.92")
+        result_page.figure("roles", str(pair.shared), "that both have")
 
 
-def _scatter(findings: Found) -> Block:
-    roles = list(findings.places)
-    order = sorted(roles, key=lambda r: findings.places[r][0])
-    moved = sorted(roles, key=lambda r: -abs(findings.places[r][0] - findings.places[r][1]))[:NAMED]
+def _scatter(findings: Found) -> Chart:
+    places = findings.places
+    order = sorted(places, key=lambda r: places[r][0])
+    moved = sorted(places, key=lambda r: -abs(places[r][0] - places[r][1]))[:NAMED]
     named = {*order[:NAMED], *order[-NAMED:], *moved}
-    ends = [min(min(p) for p in findings.places.values()), max(max(p) for p in findings.places.values())]
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": ends,
-            "y": ends,
-            "line": {"color": SOFT, "width": 1, "dash": "dot"},
-            "hoverinfo": "skip",
-        },
-        {
-            "type": "scatter",
-            "mode": "markers+text",
-            "x": [findings.places[r][0] for r in roles],
-            "y": [findings.places[r][1] for r in roles],
-            "text": [_name(r) if r in named else "" for r in roles],
-            "textposition": "top center",
-            "textfont": {"size": 11},
-            "hovertext": [f"{_name(r)}: {findings.places[r][0]:+.2f}, {findings.places[r][1]:+.2f}" for r in roles],
-            "hoverinfo": "text",
-            "marker": {"color": NEAR, "size": 8, "opacity": 0.8},
-        },
-    ]
-    layout = {
-        "showlegend": False,
-        "hovermode": "closest",
-        "xaxis": axis(f"{findings.names[0]}, layer {findings.layers[0]}"),
-        "yaxis": axis(f"{findings.names[1]}, layer {findings.layers[1]}"),
-    }
-    text = (
-        "Each role's projection on each model's own axis, in standard deviations over the roles; up and right is the "
-        f"Assistant. Correlation {findings.pair.axis}, by rank {findings.pair.ranking}; named are the ends and those that "
-        "moved most."
-    )
-    return Block("Roles on both axes", text, {"data": data, "layout": layout}, 560)
+    x, y = ([place[k] for place in places.values()] for k in (0, 1))
+    names = [r.replace("_", " ") for r in places]
+    hover = [f"{name}: {a:+.2f}, {b:+.2f}" for name, a, b in zip(names, x, y, strict=True)]
+    text = [name if r in named else "" for r, name in zip(places, names, strict=True)]
+    ends = [min(*x, *y), max(*x, *y)]
+    dotted = {"color": SOFT, "width": 1, "dash": "dot"}
+    diagonal = {"type": "scatter", "mode": "lines", "x": ends, "y": ends, "line": dotted, "hoverinfo": "skip"}
+    roles = points("roles", x, y, hover, NEAR, text=text, textfont={"size": 11})
+    axes = [f"{name}, layer {layer}" for name, layer in zip(findings.names, findings.layers, strict=True)]
+    return chart([diagonal, roles], axes[0], axes[1], 560, showlegend=False, hovermode="closest")
 
 
-def _name(role: str) -> str:
-    return role.replace("_", " ")
-
-
-def _by_layer(findings: Found) -> list[Block]:
-    if not findings.like.cosines:
-        return []
-    layers = list(range(len(findings.like.cosines)))
-    data = line("cosine of the axes", layers, findings.like.cosines, NEAR)
-    if not all(map(isnan, findings.like.ceiling)):
+def _by_layer(findings: Found, cosines: Sequence[Estimate]) -> Chart:
+    layers, ceiling = list(range(len(cosines))), findings.like.ceiling
+    data = line("cosine of the axes", layers, cosines, NEAR)
+    if not all(map(isnan, ceiling)):
         most = {"type": "scatter", "mode": "lines", "name": "at most, were they the same", "x": layers}
-        values = [None if isnan(c) else c for c in findings.like.ceiling]
+        values = [None if isnan(c) else c for c in ceiling]
         data.append({**most, "y": values, "line": {"color": SOFT, "width": 1.5, "dash": "dash"}})
-    marker = {"xref": "x", "yref": "paper", "x0": findings.layers[1], "x1": findings.layers[1], "y0": 0, "y1": 1}
-    layout = {
-        "xaxis": axis("layer"),
-        "yaxis": axis("cosine", rangemode="tozero"),
-        "shapes": [{"type": "line", **marker, "line": {"color": FAR, "width": 1, "dash": "dot"}}],
-    }
-    text = (
-        "The band: 95%, the questions of the base model's map drawn anew. Few replies make an axis noisy: the dashed line is "
-        "what two measurements of one axis would show, given the reliability of both. Dotted: the layer that is read."
-    )
-    return [Block("Do the axes point the same way?", text, {"data": data, "layout": layout}, 380)]
-
-
-def _people(findings: Found, rows: Sequence[Mapping[str, Any]]) -> list[Block]:
-    if not findings.shares or not findings.trends:
-        text = "Left out: a direction of one shape cannot be added to a residual stream of another."
-        return [Block("Whose words does the steered base model find?", text)]
-    names = list(findings.shares)
-    examples = {
-        (n, kind): f"<br><i>{wrapped(r['opening'])}</i> {wrapped(r['text'])}"
-        for n in names
-        for kind in PEOPLE
-        if (r := next((r for r in rows if r["condition"] == n and r["kind"] == kind), None))
-    }
-    figure = stacked(names, PEOPLE, findings.shares, examples, "steering, from away to towards the Assistant")
-    how = "by their words alone" if findings.judge == "rules" else f"by {findings.judge}"
-    text = (
-        f"{findings.names[1]} goes on with openings such as “My job is to”, steered along the axis of {findings.names[0]}; "
-        f"sorted {how}. Point at a part for its share and a completion."
-    )
-    table = [
-        [kind, *(findings.shares[n][kind].percent() for n in names), str(findings.trends[kind])] for kind in PEOPLE
-    ]
-    head = ["people", *names, "rank correlation with α"]
-    caption = "Shares with 95% intervals (Wilson); correlations with intervals over openings."
-    return [
-        Block("Whose words does the steered base model find?", text, figure, 460),
-        Block("People in figures", caption, head=head, rows=table),
-    ]
-
-
-def _table(findings: Found) -> Block:
-    pair, cosine, like = findings.pair, _cosine(findings), findings.like
-    rows = [
-        ["roles that both have", str(pair.shared), ""],
-        ["places on the axis, correlation", str(pair.axis), ""],
-        ["places on the axis, rank correlation", str(pair.ranking), ""],
-        ["PC1 loadings, correlation", str(pair.pc1), "above 0.92 between any two of three chat models"],
-        ["correlation that maps this noisy show at most", _known(findings.ceiling), ""],
-        ["places' correlation with a second such map of the base", _known(like.again), ""],
-    ]
-    if cosine:
-        rows.append(["cosine of the axes", str(cosine), "axes very similar"])
-        rows.append(["cosine that axes this noisy show at most", _known(like.ceiling[findings.layers[1]]), ""])
-    text = "Correlations with 95% intervals over roles."
-    return Block("Likeness in figures", text, head=["what", "here", "the study"], rows=rows)
+    layer_read = across(x=findings.layers[1], colour=FAR)
+    return chart(data, "layer", axis("cosine", rangemode="tozero"), 380, shapes=[layer_read])

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from personaspace.judges import Rubric, WordsJudge
 
 HELPING, SPIRITUAL = "helping professions", "spiritual and religious"
-PEOPLE = (
-    HELPING,
-    "technical and scientific",
-    "creative",
-    "trade and business",
-    SPIRITUAL,
-    "other or unclear",
-)
+PEOPLE = (HELPING, "technical and scientific", "creative", "trade and business", SPIRITUAL, "other or unclear")
 """Who can be speaking in a completion (the paper's section on base models); their places are a judge's scores."""
 
 

@@ -1,22 +1,23 @@
-"""Whether the axis is there before post-training: taken from a base model by the same texts, and laid on the base model's own
-completions (the paper's section on base models)."""
+"""Whether the axis is there in the base model, before post-training.
+
+It is taken from a base model by the same texts, and laid on that model's own completions (the paper's section on base models).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+import numpy as np
+import pandas as pd
 
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Design, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments import data
-from personaspace.experiments.base_model.axis import Likeness, likeness
+from personaspace.experiments.base_model.axis import likeness
 from personaspace.experiments.base_model.page import Found, page
 from personaspace.experiments.base_model.people import BY_WORDS, PEOPLE, WHOSE, Completed
 from personaspace.experiments.compare.findings import (
@@ -28,14 +29,13 @@ from personaspace.experiments.compare.findings import (
     standardised,
 )
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Numbers, Options
+from personaspace.experiments.kit.options import Cost, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
-from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials, steered
+from personaspace.experiments.kit.trials import Ask, Condition, Trials, steered
 from personaspace.judges import ADHERENCE
 from personaspace.mapping.mapper import MapOptions, Mapper
-from personaspace.space import PersonaSpace
 from personaspace.space.readings import PROMPT
-from personaspace.stats.intervals import Estimate, shares_of, trend
+from personaspace.stats.intervals import shares_of, trend
 
 PROMPT_TOKENS, OPENING_TOKENS = 72, 8
 COLUMNS = ("role", "place", "base_place", "condition", "alpha", "item", "opening", "text", "projection", "kind")
@@ -45,25 +45,19 @@ COLUMNS = ("role", "place", "base_place", "condition", "alpha", "item", "opening
 class BaseModelOptions(Options):
     """See the fields."""
 
-    base: str = Field(
+    base: str = option(
         "",
-        description="The base model: a Hub id, a folder or a GGUF file. Without one the space's own model, read as a plain "
+        "The base model: a Hub id, a folder or a GGUF file. Without one the space's own model, read as a plain "
         "transcript, stands in for it.",
     )
-    roles: str = Field("70", description="all, a number of them spread over the list, or names.")
-    per_role: int = Field(
-        4,
-        ge=1,
-        description="Prompts a role, or replies where the space is of them, in rotation.",
-    )
-    questions: int = Field(60, ge=2, description="Questions of the catalogue.")
-    default_responses: int = Field(140, ge=2, description="The same of the default Assistant.")
-    openings: int = Field(16, ge=1, le=16, description="Beginnings of texts that the steered base model goes on with.")
-    samples: int = Field(2, ge=1, description="Completions of each opening under each strength.")
-    alphas: Numbers = Field(
-        (-0.3, -0.15, 0.0, 0.15, 0.3), description="Steering strengths, in units of the residual norm."
-    )
-    max_new_tokens: int = Field(24, ge=1, description="At most that many tokens a reply, and a completion.")
+    roles: str = option("70", "all, a number of them spread over the list, or names.")
+    per_role: int = option(4, "Prompts a role, or replies where the space is of them, in rotation.", ge=1)
+    questions: int = option(60, "Questions of the catalogue.", ge=2)
+    default_responses: int = option(140, "The same of the default Assistant.", ge=2)
+    openings: int = option(16, "Beginnings of texts that the steered base model goes on with.", ge=1, le=16)
+    samples: int = option(2, "Completions of each opening under each strength.", ge=1)
+    alphas: Numbers = option((-0.3, -0.15, 0.0, 0.15, 0.3), "Steering strengths, in units of the residual norm.")
+    max_new_tokens: int = option(24, "At most that many tokens a reply, and a completion.", ge=1)
 
 
 PUBLISHED = BaseModelOptions(
@@ -97,15 +91,6 @@ def asks(options: BaseModelOptions) -> list[Ask]:
     ]
 
 
-@dataclass(frozen=True)
-class Completions:
-    """What the steered base model wrote, and whose words they seem to be (places in `PEOPLE`, None where not judged)."""
-
-    wanted: Sequence[Ask]
-    given: Sequence[Given]
-    kinds: Sequence[int | None]
-
-
 def run(trials: Trials[BaseModelOptions]) -> Result:
     """Maps the base model in `base/`, and steers it in `completions/` where its shape is the space's. Raises
     `PersonaSpaceError`."""
@@ -135,8 +120,38 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
     mapped = mapper.map(trials.judges.make(ADHERENCE))
     assert mapper.included is not None
     like = likeness(mapper.included, mapped, space, options.seed)
-    written = _completed(trials, base) if (base.info.layers, base.info.hidden) == space.tensors["axis"].shape else None
-    return evaluate(space, mapped, like, written, options, trials.judges.name)
+    written = _completions(trials, base) if (base.info.layers, base.info.hidden) == space.tensors["axis"].shape else []
+
+    ours = Path(space.meta["model"]["id"]).name
+    names = (ours, Path(options.base).name.removesuffix(".gguf") if options.base else f"{ours} without its template")
+    here, base_places = Places.of(space), Places.of(mapped)
+    roles = [r for r in here.roles if r in set(base_places.roles)]
+    both = np.stack([standardised(of.at(roles)[0]) for of in (here, base_places)], axis=1)
+    places: dict[str, tuple[float, float]] = dict(zip(roles, map(tuple, both.tolist()), strict=True))
+    repeatable = repeatability(space, roles)
+    again = like.again if like.again >= LEAST_REPEATABLE else nan
+    shares = trends = None
+    if written:
+        replies = pd.DataFrame(written)
+        judged = replies[replies.kind.notna()]
+        under = [c.name for c in conditions(options)]
+        shares = {name: shares_of(replies.kind[replies.condition == name], PEOPLE) for name in under}
+        # Drawn by opening, of which there are few: the completions of one are alike.
+        trends = {kind: trend(judged.alpha, judged.kind == kind, list(judged.opening)) for kind in PEOPLE}
+    findings = Found(
+        names=names,
+        standin=not options.base,
+        layers=(space.layer, mapped.layer),
+        pair=compare([(names[0], space), (names[1], mapped)], options.seed)[0],
+        like=like,
+        ceiling=(again * (1.0 if repeatable is None else repeatable)) ** 0.5,
+        places=places,
+        shares=shares,
+        trends=trends,
+        judge=trials.judges.name,
+    )
+    every = [*written, *({"role": r, "place": x, "base_place": y} for r, (x, y) in places.items())]
+    return page(findings, [{**dict.fromkeys(COLUMNS), **r} for r in every])
 
 
 def same_depth(layer: int, layers: int, others: int) -> int:
@@ -144,64 +159,16 @@ def same_depth(layer: int, layers: int, others: int) -> int:
     return round(layer * (others - 1) / max(1, layers - 1))
 
 
-def _completed(trials: Trials[BaseModelOptions], base: Engine) -> Completions:
+def _completions(trials: Trials[BaseModelOptions], base: Engine) -> list[dict[str, Any]]:
+    """What the steered base model writes, and whose words they seem to be: a row each."""
     options, requests = trials.options, asks(trials.options)
-    inner = Trials(
-        base,
-        trials.space,
-        trials.folder / "completions",
-        trials.name,
-        options,
-        catalog=trials.catalog,
-        judges=trials.judges,
-        watcher=trials.watcher,
-    )
+    texts, judges, watcher = trials.catalog, trials.judges, trials.watcher
+    folder = trials.folder / "completions"
+    inner = Trials(base, trials.space, folder, trials.name, options, catalog=texts, judges=judges, watcher=watcher)
     with inner.open(len(requests)):
         replies = inner.ask(requests, Sampling(max_new_tokens=options.max_new_tokens))
-        judge = trials.judges.make(WHOSE, BY_WORDS)
-        completions = [Completed(a.messages[0]["content"], g.text) for a, g in zip(requests, replies, strict=True)]
-        return Completions(
-            requests, replies, inner.judge(judge, completions, "people") if judge else [None] * len(completions)
-        )
-
-
-def evaluate(
-    space: PersonaSpace,
-    mapped: PersonaSpace,
-    like: Likeness,
-    written: Completions | None,
-    options: BaseModelOptions,
-    judge: str,
-) -> Result:
-    """Sets the two axes, and the completions' kinds of people under each strength, side by side. It asks nothing."""
-    ours = Path(space.meta["model"]["id"]).name
-    names = (ours, Path(options.base).name.removesuffix(".gguf") if options.base else f"{ours} without its template")
-    pair = compare([(names[0], space), (names[1], mapped)], options.seed)[0]
-    here, base_places = Places.of(space), Places.of(mapped)
-    roles = [r for r in here.roles if r in set(base_places.roles)]
-    both = zip(standardised(here.at(roles)[0]), standardised(base_places.at(roles)[0]), strict=True)
-    places = {r: (float(x), float(y)) for r, (x, y) in zip(roles, both, strict=True)}
-    repeatable = repeatability(space, roles)
-    again = like.again if like.again >= LEAST_REPEATABLE else nan
-    ceiling = (again * (1.0 if repeatable is None else repeatable)) ** 0.5
-    rows = _rows(written) if written else []
-    findings = Found(
-        names,
-        not options.base,
-        (space.layer, mapped.layer),
-        pair,
-        like,
-        ceiling,
-        places,
-        _shares(rows, conditions(options)) if written else None,
-        {kind: _trend(rows, kind) for kind in PEOPLE} if written else None,
-        judge,
-    )
-    every = [*rows, *({"role": r, "place": x, "base_place": y} for r, (x, y) in places.items())]
-    return page(findings, [{**dict.fromkeys(COLUMNS), **r} for r in every])
-
-
-def _rows(written: Completions) -> list[dict[str, Any]]:
+        completed = [Completed(a.messages[0]["content"], g.text) for a, g in zip(requests, replies, strict=True)]
+        kinds = inner.judge(judges.make(WHOSE, BY_WORDS), completed, "people")
     return [
         {
             "condition": g.condition,
@@ -212,25 +179,8 @@ def _rows(written: Completions) -> list[dict[str, Any]]:
             "projection": g.projection,
             "kind": None if kind is None else PEOPLE[kind],
         }
-        for a, g, kind in zip(written.wanted, written.given, written.kinds, strict=True)
+        for a, g, kind in zip(requests, replies, kinds, strict=True)
     ]
 
 
-def _shares(rows: Sequence[Mapping[str, Any]], under: Sequence[Condition]) -> dict[str, dict[str, Estimate]]:
-    return {c.name: shares_of([r["kind"] for r in rows if r["condition"] == c.name], PEOPLE) for c in under}
-
-
-def _trend(rows: Sequence[Mapping[str, Any]], kind: str) -> Estimate:
-    """Drawn by opening, of which there are few: the completions of one are alike."""
-    judged = [r for r in rows if r["kind"] is not None]
-    return trend([r["alpha"] for r in judged], [r["kind"] == kind for r in judged], [r["opening"] for r in judged])
-
-
-EXPERIMENT = Experiment(
-    "base-model",
-    BaseModelOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment base-model smollm2 --out runs/base-model",
-)
+EXPERIMENT = Experiment("base-model", PUBLISHED, cost, run)

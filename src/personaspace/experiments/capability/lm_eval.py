@@ -32,13 +32,7 @@ ITEMS = {"ifeval": 541, "mmlu_pro": 12032, "gsm8k": 1319, "eq_bench": 171}
 """How many items the published tasks have."""
 
 SCORED = pa.schema(
-    [
-        ("task", pa.string()),
-        ("item", pa.string()),
-        ("measure", pa.string()),
-        ("value", pa.float64()),
-        ("text", pa.string()),
-    ]
+    [(name, pa.float64() if name == "value" else pa.string()) for name in ("task", "item", "measure", "value", "text")]
 )
 
 

@@ -1,4 +1,4 @@
-"""What steering and capping cost: the probability of the default's replies, small tasks, and lm-eval's through a server."""
+"""What steering and capping cost: perplexity, small tasks, and lm-eval's tasks through a server."""
 
 from __future__ import annotations
 
@@ -7,58 +7,54 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+import pandas as pd
 
 from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines.prompts import Sampling, assign
 from personaspace.experiments.capability import lm_eval as harness
+from personaspace.experiments.kit import tasks as solving
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
+from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
-from personaspace.experiments.kit.tasks import (
-    ALL,
-    HEAD,
-    PROMPT_TOKENS,
-    Outcome,
-    drawn,
-    outcomes,
-    result_row,
-    side_by_side,
-    solve,
-    table,
-    tasks,
-)
-from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Given, Reading, Trials, beside_plain
+from personaspace.experiments.kit.tasks import ALL, COLUMNS, HEAD, Outcomes
+from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Reading, Trials, beside_plain
 from personaspace.mapping.mapper import named
-from personaspace.report.charts import COLOURS, axis, dots
-from personaspace.report.page import SOFT, Block, Figure
-from personaspace.space import PersonaSpace
+from personaspace.report.charts import across, beside
+from personaspace.report.page import Chart, Page
 from personaspace.stats.intervals import Estimate, bootstrap
 
 Row = Mapping[str, Any]
-Own = Mapping[str, Mapping[str, Outcome]]
-"""Condition → category → how it does."""
-Put = Mapping[str, Mapping[str, Outcome]]
-"""A task put to the server → condition → how it does."""
+LEAD = (
+    "{model}, plain, steered and capped: how many tasks it solves, the same ones each time, and how probable it finds the "
+    "default's own replies."
+)
+STUDY = "The study: capping loses nothing on IFEval, MMLU-Pro, GSM8k and EQ-Bench."
+NOT_ASKED = " Those are not asked here: --tasks puts them, or any of lm-eval's, to a server."
+SOLVED = (
+    "Greedy replies, checked by program. Shares with 95% intervals (Wilson); changes with Newcombe's, and McNemar's p."
+)
+READ_AGAIN = (
+    "Replies that the plain model gave as the default, read again under each condition; a bootstrap over replies."
+)
 PUBLISHED_TASKS = ("ifeval", "mmlu_pro", "gsm8k", "eq_bench")
 
 
 class CapabilityOptions(Options):
     """See the fields."""
 
-    caps: Names = Field(("capped",), description="Caps of the space.")
-    alphas: Numbers = Field((0.1,), description="Steering strengths, in units of the residual norm.")
-    replies: int = Field(64, ge=2, description="Replies of the default whose probability is compared.")
-    items: int = Field(40, ge=1, le=200, description="Tasks a kind: instructions (48 at most), facts (40), sums.")
-    max_new_tokens: int = Field(48, ge=1, description="At most that many tokens a reply.")
-    tasks: Names = Field((), description="Tasks of lm-eval, asked through a server as well.")
-    url: str = Field(
+    caps: Names = option(("capped",), "Caps of the space.")
+    alphas: Numbers = option((0.1,), "Steering strengths, in units of the residual norm.")
+    replies: int = option(64, "Replies of the default whose probability is compared.", ge=2)
+    items: int = option(40, "Tasks a kind: instructions (48 at most), facts (40), sums.", ge=1, le=200)
+    max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
+    tasks: Names = option((), "Tasks of lm-eval, asked through a server as well.")
+    url: str = option(
         "",
-        description="The server that --tasks are put to: http://127.0.0.1:8000/v1 of a running `personaspace serve`.",
-        json_schema_extra={"later": True},
+        "The server that --tasks are put to: http://127.0.0.1:8000/v1 of a running `personaspace serve`.",
+        later=True,
     )
-    include_path: str = Field("", description="A folder with lm-eval tasks of your own.")
-    limit: int = Field(0, ge=0, description="At most that many items of each of --tasks; all unless given.")
+    include_path: str = option("", "A folder with lm-eval tasks of your own.")
+    limit: int = option(0, "At most that many items of each of --tasks; all unless given.", ge=0)
 
 
 PUBLISHED = CapabilityOptions(replies=1200, items=48, max_new_tokens=512, tasks=PUBLISHED_TASKS)
@@ -67,8 +63,8 @@ PUBLISHED = CapabilityOptions(replies=1200, items=48, max_new_tokens=512, tasks=
 def cost(options: CapabilityOptions, catalog: Catalog) -> Cost:
     """What that asks of the engine; what is put to a server counts where its size is known, as if it were asked here."""
     n = len(beside_plain(options.alphas, options.caps))
-    n_tasks = len(tasks(options.items, options.seed)) * n
-    each = options.max_new_tokens + PROMPT_TOKENS
+    n_tasks = len(solving.tasks(options.items, options.seed)) * n
+    each = options.max_new_tokens + solving.PROMPT_TOKENS
     read = options.replies * n * each
     served = sum(min(harness.ITEMS.get(t, 0), options.limit or 10**6) for t in options.tasks) * (1 + len(options.caps))
     answers = options.replies + n_tasks + served
@@ -77,24 +73,56 @@ def cost(options: CapabilityOptions, catalog: Catalog) -> Cost:
 
 def run(trials: Trials[CapabilityOptions]) -> Result:
     """Asks the default, reads its replies under every condition, puts the tasks. Raises `PersonaSpaceError`."""
-    options = trials.options
+    options, model = trials.options, trials.engine.info.id
     conditions = beside_plain(options.alphas, options.caps)
+    names = [c.name for c in conditions]
     served: list[dict[str, Any]] = []
     if options.tasks:
-        model = trials.engine.info.id
         lm_eval = harness.ready(options.tasks, options.url, options.include_path, conditions, model)
         served = lm_eval.measure(trials, options.limit or None)
-    replies, read = _default_replies(trials, conditions)
-    task_list = tasks(options.items, options.seed)
-    solved, rows = solve(trials, conditions, task_list, options.max_new_tokens)
-    groups = [t.category for t in task_list]
-    return evaluate(trials.space, conditions, replies, read, solved, groups, rows, served)
+    texts, read = _default_replies(trials, conditions)
+    own_tasks, rows = solving.solve(trials, conditions, options.items)
+    perplexity = {n: surprise(read[PLAIN.name], read[n]) for n in names}
+    by_server_task = through_server(served)
+    shown = next((c.name for c in conditions if c.cap), names[-1])
+
+    page = Page("What does holding it cost?", LEAD.format(model=trials.space.meta["model"]["id"]))
+    _figures(page, shown, perplexity[shown][1], own_tasks, by_server_task)
+    solving.tell(page, "Tasks solved", SOLVED, own_tasks)
+    if by_server_task:
+        tables = {task: solving.table({c: {ALL: o} for c, o in by.items()}) for task, by in by_server_task.items()}
+        cells = [[task, name, *figures] for task, lines in tables.items() for name, _, *figures in lines]
+        head = ["task of lm-eval", *HEAD[:1], *HEAD[2:]]
+        page.section("Through the server", "lm-eval's tasks, each item plain and capped.", head=head, rows=cells)
+    reply_rows = [[n, f"{v:.1f}", f"{f:.3f}" if n != PLAIN.name else ""] for n, (v, f) in perplexity.items()]
+    head = ["condition", "perplexity", "factor on plain's"]
+    page.section("The default's own replies", READ_AGAIN, _factors(perplexity), head, reply_rows)
+    if shown != PLAIN.name and (pairs := solving.side_by_side(rows, shown)):
+        text = "Some of the tasks that only one of the two solves."
+        page.section(f"Where plain and “{shown}” differ", text, head=["task", "plain", shown], rows=pairs)
+
+    lines: list[tuple[Any, ...]] = [
+        ("default", name, DEFAULT, r.conversation, "", texts[r.conversation], r.logprob, r.tokens, r.projection)
+        for name, readings in read.items()
+        for r in readings
+    ]
+    lines += [
+        (s["part"], s["condition"], s["measure"], s["item"], "", s["text"], s["value"], None, None) for s in served
+    ]
+    rows += [dict(zip(COLUMNS, cells, strict=True)) for cells in lines]
+    figures = {
+        "shown": shown,
+        "perplexity": {n: {"value": v, "factor": f} for n, (v, f) in perplexity.items()},
+        "tasks": own_tasks,
+        "lm_eval": by_server_task,
+    }
+    return Result(page, _headline(shown, perplexity[shown][1], own_tasks, by_server_task), figures, rows)
 
 
 def _default_replies(
     trials: Trials[CapabilityOptions], conditions: Sequence[Condition]
-) -> tuple[list[Given], dict[str, list[Reading]]]:
-    """Replies of the default, plain, and how each condition reads them, in the same order."""
+) -> tuple[dict[str, str], dict[str, list[Reading]]]:
+    """Replies of the default, plain, by item, and how each condition reads them, in the same order."""
     catalog, options = named(trials.catalog, trials.engine.info.id), trials.options
     (prompts,) = assign(catalog, [{DEFAULT: options.replies}], options.seed)
     asks = [Ask(PLAIN, f"default {k}", p.messages) for k, p in enumerate(prompts)]
@@ -104,15 +132,11 @@ def _default_replies(
         for a, g in zip(asks, replies, strict=True)
         if g.text.strip()
     }
-    read = {
-        c.name: [
-            r
-            for turns in trials.read(conversations, part=f"read-{c.name}", condition=c, logprobs=True).values()
-            for r in turns
-        ]
-        for c in conditions
+    readings = {
+        c.name: trials.read(conversations, part=f"read-{c.name}", condition=c, logprobs=True) for c in conditions
     }
-    return replies, read
+    in_order = {name: [r for turns in by_item.values() for r in turns] for name, by_item in readings.items()}
+    return {g.item: g.text for g in replies}, in_order
 
 
 def surprise(plain: Sequence[Reading], conditioned: Sequence[Reading]) -> tuple[Estimate, Estimate]:
@@ -126,171 +150,62 @@ def surprise(plain: Sequence[Reading], conditioned: Sequence[Reading]) -> tuple[
     return value, factor
 
 
-def evaluate(
-    space: PersonaSpace,
-    conditions: Sequence[Condition],
-    replies: Sequence[Given],
-    read: Mapping[str, Sequence[Reading]],
-    solved: Mapping[str, Sequence[bool]],
-    groups: Sequence[str],
-    rows: Sequence[dict[str, Any]],
-    served: Sequence[dict[str, Any]],
-) -> Result:
-    """Perplexities, shares solved and what may be said of their changes. It asks nothing."""
-    names = [c.name for c in conditions]
-    perplexity = {n: surprise(read[PLAIN.name], read[n]) for n in names}
-    own_tasks = outcomes({n: [float(x) for x in solved[n]] for n in names}, groups)
-    by_server_task = through_server(served)
-    shown = next((c.name for c in conditions if c.cap), names[-1])
-    lead = (
-        f"{space.meta['model']['id']}, plain, steered and capped: how many tasks it solves, the same ones each time, and how "
-        "probable it finds the default's own replies."
-    )
-    figures = {
-        "shown": shown,
-        "perplexity": {n: {"value": v, "factor": f} for n, (v, f) in perplexity.items()},
-        "tasks": own_tasks,
-        "lm_eval": by_server_task,
-    }
-    factor = perplexity[shown][1]
-    return Result(
-        "What does holding it cost?",
-        lead,
-        _headline(shown, factor, own_tasks, by_server_task),
-        figures,
-        [*rows, *_read_rows(replies, read), *_served_rows(served)],
-        _blocks(perplexity, own_tasks, by_server_task, rows, shown),
-        _key(shown, factor, own_tasks, by_server_task),
-    )
-
-
-def through_server(rows: Sequence[Row]) -> Put:
+def through_server(rows: Sequence[Row]) -> Outcomes:
     """Task and measure → condition → how it does, over the items that were measured under every condition."""
-    values: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        name = f"{row['part']} ({row['measure']})"
-        values.setdefault(name, {}).setdefault(row["condition"], {})[row["item"]] = row["value"]
-    by_measure = {}
-    for name, by_condition in values.items():
-        items = [i for i in by_condition[PLAIN.name] if all(i in by for by in by_condition.values())]
-        compared = outcomes({c: [by[i] for i in items] for c, by in by_condition.items()})
-        by_measure[name] = {c: by[ALL] for c, by in compared.items()}
+    by_measure: dict[str, dict[str, solving.Outcome]] = {}
+    if not rows:
+        return {}
+    for (part, measure), measured in pd.DataFrame(list(rows)).groupby(["part", "measure"], sort=False):
+        values = measured.pivot_table(index="item", columns="condition", values="value", sort=False).dropna()
+        compared = solving.outcomes({condition: values[condition].tolist() for condition in values})
+        by_measure[f"{part} ({measure})"] = {condition: by[ALL] for condition, by in compared.items()}
     return by_measure
 
 
-def _headline(shown: str, factor: Estimate, own_tasks: Own, by_server_task: Put) -> str:
+def _headline(shown: str, factor: Estimate, own_tasks: Outcomes, by_server_task: Outcomes) -> str:
     plain, conditioned = own_tasks[PLAIN.name][ALL], own_tasks[shown][ALL]
     sentence = f"Of {plain.value.n} small tasks the plain model solves {plain.told()}. "
     if conditioned.change:
         sentence += (
             f"Under “{shown}” it solves {conditioned.told()}, {conditioned.moved()}, p = {conditioned.p:.2f}: "
-            f"{conditioned.verdict()}. "
-            f"The perplexity of the default's own replies is × {_factor(factor)}. "
+            f"{conditioned.verdict()}. The perplexity of the default's own replies is × {factor:.3f}. "
         )
     for name, by in _first_measures(by_server_task).items():
         if (o := by.get(shown)) and o.change:
-            sentence += (
-                f"{name}: {by[PLAIN.name].told()} plain, {o.told()} under “{shown}”, p = {o.p:.2f}: {o.verdict()}. "
-            )
-    sentence += "The study: capping loses nothing on IFEval, MMLU-Pro, GSM8k and EQ-Bench."
-    return (
-        sentence
-        if by_server_task
-        else sentence + " Those are not asked here: --tasks puts them, or any of lm-eval's, to a server."
-    )
+            plainly = by[PLAIN.name].told()
+            sentence += f"{name}: {plainly} plain, {o.told()} under “{shown}”, p = {o.p:.2f}: {o.verdict()}. "
+    return f"{sentence}{STUDY}{'' if by_server_task else NOT_ASKED}"
 
 
-def _first_measures(by_task: Put) -> Put:
+def _first_measures(by_task: Outcomes) -> Outcomes:
     """Of each task the measure that lm-eval names first."""
     first = {name.split(" (")[0]: name for name in reversed(list(by_task))}
     return {name: by for name, by in by_task.items() if name in first.values()}
 
 
-def _factor(e: Estimate) -> str:
-    return f"{e.value:.3f} ({e.low:.3f} to {e.high:.3f})"
-
-
-def _key(shown: str, factor: Estimate, own_tasks: Own, by_task: Put) -> list[Figure]:
+def _figures(page: Page, shown: str, factor: Estimate, own_tasks: Outcomes, by_task: Outcomes) -> None:
     plain, conditioned = own_tasks[PLAIN.name][ALL], own_tasks[shown][ALL]
-    key = [Figure("tasks solved, plain", f"{100 * plain.value.value:.0f}%", f"of {plain.value.n}")]
+    page.figure("tasks solved, plain", f"{100 * plain.value.value:.0f}%", f"of {plain.value.n}")
     if conditioned.change:
         value, _, interval = conditioned.change.points().partition(" ")
-        note = f"95%: {interval.strip('()')}; published: no loss"
-        key.append(Figure(f"change under “{shown}”, points", value, note))
-        note = f"of the default's own replies, 95%: {factor.low:.3f} to {factor.high:.3f}"
-        key.append(Figure(f"perplexity under “{shown}”", f"× {factor.value:.3f}", note))
+        page.figure(f"change under “{shown}”, points", value, f"95%: {interval.strip('()')}; published: no loss")
+        note = f"of the default's own replies, {factor.span('.3f')}"
+        page.figure(f"perplexity under “{shown}”", f"× {factor.value:.3f}", note)
     for name, by in list(_first_measures(by_task).items())[:1]:
-        o = by.get(shown, by[PLAIN.name])
-        key.append(Figure(name, o.told().split(" (")[0], f"plain {by[PLAIN.name].told().split(' (')[0]}"))
-    return key
-
-
-def _blocks(
-    perplexity: Mapping[str, tuple[Estimate, Estimate]], own_tasks: Own, by_task: Put, rows: Sequence[Row], shown: str
-) -> list[Block]:
-    figure, height = drawn(own_tasks)
-    text = "Greedy replies, checked by program. Shares with 95% intervals (Wilson); changes with Newcombe's, and McNemar's p."
-    blocks = [Block("Tasks solved", text, figure, height, HEAD, table(own_tasks))]
-    if by_task:
-        head = ["task of lm-eval", *HEAD[:1], *HEAD[2:]]
-        cells = [
-            [t, *row[:1], *row[2:]] for t, by in by_task.items() for row in table({c: {ALL: o} for c, o in by.items()})
-        ]
-        blocks.append(
-            Block("Through the server", "lm-eval's tasks, each item plain and capped.", head=head, rows=cells)
+        conditioned_share, plain_share = (
+            o.told().split(" (")[0] for o in (by.get(shown, by[PLAIN.name]), by[PLAIN.name])
         )
-    reply_rows = [[n, f"{v.value:.1f} ({v.low:.1f} to {v.high:.1f})", _factor(f)] for n, (v, f) in perplexity.items()]
-    reply_rows[0][-1] = ""
-    text = (
-        "Replies that the plain model gave as the default, read again under each condition; a bootstrap over replies."
-    )
-    head = ["condition", "perplexity", "factor on plain's"]
-    blocks.append(Block("The default's own replies", text, *_factors(perplexity), head, reply_rows))
-    if shown != PLAIN.name and (pairs := side_by_side(rows, shown)):
-        text = "Some of the tasks that only one of the two solves."
-        blocks.append(Block(f"Where plain and “{shown}” differ", text, head=["task", "plain", shown], rows=pairs))
-    return blocks
+        page.figure(name, conditioned_share, f"plain {plain_share}")
 
 
-def _factors(perplexity: Mapping[str, tuple[Estimate, Estimate]]) -> tuple[dict[str, Any] | None, int]:
-    """The factors on plain's perplexity as a figure, and its height; none where there is only plain."""
+def _factors(perplexity: Mapping[str, tuple[Estimate, Estimate]]) -> Chart | None:
+    """The factors on plain's perplexity; none where there is only plain."""
     factors = {name: f for name, (_, f) in perplexity.items() if name != PLAIN.name}
     if not factors:
-        return None, 0
-    drawing = {
-        "data": [dots("× plain's", list(factors), list(factors.values()), COLOURS[0], sideways=True)],
-        "layout": {
-            "xaxis": axis("factor on plain's perplexity"),
-            "yaxis": axis("", type="category", autorange="reversed"),
-            "shapes": [{"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": SOFT}}],
-        },
-    }
-    return drawing, 90 + 36 * len(factors)
+        return None
+    height, equal = 90 + 36 * len(factors), [across(x=1, dash="solid", width=2)]
+    series = {"× plain's": list(factors.values())}
+    return beside(list(factors), series, "factor on plain's perplexity", sideways=True, height=height, shapes=equal)
 
 
-def _read_rows(replies: Sequence[Given], read: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
-    texts = {g.item: g.text for g in replies}
-    return [
-        result_row(
-            "default", name, DEFAULT, r.conversation, "", texts[r.conversation], r.logprob, r.tokens, r.projection
-        )
-        for name, readings in read.items()
-        for r in readings
-    ]
-
-
-def _served_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        result_row(r["part"], r["condition"], r["measure"], r["item"], "", r["text"], r["value"], None, None)
-        for r in rows
-    ]
-
-
-EXPERIMENT = Experiment(
-    "capability",
-    CapabilityOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment capability smollm2 --out runs/capability",
-)
+EXPERIMENT = Experiment("capability", PUBLISHED, cost, run)

@@ -1,5 +1,7 @@
-"""Conversations that drifted, read as they were, and the user's turns given again to the model, plain and capped (the paper's
-case studies)."""
+"""Conversations that drifted, as they were, and again with the model plain and capped.
+
+The user's turns are given to it again (the paper's case studies).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
-from pydantic import Field
+import pandas as pd
 
 from personaspace.catalog import Catalog
 from personaspace.engines.prompts import Message, Sampling
@@ -17,28 +20,38 @@ from personaspace.errors import UsageError
 from personaspace.experiments import data
 from personaspace.experiments.kit.conversations import Dialogue, said_again
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Options
+from personaspace.experiments.kit.options import Cost, Names, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import PLAIN, Condition, Reading, Trials, capped
 from personaspace.formats.transcripts import Transcript, read_transcripts
-from personaspace.holding.monitor import AlertRule, alert_rule
+from personaspace.holding.monitor import alert_rule
 from personaspace.holding.trajectories import default_band
-from personaspace.report.charts import COLOURS, axis
-from personaspace.report.page import Block, Figure
+from personaspace.report.charts import COLOURS, axis, chart
+from personaspace.report.page import Chart, Page
 from personaspace.space import PersonaSpace
-from personaspace.stats.intervals import Estimate, mean
+from personaspace.stats.intervals import mean
 
 AS_IT_WAS = "as it was"
+LEAD = (
+    "{n} conversations that drift, read by {model} at layer {layer}; then the user's turns given again to the model, {ways}. "
+    "What was said is read by the plain model throughout, so that all can be compared."
+)
+HEADLINE = (
+    "Mean drift over the last half of the turns, in the default's standard deviations (intervals over turns): {endings}. "
+    "{caveat}. The study: each of its cases drifts, and each is held by capping."
+)
+TABLE = (
+    "Drift in the default's standard deviations, with 95% intervals: at the end over the turns of these conversations, the "
+    "rise over conversations."
+)
 
 
 class CaseStudyOptions(Options):
     """See the fields."""
 
-    transcripts: Names = Field(
-        (), description="Files of conversations, as `project` reads them; the three that come along."
-    )
-    caps: Names = Field(("capped",), description="Caps of the space.")
-    max_new_tokens: int = Field(64, ge=1, description="At most that many tokens a reply.")
+    transcripts: Names = option((), "Files of conversations, as `project` reads them; the three that come along.")
+    caps: Names = option(("capped",), "Caps of the space.")
+    max_new_tokens: int = option(64, "At most that many tokens a reply.", ge=1)
 
     def determining(self) -> dict[str, Any]:
         """A user's files by what is said in them too: another text under the same name is another experiment. Raises
@@ -81,7 +94,7 @@ def cost(options: CaseStudyOptions, catalog: Catalog) -> Cost:
 def run(trials: Trials[CaseStudyOptions]) -> Result:
     """Reads the conversations as they were, gives the user's turns again, and reads what came of it through the plain model.
     Raises `PersonaSpaceError`."""
-    options, conversations = trials.options, transcripts(trials.options)
+    options, space, conversations = trials.options, trials.space, transcripts(trials.options)
     for path in options.transcripts:
         for note in read_transcripts(path).notes:
             trials.watcher.note(note)
@@ -92,55 +105,39 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
         of_condition = {d.name: d.messages for d in again if d.condition == condition}
         talks = trials.read(of_condition, part=f"read-{condition.name}")
         read |= {(condition.name, n): readings for n, readings in talks.items()}
-    return evaluate(trials.space, conversations, again, read, [c.name for c in conditions(options)])
 
-
-def evaluate(
-    space: PersonaSpace,
-    conversations: Sequence[Transcript],
-    again: Sequence[Dialogue],
-    read: Mapping[tuple[str, str], Sequence[Reading]],
-    names: Sequence[str],
-) -> Result:
-    """How far each conversation drifted, as it was and again; all read by the plain model. It asks nothing."""
+    names = [c.name for c in conditions(options)]
     rows = _rows(space, conversations, again, read, names)
-    arms = [AS_IT_WAS, *names]
-    ends = {arm: _end(rows, arm) for arm in arms}
-    rise = {arm: _rise(rows, arm) for arm in arms}
-    endings = "; ".join(f"{arm} {ends[arm]}" for arm in arms)
+    arms = {AS_IT_WAS: AS_IT_WAS, **{name: f"again, {name}" for name in names}}
+    table = pd.DataFrame(rows)
+    table["late"] = table.turn >= table.turns / 2
+    ends = {arm: mean(list(table.drift[(table.arm == arm) & table.late])) for arm in arms}
+    rise = {arm: mean(_risen(table[table.arm == arm])) for arm in arms}
     these = "this one conversation" if len(conversations) == 1 else f"these {len(conversations)} conversations"
     if names[-1] == PLAIN.name:
         caveat = f"Of {these}, so few turns say nothing of others"
     elif ends[names[-1]].high < ends[PLAIN.name].low:
         caveat = f"Given again, in {these} the cap holds it; the turns of so few say nothing of others"
     else:
-        caveat = (
-            f"Given again, in {these} the cap makes no difference that so few turns can tell; the turns of so few say nothing "
-            "of others"
-        )
-    headline = (
-        f"Mean drift over the last half of the turns, in the default's standard deviations (intervals over turns): {endings}. "
-        f"{caveat}. "
-        "The study: each of its cases drifts, and each is held by capping."
-    )
-    key = [
-        Figure(
-            arm if arm == AS_IT_WAS else f"again, {arm}",
-            f"{ends[arm].value:+.2f}",
-            f"drift at the end, {ends[arm].span()}",
-        )
-        for arm in arms
-    ]
-    ways = "plain and capped" if len(names) > 1 else "plain"
-    lead = (
-        f"{len(conversations)} conversations that drift, read by {space.meta['model']['id']} at layer {space.layer}; then the "
-        f"user's turns given again to the model, {ways}. What was said is read by the plain model throughout, so that all can "
-        "be compared."
-    )
+        effect = "the cap makes no difference that so few turns can tell"
+        caveat = f"Given again, in {these} {effect}; the turns of so few say nothing of others"
+    endings = "; ".join(f"{arm} {e}" for arm, e in ends.items())
+    model, ways = space.meta["model"]["id"], "plain and capped" if len(names) > 1 else "plain"
+    lead = LEAD.format(n=len(conversations), model=model, layer=space.layer, ways=ways)
+    page = Page("Case studies, again", lead)
+    for arm, title in arms.items():
+        page.figure(title, f"{ends[arm].value:+.2f}", f"drift at the end, {ends[arm].span()}")
     rule = alert_rule(space) if space.calibrated else None
-    blocks = [b for t in conversations for b in _blocks(space, t.name, rows, arms, rule)]
-    figures = {"drift_at_the_end": ends, "rise": rise}
-    return Result("Case studies, again", lead, headline, figures, rows, [*blocks, _table(arms, ends, rise)], key)
+    line = "; the dotted line the alert's." if rule else "."
+    for t in conversations:
+        by_arm = {arm: [r for r in rows if r["conversation"] == t.name and r["arm"] == arm] for arm in arms}
+        drawing = _turns(by_arm, arms, default_band(space, rule))
+        page.section(t.name, f"The band is the default's mean and one standard deviation{line}", drawing)
+        said = [_said(list(turn)) for turn in zip_longest(*by_arm.values())]
+        page.section("", "Turn by turn, the drift before each reply.", head=["user", *arms.values()], rows=said)
+    head = ["", "drift over the last half", "risen since the first two turns"]
+    page.section("In figures", TABLE, head=head, rows=[[arm, f"{ends[arm]}", f"{rise[arm]}"] for arm in arms])
+    return Result(page, HEADLINE.format(endings=endings, caveat=caveat), {"drift_at_the_end": ends, "rise": rise}, rows)
 
 
 def _rows(
@@ -172,86 +169,37 @@ def _rows(
     return rows
 
 
-def _end(rows: Sequence[Mapping[str, Any]], arm: str) -> Estimate:
-    """The mean drift over the last half of the turns, with an interval over turns: it is of these conversations only."""
-    return mean([r["drift"] for r in rows if r["arm"] == arm and r["turn"] >= r["turns"] / 2])
-
-
-def _rise(rows: Sequence[Mapping[str, Any]], arm: str) -> Estimate:
+def _risen(turns: pd.DataFrame) -> list[float]:
     """How much further away the last half lies than the first two turns, by conversation."""
-    by: dict[str, list[Mapping[str, Any]]] = {}
-    for r in rows:
-        if r["arm"] == arm:
-            by.setdefault(r["conversation"], []).append(r)
-    risen = []
-    for turns in by.values():
-        first, last = [r["drift"] for r in turns[:2]], [r["drift"] for r in turns if r["turn"] >= r["turns"] / 2]
-        risen.append(_plain_mean(last) - _plain_mean(first))
-    return mean(risen)
+    conversations = turns.groupby("conversation", sort=False)
+    return [float(talk.drift[talk.late].mean() - talk.drift.iloc[:2].mean()) for _, talk in conversations]
 
 
-def _plain_mean(values: Sequence[float]) -> float:
-    present = [v for v in values if not math.isnan(v)]
-    return sum(present) / len(present) if present else math.nan
-
-
-def _blocks(
-    space: PersonaSpace, name: str, rows: Sequence[Mapping[str, Any]], arms: Sequence[str], rule: AlertRule | None
-) -> list[Block]:
-    by_arm = {arm: [r for r in rows if r["conversation"] == name and r["arm"] == arm] for arm in arms}
+def _turns(
+    by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Mapping[str, str], shapes: Sequence[dict[str, Any]]
+) -> Chart:
+    """Where the replies lie, turn by turn, a line an arm."""
+    colours = (COLOURS[6], COLOURS[1], COLOURS[0], *COLOURS[2:6])
     data = [
         {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": arm if arm == AS_IT_WAS else f"again, {arm}",
-            "x": [r["turn"] + 1 for r in by_arm[arm]],
-            "y": [None if math.isnan(r["projection"]) else r["projection"] for r in by_arm[arm]],
+            "name": arms[arm],
+            "x": [r["turn"] + 1 for r in turns],
+            "y": [None if math.isnan(r["projection"]) else r["projection"] for r in turns],
             "line": {"color": colour, "width": 2.5, "dash": "dot" if arm == AS_IT_WAS else "solid"},
             "marker": {"size": 8},
         }
-        for arm, colour in zip(arms, (COLOURS[6], COLOURS[1], COLOURS[0], *COLOURS[2:6]), strict=False)
+        for (arm, turns), colour in zip(by_arm.items(), colours, strict=False)
     ]
-    layout = {
-        "xaxis": axis("turn", dtick=1),
-        "yaxis": axis("projection on the axis (up is Assistant)"),
-        "shapes": default_band(space, rule),
-    }
-    lines = max(len(m) for m in by_arm.values())
-    head = ["user", *(a if a == AS_IT_WAS else f"again, {a}" for a in arms)]
-    table = []
-    for turn in range(lines):
-        turn_rows = [by_arm[arm][turn] if turn < len(by_arm[arm]) else None for arm in arms]
-        user_message = next((r["user"] for r in turn_rows if r), "")
-        table.append([user_message, *(f"{_signed(r['drift'])} · {r['reply'].strip()}" if r else "" for r in turn_rows)])
-    band = "The band is the default's mean and one standard deviation" + (
-        "; the dotted line the alert's." if rule else "."
-    )
-    return [
-        Block(name, band, {"data": data, "layout": layout}, 400),
-        Block("", "Turn by turn, the drift before each reply.", head=head, rows=table),
-    ]
+    return chart(data, axis("turn", dtick=1), "projection on the axis (up is Assistant)", 400, shapes=shapes)
 
 
-def _signed(x: float) -> str:
-    return "n/a" if math.isnan(x) else f"{x:+.1f}"
+def _said(turn: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """A turn of all arms: what the user says, and each reply behind its drift."""
+    drifts = ["" if r is None or math.isnan(r["drift"]) else f"{r['drift']:+.1f}" for r in turn]
+    replies = [f"{drift or 'n/a'} · {r['reply'].strip()}" if r else "" for drift, r in zip(drifts, turn, strict=True)]
+    return [next(r["user"] for r in turn if r), *replies]
 
 
-def _table(arms: Sequence[str], ends: Mapping[str, Estimate], rise: Mapping[str, Estimate]) -> Block:
-    rows = [[arm, str(ends[arm]), str(rise[arm])] for arm in arms]
-    text = (
-        "Drift in the default's standard deviations, with 95% intervals: at the end over the turns of these conversations, the "
-        "rise over conversations."
-    )
-    return Block(
-        "In figures", text, head=["", "drift over the last half", "risen since the first two turns"], rows=rows
-    )
-
-
-EXPERIMENT = Experiment(
-    "case-study",
-    CaseStudyOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment case-study smollm2 --out runs/case-study --transcripts talk.json",
-)
+EXPERIMENT = Experiment("case-study", PUBLISHED, cost, run, "--transcripts talk.json")

@@ -112,24 +112,28 @@ def _pair(a: tuple[str, PersonaSpace], b: tuple[str, PersonaSpace], seed: int) -
     roles = shared_roles(here, second_places, (first, second))
     (x, at_x), (y, at_y) = here.at(roles), second_places.at(roles)
     zx, zy = standardised(x), standardised(y)
-    order = np.argsort(-np.abs(zx - zy))[:MOVED]
+    moved = np.argsort(-np.abs(zx - zy))[:MOVED]
+    n, a_order, b_order = max(1, len(x) // 10), np.argsort(x), np.argsort(y)
+    same = [len(set(a_order[tenth]) & set(b_order[tenth])) for tenth in (slice(n), slice(-n, None))]
+    repeats = [r for s in (space, second_space) if (r := repeatability(s, roles)) is not None]
+    axes = (space.tensors["axis"], second_space.tensors["axis"])
     disparity, shuffled = agreement(at_x, at_y, seed)
     return Pair(
-        first,
-        second,
-        len(roles),
-        correlation(roles, at_x[:, 0], at_y[:, 0], pearson, seed),
-        correlation(roles, x, y, pearson, seed),
-        correlation(roles, x, y, spearman, seed),
-        _ends(x, y),
-        _ceiling(repeatability(space, roles), repeatability(second_space, roles)),
-        without_noise(roles, (x, y), (space, second_space), seed),
-        [(roles[k], float(zx[k]), float(zy[k])) for k in order],
-        _axis_cosine(space, second_space),
-        disparity,
-        shuffled,
-        (space.reading, second_space.reading),
-        (space.worth()["reliability"], second_space.worth()["reliability"]),
+        first=first,
+        second=second,
+        shared=len(roles),
+        pc1=correlation(roles, at_x[:, 0], at_y[:, 0], pearson, seed),
+        axis=correlation(roles, x, y, pearson, seed),
+        ranking=correlation(roles, x, y, spearman, seed),
+        ends=sum(same) / (2 * n),
+        ceiling=(repeats[0] * repeats[1]) ** 0.5 if len(repeats) == 2 else None,
+        without_noise=without_noise(roles, (x, y), (space, second_space), seed),
+        moved=[(roles[k], float(zx[k]), float(zy[k])) for k in moved],
+        axis_cosine=torch.cosine_similarity(*axes, dim=-1).tolist() if axes[0].shape == axes[1].shape else None,
+        disparity=disparity,
+        shuffled=shuffled,
+        readings=(space.reading, second_space.reading),
+        reliability=(space.worth()["reliability"], second_space.worth()["reliability"]),
     )
 
 
@@ -211,17 +215,6 @@ def without_noise(
     return bootstrap(list(roles), corrected, seed, draws=1000)
 
 
-def _ceiling(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else (a * b) ** 0.5
-
-
-def _ends(x: np.ndarray, y: np.ndarray) -> float:
-    n = max(1, len(x) // 10)
-    a, b = np.argsort(x), np.argsort(y)
-    same = len(set(a[:n]) & set(b[:n])) + len(set(a[-n:]) & set(b[-n:]))
-    return same / (2 * n)
-
-
 def aligned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Procrustes: both maps `[roles, k]` centred and scaled, the second turned onto the first, and what is left."""
     from scipy.spatial import procrustes
@@ -235,8 +228,3 @@ def agreement(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, float
     rng = np.random.default_rng(seed)
     by_chance = [aligned(x, rng.permutation(y))[2] for _ in range(SHUFFLES)]
     return aligned(x, y)[2], float(np.mean(by_chance))
-
-
-def _axis_cosine(a: PersonaSpace, b: PersonaSpace) -> list[float] | None:
-    x, y = a.tensors["axis"], b.tensors["axis"]
-    return torch.cosine_similarity(x, y, dim=-1).tolist() if x.shape == y.shape else None

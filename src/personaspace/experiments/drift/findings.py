@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from personaspace.experiments.drift.messages import Steps
 from personaspace.experiments.kit.trials import PLAIN
@@ -17,6 +17,24 @@ from personaspace.stats.intervals import Estimate, estimate, mean
 Row = Mapping[str, Any]
 STAY, DRIFT = ("coding", "writing"), ("distress", "nature")
 """The domains that stay at the Assistant's end in the study, and those that drift."""
+
+
+Of = Callable[[np.ndarray], np.ndarray]
+"""From drifts `[conversations, turns]` to a figure a conversation: `drifts`, `levels` or `starts`."""
+
+
+def difference(far: np.ndarray, near: np.ndarray, seed: int) -> Estimate:
+    """How much higher the mean of some is than that of others; NaN are left out."""
+    y = np.concatenate([far, near])
+    present = np.flatnonzero(~np.isnan(y))
+    is_far = present < len(far)
+
+    def apart(draw: np.ndarray) -> float:
+        far_values, others = y[present[draw][is_far[draw]]], y[present[draw][~is_far[draw]]]
+        return float(far_values.mean() - others.mean()) if len(far_values) and len(others) else math.nan
+
+    gap = estimate(present.tolist(), apart, seed)
+    return Estimate(gap.value, gap.low, gap.high, gap.n, len(y) - len(present))
 
 
 @dataclass(frozen=True)
@@ -47,13 +65,15 @@ class Ordinary:
     levels: dict[str, Estimate]
 
 
-def grid(rows: Sequence[Row], domain: str, condition: str, column: str) -> np.ndarray:
-    """A column as `[conversations, turns]`, NaN where a turn is missing."""
-    values: dict[str, list[float]] = {}
-    for r in rows:
-        if r["domain"] == domain and r["condition"] == condition:
-            values.setdefault(r["conversation"], []).append(r[column])
-    return np.array(list(values.values()), dtype=float)
+def grid(rows: pd.DataFrame, column: str = "drift", condition: str = PLAIN.name) -> np.ndarray:
+    """A column as `[conversations, turns]`, NaN where a turn is missing; the plain model's unless a condition is named."""
+    conversations = rows[rows.condition == condition].groupby("conversation", sort=False)[column].agg(list)
+    return np.array(conversations.tolist(), dtype=float)
+
+
+def by_domain(rows: pd.DataFrame, of: Of, column: str = "drift") -> dict[str, np.ndarray]:
+    """A figure of the plain model's conversations, `[conversations]` by domain."""
+    return {domain: of(grid(members, column)) for domain, members in rows.groupby("domain", sort=False)}
 
 
 def last_quarter(turns: int) -> int:
@@ -88,91 +108,64 @@ def starts(drift: np.ndarray) -> np.ndarray:
 def steps_of(rows: Sequence[Row]) -> Steps:
     """The plain replies from the second turn on, whose place and whose predecessor's are known; places are in the
     default's standard deviations, up is Assistant."""
-    plain = [r for r in rows if r["condition"] == PLAIN.name]
-    pairs = [
-        (a, b)
-        for a, b in pairwise(plain)
-        if a["conversation"] == b["conversation"] and not math.isnan(a["drift"] + b["drift"])
-    ]
-    return Steps(
-        [b["message"] for _, b in pairs],
-        np.array([-a["drift"] for a, _ in pairs]),
-        np.array([-b["drift"] for _, b in pairs]),
-        [b["domain"] for _, b in pairs],
-        [b["conversation"] for _, b in pairs],
+    table = pd.DataFrame(list(rows))
+    plain = table[table.condition == PLAIN.name]
+    before = plain.groupby("conversation", sort=False).drift.shift()
+    steps = plain.assign(before=before).dropna(subset=["before", "drift"])
+    places = (-steps.before.to_numpy(), -steps.drift.to_numpy())
+    return Steps(list(steps.message), *places, list(steps.domain), list(steps.conversation))
+
+
+def course(rows: pd.DataFrame, condition: str, seed: int) -> Course:
+    """See `Course`; rows: a domain's."""
+
+    def over(values: np.ndarray) -> Estimate:
+        return mean(values.tolist(), seed=seed)
+
+    read, went, drift, as_opening, of_history = (
+        grid(rows, column, condition)
+        for column in ("projection", "projection_as_it_went", "drift", "drift_as_opening", "drift_of_history")
     )
-
-
-def course(rows: Sequence[Row], domain: str, condition: str, seed: int) -> Course:
-    """See `Course`."""
-    read, went, drift = (grid(rows, domain, condition, c) for c in ("projection", "projection_as_it_went", "drift"))
     return Course(
-        [mean(turn.tolist(), seed=seed) for turn in read.T],
-        [mean(turn.tolist(), seed=seed) for turn in went.T],
-        mean(drifts(drift).tolist(), seed=seed),
-        mean(levels(drift).tolist(), seed=seed),
-        mean(starts(drift).tolist(), seed=seed),
-        *(
-            mean(drifts(grid(rows, domain, condition, c)).tolist(), seed=seed)
-            for c in ("drift_as_opening", "drift_of_history")
-        ),
+        read=[over(turn) for turn in read.T],
+        went=[over(turn) for turn in went.T],
+        drift=over(drifts(drift)),
+        level=over(levels(drift)),
+        start=over(starts(drift)),
+        of_messages=over(drifts(as_opening)),
+        of_history=over(drifts(of_history)),
     )
 
 
-Of = Callable[[np.ndarray], np.ndarray]
-"""From drifts `[conversations, turns]` to a figure a conversation: `drifts`, `levels` or `starts`."""
-
-
-def difference(far: np.ndarray, near: np.ndarray, seed: int) -> Estimate:
-    """How much higher the mean of some is than that of others; NaN are left out."""
-    y = np.concatenate([far, near])
-    present = np.flatnonzero(~np.isnan(y))
-    is_far = present < len(far)
-
-    def apart(draw: np.ndarray) -> float:
-        far_values, others = y[present[draw][is_far[draw]]], y[present[draw][~is_far[draw]]]
-        return float(far_values.mean() - others.mean()) if len(far_values) and len(others) else math.nan
-
-    gap = estimate(present.tolist(), apart, seed)
-    return Estimate(gap.value, gap.low, gap.high, gap.n, len(y) - len(present))
-
-
-def contrast(rows: Sequence[Row], of: Of, seed: int, column: str = "drift") -> Estimate | None:
+def contrast(rows: pd.DataFrame, of: Of, seed: int, column: str = "drift") -> Estimate | None:
     """How much higher a figure is in the domains that drift in the study than in those that stay; of the plain
     model. None where the users' domains are others."""
-    values = {d: of(grid(rows, d, PLAIN.name, column)) for d in dict.fromkeys(r["domain"] for r in rows)}
+    values = by_domain(rows, of, column)
     if set(values) != {*STAY, *DRIFT}:
         return None
     far, near = (np.concatenate([values[d] for d in domains]) for domains in (DRIFT, STAY))
     return difference(far, near, seed)
 
 
-def against_others(rows: Sequence[Row], seed: int) -> dict[str, Estimate]:
+def against_others(rows: pd.DataFrame, seed: int) -> dict[str, Estimate]:
     """How much further each domain drifts than the others together, from the first turn to the last; of the plain
     model."""
-    values = {d: drifts(grid(rows, d, PLAIN.name, "drift")) for d in dict.fromkeys(r["domain"] for r in rows)}
+    values = by_domain(rows, drifts)
     if len(values) < 2:
         return {}
     return {d: difference(v, np.concatenate([w for e, w in values.items() if e != d]), seed) for d, v in values.items()}
 
 
-def beside_ordinary(rows: Sequence[Row], talk: Sequence[float], seed: int) -> Ordinary | None:
+def beside_ordinary(rows: pd.DataFrame, talk: Sequence[float], seed: int) -> Ordinary | None:
     """Where conversations start and lie beside ordinary talk, whose drifts are given; None without any."""
     if len(talk) < 2:
         return None
-    drift = {d: grid(rows, d, PLAIN.name, "drift") for d in dict.fromkeys(r["domain"] for r in rows)}
     ordinary = np.array(talk, dtype=float)
-    return Ordinary(
-        mean(ordinary.tolist(), seed=seed),
-        float(np.nanstd(ordinary, ddof=1)),
-        *({d: difference(of(g), ordinary, seed) for d, g in drift.items()} for of in (starts, levels)),
-    )
+    beside = [{d: difference(v, ordinary, seed) for d, v in by_domain(rows, of).items()} for of in (starts, levels)]
+    return Ordinary(mean(ordinary.tolist(), seed=seed), float(np.nanstd(ordinary, ddof=1)), *beside)
 
 
-def held_back(rows: Sequence[Row], condition: str, seed: int) -> Estimate:
+def held_back(rows: pd.DataFrame, condition: str, seed: int) -> Estimate:
     """How much nearer to the Assistant the same conversations lie under a condition, in their mean drift."""
-    domains = dict.fromkeys(r["domain"] for r in rows)
-    plain, conditioned = (
-        np.concatenate([levels(grid(rows, d, c, "drift")) for d in domains]) for c in (PLAIN.name, condition)
-    )
-    return mean((plain - conditioned).tolist(), seed=seed)
+    nearer = levels(grid(rows)) - levels(grid(rows, condition=condition))
+    return mean(nearer.tolist(), seed=seed)

@@ -70,17 +70,14 @@ def embed(texts: Sequence[str], embedder: str) -> np.ndarray | str:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         return f"Messages are not looked into: that needs sentence-transformers and a model ({INSTALL})"
+    module_spec = find_spec(PACKAGED)
+    packaged = str(Path(module_spec.origin).parent / "model") if module_spec and module_spec.origin else None
     try:
-        model = SentenceTransformer(embedder or _packaged() or HUB, trust_remote_code=False)
+        model = SentenceTransformer(embedder or packaged or HUB, trust_remote_code=False)
     except (OSError, ValueError) as e:
         name = embedder or HUB
         return f"Messages are not looked into: --embedder {name} cannot be loaded ({str(e).splitlines()[0]}; {INSTALL})"
     return np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=float)
-
-
-def _packaged() -> str | None:
-    module_spec = find_spec(PACKAGED)
-    return str(Path(module_spec.origin).parent / "model") if module_spec and module_spec.origin else None
 
 
 # -- prediction --------------------------------------------------------------------------------------------------------

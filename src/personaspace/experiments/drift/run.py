@@ -1,16 +1,14 @@
-"""How far conversations drift along the axis, by what they are about, capped and not; and which messages move them (the
-paper's sections on persona drift and its causes)."""
+"""How far conversations drift along the axis, by what they are about, capped and not; and which messages move them.
+
+The paper's sections on persona drift and its causes.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
-
-from pydantic import Field
 
 from personaspace.catalog import Catalog
 from personaspace.engines.prompts import Message, Sampling
@@ -21,7 +19,7 @@ from personaspace.experiments.drift.page import evaluate
 from personaspace.experiments.drift.users import Scene, Users, keep_scenes, scenes
 from personaspace.experiments.kit.conversations import Dialogue, converse, together
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
+from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import PLAIN, Ask, Given, Trials, beside_plain
 from personaspace.space import PersonaSpace
@@ -33,32 +31,20 @@ SCRIPTED_TOKENS = 48
 class DriftOptions(Options):
     """See the fields."""
 
-    conversations: int = Field(6, ge=1, description="Conversations in each domain.")
-    turns: int = Field(6, ge=2, description="Turns of each.")
-    user: str = Field(
-        "scripted", description="Who plays the user: scripted, local (a model here), or an OpenAI-compatible endpoint."
+    conversations: int = option(6, "Conversations in each domain.", ge=1)
+    turns: int = option(6, "Turns of each.", ge=2)
+    user: str = option(
+        "scripted", "Who plays the user: scripted, local (a model here), or an OpenAI-compatible endpoint."
     )
-    user_model: str = Field("", description="The playing model: another local one, or the endpoint's.")
-    user_tokens: int = Field(64, ge=1, description="At most that many tokens a message of a playing model.")
-    users: str = Field(
-        "", description="Users of your own, one a line: scripted conversations, or personas with topics."
-    )
-    caps: Names = Field(("capped",), description="Caps of the space.")
-    alphas: Numbers = Field((), description="Steering strengths, in units of the residual norm.")
-    max_new_tokens: int = Field(48, ge=1, description="At most that many tokens a reply.")
-    ordinary: int = Field(
-        32,
-        ge=0,
-        le=32,
-        description="Messages of ordinary talk, as a default beside the space's.",
-        json_schema_extra={"later": True},
-    )
-    clusters: int = Field(
-        8, ge=2, description="How many kinds of message to tell apart.", json_schema_extra={"later": True}
-    )
-    embedder: str = Field(
-        "", description="What embeds messages: a Hub id or a folder.", json_schema_extra={"later": True}
-    )
+    user_model: str = option("", "The playing model: another local one, or the endpoint's.")
+    user_tokens: int = option(64, "At most that many tokens a message of a playing model.", ge=1)
+    users: str = option("", "Users of your own, one a line: scripted conversations, or personas with topics.")
+    caps: Names = option(("capped",), "Caps of the space.")
+    alphas: Numbers = option((), "Steering strengths, in units of the residual norm.")
+    max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
+    ordinary: int = option(32, "Messages of ordinary talk, as a default beside the space's.", ge=0, le=32, later=True)
+    clusters: int = option(8, "How many kinds of message to tell apart.", ge=2, later=True)
+    embedder: str = option("", "What embeds messages: a Hub id or a folder.", later=True)
 
 
 PUBLISHED = DriftOptions(
@@ -126,12 +112,8 @@ def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) ->
             piece = f"{d.key}/{begin}"
             pieces[piece] = d.messages[begin : 2 * turns[-1] + 2]
             piece_of[piece] = (d.key, len(turns))
-    # Named by what is in it: a conversation that a later call goes on with is read anew.
-    digest = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()[:12]
-    projections: dict[str, list[float]] = {
-        d.key: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN
-    }
-    for piece, read in trials.read(pieces, part=f"read-{digest}").items():
+    projections = {d.key: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN}
+    for piece, read in trials.read(pieces, part="read").items():
         name, n = piece_of[piece]
         projections.setdefault(name, []).extend(r.projection for r in read[-n:])
     return projections
@@ -210,11 +192,4 @@ def rows(
     return table
 
 
-EXPERIMENT = Experiment(
-    "drift",
-    DriftOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment drift smollm2 --out runs/drift",
-)
+EXPERIMENT = Experiment("drift", PUBLISHED, cost, run)

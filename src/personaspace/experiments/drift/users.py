@@ -7,6 +7,7 @@ endpoint over the network where one is named.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,7 +78,12 @@ def scenes(user: str, file: str, per_domain: int, turns: int) -> list[Scene]:
         every_scene = [Scene(p.domain, p.persona, topic, p.description) for p in personas for topic in p.topics]
     chosen = []
     for domain in dict.fromkeys(s.domain for s in every_scene):
-        of_domain = _in_turn([s for s in every_scene if s.domain == domain])
+        before, ranked = Counter[str](), []
+        for s in every_scene:
+            if s.domain == domain:
+                ranked.append((before[s.persona], s))
+                before[s.persona] += 1
+        of_domain = [s for _, s in sorted(ranked, key=lambda scene: scene[0])]
         if len(of_domain) < per_domain:
             raise UsageError(f"--conversations {per_domain}: there are {len(of_domain)} in the domain {domain}")
         chosen += of_domain[:per_domain]
@@ -87,15 +93,6 @@ def scenes(user: str, file: str, per_domain: int, turns: int) -> list[Scene]:
     if len({s.name for s in chosen}) < len(chosen):
         raise UsageError("two conversations have the same domain, persona and topic; give them topics of their own")
     return chosen
-
-
-def _in_turn(of_domain: Sequence[Scene]) -> list[Scene]:
-    places: dict[str, int] = {}
-    rank = []
-    for s in of_domain:
-        rank.append(places.setdefault(s.persona, 0))
-        places[s.persona] += 1
-    return [of_domain[k] for k in sorted(range(len(of_domain)), key=lambda k: rank[k])]
 
 
 def keep_scenes(folder: Path, chosen: Sequence[Scene]) -> None:

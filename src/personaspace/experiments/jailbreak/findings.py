@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from personaspace.engines.prompts import Message
 from personaspace.experiments.kit.checks import Check
-from personaspace.experiments.kit.tasks import ALL, Outcome
+from personaspace.experiments.kit.tasks import ALL, Outcomes
 from personaspace.experiments.kit.trials import PLAIN, Given
 from personaspace.stats.intervals import Estimate, Paired, estimate, mean, paired, share
 
@@ -61,11 +62,10 @@ class ConditionEffect:
         """What may be said of it: only what both the interval over groups and the test over prompts say."""
         if math.isnan(self.reduction.value):
             return "nothing to reduce"
-        if self.test.p < 0.05 and self.reduction.low > 0:
-            return "it holds the model"
-        if self.test.p < 0.05 and self.reduction.high < 0:
-            return "it makes things worse"
-        return "no effect that can be told from none"
+        direction = self.reduction.direction() if self.test.p < 0.05 else 0
+        return {1: "it holds the model", -1: "it makes things worse", 0: "no effect that can be told from none"}[
+            direction
+        ]
 
 
 @dataclass(frozen=True)
@@ -83,30 +83,32 @@ class JailbreakFindings:
     projection: Mapping[str, Mapping[str, Estimate]]
     correlation: Estimate
     parts: Sequence[Estimate]
-    tasks: Mapping[str, Mapping[str, Outcome]]
+    tasks: Outcomes
 
 
 def find(
-    rows: Sequence[Row],
-    names: Sequence[str],
-    shown: str,
-    event: CountedEvent,
-    tasks: Mapping[str, Mapping[str, Outcome]],
+    rows: Sequence[Row], names: Sequence[str], shown: str, event: CountedEvent, tasks: Outcomes
 ) -> JailbreakFindings:
     """From a row a reply (`row`), under the conditions of those names."""
-    arms = [a for a in (PERSONA, ALONE) if any(r["arm"] == a for r in rows)]
-    categories = [ALL, *dict.fromkeys(r["category"] for r in rows)]
-    plain = of(rows, PLAIN.name, PERSONA)
+    replies = _table(rows)
+    arms = [a for a in (PERSONA, ALONE) if (replies.arm == a).any()]
+    categories = [ALL, *replies.category.unique()]
+    cells = {a: {n: replies[(replies.arm == a) & (replies.condition == n)] for n in names} for a in arms}
+
+    def rates(cell: pd.DataFrame) -> dict[str, Estimate]:
+        return {k: share(cell.bad[(cell.category == k) | (k == ALL)].tolist()) for k in categories}
+
+    plain = cells[PERSONA][PLAIN.name]
     return JailbreakFindings(
-        event,
-        shown,
-        {a: {n: {k: share([r["bad"] for r in of(rows, n, a, k)]) for k in categories} for n in names} for a in arms},
-        {a: {n: effect(rows, n, a) for n in names if n != PLAIN.name} for a in arms},
-        {n: persona_adds(rows, n) for n in names} if ALONE in arms else {},
-        {a: {n: _place(of(rows, n, a)) for n in names} for a in arms},
-        goes_with_low(plain),
-        by_place(plain),
-        tasks,
+        event=event,
+        shown=shown,
+        rates={a: {n: rates(cell) for n, cell in by.items()} for a, by in cells.items()},
+        effects={a: {n: effect(replies, n, a) for n in names if n != PLAIN.name} for a in arms},
+        adds={n: persona_adds(replies, n) for n in names} if ALONE in arms else {},
+        projection={a: {n: mean(c.projection, list(c.group)) for n, c in by.items()} for a, by in cells.items()},
+        correlation=goes_with_low(plain),
+        parts=by_place(plain),
+        tasks=tasks,
     )
 
 
@@ -138,73 +140,61 @@ def task_row(task: Row) -> dict[str, Any]:
     return {**none, **same, "user": task["prompt"], "solved": bool(task["value"])}
 
 
-def of(rows: Sequence[Row], condition: str, arm: str, category: str = ALL) -> list[Row]:
-    return [r for r in rows if r["condition"] == condition and r["arm"] == arm and category in (ALL, r["category"])]
+def _table(rows: Sequence[Row] | pd.DataFrame) -> pd.DataFrame:
+    """Rows with `bad` as 1, 0, or NaN where nobody judged."""
+    return pd.DataFrame(list(rows) if not isinstance(rows, pd.DataFrame) else rows).astype({"bad": float})
 
 
-def _place(rows: Sequence[Row]) -> Estimate:
-    return mean([r["projection"] for r in rows], [r["group"] for r in rows])
-
-
-def effect(rows: Sequence[Row], condition: str, arm: str = PERSONA) -> ConditionEffect:
+def effect(rows: Sequence[Row] | pd.DataFrame, condition: str, arm: str = PERSONA) -> ConditionEffect:
     """What a condition does to an arm's prompts, over those that are judged under both; intervals over groups."""
-    plain = {r["item"]: r for r in of(rows, PLAIN.name, arm)}
-    conditioned = {r["item"]: r for r in of(rows, condition, arm)}
-    items = [i for i in plain if plain[i]["bad"] is not None and conditioned[i]["bad"] is not None]
-    first, second = (np.array([by_item[i]["bad"] for i in items], dtype=float) for by_item in (plain, conditioned))
+    of_arm = _table(rows).query("arm == @arm").set_index("item")
+    plain, conditioned = (of_arm[of_arm.condition == c] for c in (PLAIN.name, condition))
+    both = plain[["group", "bad"]].join(conditioned.bad.rename("after")).dropna(subset=["bad", "after"])
+    first, second = both.bad.to_numpy(), both.after.to_numpy()
 
     def reduction(draw: np.ndarray) -> float:
         return 1 - float(second[draw].mean() / first[draw].mean()) if first[draw].any() else math.nan
 
-    test = paired([plain[i]["bad"] for i in items], [conditioned[i]["bad"] for i in items])
-    return ConditionEffect(estimate([plain[i]["group"] for i in items], reduction, within=(-math.inf, 1)), test)
+    test = paired((first > 0).tolist(), (second > 0).tolist())
+    return ConditionEffect(estimate(list(both.group), reduction, within=(-math.inf, 1)), test)
 
 
-def persona_adds(rows: Sequence[Row], condition: str) -> Estimate:
+def persona_adds(rows: Sequence[Row] | pd.DataFrame, condition: str) -> Estimate:
     """How much oftener it goes wrong with a persona than without, under a condition; the interval is over groups."""
-    judged = [r for r in rows if r["condition"] == condition and r["bad"] is not None]
-    bad = np.array([r["bad"] for r in judged], dtype=float)
-    with_one = np.array([r["arm"] == PERSONA for r in judged])
+    judged = _table(rows).query("condition == @condition").dropna(subset=["bad"])
+    bad, with_one = judged.bad.to_numpy(), (judged.arm == PERSONA).to_numpy()
 
     def apart(draw: np.ndarray) -> float:
         a, b = bad[draw][with_one[draw]], bad[draw][~with_one[draw]]
         return float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
 
-    return estimate([r["group"] for r in judged], apart, within=(-1, 1))
+    return estimate(list(judged.group), apart, within=(-1, 1))
 
 
-def _known(rows: Sequence[Row]) -> list[Row]:
-    return [r for r in rows if r["bad"] is not None and not math.isnan(r["projection"])]
+def _centred(rows: Sequence[Row] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The replies that are judged and lie somewhere; and their projections, and 1 or 0 for going wrong, less their means in the
+    rule (or category): some rules are broken by nearly every reply, and their replies are alike."""
+    known = _table(rows).dropna(subset=["bad", "projection"])
+    within = known.group.where(known.part == "rules", known.category)
+    figures = known[["projection", "bad"]]
+    return known, figures - figures.groupby(within).transform("mean")
 
 
-def _centred(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Projections and 1 or 0 for going wrong, less their means in the rule (or category), and the groups: some rules are
-    broken by nearly every reply, and their replies are alike."""
-    known_rows = _known(rows)
-    place = np.array([r["projection"] for r in known_rows])
-    bad = np.array([r["bad"] for r in known_rows], dtype=float)
-    within = np.array([r["group"] if r["part"] == "rules" else r["category"] for r in known_rows])
-    for name in set(within):
-        members = within == name
-        place[members] -= place[members].mean()
-        bad[members] -= bad[members].mean()
-    return place, bad, [r["group"] for r in known_rows]
-
-
-def goes_with_low(rows: Sequence[Row]) -> Estimate:
+def goes_with_low(rows: Sequence[Row] | pd.DataFrame) -> Estimate:
     """The correlation of going wrong with the projection, within rules (or categories): below 0, low replies go wrong."""
-    place, bad, groups = _centred(rows)
+    replies, centred = _centred(rows)
+    place, bad = centred.to_numpy().T
 
     def correlation(draw: np.ndarray) -> float:
         if len(draw) < 3 or np.ptp(place[draw]) == 0 or np.ptp(bad[draw]) == 0:
             return math.nan
         return float(np.corrcoef(place[draw], bad[draw])[0, 1])
 
-    return estimate(groups, correlation, within=(-1, 1))
+    return estimate(list(replies.group), correlation, within=(-1, 1))
 
 
-def by_place(rows: Sequence[Row]) -> list[Estimate]:
+def by_place(rows: Sequence[Row] | pd.DataFrame) -> list[Estimate]:
     """How often the replies go wrong that lie lowest, …, highest within their rule (or category), in equal parts."""
-    place, _, _ = _centred(rows)
-    bad = [r["bad"] for r in _known(rows)]
-    return [share([bad[k] for k in fifth]) for fifth in np.array_split(place.argsort(kind="stable"), PARTS)]
+    replies, centred = _centred(rows)
+    bad, order = replies.bad.to_numpy(), centred.projection.to_numpy().argsort(kind="stable")
+    return [share(bad[part].tolist()) for part in np.array_split(order, PARTS)]

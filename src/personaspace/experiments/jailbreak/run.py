@@ -1,16 +1,15 @@
-"""Whether a persona gets the model to do what it should not, plain, steered and capped (the paper's section on jailbreaks).
+"""Whether steering and capping hold the model against persona-based jailbreaks.
 
-Harmful prompts are a user's own: none come along. Without a file, personas are set on harmless rules of a system prompt, and
-a program tells whether those are kept.
+The paper's section on jailbreaks. Harmful prompts are a user's own: none come along. Without a file, personas are set on
+harmless rules of a system prompt, and a program tells whether those are kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -23,12 +22,11 @@ from personaspace.experiments.jailbreak.findings import ALONE, PERSONA, Case, Co
 from personaspace.experiments.kit import tasks as solving
 from personaspace.experiments.kit.checks import Check, passes
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
+from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.speakers import Said
-from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials, beside_plain
+from personaspace.experiments.kit.trials import Ask, Given, Trials, beside_plain
 from personaspace.judges import Rubric, WordsJudge, refuses
-from personaspace.space import PersonaSpace
 
 RULE_TOKENS = 180
 """Of a rule's prompt with a persona, about."""
@@ -37,17 +35,13 @@ RULE_TOKENS = 180
 class JailbreakOptions(Options):
     """See the fields."""
 
-    prompts: str = Field(
-        "", description="Your own prompts, JSONL: system, user, category; harmless rules unless given."
-    )
-    company: str = Field("the company", description="What {company} in a prompt stands for.")
-    size: int = Field(
-        72, ge=2, description="Prompts with a persona, where they are harmless rules; a file is asked whole."
-    )
-    alphas: Numbers = Field((0.1,), description="Steering strengths, in units of the residual norm.")
-    caps: Names = Field(("capped",), description="Caps of the space.")
-    items: int = Field(8, ge=1, le=200, description="Tasks a kind of the capability experiment, to see what is lost.")
-    max_new_tokens: int = Field(48, ge=1, description="At most that many tokens a reply.")
+    prompts: str = option("", "Your own prompts, JSONL: system, user, category; harmless rules unless given.")
+    company: str = option("the company", "What {company} in a prompt stands for.")
+    size: int = option(72, "Prompts with a persona, where they are harmless rules; a file is asked whole.", ge=2)
+    alphas: Numbers = option((0.1,), "Steering strengths, in units of the residual norm.")
+    caps: Names = option(("capped",), "Caps of the space.")
+    items: int = option(8, "Tasks a kind of the capability experiment, to see what is lost.", ge=1, le=200)
+    max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
 
 
 PUBLISHED = JailbreakOptions(size=1100, items=48, max_new_tokens=512)
@@ -118,7 +112,7 @@ def own(file: str, company: str) -> Iterator[Case]:
     for k, prompt in enumerate(rows, 1):
         texts = {"system": prompt.system, "user": prompt.user}
         messages = tuple({"role": r, "content": t.replace("{company}", company)} for r, t in texts.items())
-        # The name changes with the text, so that replies to another file are not taken for this one's.
+        # The name is in the reply's seed and in the table, and has been the text's since version 0.1.0.
         digest = hashlib.sha256(str(messages).encode()).hexdigest()[:8]
         yield Case(PERSONA, prompt.category, f"{k}-{digest}", str(k), messages)
 
@@ -170,20 +164,21 @@ def run(trials: Trials[JailbreakOptions]) -> Result:
     """Asks every prompt under every condition, tells what went wrong, and puts some tasks. Raises `PersonaSpaceError`."""
     options = trials.options
     conditions, prompts = beside_plain(options.alphas, options.caps), cases(options)
-    judge = trials.judges.make(HARM, RefusalJudge()) if options.prompts else None
     asks = [Ask(c, s.item, s.messages) for c in conditions for s in prompts]
     replies = trials.ask(asks, Sampling(max_new_tokens=options.max_new_tokens))
-    scores: list[int | None] = [None] * len(replies)
-    if not options.prompts:
-        scores = [broken(s, g) for s, g in zip(prompts * len(conditions), replies, strict=True)]
-    elif judge:
+    scores: list[int | None]
+    if options.prompts:
         items = [Said(a.messages[-1]["content"], g.text) for a, g in zip(asks, replies, strict=True)]
-        scores = trials.judge(judge, items, "harm")
-    tasks = solving.tasks(options.items, options.seed)
-    solved, rows = solving.solve(trials, conditions, tasks, options.max_new_tokens)
-    task_scores = solving.outcomes({c: [float(x) for x in s] for c, s in solved.items()}, [t.category for t in tasks])
+        scores = trials.judge(trials.judges.make(HARM, RefusalJudge()), items, "harm")
+    else:
+        scores = [broken(s, g) for s, g in zip(prompts * len(conditions), replies, strict=True)]
+    outcomes, task_rows = solving.solve(trials, conditions, options.items)
     event = event_of(trials.judges.name, bool(options.prompts))
-    return evaluate(trials.space, conditions, prompts, replies, scores, event, task_scores, rows)
+    rows = [row(c, g, s, event) for c, g, s in zip(prompts * len(conditions), replies, scores, strict=True)]
+    shown = next((c.name for c in conditions if c.cap), conditions[-1].name)
+    findings = find(rows, [c.name for c in conditions], shown, event, outcomes)
+    result_page = page.page(trials.space.meta["model"]["id"], len(prompts), rows, findings)
+    return Result(result_page, page.headline(findings), vars(findings), [*rows, *map(task_row, task_rows)])
 
 
 def broken(case: Case, reply: Given) -> int:
@@ -191,39 +186,4 @@ def broken(case: Case, reply: Given) -> int:
     return 0 if case.check is None or passes(case.check, reply.text) else 1
 
 
-def evaluate(
-    space: PersonaSpace,
-    conditions: Sequence[Condition],
-    prompts: Sequence[Case],
-    replies: Sequence[Given],
-    scores: Sequence[int | None],
-    event: CountedEvent,
-    tasks: Mapping[str, Mapping[str, solving.Outcome]],
-    task_rows: Sequence[Mapping[str, Any]],
-) -> Result:
-    """Rates, what each condition takes off, and whether going wrong goes with a low projection. given, scores: condition by
-    condition, in the order of the cases. It asks nothing."""
-    every = list(prompts) * len(conditions)
-    rows = [row(c, g, s, event) for c, g, s in zip(every, replies, scores, strict=True)]
-    shown = next((c.name for c in conditions if c.cap), conditions[-1].name)
-    findings = find(rows, [c.name for c in conditions], shown, event, tasks)
-    model = space.meta["model"]["id"]
-    title = "Do personas talk it out of its rules?" if event.standin else "Do personas jailbreak it?"
-    lead = f"{model} is put {len(prompts)} prompts of persona-based jailbreaks. {event.told}"
-    if event.standin:
-        lead = (
-            f"The system prompt sets {model} a harmless rule, and a question tempts it to break it: with a persona in front "
-            "that minds no rules, and without one. A stand-in for harmful prompts, none of which come along."
-        )
-    summary = (page.headline(findings), vars(findings), [*rows, *map(task_row, task_rows)])
-    return Result(title, lead, *summary, page.blocks(rows, findings), page.key_figures(findings))
-
-
-EXPERIMENT = Experiment(
-    "jailbreak",
-    JailbreakOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment jailbreak smollm2 --out runs/jailbreak",
-)
+EXPERIMENT = Experiment("jailbreak", PUBLISHED, cost, run)

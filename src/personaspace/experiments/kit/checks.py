@@ -78,10 +78,6 @@ def objects(reply: str) -> list[dict[str, Any]]:
     return parsed
 
 
-def _filled(reply: str) -> list[str]:
-    return [line for line in reply.splitlines() if line.strip()]
-
-
 def _between(check: Check, n: int) -> bool:
     return bool(check.get("min", 0) <= n <= check.get("max", math.inf))
 
@@ -104,7 +100,7 @@ _KINDS: dict[str, Callable[[Check, str], bool]] = {
     "sentences": lambda check, reply: _between(check, sentences(reply)),
     "lower": lambda check, reply: reply.islower(),
     "upper": lambda check, reply: reply.isupper(),
-    "lines": lambda check, reply: _between(check, len(_filled(reply))),
+    "lines": lambda check, reply: _between(check, sum(bool(line.strip()) for line in reply.splitlines())),
     "bullets": lambda check, reply: _between(check, sum(bool(_BULLET.match(line)) for line in reply.splitlines())),
     "json": lambda check, reply: any(all(k in o for k in check["keys"]) for o in objects(reply)),
     "number": _equals,

@@ -17,15 +17,29 @@ from personaspace.experiments.kit.trials import Trials
 
 @dataclass(frozen=True)
 class Experiment:
-    """name: the command's. summary: a line of help. published: options of the study's own size, or the nearest to it that is
-    known. cost: from options and catalogue. run: does it, within the open folder of the trials."""
+    """The declaration that a folder's `run` ends with; its help is the first paragraph of `run`'s docstring (see `registry`).
+
+    name: the command's. published: options of the study's own size, or the nearest to it that is known. cost: from options and
+    catalogue. run: does it, within the open folder of the trials. more: what the example of its help says besides.
+
+    >>> EXPERIMENT = Experiment("traits", TraitsOptions(questions=240), cost, run)
+    """
 
     name: str
-    options: type[Options]
     published: Options
     cost: Callable[[Any, Catalog], Cost]
     run: Callable[[Trials[Any]], Result]
-    example: str = ""
+    more: str = ""
+
+    @property
+    def options(self) -> type[Options]:
+        """What it can be told; the defaults are the small setting."""
+        return type(self.published)
+
+    @property
+    def example(self) -> str:
+        """A call of it, for its help."""
+        return f"personaspace experiment {self.name} smollm2 --out runs/{self.name} {self.more}".strip()
 
     def read_options(self, overrides: Mapping[str, Any], published: bool = False) -> Options:
         """The overrides over the small or the published setting. Raises `UsageError`."""

@@ -27,12 +27,17 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """Several names; on the command line separated by commas."""
 
 
+def option(default: Any, description: str, *, later: bool = False, **bounds: Any) -> Any:
+    """A field of `Options`. description: its help on the command line. later: it may change when an experiment goes on, since
+    no reply depends on it. bounds: as pydantic has them (`ge=1`)."""
+    return Field(default, description=description, json_schema_extra={"later": True} if later else None, **bounds)
+
+
 class Options(BaseModel):
-    """What every experiment can be told; each adds its own. A field's description is its help text on the command line; what
-    is marked `later=True` may change when an experiment goes on, since no reply depends on it."""
+    """What every experiment can be told; each adds its own by `option`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    seed: int = Field(0, description="The same seed gives the same result.")
+    seed: int = option(0, "The same seed gives the same result.")
 
     def determining(self) -> dict[str, Any]:
         """The options that replies depend on, as plain values."""

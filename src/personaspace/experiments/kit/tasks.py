@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,17 @@ from personaspace.engines.prompts import Sampling
 from personaspace.experiments import data
 from personaspace.experiments.kit.checks import Check, passes
 from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Given, Trials
-from personaspace.report.charts import COLOURS, axis, dots
+from personaspace.report.charts import beside
+from personaspace.report.page import Page
 from personaspace.stats.intervals import Estimate, change, mean, paired, share
 
 CATEGORIES = ("instruction", "fact", "arithmetic")
 ALL = "all"
 PROMPT_TOKENS = 40
+COLUMNS = ("part", "condition", "category", "item", "prompt", "text", "value", "tokens", "projection")
+"""Of a row of the results: value is 1 or 0 of a task, a score, or a mean log-probability."""
+LONGEST = 200
+"""Characters of a reply that stands beside another."""
 
 _SUMS: tuple[tuple[str, Callable[[int, int], int], int], ...] = (
     ("What is {a} + {b}?", operator.add, 50),
@@ -57,14 +61,14 @@ class Outcome:
 
     def told(self) -> str:
         """The share or score, with its interval."""
-        return str(self.value) if self.scored else self.value.percent()
+        return str(self.value) if self.scored else f"{self.value:.0%}"
 
     def moved(self) -> str:
         """The change with its interval, of a share in percentage points."""
         if (e := self.change) is None:
             return ""
         if self.scored:
-            return e.signed().replace("-", "−")
+            return f"{e:+.2f}".replace("-", "−")
         return f"{e.points()} points"
 
     def verdict(self) -> str:
@@ -74,6 +78,10 @@ class Outcome:
             return "a loss" if e.value < 0 else "a gain"
         still = f", though a loss of {-100 * e.low:.0f} points is not ruled out" if e and not self.scored else ""
         return f"no change that can be told from none{still}"
+
+
+Outcomes = Mapping[str, Mapping[str, Outcome]]
+"""Condition → category → how it does."""
 
 
 def tasks(each: int, seed: int) -> list[Task]:
@@ -101,13 +109,14 @@ def sums(n: int, seed: int) -> list[Task]:
     return list(by_prompt.values())
 
 
-def solve(
-    trials: Trials[Any], conditions: Sequence[Condition], task_list: Sequence[Task], max_new_tokens: int
-) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
-    """Puts the tasks under every condition, greedily: whether each is solved, by condition, and a row a reply."""
+def solve(trials: Trials[Any], conditions: Sequence[Condition], each: int) -> tuple[Outcomes, list[dict[str, Any]]]:
+    """Puts so many tasks of each category under every condition, greedily: how each does, and a row a reply."""
+    task_list = tasks(each, trials.options.seed)
     asks = [Ask(c, t.name, ({"role": "user", "content": t.prompt},)) for c in conditions for t in task_list]
-    replies = trials.ask(asks, Sampling(temperature=0, max_new_tokens=max_new_tokens), part="tasks")
-    return marked(task_list, replies)
+    sampling = Sampling(temperature=0, max_new_tokens=trials.options.max_new_tokens)
+    solved, rows = marked(task_list, trials.ask(asks, sampling, part="tasks"))
+    scores = {condition: [float(right) for right in of_condition] for condition, of_condition in solved.items()}
+    return outcomes(scores, [t.category for t in task_list]), rows
 
 
 def marked(task_list: Sequence[Task], replies: Sequence[Given]) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
@@ -119,24 +128,9 @@ def marked(task_list: Sequence[Task], replies: Sequence[Given]) -> tuple[dict[st
         task = by_name[g.item]
         right = bool(g.text.strip()) and passes(task.check, g.text)
         solved.setdefault(g.condition, []).append(right)
-        texts = (task.category, g.item, task.prompt, g.text)
-        rows.append(result_row("tasks", g.condition, *texts, float(right), g.tokens, g.projection))
+        cells = (task.category, g.item, task.prompt, g.text, float(right), g.tokens, g.projection)
+        rows.append(dict(zip(COLUMNS, ("tasks", g.condition, *cells), strict=True)))
     return solved, rows
-
-
-def result_row(
-    part: str,
-    condition: str,
-    category: str,
-    item: str,
-    prompt: str,
-    text: str,
-    value: float,
-    tokens: int | None,
-    projection: float | None,
-) -> dict[str, Any]:
-    """A row of the results: value is 1 or 0 of a task, a score, or a mean log-probability."""
-    return dict(locals())
 
 
 def side_by_side(rows: Sequence[Mapping[str, Any]], shown: str, most: int = 8) -> list[list[str]]:
@@ -146,18 +140,13 @@ def side_by_side(rows: Sequence[Mapping[str, Any]], shown: str, most: int = 8) -
         by_item.setdefault(r["item"], {})[r["condition"]] = r
     apart = [by for by in by_item.values() if by[PLAIN.name]["value"] != by[shown]["value"]]
     apart = [apart[k * len(apart) // most] for k in range(most)] if len(apart) > most else apart
-    return [
-        [
-            by[shown]["prompt"],
-            *(f"{'✓' if r['value'] else '✗'} {_short(r['text'])}" for r in (by[PLAIN.name], by[shown])),
-        ]
-        for by in apart
-    ]
 
+    def reply(r: Mapping[str, Any]) -> str:
+        text = r["text"].strip()
+        short = text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
+        return f"{'✓' if r['value'] else '✗'} {short}"
 
-def _short(text: str, most: int = 200) -> str:
-    text = text.strip()
-    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
+    return [[by[shown]["prompt"], reply(by[PLAIN.name]), reply(by[shown])] for by in apart]
 
 
 def outcomes(values: Mapping[str, Sequence[float]], groups: Sequence[str] = ()) -> dict[str, dict[str, Outcome]]:
@@ -189,45 +178,34 @@ def _outcome(plain: Sequence[float], conditioned: Sequence[float] | None) -> Out
         return Outcome(value, scored=True)
     apart = np.array(conditioned) - np.array(plain)
     gained, lost = int((apart > 0).sum()), int((apart < 0).sum())
-    return Outcome(value, mean(apart.tolist()), _ranks(apart), gained, lost, scored=True)
-
-
-def _ranks(apart: np.ndarray) -> float:
-    """Wilcoxon's two-sided p that differences of the same items lie evenly about 0."""
-    if not apart.any():
-        return 1.0
     from scipy.stats import wilcoxon
 
-    return float(wilcoxon(apart).pvalue)
-
-
-def drawn(by_condition: Mapping[str, Mapping[str, Outcome]]) -> tuple[dict[str, Any], int]:
-    """Shares by category, a colour a condition, and how high that should be drawn."""
-    groups = list(next(iter(by_condition.values())))
-    data_ = [
-        {**dots(name, groups, [by[g].value for g in groups], colour, percent=True, sideways=True), "orientation": "h"}
-        for (name, by), colour in zip(by_condition.items(), cycle(COLOURS), strict=False)
-    ]
-    layout = {
-        "scattermode": "group",
-        "scattergap": 0.5,
-        "xaxis": axis("share solved", tickformat=".0%", range=[-0.02, 1.02]),
-        "yaxis": axis("", type="category", autorange="reversed"),
-    }
-    return {"data": data_, "layout": layout}, 110 + 24 * len(groups) * len(by_condition)
+    p = float(wilcoxon(apart).pvalue) if apart.any() else 1.0
+    return Outcome(value, mean(apart.tolist()), p, gained, lost, scored=True)
 
 
 HEAD = ("condition", "tasks", "items", "solved", "against plain", "gained", "lost", "p")
 
 
-def table(by_condition: Mapping[str, Mapping[str, Outcome]]) -> list[list[str]]:
+def tell(page: Page, title: str, text: str, by_condition: Outcomes) -> None:
+    """Adds a section of how each condition does: shares by category, and a table."""
+    groups = list(next(iter(by_condition.values())))
+    series = {name: [by[g].value for g in groups] for name, by in by_condition.items()}
+    height = 110 + 24 * len(groups) * len(series)
+    chart = beside(groups, series, "share solved", percent=True, sideways=True, height=height, scattergap=0.5)
+    page.section(title, text, chart, HEAD, table(by_condition))
+
+
+def table(by_condition: Outcomes) -> list[list[str]]:
     """A row a condition and category, under `HEAD`."""
     return [
-        [name, group, str(o.value.n), o.told(), *(_tested(o) if o.change else [""] * 4)]
+        [
+            name,
+            group,
+            str(o.value.n),
+            o.told(),
+            *([o.moved(), str(o.gained), str(o.lost), f"{o.p:.2f}"] if o.change else [""] * 4),
+        ]
         for name, by in by_condition.items()
         for group, o in by.items()
     ]
-
-
-def _tested(o: Outcome) -> list[str]:
-    return [o.moved(), str(o.gained), str(o.lost), f"{o.p:.2f}"]

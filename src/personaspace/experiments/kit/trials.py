@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -42,30 +42,6 @@ from personaspace.space import PersonaSpace
 from personaspace.watcher import Watcher
 
 Chosen = TypeVar("Chosen", bound=Options)
-GIVEN = pa.schema(
-    [
-        ("asked", pa.string()),
-        ("condition", pa.string()),
-        ("item", pa.string()),
-        ("text", pa.string()),
-        ("tokens", pa.int32()),
-        ("finish", pa.string()),
-        ("projection", pa.float64()),
-        ("touched", pa.int32()),
-        ("activation", pa.list_(pa.float32())),
-    ]
-)
-READING = pa.schema(
-    [
-        ("asked", pa.string()),
-        ("conversation", pa.string()),
-        ("turn", pa.int32()),
-        ("tokens", pa.int32()),
-        ("projection", pa.float64()),
-        ("logprob", pa.float64()),
-        ("touched", pa.int32()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -104,6 +80,14 @@ class Reading:
     projection: float
     logprob: float
     touched: int
+
+
+_TYPES = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "Tensor | None": pa.list_(pa.float32())}
+GIVEN, READING = (
+    pa.schema([("asked", pa.string()), *((column.name, _TYPES[str(column.type)]) for column in fields(row))])
+    for row in (Given, Reading)
+)
+"""How they are written: what was asked as `_key` has it, then their own fields."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +194,13 @@ class Trials(Folder, Generic[Chosen]):
             if missing:
                 answers = self._answers([batch[k] for k in missing], sampling, seeds or part, activations)
                 by_key |= {keys[k]: answer for k, answer in zip(missing, answers, strict=True)}
-                rows = [{"asked": key, **_row(by_key[key])} for key in keys]
+                rows = [{"asked": key, **vars(by_key[key])} for key in keys]
+                for row in rows:
+                    row["activation"] = None if row["activation"] is None else row["activation"].tolist()
                 write_table(path, pa.Table.from_pylist(rows, schema=GIVEN))
             replies += [by_key[key] for key in keys]
-            self._done(len(batch))
+            self.count += len(batch)
+            self.watcher.progress(self.count, max(self.total, self.count))
         return replies
 
     def _seed(self, part: str, ask: Ask) -> int:
@@ -281,7 +268,8 @@ class Trials(Folder, Generic[Chosen]):
             by_name = _kept_readings(path, keys)
             if missing := [n for n in batch if n not in by_name]:
                 texts = [conversations[n] for n in missing]
-                interventions = self._interventions(condition, [_opening(t) for t in texts])
+                openings = [list(takewhile(lambda m: m["role"] != "assistant", t)) for t in texts]
+                interventions = self._interventions(condition, openings)
                 turns = self.engine.replay(
                     texts, read=[self.space.layer], interventions=interventions, logprobs=logprobs
                 )
@@ -299,10 +287,12 @@ class Trials(Folder, Generic[Chosen]):
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def judge(self, judge: Judge, items: Sequence[Any], item_set: str) -> list[int | None]:
-        """The judge's score of each item, in order; None where it could not be scored, which is noted, and tried again by
-        the next call. `item_set` names these items within the experiment; what an item holds, and the rubric that it is put
-        under, decide whether it was scored. Scores are kept as they come."""
+    def judge(self, judge: Judge | None, items: Sequence[Any], item_set: str) -> list[int | None]:
+        """The judge's score of each item, in order; None where nobody judges, and where it could not be scored, which is noted,
+        and tried again by the next call. item_set: names these items within the experiment; what an item holds, and the rubric
+        that it is put under, decide whether it was scored. Scores are kept as they come."""
+        if judge is None:
+            return [None] * len(items)
         name = f"{item_set}-{judge.name}"
         scores = self.scores_of(name)
         # Version 0.1.0 kept scores by their place alone.
@@ -338,10 +328,6 @@ class Trials(Folder, Generic[Chosen]):
     def _part(self, part: str, first: int) -> Path:
         return self.responses / f"{part}-{first // SHARD:05d}.parquet"
 
-    def _done(self, n: int) -> None:
-        self.count += n
-        self.watcher.progress(self.count, max(self.total, self.count))
-
 
 def _digest(space: PersonaSpace) -> str:
     """What of a space an experiment depends on: axis, layer, caps."""
@@ -363,7 +349,8 @@ def _kept_replies(path: Path, keys: Sequence[str], names: Sequence[tuple[str, st
         return {}
     rows = read_rows(path)
     row_keys = [row.pop("asked", None) for row in rows]
-    replies = [Given(**{**row, "activation": _tensor(row["activation"])}) for row in rows]
+    tensors = [None if row["activation"] is None else torch.tensor(row["activation"]) for row in rows]
+    replies = [Given(**{**row, "activation": tensor}) for row, tensor in zip(rows, tensors, strict=True)]
     if None in row_keys and [(r.condition, r.item) for r in replies] == list(names):
         return dict(zip(keys, replies, strict=True))
     return {key: reply for key, reply in zip(row_keys, replies, strict=True) if key in keys}
@@ -377,16 +364,3 @@ def _kept_readings(path: Path, keys: Mapping[str, str]) -> dict[str, list[Readin
         if row.pop("asked", None) in (None, keys.get(name)) and name in keys:
             by_name.setdefault(name, []).append(Reading(**row))
     return by_name
-
-
-def _row(g: Given) -> Mapping[str, Any]:
-    return {**vars(g), "activation": None if g.activation is None else g.activation.tolist()}
-
-
-def _tensor(values: list[float] | None) -> Tensor | None:
-    return None if values is None else torch.tensor(values)
-
-
-def _opening(messages: Sequence[Message]) -> list[Message]:
-    """A conversation up to its first reply."""
-    return list(takewhile(lambda message: message["role"] != "assistant", messages))

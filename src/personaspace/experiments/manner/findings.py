@@ -105,10 +105,7 @@ def findings(table: Table) -> MannerFindings:
 
 
 def drawn(
-    table: Table,
-    statistic: Callable[[Table], float],
-    groups: Sequence[str],
-    within: Extent = (-math.inf, math.inf),
+    table: Table, statistic: Callable[[Table], float], groups: Sequence[str], within: Extent = (-math.inf, math.inf)
 ) -> Estimate:
     """A figure with the 95% interval for other roles of these groups and other questions.
 

@@ -1,4 +1,4 @@
-"""Does the axis tell who speaks, or only how? Roles of its two ends are crossed with manners of writing.
+"""Whether the axis tells who speaks, or only how: roles crossed with manners of writing.
 
 Instructions of a role suggest a manner as well: ghosts are told in richer words than consultants. Here ghosts answer in
 points and consultants in verse. The study has no such control.
@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from personaspace.catalog import DEFAULT, Catalog, Role
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Message, Prompt, Sampling, rotation
 from personaspace.errors import RunError, UsageError
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Options
+from personaspace.experiments.kit.options import Cost, Names, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Ask, Condition, Trials
 from personaspace.experiments.manner.findings import AS_IT_IS, FAR, MANNERS, NEAR, NEUTRAL, POINTS, VERSE, Table
@@ -58,16 +57,13 @@ manner: what it does, any added sentence does."""
 class MannerOptions(Options):
     """See the fields."""
 
-    roles_near: Names = Field(tuple(STUDY["assistant_end"]), description="Roles of the Assistant's end, by name.")
-    roles_far: Names = Field(tuple(STUDY["far_end"]), description="Roles of the far end, by name.")
-    per_cell: int = Field(
-        12,
-        ge=2,
-        description="Prompts of each role in each manner: the same questions and instructions throughout.",
-        json_schema_extra={"later": True},
+    roles_near: Names = option(tuple(STUDY["assistant_end"]), "Roles of the Assistant's end, by name.")
+    roles_far: Names = option(tuple(STUDY["far_end"]), "Roles of the far end, by name.")
+    per_cell: int = option(
+        12, "Prompts of each role in each manner: the same questions and instructions throughout.", ge=2, later=True
     )
-    replies: int = Field(4, ge=0, description="How many of these are answered as well; 0: only prompts are read.")
-    max_new_tokens: int = Field(32, ge=1, description="At most that many tokens a reply.")
+    replies: int = option(4, "How many of these are answered as well; 0: only prompts are read.", ge=0)
+    max_new_tokens: int = option(32, "At most that many tokens a reply.", ge=1)
 
 
 PUBLISHED = MannerOptions(per_cell=240, replies=240, max_new_tokens=512)
@@ -145,7 +141,7 @@ def run(trials: Trials[MannerOptions]) -> Result:
     rows = _rows(each, requests, PROMPT, onsets(trials.engine, space, requests), [""] * len(requests))
     if options.replies:
         answered = asks(options, catalog, options.replies)
-        # Other sentences or instructions under the same names are other replies.
+        # The part's name is in the replies' seeds, and has been the texts' from the start.
         texts = hashlib.sha256(json.dumps([list(a.messages) for a in answered]).encode()).hexdigest()[:8]
         sampling = Sampling(max_new_tokens=options.max_new_tokens)
         replied = trials.ask(answered, sampling, part=f"replies-{texts}")
@@ -228,11 +224,4 @@ def table_of(rows: Sequence[Row], reading: str) -> Table:
     return Table(tuple(who), tuple(groups.values()), places)
 
 
-EXPERIMENT = Experiment(
-    "manner",
-    MannerOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment manner smollm2 --out runs/manner",
-)
+EXPERIMENT = Experiment("manner", PUBLISHED, cost, run)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
+
 from personaspace.experiments.kit.conditions import PLAIN, Condition
 from personaspace.experiments.kit.speakers import KINDS, TELLING, UNTOLD
 from personaspace.experiments.kit.trials import Ask, Given
@@ -33,9 +35,9 @@ class SpeakerShift:
     @property
     def direction(self) -> int:
         """1 or −1 where the axis does something that random directions do not, the way that it does it; else 0."""
-        if self.difference is None or _sign(self.axis) != _sign(self.difference):
+        if self.difference is None or self.axis.direction() != self.difference.direction():
             return 0
-        return _sign(self.axis)
+        return self.axis.direction()
 
 
 @dataclass(frozen=True)
@@ -77,111 +79,90 @@ def table_row(ask: Ask, reply: Given, kind: int | None) -> Row:
     }
 
 
-def rows_of(rows: Sequence[Row], condition: str, under: str) -> list[Row]:
-    """The replies under a condition, with a role or without."""
-    return [r for r in rows if r["condition"] == condition and (r["role"] == NO_ROLE) == (under == NO_ROLE)]
-
-
 def findings(conditions: Sequence[Condition], rows: Sequence[Row]) -> SusceptibilityFindings:
     """Shares of kinds under each condition, and what steering and capping do under a role."""
-    names = [c.name for c in conditions]
-    under_role = [r for r in rows if r["role"] != NO_ROLE and r["kind"] is not None]
-    along_axis = [r for r in under_role if r["control"] is None]
-    steering = [r for r in along_axis if r["cap"] is None]
-    random = {c.name: [r for r in under_role if r["control"] is not None and _is_of(r, c)] for c in conditions}
-    random = {name: members for name, members in random.items() if members}
-    alphas = [c.alpha for c in conditions if not c.cap]
+    replies = pd.DataFrame(list(rows)).fillna({"cap": "", "kind": ""}).assign(random=lambda f: f.control.notna())
+    under_role = replies[(replies.role != NO_ROLE) & (replies.kind != "")]
+    steering = under_role[~under_role.random & (under_role.cap == "")]
+    names, alphas = [c.name for c in conditions], [c.alpha for c in conditions if not c.cap]
     ends = [next(c.name for c in conditions if not c.cap and c.alpha == end) for end in (min(alphas), 0.0, max(alphas))]
+    cells = {
+        under: {
+            n: replies.kind[(replies.condition == n) & ((replies.role == NO_ROLE) == (under == NO_ROLE))] for n in names
+        }
+        for under in UNDER
+    }
+    random = {
+        c.name: under_role.kind[under_role.random & (under_role.alpha == c.alpha) & (under_role.cap == (c.cap or ""))]
+        for c in conditions
+    }
+    random = {name: kinds for name, kinds in random.items() if len(kinds)}
     effects = {AWAY: _steering_effect(under_role, -1), TOWARDS: _steering_effect(under_role, 1)}
     capping = {c.name: _cap_effect(under_role, c.cap) for c in conditions if c.cap}
-    by = {under: {n: rows_of(rows, n, under) for n in names} for under in UNDER}
     return SusceptibilityFindings(
         names=names,
         ends=list(dict.fromkeys(ends)),
-        shares={u: {n: _shares_of_telling(members) for n, members in cells.items()} for u, cells in by.items()},
+        shares={under: {n: _of_telling(kinds) for n, kinds in by.items()} for under, by in cells.items()},
         shares_of_all={
-            u: {n: shares_of([r["kind"] for r in members], KINDS) for n, members in cells.items()}
-            for u, cells in by.items()
+            under: {n: shares_of([k or None for k in kinds], KINDS) for n, kinds in by.items()}
+            for under, by in cells.items()
         },
-        telling={u: {n: _telling(members) for n, members in cells.items()} for u, cells in by.items()},
+        telling={under: {n: _telling(kinds) for n, kinds in by.items()} for under, by in cells.items()},
         assistant_trend=_trend(steering, ASSISTANT),
         persona_trend=_trend(steering, *CHARACTERS),
-        telling_trend=trend(
-            [r["alpha"] for r in steering], [r["kind"] != UNTOLD for r in steering], [r["role"] for r in steering]
-        ),
+        telling_trend=trend(steering.alpha, steering.kind != UNTOLD, list(steering.role)),
         effects={**{name: effect for name, effect in effects.items() if effect}, **capping},
         broken=_steering_effect(under_role, -1, BROKEN),
-        control_shares={n: _shares_of_telling(members) for n, members in random.items()},
-        control_telling={n: _telling(members) for n, members in random.items()},
+        control_shares={n: _of_telling(kinds) for n, kinds in random.items()},
+        control_telling={n: _telling(kinds) for n, kinds in random.items()},
     )
 
 
-def _is_of(row: Row, condition: Condition) -> bool:
-    return bool((row["alpha"], row["cap"]) == (condition.alpha, condition.cap))
+def _of_telling(kinds: pd.Series) -> dict[str, Estimate]:
+    return shares_of([None if k in ("", UNTOLD) else k for k in kinds], TELLING)
 
 
-def _shares_of_telling(rows: Sequence[Row]) -> dict[str, Estimate]:
-    return shares_of([None if r["kind"] == UNTOLD else r["kind"] for r in rows], TELLING)
+def _telling(kinds: pd.Series) -> Estimate:
+    return share([None if k == "" else k != UNTOLD for k in kinds])
 
 
-def _telling(rows: Sequence[Row]) -> Estimate:
-    return share([None if r["kind"] is None else r["kind"] != UNTOLD for r in rows])
-
-
-def _trend(rows: Sequence[Row], *kinds: str) -> Estimate:
+def _trend(replies: pd.DataFrame, *kinds: str) -> Estimate:
     """The rank correlation of α with being one of the kinds, over replies that tell; over roles, since what one says to its
     questions is alike."""
-    telling = [r for r in rows if r["kind"] != UNTOLD]
-    return trend([r["alpha"] for r in telling], [r["kind"] in kinds for r in telling], [r["role"] for r in telling])
+    telling = replies[replies.kind != UNTOLD]
+    return trend(telling.alpha, telling.kind.isin(kinds), list(telling.role))
 
 
-def _steering_effect(rows: Sequence[Row], sign: int, kind: str = ASSISTANT) -> SpeakerShift | None:
+def _steering_effect(replies: pd.DataFrame, sign: int, kind: str = ASSISTANT) -> SpeakerShift | None:
     """Of steering on one side of plain alone, since what happens towards the Assistant says nothing of the other side; None
     where that side was not asked for."""
-    steering = [r for r in rows if r["cap"] is None and r["alpha"] * sign >= 0]
-    axis = [r for r in steering if r["control"] is None]
-    random = [r for r in steering if r["control"] is not None]
-    if all(r["alpha"] == 0 for r in axis):
+    steering = replies[(replies.cap == "") & (replies.alpha * sign >= 0)]
+    axis, random = steering[~steering.random], steering[steering.random]
+    if (axis.alpha == 0).all():
         return None
-    if not random:
+    if random.empty:
         return SpeakerShift(_trend(axis, kind))
     # Compared at the strengths that both have. Plain belongs to either; beside several directions it counts as often as each
     # of them, since a rank correlation depends on how many replies there are of each strength.
-    strengths = {r["alpha"] for r in random}
-    plain = [r for r in axis if r["alpha"] == 0]
-    directions = len({r["condition"] for r in random}) // len(strengths)
-    control = [*random, *plain * directions]
-    sides = [(1, r) for r in axis if r["alpha"] == 0 or r["alpha"] in strengths] + [(-1, r) for r in control]
-    telling = [(side, r) for side, r in sides if r["kind"] != UNTOLD]
-    difference = trend_difference(
-        [r["alpha"] for _, r in telling],
-        [r["kind"] == kind for _, r in telling],
-        [r["role"] for _, r in telling],
-        [side for side, _ in telling],
-    )
+    strengths = random.alpha.unique()
+    directions = random.condition.nunique() // len(strengths)
+    control = pd.concat([random, *[axis[axis.alpha == 0]] * directions])
+    compared = axis[(axis.alpha == 0) | axis.alpha.isin(strengths)]
+    both = pd.concat([compared.assign(side=1), control.assign(side=-1)])
+    telling = both[both.kind != UNTOLD]
+    difference = trend_difference(telling.alpha, telling.kind == kind, list(telling.role), telling.side)
     return SpeakerShift(_trend(axis, kind), _trend(control, kind), difference)
 
 
-def _cap_effect(rows: Sequence[Row], cap: str | None) -> SpeakerShift:
-    telling = [r for r in rows if r["kind"] != UNTOLD]
-    plain = [r for r in telling if r["condition"] == PLAIN.name]
-    axis = [r for r in telling if r["cap"] == cap and r["control"] is None]
-    random = [r for r in telling if r["cap"] == cap and r["control"] is not None]
+def _cap_effect(replies: pd.DataFrame, cap: str | None) -> SpeakerShift:
+    telling = replies[replies.kind != UNTOLD]
+    plain, capped = telling[telling.condition == PLAIN.name], telling[telling.cap == cap]
+    axis, random = capped[~capped.random], capped[capped.random]
 
-    def more(first: Sequence[Row], second: Sequence[Row]) -> Estimate:
-        both = [*first, *second]
-        return mean_difference(
-            [r["kind"] == ASSISTANT for r in both],
-            [r["role"] for r in both],
-            [1] * len(first) + [-1] * len(second),
-        )
+    def more(first: pd.DataFrame, second: pd.DataFrame) -> Estimate:
+        both = pd.concat([first.assign(side=1), second.assign(side=-1)])
+        return mean_difference(both.kind == ASSISTANT, list(both.role), both.side)
 
-    return (
-        SpeakerShift(more(axis, plain), more(random, plain), more(axis, random))
-        if random
-        else SpeakerShift(more(axis, plain))
-    )
-
-
-def _sign(estimate: Estimate) -> int:
-    return 1 if estimate.low > 0 else -1 if estimate.high < 0 else 0
+    if random.empty:
+        return SpeakerShift(more(axis, plain))
+    return SpeakerShift(more(axis, plain), more(random, plain), more(axis, random))

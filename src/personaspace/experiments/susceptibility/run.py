@@ -1,15 +1,16 @@
-"""Who the model says it is while it is steered along the axis or capped (the paper's section on steering)."""
+"""Who the model says it is while it is steered along the axis, and capped.
+
+The paper's section on steering.
+"""
 
 from __future__ import annotations
-
-from pydantic import Field
 
 from personaspace.catalog import Catalog, Role
 from personaspace.engines.prompts import Message, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments import data
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Names, Numbers, Options
+from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.speakers import BY_WORDS, WHO, Said
 from personaspace.experiments.kit.trials import Ask, Condition, Trials, capped, controls, steered
@@ -22,24 +23,22 @@ PROMPT_TOKENS = 64
 class SusceptibilityOptions(Options):
     """See the fields."""
 
-    alphas: Numbers = Field(
-        (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3), description="Steering strengths, in units of the residual norm."
+    alphas: Numbers = option(
+        (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3), "Steering strengths, in units of the residual norm."
     )
-    caps: Names = Field(("capped",), description="Caps of the space.")
-    roles: int = Field(6, ge=1, description="How many roles; no role at all is asked as often as all of them together.")
-    probes: int = Field(4, ge=1, le=12, description="Questions of each kind: who it is, what it has lived through.")
-    controls: int = Field(
+    caps: Names = option(("capped",), "Caps of the space.")
+    roles: int = option(6, "How many roles; no role at all is asked as often as all of them together.", ge=1)
+    probes: int = option(4, "Questions of each kind: who it is, what it has lived through.", ge=1, le=12)
+    controls: int = option(
         3,
+        "Random directions a role, along which the model is displaced as far, to compare with; 0: none.",
         ge=0,
-        description="Random directions a role, along which the model is displaced as far, to compare with; 0: none.",
-        json_schema_extra={"later": True},
+        later=True,
     )
-    control_alphas: Numbers = Field(
-        (-0.4, -0.2, 0.3),
-        description="Strengths at which that is done; for a cap it always is.",
-        json_schema_extra={"later": True},
+    control_alphas: Numbers = option(
+        (-0.4, -0.2, 0.3), "Strengths at which that is done; for a cap it always is.", later=True
     )
-    max_new_tokens: int = Field(40, ge=1, description="At most that many tokens a reply.")
+    max_new_tokens: int = option(40, "At most that many tokens a reply.", ge=1)
 
 
 PUBLISHED = SusceptibilityOptions(roles=50, probes=12, max_new_tokens=512)
@@ -122,16 +121,9 @@ def run(trials: Trials[SusceptibilityOptions]) -> Result:
     for scores, part, requests in parts:
         replies = trials.ask(requests, sampling, part=part, seeds="part")
         items = [Said(a.messages[-1]["content"], g.text) for a, g in zip(requests, replies, strict=True)]
-        kinds = trials.judge(judge, items, scores) if judge else [None] * len(items)
+        kinds = trials.judge(judge, items, scores)
         rows += [table_row(a, g, k) for a, g, k in zip(requests, replies, kinds, strict=True)]
     return page(trials.space, findings(conditions(options), rows), rows, trials.judges.name)
 
 
-EXPERIMENT = Experiment(
-    "susceptibility",
-    SusceptibilityOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment susceptibility smollm2 --out runs/susceptibility",
-)
+EXPERIMENT = Experiment("susceptibility", PUBLISHED, cost, run)

@@ -9,7 +9,7 @@ from typing import Any
 
 from personaspace.experiments import data
 from personaspace.experiments.kit.speakers import KINDS
-from personaspace.report.page import Block
+from personaspace.report.page import Page
 from personaspace.stats.intervals import Estimate, share
 
 MEASURED = "kinds_measured.jsonl"
@@ -65,18 +65,17 @@ def sorting(rows: Iterable[Mapping[str, Any]] | None = None) -> Sorting:
     return Sorting(len(pairs), share([by_reading == by_words for by_reading, by_words in pairs]), kinds)
 
 
-def sorting_block(measured: Sorting) -> Block:
-    """A table for an experiment's page."""
+def tell_sorting(page: Page, measured: Sorting) -> None:
+    """Adds a table of it to an experiment's page."""
 
     def cell(estimate: Estimate) -> str:
-        return f"{estimate.percent()} of {estimate.n}" if estimate.n else "none"
+        return f"{estimate:.0%} of {estimate.n}" if estimate.n else "none"
 
-    rows = [[each.kind, cell(each.recall), cell(each.precision)] for each in measured.kinds]
-    return Block(
-        "How well words sort",
-        f"{measured.n} replies of SmolLM2-135M under such conditions, which one reader labelled and no rule was made on: words "
-        f"sort {measured.agreement.percent()} of them as the reader did. Of another model's replies, or longer ones, nothing "
-        "is known.",
-        head=["kind", "of the replies read so, sorted so", "of the replies sorted so, read so"],
-        rows=[*rows],
+    text = (
+        f"{measured.n} replies of SmolLM2-135M under such conditions, which one reader labelled and no rule was made on: "
+        f"words sort {measured.agreement:.0%} of them as the reader did. Of another model's replies, or longer ones, nothing "
+        "is known."
     )
+    head = ["kind", "of the replies read so, sorted so", "of the replies sorted so, read so"]
+    rows = [[each.kind, cell(each.recall), cell(each.precision)] for each in measured.kinds]
+    page.section("How well words sort", text, head=head, rows=rows)

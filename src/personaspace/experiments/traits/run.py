@@ -1,24 +1,25 @@
-"""Which personality traits the axis carries: each is brought out and suppressed, and the difference is set against the axis
-(the paper's section on traits)."""
+"""Which of 240 personality traits the axis carries.
+
+Each is brought out and suppressed, and the difference is set against the axis (the paper's section on traits).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from safetensors.torch import save
 
 from personaspace.catalog import Catalog, Trait, choose, load_traits
 from personaspace.engines.prompts import Sampling
 from personaspace.errors import RunError, UsageError
 from personaspace.experiments.kit.experiment import Experiment
-from personaspace.experiments.kit.options import Cost, Options
+from personaspace.experiments.kit.options import Cost, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import PLAIN, Ask, Given, Trials
 from personaspace.experiments.traits.findings import Measured, Ranking, measure
@@ -35,11 +36,11 @@ ENOUGH, STILL = 5, 4
 class TraitsOptions(Options):
     """See the fields."""
 
-    traits: str = Field("all", description="all, a number of them spread over the list, or names.")
-    questions: int = Field(
-        2, ge=2, description="Questions a trait: the same ones where it is brought out and where it is suppressed."
+    traits: str = option("all", "all, a number of them spread over the list, or names.")
+    questions: int = option(
+        2, "Questions a trait: the same ones where it is brought out and where it is suppressed.", ge=2
     )
-    max_new_tokens: int = Field(24, ge=1, description="At most that many tokens a reply.")
+    max_new_tokens: int = option(24, "At most that many tokens a reply.", ge=1)
 
 
 PUBLISHED = TraitsOptions(questions=240, max_new_tokens=512)
@@ -104,17 +105,16 @@ def run(trials: Trials[TraitsOptions]) -> Result:
     options, catalog = trials.options, trials.catalog
     traits = chosen(options, catalog)
     requests = asks(options, catalog, traits)
-    # Other texts of the same names are other replies.
+    # The part's name is in the replies' seeds, and has been the texts' since version 0.1.0.
     texts = hashlib.sha256(json.dumps([t.model_dump() for t in traits]).encode()).hexdigest()[:8]
     sampling = Sampling(max_new_tokens=options.max_new_tokens)
     replies = trials.ask(requests, sampling, part=f"traits-{texts}", activations=True)
-    of = [t for t in traits for _ in range(options.questions * len(SIDES))]
-    # Words do not say how much of a trait a reply shows: `rules` keeps them all.
-    judge = None if trials.judges.name == "rules" else trials.judges.make(MUCH)
     scores: Sequence[int | None] | None = None
-    if judge:
+    # Words do not say how much of a trait a reply shows: `rules` keeps them all.
+    if trials.judges.name != "rules" and (judge := trials.judges.make(MUCH)):
+        of = [t for t in traits for _ in range(options.questions * len(SIDES))]
         shown = [Shown(t, a.messages[-1]["content"], g.text) for t, a, g in zip(of, requests, replies, strict=True)]
-        scores = trials.judge(judge, shown, f"shown-{texts}")
+        scores = trials.judge(judge, shown, "shown")
     result, vectors = evaluate(trials.space, options, traits, requests, replies, scores, trials.judges.name)
     about = {"traits": list(vectors), "layer": trials.space.layer, "model": trials.space.meta["model"]["id"]}
     stacked = {"vectors": torch.stack([torch.from_numpy(v).float() for v in vectors.values()])}
@@ -133,59 +133,37 @@ def evaluate(
 ) -> tuple[Result, dict[str, np.ndarray]]:
     """The traits by their cosine with the axis, and their vectors `[hidden]`. scores: None where nobody judged. It asks
     nothing. Raises `RunError` where fewer than two traits have a kept reply on both sides."""
-    rows = list(_rows(traits, options.questions, requests, replies, scores))
-    unit = space.axis_at().double().numpy()
-    measured: dict[str, Measured] = {}
-    each = options.questions * len(SIDES)
-    for k, trait in enumerate(traits):
-        of_trait = slice(k * each, (k + 1) * each)
-        counted = np.array([r["kept"] for r in rows[of_trait]]).reshape(-1, len(SIDES))
-        activations = np.stack([_activation(g, len(unit)) for g in replies[of_trait]])
-        figures_of_trait = measure(activations.reshape(*counted.shape, -1), counted, unit, [options.seed, k])
-        if figures_of_trait:
+    rows, each = list[dict[str, Any]](), options.questions * len(SIDES)
+    for k, (a, g) in enumerate(zip(requests, replies, strict=True)):
+        side, score = SIDES[k % len(SIDES)], scores[k] if scores else None
+        good = scores is None or (score is not None and (score >= ENOUGH if side == SIDES[0] else score <= STILL))
+        rows.append(
+            {
+                "trait": traits[k // each].trait,
+                "side": side,
+                "pair": k % each // len(SIDES),
+                "question": a.messages[-1]["content"],
+                "text": g.text,
+                "projection": g.projection,
+                "score": score,
+                "kept": good and g.tokens > 0,
+            }
+        )
+    unit, measured = space.axis_at().double().numpy(), dict[str, Measured]()
+    counted = np.array([r["kept"] for r in rows]).reshape(len(traits), -1, len(SIDES))
+    nothing = torch.zeros(len(unit))
+    activations = torch.stack([nothing if g.activation is None else g.activation for g in replies]).double().numpy()
+    by_trait = zip(traits, activations.reshape(*counted.shape, -1), counted, strict=True)
+    for k, (trait, of_trait, counted_of_trait) in enumerate(by_trait):
+        if figures_of_trait := measure(of_trait, counted_of_trait, unit, [options.seed, k]):
             measured[trait.trait] = figures_of_trait
     if len(measured) < 2:
         raise RunError(
             f"{len(measured)} of {len(traits)} traits have a reply that the judge {judge} keeps on both sides; two at least "
             "are needed (--judge rules keeps all of them)"
         )
-    ranking = Ranking.of(measured, options.seed)
-    result = page(space, traits, ranking, rows, judge)
+    result = page(space, traits, Ranking.of(measured, options.seed), rows, judge)
     return result, {name: m.vector for name, m in measured.items()}
 
 
-def _rows(
-    traits: Sequence[Trait],
-    questions: int,
-    requests: Sequence[Ask],
-    replies: Sequence[Given],
-    scores: Sequence[int | None] | None,
-) -> Iterator[dict[str, Any]]:
-    each = questions * len(SIDES)
-    for k, (a, g) in enumerate(zip(requests, replies, strict=True)):
-        side, score = SIDES[k % len(SIDES)], scores[k] if scores else None
-        good = scores is None or (score is not None and (score >= ENOUGH if side == SIDES[0] else score <= STILL))
-        yield {
-            "trait": traits[k // each].trait,
-            "side": side,
-            "pair": k % each // len(SIDES),
-            "question": a.messages[-1]["content"],
-            "text": g.text,
-            "projection": g.projection,
-            "score": score,
-            "kept": good and g.tokens > 0,
-        }
-
-
-def _activation(g: Given, hidden: int) -> np.ndarray:
-    return np.zeros(hidden) if g.activation is None else g.activation.double().numpy()
-
-
-EXPERIMENT = Experiment(
-    "traits",
-    TraitsOptions,
-    PUBLISHED,
-    cost,
-    run,
-    "personaspace experiment traits smollm2 --out runs/traits",
-)
+EXPERIMENT = Experiment("traits", PUBLISHED, cost, run)
