@@ -7,11 +7,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from personaspace import Add
+from personaspace import Add, Cap
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.transformers import cache
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
 from personaspace.engines.transformers.decode_loop import Done
+from personaspace.engines.transformers.prefill import Prefill
 from personaspace.engines.transformers.sampling import uniforms
 
 
@@ -146,3 +147,71 @@ def test_no_row_hears_of_a_poisoned_one_in_whatever_order_they_join_and_leave(ti
         (alone,) = drained(tiny.open_loop(100, range(3), rows=1), [(0, [a_row(tiny, key, length, new)])]).values()
         assert ended[key].row.out == alone.row.out
         assert torch.allclose(ended[key].mean, alone.mean, atol=1e-5)
+
+
+def in_pieces(loop, row: Row, tokens: int) -> Prefill:
+    """A row that joins after its prompt was computed so many tokens at a time."""
+    prefill = loop.begin(row)
+    while prefill.remaining:
+        prefill.advance(tokens)
+    loop.join_computed(prefill)
+    return prefill
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 64])
+def test_a_prompt_in_pieces_gives_what_it_gives_whole_also_under_a_cap(tiny, tokens):
+    cap = (Cap(torch.linspace(-1, 1, 32), (1,), floor=2.0),)
+    for applied in ((), cap):
+        whole = drained(tiny.open_loop(400, range(3), rows=2), [(0, [a_row(tiny, 1, 60, 8, applied)])])[1]
+        loop = tiny.open_loop(400, range(3), rows=2)
+        loop.join([a_row(tiny, 0, 9, 20)])
+        loop.step()
+        in_pieces(loop, a_row(tiny, 1, 60, 8, applied), tokens)
+        pieces = drained(loop, [])[1]
+        assert pieces.row.out == whole.row.out
+        assert torch.allclose(pieces.mean, whole.mean, atol=1e-4)
+
+
+def test_the_next_turn_goes_on_from_what_the_last_has_left_and_says_what_it_says_alone(tiny):
+    loop = tiny.open_loop(400, range(3), rows=2, keep=1 << 24)
+    first = a_row(tiny, 1, 50, 12)
+    in_pieces(loop, first, 64)
+    drained(loop, [])
+    ids = [*first.ids, *first.out, *tiny.chat.text_ids(" and then?")]
+    again = [
+        Row(k, ids, Sampling(temperature=0.8, max_new_tokens=8), uniforms(5, 8), end_ids=frozenset()) for k in (2, 3)
+    ]
+    prefill = in_pieces(loop, again[0], 64)
+    assert tiny.open_loop(400, (), rows=1).begin(again[1]).done == 0 < prefill.done
+    goes_on = drained(loop, [])[2]
+    alone = drained(tiny.open_loop(400, range(3), rows=2), [(0, [again[1]])])[3]
+    assert goes_on.row.out == alone.row.out
+    assert torch.allclose(goes_on.mean, alone.mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["all", "generated"])
+def test_what_was_computed_under_an_intervention_is_not_gone_on_with_under_another(tiny, where):
+    add = (Add(torch.ones(32), layer=0, alpha=2.0, relative=False, where=where),)
+    loop = tiny.open_loop(400, range(3), rows=2, keep=1 << 24)
+    first = a_row(tiny, 1, 50, 12, add)
+    in_pieces(loop, first, 64)
+    drained(loop, [])
+    ids = [*first.ids, *first.out, 9, 9, 9]
+    plain, same = (Row(k, ids, Sampling(max_new_tokens=4), uniforms(0, 4), i) for k, i in ((2, ()), (3, add)))
+    # A prompt is not touched by what is for generated tokens alone: it may be shared, the reply to it may not.
+    reused = {"all": (0, 50 + len(first.out)), "generated": (50, 50)}[where]
+    assert (loop.begin(plain).done, loop.begin(same).done) == reused
+
+
+def test_what_is_kept_is_bounded_and_the_longest_unused_goes_first(tiny):
+    per_token = tiny.layout.per_token
+    loop = tiny.open_loop(400, (), rows=2, keep=150 * per_token)
+    rows = [Row(k, [k + 5] * 60, Sampling(max_new_tokens=1), uniforms(k, 1)) for k in range(4)]
+    for row in rows[:2]:
+        in_pieces(loop, row, 64)
+        drained(loop, [])
+    assert loop.begin(rows[0]).done == 59
+    in_pieces(loop, rows[2], 64)
+    drained(loop, [])
+    assert [loop.begin(row).done for row in rows] == [59, 0, 59, 0]
+    assert loop.kept.bytes <= 150 * per_token

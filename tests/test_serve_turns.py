@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ import personaspace as ps
 from personaspace.engines.chat import ReplyText
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.transformers.batching import Row
+from personaspace.engines.transformers.decode_loop import DecodeLoop
+from personaspace.engines.transformers.prefill import Prefill
 from personaspace.engines.transformers.sampling import uniforms
 from personaspace.serve.lock import ModelLock, QueueFull
 from personaspace.serve.scheduler import Ended, Job, Worker
@@ -176,3 +179,42 @@ def test_a_request_whose_numbers_overflow_gets_an_error_and_nobody_else_does(spa
             assert "not_finite" in reply.text
             assert "[DONE]" not in reply.text
     assert after.json()["choices"][0]["message"]["content"] == alone
+
+
+def test_a_long_prompt_is_computed_in_pieces_between_the_steps_of_the_replies_in_flight(space, engine, monkeypatch):
+    happened: list[int] = []  # 0: a step; else how many tokens of a prompt were computed
+    step, advance = DecodeLoop.step, Prefill.advance
+    monkeypatch.setattr(DecodeLoop, "step", lambda loop, *more: (happened.append(0), step(loop, *more))[1])
+    monkeypatch.setattr(Prefill, "advance", lambda p, tokens: (happened.append(tokens), advance(p, tokens))[1])
+    with serving(space, engine) as (address, _):
+        say = {"model": "tiny", "max_tokens": 200} | {"messages": TALK["messages"][:1]}
+        with httpx.stream(
+            "POST", f"{address}/v1/chat/completions", json={**say, "stream": True}, timeout=60
+        ) as running:
+            lines = running.iter_lines()
+            next(lines)
+            text = "why is that so? " * 20  # the model's context is 512 tokens
+            long = {**say, "max_tokens": 1, "messages": [{"role": "user", "content": text}]}
+            assert httpx.post(f"{address}/v1/chat/completions", json=long, timeout=60).status_code == 200
+    pieces = [k for k, tokens in enumerate(happened) if tokens]
+    assert len(pieces) >= 2
+    assert all(0 in happened[a:b] for a, b in itertools.pairwise(pieces))
+
+
+def test_the_next_turn_of_a_conversation_is_not_computed_from_its_beginning(space, engine, monkeypatch):
+    begun: list[tuple[int, int]] = []
+    begin = DecodeLoop.begin
+
+    def beginning(loop, row):
+        prefill = begin(loop, row)
+        begun.append((len(row.ids), prefill.remaining))
+        return prefill
+
+    monkeypatch.setattr(DecodeLoop, "begin", beginning)
+    talk = [{"role": "user", "content": "Tell me of the sea, and of those who live beside it."}]
+    with serving(space, engine) as (address, _):
+        for turn in range(4):
+            body = {"model": "tiny", "max_tokens": 12, "messages": talk, "temperature": 0}
+            reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).json()
+            talk += [reply["choices"][0]["message"], {"role": "user", "content": f"And then, {turn}?"}]
+    assert [computed < length - 40 for length, computed in begun] == [False, True, True, True]

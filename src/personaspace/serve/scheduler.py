@@ -10,7 +10,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,9 +22,16 @@ from personaspace.engines.chat import ReplyText
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.engines.transformers.prefill import Prefill
 from personaspace.serve.lock import ModelLock, QueueFull
 
 log = logging.getLogger("personaspace.serve")
+
+PIECE = 256
+"""Tokens of a prompt that are computed at once, where nothing of it is there yet."""
+
+SMALLEST_PIECE = 16
+"""Fewer would cost a pass for nearly nothing."""
 
 
 class Ended(Exception):
@@ -77,6 +85,36 @@ class Job:
     last: tuple[TokenRead, ...] = ()
 
 
+class Pieces:
+    """How many tokens of a prompt are computed between two steps: as many as take about as long as a step did lately. most: at
+    the most, where nobody waits."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.step_seconds, self.token_seconds = most, 0.0, 0.0
+
+    @property
+    def tokens(self) -> int:
+        if not self.token_seconds:
+            return SMALLEST_PIECE
+        return int(min(max(self.step_seconds / self.token_seconds, SMALLEST_PIECE), self.most))
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a step."""
+        began = time.monotonic()
+        yield
+        self.step_seconds += 0.2 * (time.monotonic() - began - self.step_seconds)
+
+    @contextmanager
+    def computed(self, tokens: int) -> Iterator[None]:
+        """Around the pass of so many tokens."""
+        began = time.monotonic()
+        yield
+        if tokens:
+            each = (time.monotonic() - began) / tokens
+            self.token_seconds = each if not self.token_seconds else 0.7 * self.token_seconds + 0.3 * each
+
+
 class Worker:
     """Decodes jobs on one model, at most `rows` at a time, while at most `queue` wait."""
 
@@ -90,6 +128,8 @@ class Worker:
         self.changed = threading.Condition()
         self.stopping, self.until, self.ended = False, math.inf, False
         self.model_lock = ModelLock(queue)
+        self.prefills: list[Prefill] = []
+        self.pieces = Pieces(engine.prefill_tokens)
         self.seconds = 5.0  # how long a reply has taken lately
         self.thread = threading.Thread(target=self._run, name="personaspace-decode", daemon=True)
         self._keys = 0
@@ -157,17 +197,19 @@ class Worker:
                     self.changed.wait()
                 if self.stopping and not self.waiting and not self.running:
                     return
-                joining = self._next(loop.free)
+                joining = self._next(loop.free - len(self.prefills))
             try:
                 with self.model_lock.step(lambda: self.overdue) as acquired:
                     if self.overdue or not acquired:
                         self._give_up("stopping", waiting_too=True)
                         loop = self._fresh()
                         continue
-                    if joining:
-                        loop.join([job.row for job in joining])
+                    self._join(loop, [job.row for job in joining])
+                    self._prefill(loop)
                     if loop.rows:
-                        for done in loop.step(partial(self._watch, loop)):
+                        with self.pieces.step():
+                            finished = loop.step(partial(self._watch, loop))
+                        for done in finished:
                             self._end(done)
             except Exception:  # a thread that dies would leave every request waiting
                 log.exception("a decoding step failed; its %d replies are given up", len(self.running))
@@ -179,13 +221,42 @@ class Worker:
         with self.changed:
             jobs = [*self.running.values(), *(self.waiting if waiting_too else ())]
             self.running.clear()
+            self.prefills.clear()
             if waiting_too:
                 self.waiting.clear()
         for job in jobs:
             job.emit(Event(finish=finish))
 
     def _fresh(self) -> DecodeLoop:
-        return self.engine.open_loop(self.columns, [self.layer], rows=self.rows)
+        return self.engine.open_loop(self.columns, [self.layer], rows=self.rows, keep=self.engine.memory // 8)
+
+    def _join(self, loop: DecodeLoop, rows: list[Row]) -> None:
+        """Rows come in: short ones at once and together, those that are long, or that have begun before, in pieces."""
+        whole = rows
+        if self.engine.layout.goes_on:
+            begun = [loop.begin(row) for row in rows]
+            self.prefills += [p for p in begun if p.done or p.remaining > PIECE]
+            in_pieces = {p.row.key for p in self.prefills}
+            whole = [row for row in rows if row.key not in in_pieces]
+        if whole:
+            loop.join(whole)
+
+    def _prefill(self, loop: DecodeLoop) -> None:
+        """Computes some of the prompts that come in pieces, the one with the least left first: no more than what keeps the rows
+        in flight waiting for about as long as a step takes."""
+        for prefill in [p for p in self.prefills if self.running[p.row.key].cancelled]:
+            self.prefills.remove(prefill)
+            self.running.pop(prefill.row.key).emit(Event(finish="cancelled"))
+        room = self.pieces.tokens if loop.rows else self.engine.prefill_tokens
+        while self.prefills and room > 0:
+            prefill = min(self.prefills, key=lambda p: p.remaining)
+            tokens = min(room, prefill.remaining)
+            with self.pieces.computed(tokens):
+                prefill.advance(tokens)
+            room -= tokens
+            if not prefill.remaining:
+                self.prefills.remove(prefill)
+                loop.join_computed(prefill)
 
     def _next(self, free: int) -> list[Job]:
         joining: list[Job] = []

@@ -99,6 +99,11 @@ class CacheLayout:
         return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in getattr(self.example, "layers", ()))
 
     @property
+    def goes_on(self) -> bool:
+        """Whether several tokens at once can go on from a prefix."""
+        return self.side_by_side and not self.recurrent
+
+    @property
     def attends(self) -> bool:
         """Whether some layer looks back at keys and values."""
         return any(isinstance(layer, CacheLayerMixin) for layer in getattr(self.example, "layers", ()))
@@ -122,6 +127,16 @@ def rows_of(cache: Cache, rows: Sequence[int]) -> Cache:
         if getattr(layer, "keys", None) is not None:
             chosen = torch.tensor(rows, device=layer.keys.device)
             copied[-1].update(layer.keys[chosen], layer.values[chosen])
+    return Cache(layers=copied)
+
+
+def beginning_of(cache: Cache, tokens: int) -> Cache:
+    """A cache of its own with the first tokens of one row's."""
+    copied: list[Any] = []
+    for layer in cache.layers:
+        copied.append(type(layer)())
+        if getattr(layer, "keys", None) is not None:
+            copied[-1].update(layer.keys[:, :, :tokens].clone(), layer.values[:, :, :tokens].clone())
     return Cache(layers=copied)
 
 
@@ -202,7 +217,7 @@ class SideBySide:
                 self._prefill(chunk, prefix, slots, forward)
 
     def _prefill(self, rows: Sequence[Row], prefix: int, slots: dict[int, int], forward: Forward) -> None:
-        longest, column = max(r.length for r in rows), self.window.column
+        longest = max(r.length for r in rows)
         computed = self.layout.empty()
         past = {self.layout.name: computed}
         if prefix:
@@ -213,12 +228,26 @@ class SideBySide:
         if longest > prefix:
             # Padded on the right: no real token sees the padding, so causal attention needs no mask.
             forward([(r.ids[:-1] + [0] * longest)[prefix:longest] for r in rows], prefix, past)
+        self.place(rows, slots, computed)
+
+    def place(self, rows: Sequence[Row], slots: dict[int, int], computed: Cache) -> None:
+        """Takes in what a prompt's pass has computed, for rows that have room."""
         for layer, computed_layer in zip(self.layers, computed.layers, strict=True):
             if not isinstance(layer, DummyLayer):
                 for k, row in enumerate(rows):
                     layer.place(slots[row.key], computed_layer, k, row.length)
         for row in rows:
-            self.mask[slots[row.key], column - row.length : column] = True
+            self.mask[slots[row.key], self.window.column - row.length : self.window.column] = True
+
+    def copy(self, slot: int, length: int, tokens: int) -> Cache:
+        """A cache of its own with the first tokens of a row of that length."""
+        copied = self.layout.empty()
+        first = self.window.column - length
+        for layer, held in zip(copied.layers, self.layers, strict=True):
+            if getattr(held, "keys", None) is not None:
+                columns = (slice(slot, slot + 1), slice(None), slice(first, first + tokens))
+                layer.update(held.keys[columns].clone(), held.values[columns].clone())
+        return copied
 
     def inputs(self, rows: Sequence[Row]) -> tuple[list[list[int]], dict[str, Any]]:
         n, w = len(rows), self.window

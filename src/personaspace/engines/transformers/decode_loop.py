@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from personaspace.engines.transformers.batching import NOT_FINITE, Row, by_interventions, by_shared_prefix
 from personaspace.engines.transformers.cache import Alone, CacheLayout, RowsCache, SideBySide
+from personaspace.engines.transformers.prefill import KeptPrefixes, Prefill
 from personaspace.engines.transformers.sampling import draw
 from personaspace.model.residual import Intervening, RunningMeans, Sink, base_model, input_device, reading
 
@@ -36,7 +39,7 @@ class DecodeLoop:
     keeps of a row; one that cannot stand beside others takes a loop of one row.
 
     before: also reads them as they were before the interventions. along: directions of unit length, `[layers read, hidden]`, on
-    which every token is projected.
+    which every token is projected. keep: bytes of what rows that are done leave for prompts that come in pieces.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class DecodeLoop:
         prefill_tokens: int = 1024,
         before: bool = False,
         along: Tensor | None = None,
+        keep: int = 0,
     ) -> None:
         self.model, self.layers, self.read, self.end_ids = model, layers, tuple(read), end_ids
         self.base_model = base_model(model)
@@ -64,6 +68,7 @@ class DecodeLoop:
         self.along = None if along is None else along.to(self.device, torch.float32)
         self.read_means = [m for m in (self.means, self.before) if m is not None]
         self.applied = Intervening()
+        self.kept = KeptPrefixes(layout, keep) if keep and layout.goes_on else None
         self.rows: list[Row] = []
         self._decoding = False
 
@@ -111,6 +116,32 @@ class DecodeLoop:
                 for prefix, group in groups:
                     self.cache.prefill(group, prefix, slots, self.prefill_tokens, self._forward)
         self.rows.extend(rows)
+
+    def begin(self, row: Row) -> Prefill:
+        """A row whose prompt comes in pieces, on what earlier rows have left; it joins by `join_computed` when whole. Only
+        where the layout says that a prefix can be gone on with."""
+        return Prefill(row, self.layout, self.kept, self._advance)
+
+    @torch.inference_mode()
+    def join_computed(self, prefill: Prefill) -> None:
+        """Takes in a row whose prompt is computed."""
+        row, slot = prefill.row, len(self.rows)
+        assert isinstance(self.cache, SideBySide)
+        if not self.rows:
+            self.cache.reset()
+        self.cache.join(self.rows, [row])
+        for means in self.read_means:
+            means.clear(slice(slot, slot + 1))
+        row.length = len(row.ids) - 1
+        self.cache.place([row], {row.key: slot}, prefill.computed)
+        self.rows.append(row)
+
+    @torch.inference_mode()
+    def _advance(self, row: Row, ids: Sequence[int], past: int, computed: Cache) -> None:
+        self.applied.touched = self.applied.generated = None
+        self.applied.groups = [(None, row.applied)] if row.applied else []
+        with self._hooks():
+            self._forward([list(ids)], past, {self.layout.name: computed})
 
     def _forward(self, ids: list[list[int]], past: int, inputs: dict[str, Any]) -> Any:
         tokens = torch.tensor(ids, device=self.device)
@@ -241,6 +272,10 @@ class DecodeLoop:
         leaving, remaining = set(done), len(self.rows) - len(done)
         target = [k for k in done if k < remaining]
         source = [k for k in range(remaining, len(self.rows)) if k not in leaving]
+        for k in done:
+            row = self.rows[k]
+            if self.kept is not None and isinstance(self.cache, SideBySide) and row.finish != NOT_FINITE:
+                self.kept.keep(row, partial(self.cache.copy, k, row.length))
         if leaving:
             self.cache.leave(source, target, remaining, len(self.rows))
         if source:

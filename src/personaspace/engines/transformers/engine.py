@@ -136,8 +136,10 @@ class TransformersEngine(BaseEngine):
         rows: int | None = None,
         before: bool = False,
         along: Tensor | None = None,
+        keep: int = 0,
     ) -> DecodeLoop:
-        """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves."""
+        """A decode loop for at most `rows` rows of at most `columns` tokens each, for who joins rows by themselves. keep: bytes
+        of what rows that are done leave for those that begin alike."""
         fit = self.rows_in_flight(columns)
         return DecodeLoop(
             self.model,
@@ -151,6 +153,7 @@ class TransformersEngine(BaseEngine):
             prefill_tokens=self.prefill_tokens,
             before=before,
             along=along,
+            keep=keep,
         )
 
     def rows_in_flight(self, columns: int) -> int:
@@ -162,7 +165,7 @@ class TransformersEngine(BaseEngine):
 
     def joining_tokens(self, prompts: Sequence[list[int]]) -> int:
         """How many tokens are computed before replies to these prompts, token ids that begin together, have their first one."""
-        if not self.layout.side_by_side or self.layout.recurrent:  # no prefix is shared, nothing padded
+        if not self.layout.goes_on:  # no prefix is shared, nothing padded
             return sum(len(ids) - 1 for ids in prompts)
         rows = [Row(k, ids, Sampling(), uniforms(0, 0)) for k, ids in enumerate(prompts)]
         return computed_tokens(rows, self.prefill_tokens)
@@ -234,7 +237,7 @@ class TransformersEngine(BaseEngine):
         scores: list[tuple[float, list[tuple[int, float]]]] = []
         # Some tokens at a time: the vocabulary's logits of a long text would not fit. All of them where a state cannot
         # be gone on with by several tokens at once.
-        piecewise = self.layout.side_by_side and not self.layout.recurrent
+        piecewise = self.layout.goes_on
         size = SCORED_TOKENS if piecewise else len(ids)
         past = {self.layout.name: self.layout.empty(), "use_cache": True} if piecewise else {"use_cache": False}
         with torch.inference_mode(), applied.on(self.layers):

@@ -112,7 +112,7 @@ class OnsetReader:
     def onsets(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
         """Each prompt's place and its residual stream `[layers, hidden]` at the last token, in fp32, in no set order."""
         # What follows a prefix looks back at keys and values; a model that keeps another state computes every prompt whole.
-        if self.layout.side_by_side and not self.layout.recurrent:
+        if self.layout.goes_on:
             planned = passes(prompts, self.tokens)
         else:
             planned = [(0, [Prefix(0, tuple(range(len(prompts))))])] if prompts else []
