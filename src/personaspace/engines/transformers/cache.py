@@ -28,7 +28,14 @@ from transformers.cache_utils import (
 )
 
 from personaspace.engines.transformers.batching import Row, chunks
-from personaspace.engines.transformers.cache_layers import Columns, ColumnsAndStates, States, Window, states_of
+from personaspace.engines.transformers.cache_layers import (
+    Columns,
+    ColumnsAndStates,
+    Prompted,
+    States,
+    Window,
+    states_of,
+)
 from personaspace.model.residual import hidden_of, parameters
 
 SLACK = 64
@@ -130,14 +137,14 @@ def rows_of(cache: Cache, rows: Sequence[int]) -> Cache:
     return Cache(layers=copied)
 
 
-def beginning_of(cache: Cache, tokens: int) -> Cache:
-    """A cache of its own with the first tokens of one row's."""
-    copied: list[Any] = []
-    for layer in cache.layers:
-        copied.append(type(layer)())
-        if getattr(layer, "keys", None) is not None:
-            copied[-1].update(layer.keys[:, :, :tokens].clone(), layer.values[:, :, :tokens].clone())
-    return Cache(layers=copied)
+def prompt_cache(layout: CacheLayout, room: int, beginning: Cache | None = None, tokens: int = 0) -> Cache:
+    """A cache for a prompt that comes in pieces, with room for so many tokens, of a model that keeps keys and values alone;
+    beginning: whose first tokens are there already, so many of them."""
+    layers = [DummyLayer() if isinstance(layer, DummyLayer) else Prompted(room) for layer in layout.example.layers]
+    for layer, begun in zip(layers, beginning.layers if beginning else (), strict=False):
+        if getattr(begun, "keys", None) is not None:
+            layer.update(begun.keys[:, :, :tokens], begun.values[:, :, :tokens])
+    return Cache(layers=layers)
 
 
 class RowsCache(Protocol):

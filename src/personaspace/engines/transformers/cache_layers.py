@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin, LinearAttentionLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
 
 def states_of(layer: Any) -> dict[tuple[str, int], Tensor]:
@@ -17,6 +17,24 @@ def states_of(layer: Any) -> dict[tuple[str, int], Tensor]:
         return {}
     kinds = {"conv_states": layer.conv_states, "recurrent_states": layer.recurrent_states}
     return {(kind, k): s for kind, states in kinds.items() for k, s in states.items() if s is not None}
+
+
+class Prompted(DynamicLayer):  # type: ignore[misc]
+    """A layer's KV cache of a prompt that comes in pieces. room: how many tokens it has: nothing is copied as they come."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.length = room, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.whole = [x.new_empty(*x.shape[:2], self.room, x.shape[-1]) for x in (key_states, value_states)]
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        for whole, new in zip(self.whole, (key_states, value_states), strict=True):
+            whole[:, :, start : self.length] = new
+        self.keys, self.values = (whole[:, :, : self.length] for whole in self.whole)
+        return self.keys, self.values
 
 
 @dataclass

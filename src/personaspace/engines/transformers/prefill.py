@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers.cache_utils import Cache
 
 from personaspace.engines.transformers.batching import Row
-from personaspace.engines.transformers.cache import CacheLayout, beginning_of
+from personaspace.engines.transformers.cache import CacheLayout, prompt_cache
 
 SHORTEST = 32
 """Tokens that a prompt must share with an earlier row for what that has left to be worth copying."""
@@ -54,7 +54,7 @@ class KeptPrefixes:
         self.bytes += size
 
     def longest(self, row: Row) -> tuple[int, Cache | None]:
-        """How many of a row's prompt's tokens but the last are there already, and a cache of them."""
+        """How many of a row's prompt's tokens but the last are there already, and the cache that begins with them."""
         key, ids = _key(row), np.array(row.ids[:-1])
         best, best_number = SHORTEST - 1, 0
         for number, (other_key, other_ids, _) in self._kept.items():
@@ -66,7 +66,7 @@ class KeptPrefixes:
         if not best_number:
             return 0, None
         self._kept.move_to_end(best_number)
-        return best, beginning_of(self._kept[best_number][2], best)
+        return best, self._kept[best_number][2]
 
     def _drop(self, number: int) -> None:
         _, ids, _ = self._kept.pop(number)
@@ -78,8 +78,8 @@ class Prefill:
 
     def __init__(self, row: Row, layout: CacheLayout, kept: KeptPrefixes | None, forward: Advance) -> None:
         self.row, self._forward = row, forward
-        self.done, computed = kept.longest(row) if kept else (0, None)
-        self.computed: Cache = computed or layout.empty()
+        self.done, beginning = kept.longest(row) if kept else (0, None)
+        self.computed = prompt_cache(layout, len(row.ids), beginning, self.done)
 
     @property
     def remaining(self) -> int:
