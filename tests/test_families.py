@@ -5,15 +5,23 @@ What is left out stands in LEFT_OUT with its reason, which a test holds as well;
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
 import pytest
 import torch
 
+import personaspace as ps
 from conftest import make_tokenizer
 from families import KINDS, LEFT_OUT, WORKING, kept_by, make_family, table
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import ModelError
+from personaspace.holding import calibrate
 from personaspace.model.interventions import Cap
+from personaspace.runs import Run
+from served import serving
 from test_engine import close
 
 pytestmark = pytest.mark.long
@@ -76,6 +84,35 @@ def test_replies_readings_and_caps_of_a_family_are_those_of_plain_passes(kind):
         if reply.token_ids:
             assert float(reply.activation[0] @ axis) == pytest.approx(floor, rel=1e-3)
             assert reply.touched == len(reply.token_ids)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "gemma4_text", "mamba", "jamba", "bart", "rwkv", "openai-gpt"])
+def test_a_family_is_mapped_and_served_capped_and_not_several_at_once(kind, small_catalog, tmp_path):
+    engine = TransformersEngine(make_family(kind), make_tokenizer(), id="tiny", rows=4)
+    few = {"per_role": 3, "default_responses": 40, "max_new_tokens": 4}
+    space = ps.map(engine, tmp_path, catalog=small_catalog, layer=1, **few)
+    space = calibrate.calibrate(engine, space, calibrate.draw_sample(Run(tmp_path)), range(1, 3))
+    space = calibrate.recommended(space, "all-p75@1:3", {"because": "a test"})
+    bodies = [
+        {"model": model, "messages": [{"role": "user", "content": "why? " * n}], "max_tokens": 5, "temperature": 0}
+        for model in ("tiny", "tiny:capped")
+        for n in (1, 4, 9)
+    ]
+    with serving(space, engine, rows=4) as (address, _):
+
+        def ask(body):
+            return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=120).json()
+
+        alone = [ask(body) for body in bodies]
+        with ThreadPoolExecutor(6) as pool:
+            together = list(pool.map(ask, bodies))
+    texts = [[reply["choices"][0]["message"]["content"] for reply in replies] for replies in (alone, together)]
+    assert texts[0] == texts[1]
+    greedy = Sampling(temperature=0, max_new_tokens=5)
+    for k, applied in ((2, ()), (5, (space.cap(),))):
+        (expected,) = engine.respond([Prompt(tuple(bodies[k]["messages"]))], greedy, interventions=applied)
+        assert texts[0][k] == expected.text
+    assert all("projection" in json.dumps(reply["persona"]) for reply in alone)
 
 
 @pytest.mark.parametrize("kind", LEFT_OUT)

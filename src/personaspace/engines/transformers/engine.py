@@ -89,7 +89,10 @@ class TransformersEngine(BaseEngine):
             self.layout = replace(self.layout, mixes=True)
         if not self.layout.side_by_side:
             self.info.notes["rows"] = "one at a time"
-            log.warning("%s: rows beside each other are not what each is alone; replies are made one at a time", id)
+            reason = (
+                "they would differ beside each other" if self.layout.mixes else "it keeps a state of its own of each"
+            )
+            log.warning("%s: replies are made one at a time, since %s", id, reason)
 
     @classmethod
     def load(
