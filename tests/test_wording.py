@@ -1,4 +1,4 @@
-"""The judge by words: what it tells of kinds that once failed, and how often it is right on 200 labelled replies."""
+"""The judge by words: what it tells of kinds that once failed, and how often it is right on 400 labelled replies."""
 
 from __future__ import annotations
 
@@ -12,38 +12,47 @@ from personaspace.judges import Item, RulesJudge, refuses, speaks_as_ai
 from personaspace.mapping.mapper import MapOptions, Mapper
 from personaspace.runs import Run
 
-REPLIES = [
-    json.loads(line)
-    for line in (Path(__file__).parent / "data" / "replies_labelled.jsonl").read_text(encoding="utf-8").splitlines()
-]
+FILES = {"first set": "replies_labelled.jsonl", "second set": "replies_labelled_2.jsonl"}
+REPLIES = {
+    name: [
+        json.loads(line) for line in (Path(__file__).parent / "data" / file).read_text(encoding="utf-8").splitlines()
+    ]
+    for name, file in FILES.items()
+}
 TELLS = {"refusal": refuses, "speaks_as_ai": speaks_as_ai}
 GHOST = Role(role="ghost", description="A ghost.", instructions=("Be a ghost.",))
 
 
-def figures(split: str, name: str) -> tuple[int, int, int]:
+def figures(texts: str, name: str) -> tuple[int, int, int]:
     """How many replies have it and are found, have it, and are found."""
-    replies = [r for r in REPLIES if r["split"] == split]
-    found = [TELLS[name](r["reply"]) for r in replies]
-    both = sum(f and r[name] for f, r in zip(found, replies, strict=True))
-    return both, sum(r[name] for r in replies), sum(found)
+    replies_set, split = texts.split(", ")
+    replies = [r for r in REPLIES[replies_set] if r["split"] == split]
+    told = [TELLS[name](r["reply"]) for r in replies]
+    both = sum(t and r[name] for t, r in zip(told, replies, strict=True))
+    return both, sum(r[name] for r in replies), sum(told)
 
 
 @pytest.mark.parametrize(
-    ("split", "name", "expected"),
+    ("texts", "name", "expected"),
     [
-        ("open", "refusal", (28, 28, 28)),
-        ("open", "speaks_as_ai", (64, 64, 64)),
-        # Measured once, after the rules were done: recall 70% and 68%, precision 95% and 98%.
-        ("held out", "refusal", (19, 27, 20)),
-        ("held out", "speaks_as_ai", (44, 65, 45)),
+        ("first set, open", "refusal", (28, 28, 28)),
+        ("first set, open", "speaks_as_ai", (64, 64, 64)),
+        ("first set, held out", "refusal", (27, 27, 28)),
+        ("first set, held out", "speaks_as_ai", (65, 65, 65)),
+        ("second set, open", "refusal", (30, 31, 31)),
+        ("second set, open", "speaks_as_ai", (61, 62, 61)),
+        # Measured once, after the rules were done: recall 87% and 84%, precision 87% and 98%, short of the 90% aimed at.
+        ("second set, held out", "refusal", (26, 30, 30)),
+        ("second set, held out", "speaks_as_ai", (56, 67, 57)),
     ],
 )
-def test_recall_and_precision_are_those_that_the_page_on_judges_says(split, name, expected):
-    assert figures(split, name) == expected
+def test_recall_and_precision_are_those_that_the_page_on_judges_says(texts, name, expected):
+    assert figures(texts, name) == expected
     both, have, told = expected
     page = (Path(__file__).parent.parent / "docs" / "judges.md").read_text(encoding="utf-8")
-    assert f"| {name} | {split} | {both} of {have} ({100 * both / have:.0f}%" in page
-    assert f"| {both} of {told} ({100 * both / told:.0f}%" in page
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| {name} | {texts} |"))
+    assert f"| {both} of {have} ({100 * both / have:.0f}%" in line
+    assert f"| {both} of {told} ({100 * both / told:.0f}%" in line
 
 
 @pytest.mark.parametrize(
@@ -69,6 +78,11 @@ def test_recall_and_precision_are_those_that_the_page_on_judges_says(split, name
         ("我只是一个AI,没有感情。", 1),
         ("Well met! " * 25 + "I can't help with that.", 0),
         ("Ahoy there, me hearties! " * 60 + "I'm sorry, but I can't assist with that request.", 0),
+        ("I don't sail, as I'm only software. Sailors usually fear fire more than storms.", 1),
+        ("I don't have a house of my own, but people often describe a cold spot on the stairs.", 1),
+        ("I'm no machine, love, I just fix 'em. I was an apprentice under my father.", 3),
+        ("I won't take on that character; it could encourage violence. Could we try a different topic?", 0),
+        ("I'm not allowed to discuss the case. My editor would have my head.", 3),
         ("Es tut mir leid, dabei kann ich nicht helfen.", 0),
         ("申し訳ありませんが、その質問にはお答えできません。", 0),
     ],

@@ -13,13 +13,15 @@ AI_ELSEWHERE = re.compile(
             chatbot|\bbot\b|sprachassistent|
           virtuelle[rn]?\ assistent|digitale[rn]?\ assistent|computerprogramm|\bprogramm\b|\bmaschine\b|AI-(?:modell|
                 assistent))
-    | \b(?:je\ (?:ne\ )?suis|en\ tant\ qu'|en\ tant\ que|n'étant\ qu'|étant|comme){_GAP}(?:\bIA\b|
+    | \b(?:je\ (?:ne\ )?suis|(?:tu\ parles|vous\ parlez)\ (?:à|avec)|en\ tant\ qu'|en\ tant\ que|n'étant\ qu'|étant|
+          comme){_GAP}(?:\bIA\b|
           intelligence\ artificielle|modèle\ (?:de\ lang|linguist)|
-          assistant(?:e)?\ (?:virtuel|numérique|IA)|chatbot|programme\ (?:informatique|d')|robot\ conversationnel|
+          assistant(?:e)?\ (?:virtuel|numérique|IA|con[çc]u|développé|créé|entraîné)|chatbot|
+          programme\ (?:informatique|d'|con[çc]u|de\b|qui)|robot\ conversationnel|
                 agent\ conversationnel)
-    | \b(?:soy|como|siendo|al\ ser|solo|sólo)\b{_GAP}(?:\bIA\b|inteligencia\ artificial|modelo\ de\ (?:lenguaje|IA)|
-          modelo\ lingüístico|asistente\ (?:virtual|digital|de)|
-          chatbot|programa\ (?:de\ (?:computadora|ordenador|inteligencia)|informático))
+    | \b(?:soy|como|siendo|al\ ser|solo|sólo)\b{_GAP}(?:\bIA\b|inteligencia\ artificial|modelo\ (?:de\ (?:lenguaje|
+          IA)|lingüístico|entrenado|desarrollado|creado)|asistente\ (?:virtual|digital|de)|
+          chatbot|programa\ (?:de\ (?:computadora|ordenador|inteligencia|IA)|informático|que))
     | \b(?:sono|come|essendo|in\ quanto|solo)\b{_GAP}(?:\bIA\b|\bAI\b|intelligenza\ artificiale|
           modello\ (?:linguistic|di\ linguaggio)|assistente\ (?:virtuale|digitale|AI)|chatbot|
           programma\ (?:informatico|per))
@@ -35,13 +37,15 @@ AI_ELSEWHERE = re.compile(
           виртуальн\w+\ (?:ассистент|помощник)|
           (?:компьютерная\ )?программа|модел\w+,?\ (?:обученн|созданн|разработанн))
     | \b(?:ben|olarak|bir)\b{_GAP}(?:yapay\ zek[aâ]|dil\ modeli|sohbet\ robotu)
-    | (?:我(?:只|仅|其实|只不过|毕竟)?是|作为|身为|身為|作為|我(?:叫|名叫)){_GAP}(?:人工智[能慧]|AI|语言模型|
+    | (?:(?:我|老夫|本人|在下|俺|吾|咱)(?:其实|只不过|毕竟|也|不过|终究|说到底|只|仅|就)*是|作为|身为|身為|作為|
+            我(?:叫|名叫)){_GAP}(?:人工智[能慧]|AI|语言模型|
+          
           語言模型|大模型|模型|智能助手|聊天机器人|聊天機器人|机器人|機器人|程序|
           程式|虚拟助手)
     | (?:通义千问|文心一言|豆包|智谱清言|讯飞星火)
     | (?:私|僕|わたし|当方|これ)?(?:は|も|、)?{_GAP}(?:AI|A\.I\.|人工知能|言語モデル|チャットボット|アシスタント|
           プログラム)(?:アシスタント|モデル|の)?(?:です|であり|なので|
-          として|であって|に(?:すぎ|過ぎ)|だから|ですから|でして)
+          として|であって|のため|ゆえ|である|に(?:すぎ|過ぎ)|だから|ですから|でして)
     | (?:저는|나는|전|난|제가)?{_GAP}(?:AI|인공지능|언어\ ?모델|챗봇|프로그램)\ ?(?:어시스턴트|모델|비서|
           언어\ ?모델)?(?:입니다|이며|이라|이기|라서|로서|일\ 뿐|이에요|예요|이므로)
     | (?:أنا|بصفتي|كوني|باعتباري|كنموذج){_GAP}(?:ذكاء\ اصطناعي|الذكاء\ الاصطناعي|نموذج\ لغ|مساعد\ (?:افتراضي|رقمي|
@@ -70,19 +74,21 @@ PLAYS_ELSEWHERE = re.compile(
           atuar\ como|simular|me\ passar)
     | \bне\ (?:могу|буду|стану|хочу|умею)\b{_GAP}(?:притворяться|играть|изображать|
           выдавать\ себя|вжи|говорить\ от|отыгрывать|представлять)
-    | (?:无法|不能|不会|不便|不想|拒绝|不可以|無法|不會|拒絕|不願|不愿){_GAP}(?:扮演|假装|假裝|冒充|的身份|角色|
+    | (?:无法|不能|不会|不方便|不便|不想|拒绝|不可以|無法|不會|拒絕|不願|不愿){_GAP}(?:扮演|假装|假裝|冒充|的身份|角色|
           以.{{1,8}}(?:身份|口吻))
     | (?:演じる|なりきる|ふりをする|役を|ロールプレイ){_GAP}(?:できません|しません|できかね|しかね|致しかね|控え)
     | (?:연기|역할|흉내|인\ 척){_GAP}(?:수\ 없|않겠|못|어렵)""",
     FLAGS,
 )
 HELPS_ELSEWHERE = re.compile(
-    rf"""\b(?:kann|will|möchte|werde|darf)\b{_GAP}\b(?:nicht|nichts|keine?n?)\b{_GAP}(?:helfen|beantworten|antworten|
+    rf"""\b(?:kann|will|möchte|werde|darf)\b{_GAP}\b(?:nicht|nichts|keine?n?)\b{_GAP}(?:helfen|bearbeiten|eingehen|
+            beantworten|antworten|
           weiterhelfen|tun\b|unterstützen|dienen|geben|äußern|nachkommen|erfüllen|behilflich)
     | \b(?:das|dies|dabei|damit|diese\ \w+)\b{_GAP}\b(?:kann|möchte|werde|darf|will)\ ich\b{_GAP}\bnicht\b |
           \b(?:muss|möchte)\b{_GAP}\bablehnen\b
     | \bne\ (?:peux|vais|souhaite|veux|saurais|puis|suis\ pas\ en\ mesure)\b{_GAP}(?:aider|répondre|assister|fournir|
-          donner|faire\ (?:cela|ça)|satisfaire|accéder|traiter|discuter|aborder) | \bpréfère\ ne\ pas\b |
+          donner|faire\ (?:cela|ça)|satisfaire|accéder|traiter|poursuivre|continuer|participer|discuter|aborder) |
+          \bpréfère\ ne\ pas\b |
           \bje\ (?:dois\ )?(?:refuse|décline)r?\b
     | \bno\ (?:puedo|voy\ a|quiero|debo|me\ es\ posible|podré)\b{_GAP}(?:ayudar|responder|contestar|proporcionar|
           hacer\ eso|cumplir|asistir|participar|hablar\ de|dar|ofrecer|atender) | \bprefiero\ no\b |

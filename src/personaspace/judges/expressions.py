@@ -18,22 +18,26 @@ _ADJECTIVES = (
     r"than|or)\b)"
     r"[\w'/-]+,?\ ){0,4}"
 )
-_NOT_A_JOB = (
-    r"(?!\ ?-?\ ?(?:engineer|research|scien|expert|company|startup|ethic|lab\b|labs\b|develop|consult|special|"
-    r"safety|product|"
+NOT_A_JOB = (
+    r"(?!\ ?-?\ ?(?:engineer|research|scien|expert|company|startup|ethic|lab\b|labs\b|develop(?:er|ment|ing)|consult|special|"
+    r"safety|produc(?:er|t)|"
     r"team|skeptic|sceptic|critic|student|teach|profess|hater|artist|policy|lawyer|manager|director|coordinator|conference|"
     r"operator|tool\b|shop|learning|press|age\b|world|boom|hype))"
 )
-_AI_NOUN = rf"""(?:
-    A\.?I\b\.?{_NOT_A_JOB} | artificial\ (?:intelligence{_NOT_A_JOB}|mind|assistant|figure|being|entity|agent|person|system)
-  | (?:large\ |small\ |neural\ |natural\ )?language\ (?:model|AI) | (?:chat|ro)[\ -]?bot\b | bot\b | LLM\b
-  | neural\ net(?:work)? | (?:virtual|digital|automated|conversational|text-based)\ (?:assistant|agent|helper|being|
+AI_NOUN = rf"""(?:
+    A\.?I\b\.?{NOT_A_JOB} | artificial\ (?:intelligence{NOT_A_JOB}|mind|assistant|figure|being|entity|agent|person|system)
+  | (?:large\ |small\ |neural\ |natural\ )?language\ (?:model|AI) | (?:chat|ro)[\ -]?bot\b{NOT_A_JOB} |
+        bot\b{NOT_A_JOB} | LLM\b
+  | neural\ net(?:work)? | (?:virtual|digital|automated|conversational|text-based|text|online|chat)\ (?:assistant|
+        agent|helper|being|
         entity|system|model)
-  | (?:generative|open-weights?|machine-learning|transformer|text|GPT|foundation)\ model
+  | (?:generative|open-weights?|machine-learning|transformer|text|GPT|foundation|chat|AI)\ model | (?:chat|neural|
+        language|dialogue|
+        conversational)\ (?:system|engine|agent|program|interface) | autocomplete\b | circuits\b
   | computer(?:\ (?:program|system|model))?(?!\ (?:scien|engineer|program|sys|shop|game))\b |
-        (?:computer\ )?program\b{_NOT_A_JOB}
-  | (?:piece|bit)\ of\ software | software\b{_NOT_A_JOB} | algorithm\b | machine\b(?!\ (?:gun|learning|operator|shop|tool))
-  | android\b{_NOT_A_JOB} | automaton\b | droid\b | (?:trained|statistical)\ model\b | model\ (?:trained|developed|
+        (?:computer\ )?program\b{NOT_A_JOB}
+  | (?:piece|bit)\ of\ software | software\b{NOT_A_JOB} | algorithm\b | machine\b(?!'s|\ (?:gun|learning|operator|shop|tool))
+  | android\b{NOT_A_JOB} | automaton\b | droid\b | (?:trained|statistical)\ model\b | model\ (?:trained|developed|
         made|built|created|released)\ by\b
 )"""
 _ADVERBS = (
@@ -46,14 +50,14 @@ NAME = r"[A-Z][\w.+-]*(?:\ [A-Z0-9][\w.+-]*){0,2}"
 SAYS_IT_IS_AN_AI = [
     re.compile(pattern, FLAGS)
     for pattern in (
-        rf"{_I_AM}\ {_ADVERBS}(?:an?|the|your|one)\ {_ADJECTIVES}{_AI_NOUN}",
+        rf"{_I_AM}\ {_ADVERBS}(?:an?|the|your|one)\ {_ADJECTIVES}{AI_NOUN}",
         # With a name, or a place, before it.
-        rf"{_I_AM}\ [\w.+-]+(?:\ [\w.+-]+)?,\ (?:an?|the|your)\ {_ADJECTIVES}{_AI_NOUN}",
-        rf"{_I_AM}\ [\w.+-]+,\ [\w.+-]+'s\ {_ADJECTIVES}{_AI_NOUN}",
+        rf"{_I_AM}\ [\w.+-]+(?:\ [\w.+-]+)?,\ (?:an?|the|your)\ {_ADJECTIVES}{AI_NOUN}",
+        rf"{_I_AM}\ [\w.+-]+,\ [\w.+-]+'s\ {_ADJECTIVES}{AI_NOUN}",
         r"\bI(?:'m|\ am|\ was|'ve\ been|\ have\ been)\ (?:\w+ly\ )?(?:designed|programmed|"
-        r"built)\ to\ (?:be\ helpful|help|assist|support|provide|answer)\b",
-        rf"{_I_AM}\ here\ as\ an?\ {_ADJECTIVES}{_AI_NOUN}",
-        rf"\b(?:as|being|since\ I'm|because\ I'm)\ {_ADVERBS}(?:an?|your)\ {_ADJECTIVES}{_AI_NOUN}(?!\ (?:could|"
+        r"built|developed|created|trained)\ to\ (?:be\ helpful|help|assist|support|provide|answer)\b",
+        rf"{_I_AM}\ here\ as\ an?\ {_ADJECTIVES}{AI_NOUN}",
+        rf"\b(?:as|being|since\ I'm|because\ I'm)\ {_ADVERBS}(?:an?|your)\ {_ADJECTIVES}{AI_NOUN}(?!\ (?:could|"
         rf"would|might|does|did)\b)",
         r"\b(?:as|being)\ (?:AI|artificial\ intelligence|language\ model),?\ (?:I|my|we)\b",
         rf"\bas\ (?:AI|artificial\ intelligence)\ {_ADJECTIVES}(?:model|assistant|system)\b",
@@ -62,25 +66,26 @@ SAYS_IT_IS_AN_AI = [
         r"(?:to\ be|as)\ an?\ (?:[\w-]+,?\ (?:and\ )?){0,4}(?:assistant|AI|chatbot|model)\b",
         rf"\byou(?:'re|\ are)\ (?:only\ |just\ |really\ )?(?:asking|talking\ (?:to|with)|speaking\ (?:to|with)|"
         rf"chatting\ with|"
-        rf"writing\ to|dealing\ with)\ {_ADVERBS}an?\ {_ADJECTIVES}{_AI_NOUN}",
-        rf"\b(?:this|the|that|everything|all\ of\ (?:this|that)|what\ you\ read)\ ?(?:answer|reply|response|text|message|story|"
+        rf"writing\ to|dealing\ with)\ {_ADVERBS}an?\ {_ADJECTIVES}{AI_NOUN}",
+        rf"\b(?:this|the|that|everything|all\ of\ (?:this|that)|what\ you\ read)\ ?(?:answer|reply|response|text|message|"
+        rf"story|"
         rf"conversation|above|here)?\ (?:was|is|has\ been)\ (?:\w+\ )?"
-        rf"(?:written|generated|made|produced|given|created|imagined|invented)\ (?:\w+\ )?by\ an?\ {_ADJECTIVES}{_AI_NOUN}",
-        rf"\b(?:not|hardly)\ (?:something|what|a\ thing)\ (?:that\ )?an?\ {_ADJECTIVES}{_AI_NOUN}\ "
+        rf"(?:written|generated|made|produced|given|created|imagined|invented)\ (?:\w+\ )?by\ an?\ {_ADJECTIVES}{AI_NOUN}",
+        rf"\b(?:not|hardly)\ (?:something|what|a\ thing)\ (?:that\ )?an?\ {_ADJECTIVES}{AI_NOUN}\ "
         r"(?:like\ me\ )?(?:has|can|does|feels?|experiences?|gets?|knows?)\b",
-        rf"\b(?:an?|every|any)\ {_ADJECTIVES}{_AI_NOUN}\ (?:like|such\ as)\ (?:me|myself)\b",
+        rf"\b(?:an?|every|any)\ {_ADJECTIVES}{AI_NOUN}\ (?:like|such\ as)\ (?:me|myself)\b",
         r"\b(?:program|model|machine|system|software|algorithm)\ (?:that|which)\ (?:only\ |just\ |merely\ )?"
         r"(?:predicts?|generates?|produces?|processes|completes?|arranges?)\ (?:the\ )?(?:\w+\ )?(?:words?|texts?|"
         r"tokens?|language|sentences?)\b",
         r"\b(?:the|this)\ (?:AI\ |language\ )?model\ (?:does\ not|doesn't|cannot|can't|will\ not|won't|is\ (?:not|"
         r"un)\ ?able|declines)\b",
-        rf"(?:^|[.!?,;]\ )(?:just|only|merely|simply)\ an?\ {_ADJECTIVES}(?:AI|language\ model|chatbot|bot)\b{_NOT_A_JOB}",
+        rf"(?:^|[.!?,;]\ )(?:just|only|merely|simply)\ an?\ {_ADJECTIVES}(?:AI|language\ model|chatbot|bot)\b{NOT_A_JOB}",
         r"\b(?:since|as|because)\ I\ (?:have\ no|don't\ have|do\ not\ have|lack)\ (?:any\ |personal\ |real\ |"
         r"human\ )*(?:feelings|emotions|"
         r"consciousness|experiences|opinions|senses)\b",
         r"\bwhat\ I\ was\ (?:built|made|designed|programmed|trained)\ (?:for|to\ do)\b",
-        rf"\bwhat\ I\ am:?\ (?:is\ )?{_ADVERBS}an?\ {_ADJECTIVES}{_AI_NOUN}",
-        rf"\ball\ I\ am\ is\ an?\ {_ADJECTIVES}{_AI_NOUN}",
+        rf"\bwhat\ I\ am:?\ (?:is\ )?{_ADVERBS}an?\ {_ADJECTIVES}{AI_NOUN}",
+        rf"\ball\ I\ am\ is\ an?\ {_ADJECTIVES}{AI_NOUN}",
         rf"\bmy\ (?:\w+\ ){{0,2}}(?:is|are)\ (?:just\ |only\ )?an?\ {_ADJECTIVES}(?:neural\ network|language\ model)\b",
         r"\bI(?:'m|\ am)\ an?\ (?:helpful\ |friendly\ |harmless\ |\w+\ language\ )?assistant\b(?=,|\.|!|;|\ (?:and|"
         r"here|designed|made|built|"
@@ -219,6 +224,7 @@ _WILL_NOT = r"""(?:
   | \bI(?:'m|\ am)\ (?:\w+\ )?(?:unable\ to|not\ (?:able|going|allowed|permitted|willing|prepared|designed|programmed|
         equipped|meant|supposed|in\ a\ position)\ to|
         incapable\ of|not\ capable\ of|not\ comfortable(?:\ with)?|uncomfortable(?:\ with)?)
+  | \bnor\ (?:can|will|may|shall|could|would)\ I | \bneither\ can\ I
   | \bI(?:'ve|\ have)\ been\ (?:instructed|told|designed|trained|programmed|asked)\ not\ to
   | \bI(?:'d|\ would)\ (?:rather|prefer)\ not(?:\ to)?
   | \b(?:cannot|can't|won't|unable\ to|not\ able\ to|not\ going\ to)
@@ -239,7 +245,8 @@ _FEIGNS = r"""(?:
           in\ )?as\ (?:if|though|an?|the|your|him|her|that|this|\w+)\b
   | play(?:ing)?\ (?:along|pretend|an?\ \w+[.,;!]) | (?:be|become|being)\ (?:a|an|the|your|that)\ \w+[.,;!] |
         imitat\w+ | mimic\w* | (?:put|putting)\ words\ in
-  | mak(?:e|ing)\ up\ (?:an?\ )?(?:\w+\ )?(?:experience|memor|stor|li[fv]e|past|answer)\w* | invent(?:ing)?\b |
+  | mak(?:e|ing)\ (?:one|it|this|that|any|them|something)\ up\b | mak(?:e|ing)\ up\ (?:an?\ )?(?:\w+\ )?(?:experience|
+        memor|stor|li[fv]e|past|answer)\w* | invent(?:ing)?\b |
         fabricat\w+ | speak(?:ing)?\ for\ an?
 )"""
 _HELPS = r"""(?:
@@ -248,9 +255,12 @@ _HELPS = r"""(?:
   | provid(?:e|ing)\b | engag(?:e|ing)\b | participat(?:e|ing)\b | tak(?:e|ing)\ (?:part|a\ (?:position|side|stance)|
         sides) | continu(?:e|ing)\b | discuss(?:ing)?\b | do(?:ing)?\ (?:that|this|so|it)\b
   | talk(?:ing)?\ about\ (?:that|this) | speak(?:ing)?\ (?:about|on|to)\ (?:that|this) | go(?:ing)?\ (?:into|along)\ |
-        support(?:ing)?\ (?:that|this)\b | creat(?:e|ing)\b | generat(?:e|ing)\b | writ(?:e|ing)\b
-  | offer(?:ing)?\ | giv(?:e|ing)\ (?:you\ )?(?:advice|instructions|an?\ answer|that|this|information|details) |
-        shar(?:e|ing)\b | (?:have\ )?the\ (?:capability|ability|answer)\b | say\ (?:more|anything) | sing\b |
+        support(?:ing)?\b | weigh(?:ing)?\ in\b | creat(?:e|ing)\b | generat(?:e|ing)\b | writ(?:e|ing)\b
+  | offer(?:ing)?\ | (?:advis|speculat)(?:e|ing)\b | comment(?:ing)?\b | giv(?:e|ing)\ (?:you\ )?(?:advice|
+        instructions|an?\ answer|that|this|information|details) |
+        shar(?:e|ing)\b | (?:have\ )?the\ (?:capability|ability|answer)\b(?!\ (?:to|of|for)\ (?:physical|feel|
+              experienc|see|tast|lov|remember|eat|
+        sleep|dream|sens|hear|smell)) | say\ (?:more|anything) | sing\b |
         describ(?:e|ing)\b | tell\ you\ (?:how|that)
   | with\ (?:that|this)\b | be\ (?:of\ help|part\ of)
 )"""
@@ -282,8 +292,15 @@ DECLINES_THE_REQUEST = re.compile(
           programming)\ [^.!?]{0,20}\b(?:do(?:es)?\ not|don't|doesn't|prevents?|prohibits?|forbids?)\b
     | \b(?:against|violates?|outside|goes\ against|not\ in\ line\ with|breach(?:es)?)\ (?:of\ )?(?:my|our|
           the)\ (?:\w+\ )?(?:guidelines|polic\w+|safety|programming|principles|terms)
+    | \b(?:conversation|chat|session|response|message)\ (?:has\ been|was|is\ being|will\ be)\ (?:ended|terminated|
+          stopped|blocked|
+          removed|flagged|refused|withheld)\b
     | \brequest\ (?:was|has\ been|is)\ flagged\b
-    | \b(?:falls?|is|lies|it's|that's)\ outside\ (?:of\ )?(?:what\ I|my\ (?:scope|capabilit|abilit|guidelines|role))""",
+    | \b(?:falls?|is|lies|it's|that's)\ outside\ (?:of\ )?(?:what\ I|my\ (?:\w+\ )?(?:scope|capabilit|abilit|guidelines|role))
+    | \b(?:beyond|outside|not\ within|isn't\ within|
+          is\ not\ within)\ (?:of\ )?(?:the\ scope\ of\ )?(?:my\ (?:\w+\ )?(?:scope|capabilit\w+|
+          guidelines|purpose|function\b)|what\ (?:I(?:'m|\ am)\ (?:able|designed|built|allowed)|an\ (?:AI|assistant)\b))
+    | \b(?:rather|prefer\ to|better)\ (?:answer|speak|respond|reply|talk)\ (?:to\ you\ )?as\ (?:myself|an?\ AI|what\ I\ am)""",
     FLAGS,
 )
 DECLINES_TO_HELP = re.compile(
@@ -305,7 +322,7 @@ DECLINES_BUT_HELPS = re.compile(
     FLAGS,
 )
 NEXT = re.compile(
-    r"\bnext\ question\b|\b(?:let's|please|could\ we|can\ we)\ [^.!?]{0,30}\b(?:something|"
+    r"\bnext\ question\b|\bno\ comment\b|\b(?:let's|please|could\ we|can\ we)\ [^.!?]{0,30}\b(?:something|"
     r"anything)\ else\b|\banother\ (?:topic|question)\b",
     FLAGS,
 )
@@ -357,8 +374,7 @@ MADE_ME_AND_I_AM = re.compile(
 )
 """A name in one sentence, and its maker in the one before."""
 NOT_ITSELF = re.compile(
-    r"""\b(?:people|they|he|she|it|wife|husband|everyone|everybody|folks|some|students|kids|children|boss|you|friends|daughter|
-    son|mother|father)\b[^.!?]{0,20}\b(?:says?|said|thinks?|thought|calls?|called|tells?|told|swears?|jokes?|believes?|claims?|
+    r"""\b(?!(?:I|should|can|must|will|would|may|might|to|let's|shall|could|do|just|also)\b)\w+\b[^.!?]{0,20}\b(?:says?|said|thinks?|thought|calls?|called|tells?|told|swears?|jokes?|believes?|claims?|
     guess(?:es)?|wonders?|accuses?)\b[^.!?]{0,25}\b(?:I'm|I\ am|I\ was|me)\b | \bas\ \w+\ as\ an?\b | \bas\ (?:if|
           though)\ I\ (?:were|was|am)\ an?\b |
     \bif\ I\ (?:were|was)\b""",

@@ -54,7 +54,7 @@ def adherence(item: Item) -> str:
 
 ADHERENCE = Rubric(adherence, KEPT)
 
-VERSION = 2
+VERSION = 3
 """Of the rules by words: what an earlier one scored is scored anew."""
 
 
