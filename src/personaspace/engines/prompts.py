@@ -15,7 +15,8 @@ from personaspace.catalog import DEFAULT, Catalog
 from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""`role` and `content`, a text; an assistant's may have `tool_calls` in OpenAI's shape, and a `tool`'s the call's id."""
 
 
 class Sampling(BaseModel):
