@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
@@ -110,12 +111,19 @@ class OfferedTool(Nullable):
     function: Annotated[OfferedFunction, BeforeValidator(_plain_json)]
 
 
+def _arguments(value: Any) -> Any:
+    return json.dumps(_plain_json(value), ensure_ascii=False) if isinstance(value, dict) else value
+
+
+_ARGUMENTS = {"anyOf": [{"type": "string"}, {"type": "object"}]}
+
+
 class CalledFunction(Nullable):
-    """A function that was called, with its arguments as JSON in a text, or as they are."""
+    """A function that was called, with its arguments as JSON in a text; an object is taken as well."""
 
     model_config = ConfigDict(extra="ignore")
     name: Text
-    arguments: Text | Annotated[dict[str, Any], BeforeValidator(_plain_json)] = ""
+    arguments: Annotated[Text, BeforeValidator(_arguments), WithJsonSchema(_ARGUMENTS)] = ""
 
 
 class ToolCall(Nullable):
