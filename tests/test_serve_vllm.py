@@ -22,7 +22,7 @@ class ReadNothing:
         return [pack({})]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # its metrics are registered once a process
 def vllm_persona():
     return VllmPersona(PersonaSpace.load("smollm2"), "smollm2", ReadNothing())
 
