@@ -1,10 +1,11 @@
-"""The two common evaluation tools, unmodified, against the server: small tasks on the embedded model, plain and capped."""
+"""Common clients and evaluation tools, unmodified, against the server: small tasks on the embedded model, plain and capped."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -48,8 +49,8 @@ def tokenizer(smollm2, tmp_path_factory):
     return str(folder)
 
 
-def lm_eval(kind, task, limit=None, chat=False, **arguments):
-    """A task's results and its samples, as lm-eval's own command makes them."""
+def lm_eval(kind, task, limit=None, chat=False, generation=None, **arguments):
+    """A task's results and its samples, as lm-eval's own command makes them. generation: its `--gen_kwargs`."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -61,6 +62,7 @@ def lm_eval(kind, task, limit=None, chat=False, **arguments):
         task_manager=tasks,
         apply_chat_template=chat,
         limit=limit,
+        gen_kwargs=generation,
         bootstrap_iters=0,
     )
     return found["results"][task], found["samples"][task]
@@ -74,6 +76,21 @@ def test_lm_eval_asks_a_generative_task_by_chat(address, model):
     )
     assert results["exact_match,named"] >= 0.75  # it knows these capitals, capped too
     assert len(samples) == len(ITEMS)
+
+
+@pytest.mark.long
+def test_lm_eval_may_ask_for_more_tokens_than_there_are(address):
+    more = {"max_gen_toks": 1280, "repetition_penalty": 1.0, "top_k": -1}  # the first is what IFEval asks for
+    results, _ = lm_eval(
+        "local-chat-completions",
+        "capitals_said",
+        limit=1,
+        chat=True,
+        generation=more,
+        model="smollm2",
+        base_url=f"{address}/v1/chat/completions",
+    )
+    assert results["exact_match,named"] == 1.0
 
 
 @pytest.mark.long
@@ -112,8 +129,12 @@ def log_likelihood(engine, space, model, asked, choice):
 
 @pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("provider", ["openai", "openai-api/personaspace"])
-def test_inspect_ai_asks_a_task_through_its_openai_providers(address, tmp_path, provider, model):
+@pytest.mark.parametrize(
+    ("provider", "own"),
+    [("openai", {"responses_api": False}), ("openai", {}), ("openai-api/personaspace", {})],
+    ids=["chat", "responses", "any"],
+)
+def test_inspect_ai_asks_a_task_through_its_openai_providers(address, tmp_path, provider, own, model):
     from inspect_ai import Task
     from inspect_ai import eval as inspect_eval
     from inspect_ai.dataset import Sample, json_dataset
@@ -122,8 +143,7 @@ def test_inspect_ai_asks_a_task_through_its_openai_providers(address, tmp_path, 
     from inspect_ai.solver import generate
 
     # Its `openai` provider takes models that it does not know for OpenAI's next ones: with the Responses API, unless told
-    # otherwise, and without a temperature, unless that is put in past it.
-    own = {"responses_api": False} if provider == "openai" else {}
+    # otherwise, and without a temperature, unless that is put in past it, which it does not do for that API.
     asked = json_dataset(
         str(DATA / "capitals.jsonl"), lambda r: Sample(input=r["question"], target=r["choices"][r["answer"]])
     )
@@ -138,4 +158,71 @@ def test_inspect_ai_asks_a_task_through_its_openai_providers(address, tmp_path, 
     assert log.status == "success", log.error and log.error.message
     assert len(log.samples) == len(ITEMS)
     said = [s.output.completion for s in log.samples]
-    assert log.results.scores[0].metrics["accuracy"].value >= 0.75, said
+    assert all(said)
+    if own or provider != "openai":
+        assert log.results.scores[0].metrics["accuracy"].value >= 0.75, said
+
+
+ASKED = ITEMS[0]["question"]
+ANSWER = ITEMS[0]["choices"][ITEMS[0]["answer"]]
+
+
+@pytest.fixture(scope="module")
+def expected(address):
+    """What the server says to plain HTTP."""
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": ASKED}], "temperature": 0, "max_tokens": 12}
+    return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]["message"][
+        "content"
+    ]
+
+
+@pytest.mark.long
+def test_litellm_asks_and_streams(address, expected):
+    import litellm
+
+    asked = {
+        "model": "openai/smollm2",
+        "api_base": f"{address}/v1",
+        "api_key": "none",
+        "messages": [{"role": "user", "content": ASKED}],
+        "temperature": 0,
+        "max_tokens": 12,
+    }
+    made = litellm.completion(**asked, extra_body={"persona": {"cap": "capped"}})
+    assert made.choices[0].message.content
+    assert litellm.completion(**asked).choices[0].message.content == expected
+    chunks = litellm.completion(**asked, stream=True, stream_options={"include_usage": True})
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("responses", [False, True], ids=["chat", "responses"])
+def test_langchain_asks_and_streams_with_an_agents_history(address, expected, responses):
+    from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+    from langchain_openai import ChatOpenAI
+
+    model = ChatOpenAI(
+        model="smollm2",
+        base_url=f"{address}/v1",
+        api_key="none",
+        temperature=0,
+        max_tokens=12,
+        use_responses_api=responses,
+    )
+    assert model.invoke(ASKED).text == expected
+    assert "".join(chunk.text for chunk in model.stream(ASKED)) == expected
+    call = {"name": "find", "args": {"where": "France"}, "id": "call_1", "type": "tool_call"}
+    history = [
+        HumanMessage(ASKED),
+        AIMessage("", tool_calls=[call]),
+        ToolMessage(f"The tool found {ANSWER}.", tool_call_id="call_1"),
+    ]
+    assert model.invoke(history).text
+
+
+@pytest.mark.long
+def test_langchain_asks_a_text_completion(address):
+    from langchain_openai import OpenAI
+
+    model = OpenAI(model="smollm2", base_url=f"{address}/v1", api_key="none", temperature=0, max_tokens=5)
+    assert ANSWER in model.invoke(ASKED.replace("What is t", "T").replace("?", " is"))

@@ -19,6 +19,7 @@ from personaspace.serve.settings import check_exposure
 from served import engine, serving, space
 
 HELLO = [{"role": "user", "content": "hello"}]
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
 
 @pytest.fixture(scope="module")
@@ -250,11 +251,15 @@ def test_a_history_of_drifts_raises_the_alert_over_several_turns(client):
     [
         ({"model": "gpt", "messages": HELLO}, 404, "does not exist"),
         ({"model": "tiny:lid", "messages": HELLO}, 404, "does not exist"),
-        ({"model": "tiny", "messages": HELLO, "tools": [{"type": "function"}]}, 400, "Unsupported parameter: 'tools'"),
-        ({"model": "tiny", "messages": HELLO, "frequency_penalty": 0.5}, 400, "'frequency_penalty'"),
+        ({"model": "tiny", "messages": HELLO, "tools": [TOOL]}, 400, "Unsupported parameter: 'tools'"),
+        ({"model": "tiny", "messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools.0.function"),
+        ({"model": "tiny", "messages": HELLO, "response_format": {"type": "json_object"}}, 400, "'response_format'"),
+        ({"model": "tiny", "messages": HELLO, "frequency_penalty": 3}, 400, "frequency_penalty"),
+        ({"model": "tiny", "messages": HELLO, "logit_bias": {"300": 1}}, 400, "from 0 to 299"),
+        ({"model": "tiny", "messages": HELLO, "logit_bias": {"hello": 1}}, 400, "logit_bias"),
         ({"model": "tiny", "messages": HELLO, "temperature": 9}, 400, "temperature"),
         ({"model": "tiny", "messages": HELLO, "n": 99}, 400, "99 replies"),
-        ({"model": "tiny", "messages": HELLO, "max_tokens": 10**6}, 400, "at most 64"),
+        ({"model": "tiny", "messages": HELLO, "max_tokens": 0}, 400, "max_tokens"),
         ({"model": "tiny", "messages": [{"role": "user", "content": "long " * 500}]}, 400, "context is 512"),
         ({"model": "tiny", "messages": [{"role": "wizard", "content": "x"}]}, 400, "messages.0.role"),
         ({"model": "tiny", "messages": []}, 400, "messages"),

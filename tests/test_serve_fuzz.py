@@ -29,6 +29,12 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=8,
 )
+SOUND = {
+    "/v1/chat/completions": {"messages": HELLO, "max_tokens": 2},
+    "/v1/completions": {"prompt": "x", "max_tokens": 2},
+    "/v1/responses": {"input": "x", "max_output_tokens": 2},
+    "/v1/persona/project": {"messages": HELLO},
+}
 FIELDS = [
     "model",
     "messages",
@@ -41,20 +47,26 @@ FIELDS = [
     "persona",
     "logprobs",
     "tools",
+    "tool_choice",
     "echo",
+    "input",
+    "logit_bias",
+    "top_k",
+    "stop_token_ids",
+    "continue_final_message",
 ]
 
 
 @pytest.mark.long
 @settings(max_examples=150, **QUIET)
 @given(
-    path=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/persona/project"]),
+    path=st.sampled_from(list(SOUND)),
     body=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=5),
     sound=st.booleans(),
 )
 def test_no_body_makes_the_server_fail_or_hang(server, path, body, sound):
     if sound:
-        body = {"model": "tiny", "messages": HELLO, "prompt": "x", "max_tokens": 2, **body}
+        body = {"model": "tiny", **SOUND[path], **body}
     answer = httpx.post(server + path, json=body, timeout=30)
     assert answer.status_code < 500
     if answer.status_code >= 400:
@@ -67,8 +79,8 @@ def operations(server):
     return {found.ok().label: found.ok() for found in schema.get_all_operations()}
 
 
-POSTS = ["POST /v1/chat/completions", "POST /v1/completions", "POST /v1/persona/project"]
-GETS = ["GET /healthz", "GET /readyz", "GET /v1/models", "GET /v1/persona/space", "GET /metrics"]
+POSTS = ["POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses", "POST /v1/persona/project"]
+GETS = ["GET /health", "GET /healthz", "GET /readyz", "GET /v1/models", "GET /v1/persona/space", "GET /metrics"]
 
 
 @pytest.mark.long

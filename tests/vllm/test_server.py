@@ -96,6 +96,7 @@ def test_a_stream_ends_with_the_persona(server: httpx.Client) -> None:
         events = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     assert json.loads(events[-2])["persona"]["tokens_read"] > 0
+    assert all(json.loads(event)["choices"] for event in events[:-1])  # counts come where they are asked for
 
 
 def test_each_token_tells_where_it_stands(server: httpx.Client) -> None:
@@ -171,6 +172,9 @@ def test_text_completions_take_the_plain_way(server: httpx.Client) -> None:
     assert server.post("/v1/completions", json=body).status_code == 200
     body["vllm_xargs"] = {"personaspace": "{"}
     assert server.post("/v1/completions", json=body).status_code == 400
+    refused = server.post("/v1/completions", json={**body, "vllm_xargs": None, "persona": {"cap": "capped"}})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "persona"
 
 
 def test_the_space_is_described(server: httpx.Client) -> None:

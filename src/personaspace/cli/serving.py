@@ -31,6 +31,9 @@ def serve(
     rows: Annotated[int, typer.Option(help="Replies decoded together.")] = 16,
     queue: Annotated[int | None, typer.Option(help="Replies that may wait; more are answered 429; 64.")] = None,
     max_tokens: Annotated[int, typer.Option(help="At most that many tokens a reply.")] = 1024,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt and its reply; as many as model and memory have room for.")
+    ] = None,
     record: Annotated[
         Path | None, typer.Option(help="Write conversations to this JSONL file; never otherwise.")
     ] = None,
@@ -53,6 +56,7 @@ def serve(
         options = [f"--host={host}", f"--port={port}", f"--max-num-seqs={rows}"]
         options += [f"--allowed-origins={json.dumps(cors)}"] if cors else []
         options += [f"--override-generation-config={json.dumps({'max_new_tokens': max_tokens})}"]
+        options += [f"--max-model-len={context}"] if context is not None else []
         options += [f"--dtype={torch_name(dtype)}"] if dtype is not None else []
         _become_vllm(space, model, adapter, host, api_key, [*options, *(vllm or ())])
     if engine != "transformers":
@@ -63,8 +67,9 @@ def serve(
         from personaspace.serve.settings import check_exposure
     except ModuleNotFoundError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'personaspace[serve]'") from None
-    for name, value in (("rows", rows), ("queue", queue), ("max-tokens", max_tokens)):
-        if value < 1:
+    limits = {"rows": rows, "queue": queue, "max-tokens": max_tokens, "context": context}
+    for name, value in limits.items():
+        if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
     keys = (*((hash_key(api_key),) if api_key else ()), *(read_keys(api_keys) if api_keys else ()))
     check_exposure(host, keys)
@@ -72,12 +77,22 @@ def serve(
         _check_record(record)
     listening = _bind(host, port)
     settings = Settings(
-        rows=rows, queue=queue, max_tokens=max_tokens, keys=keys, origins=tuple(cors or ()), record=record
+        rows=rows,
+        queue=queue,
+        max_tokens=max_tokens,
+        context=context,
+        keys=keys,
+        origins=tuple(cors or ()),
+        record=record,
     )
     loaded_space, loaded_engine = space_and_engine(space, model, device, dtype, adapter)
     application = create_app(loaded_space, loaded_engine, settings)  # type: ignore[arg-type]
     shown = f"[{host}]" if ":" in host else host
-    err.print(f"{loaded_engine.info.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)", markup=False)
+    address = f"http://{shown}:{listening.getsockname()[1]}/"
+    err.print(
+        f"{loaded_engine.info.id} at {address} (API under /v1), {application.state.context:,} tokens of context",
+        markup=False,
+    )
     try:
         run(application, listening, grace)
     finally:

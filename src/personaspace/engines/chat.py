@@ -6,7 +6,7 @@ Spans come from the character offsets of the rendered chat template, so a new mo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,7 @@ import jinja2
 
 from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.prompts import Message
+from personaspace.engines.tools import ToolForms, joined, uses_tools
 from personaspace.errors import ModelError
 
 
@@ -45,7 +46,11 @@ class Chat:
         self.tokenizer = tokenizer
         self.has_template = template and bool(tokenizer.chat_template)
         self.takes_system = self.has_template and self._takes_system()
+        self.tool_forms = ToolForms()
+        if self.has_template:
+            self.tool_forms = ToolForms.of(lambda messages, tools: self._template(messages, False, tools))
         self.text_end_ids = frozenset(end_ids)
+        self.end_of_turn = ""  # what the template writes after a reply
         self.end_ids = self.text_end_ids | self._end_of_turn()
 
     @property
@@ -64,30 +69,58 @@ class Chat:
         """What stands before the user's text when no system prompt is given: a template may put one in by itself."""
         return self.render([{"role": "user", "content": _PROBE}]).split(_PROBE)[0]
 
-    def render(self, messages: Sequence[Message], reply: bool = True) -> str:
-        """The conversation as text; with `reply`, up to where the next reply begins. Raises `ModelError`."""
-        written = [dict(m) for m in messages]
+    def render(
+        self,
+        messages: Sequence[Message],
+        reply: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+        continued: bool = False,
+    ) -> str:
+        """The conversation as text; with `reply`, up to where the next reply begins, and where it is `continued`, up to the end
+        of the last message, which is gone on with. tools: what the model may call, in OpenAI's shape, for a template that
+        takes them (`tool_forms.offered`). Raises `ModelError`."""
+        written = joined(self.readable(messages))
         if not self.has_template:
             names = {"user": "User", "assistant": "Assistant"}
             parts = [f"{names[m['role']]}: {m['content']}" if m["role"] in names else m["content"] for m in written]
-            return "\n\n".join(parts) + ("\n\nAssistant:" if reply else "")
+            return "\n\n".join(parts) + ("\n\nAssistant:" if reply and not continued else "")
         if not self.takes_system:
             written = _system_into_user(written)
-        return self._template(written, reply)
+        return self._template(written, reply, tools, continued)
 
-    def _template(self, messages: Sequence[Message], reply: bool) -> str:
+    def readable(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """As many messages, with what the template cannot write of tools as text."""
+        if not uses_tools(messages):
+            return [dict(m) for m in messages]
+        written = self.tool_forms.written(messages)
+        if self.tool_forms.calls or self.tool_forms.results:
+            try:  # a template may take tools, and not these ones: ids of another form, say
+                self._template(joined(written if self.takes_system else _system_into_user(written)), False)
+            except ModelError:
+                return ToolForms().written(messages)
+        return written
+
+    def _template(
+        self,
+        messages: Sequence[Message],
+        reply: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+        continued: bool = False,
+    ) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     messages,
                     tokenize=False,
-                    add_generation_prompt=reply,
+                    tools=list(tools) or None,
+                    add_generation_prompt=reply and not continued,
+                    continue_final_message=continued,
                     enable_thinking=False,
                     date_string=FIXED_DATE.strftime("%d %b %Y"),
                     strftime_now=FIXED_DATE.strftime,
                 )
             )
-        except (jinja2.TemplateError, ValueError, TypeError) as e:
+        except (jinja2.TemplateError, ValueError, TypeError, RecursionError) as e:
             raise ModelError(f"the model's chat template refuses the conversation: {e}") from None
 
     def _takes_system(self) -> bool:
@@ -104,18 +137,20 @@ class Chat:
             blank = ("\n\n", "\u010a\u010a")  # byte-level vocabularies write a line break as U+010A
             return frozenset(i for token, i in self.tokenizer.get_vocab().items() if any(b in token for b in blank))
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-        after = self.render(messages, reply=False).rpartition(_PROBE)[2]
+        self.end_of_turn = after = self.render(messages, reply=False).rpartition(_PROBE)[2]
         ids = self.tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"][:1]
         return frozenset(i for i in ids if self.tokenizer.added_tokens_decoder.get(i) is not None)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation up to where the reply begins; of a single message of role `text`, what is to be
-        gone on with as it stands."""
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), continued: bool = False
+    ) -> list[int]:
+        """The token ids of a conversation up to where the reply begins, or goes on where it is `continued`; of a single
+        message of role `text`, what is to be gone on with as it stands. tools: see `render`."""
         if len(messages) == 1 and messages[0]["role"] == "text":
             return self.text_ids(messages[0]["content"])
         # A template writes its own beginning-of-text token; a plain transcript leaves it to the tokenizer.
-        ids = self.tokenizer(self.render(messages), add_special_tokens=not self.has_template)["input_ids"]
-        return list(ids)
+        text = self.render(messages, tools=tools, continued=continued)
+        return list(self.tokenizer(text, add_special_tokens=not self.has_template)["input_ids"])
 
     def text_ids(self, text: str) -> list[int]:
         """The token ids of a text that is to be gone on with, as the tokenizer begins one."""
@@ -137,6 +172,7 @@ class Chat:
 
     def spans(self, messages: Sequence[Message]) -> tuple[Span, list[int]]:
         """A whole conversation as token ids, with the tokens of each assistant message, and those messages' places."""
+        messages = self.readable(messages)
         text = self.render(messages, reply=False)
         places = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         ranges = [self._characters(text, messages, i) for i in places]
@@ -154,7 +190,11 @@ class Chat:
         else:  # no template writes a conversation of no messages: what stands before a reply that one begins with
             before = self.render([{"role": "assistant", "content": _PROBE}], reply=False).split(_PROBE)[0]
         content = messages[i]["content"].strip()
-        start = text.find(content, shared_prefix_length(before, text))
+        start = shared_prefix_length(before, text)
+        if messages[i].get("tool_calls"):  # all that the template writes of the turn, but its end
+            turn = text[start : shared_prefix_length(self.render(messages[: i + 1], reply=False), text)]
+            return start, start + len(turn.removesuffix(self.end_of_turn).rstrip())
+        start = text.find(content, start)
         if start < 0:
             raise ModelError(
                 f"message {i} does not stand in the rendered conversation; the chat template changes replies"
@@ -180,7 +220,7 @@ class ReplyText:
         return self.text[shown:]
 
 
-def _system_into_user(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _system_into_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not messages or messages[0]["role"] != "system":
         return messages
     system, rest = messages[0]["content"], messages[1:]

@@ -6,24 +6,61 @@ import hashlib
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from personaspace.catalog import DEFAULT, Catalog
 from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""`role` and `content`, a text; an assistant's may have `tool_calls` in OpenAI's shape, and a `tool`'s the call's id."""
 
 
 class Sampling(BaseModel):
-    """How replies are drawn: the study's values unless given. Temperature 0 takes the most probable token."""
+    """How replies are drawn: the study's values unless given. Temperature 0 takes the most probable token.
+
+    top_k: only so many of the most probable tokens, 0 for all; min_p: only tokens that are at least that share of the most
+    probable one's probability. frequency_penalty, presence_penalty: taken off a token's logit for each time that the reply has
+    it, and once where it has it; repetition_penalty: what the logits of prompt's and reply's tokens are divided by (or, where
+    negative, multiplied by); logit_bias: pairs of a token's id and what is added to its logit. As they are given here, these
+    change nothing, and what a run or a file tells of a sampling leaves them out then.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(0.9, gt=0, le=1)
     max_new_tokens: int = Field(512, ge=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    frequency_penalty: float = Field(0.0, allow_inf_nan=False)
+    presence_penalty: float = Field(0.0, allow_inf_nan=False)
+    repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is drawn, by more than temperature and top_p."""
+        return any(getattr(self, name) != neutral for name, neutral in NEUTRAL_SAMPLING.items())
+
+    @model_serializer(mode="wrap")
+    def _without_what_changes_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs and asked replies are known by these fields: those that came later must not make them others.
+        neutral = {k for k, v in NEUTRAL_SAMPLING.items() if getattr(self, k) == v}
+        return {k: v for k, v in serialize(self).items() if k not in neutral}
+
+
+NEUTRAL_SAMPLING: dict[str, Any] = {
+    "top_k": 0,
+    "min_p": 0.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "logit_bias": (),
+}
+"""Fields of a sampling that change logits, and the values with which they do not."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from personaspace.catalog import load_catalog
 from personaspace.engines.transformers.engine import TransformersEngine
-from personaspace.errors import PersonaSpaceError
+from personaspace.errors import PersonaSpaceError, UsageError
 from personaspace.holding.monitor import project
 from personaspace.serve.assets import add_pages
 from personaspace.serve.completions import Requests
@@ -32,11 +32,14 @@ from personaspace.serve.openapi import (
     ModelList,
     Projected,
     TextReply,
+    WholeResponse,
     answered,
     describe,
     refused,
 )
 from personaspace.serve.persona import BadRequest, Reader
+from personaspace.serve.replies import AnswerFormat
+from personaspace.serve.responses import ResponseFormat, ResponseRequest
 from personaspace.serve.scheduler import Worker
 from personaspace.serve.settings import Settings
 from personaspace.serve.types import ChatCompletion, Completion, Conversation, TextCompletion
@@ -47,11 +50,11 @@ log = logging.getLogger("personaspace.serve")
 
 
 def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settings | None = None) -> FastAPI:
-    """The server's application for a space and its model. Raises `SpaceError` where they do not belong together."""
+    """The server's application for a space and its model. Raises `SpaceError` where they do not belong together, `UsageError`
+    where there is no room for the context that is asked for."""
     settings = settings or Settings()
     space.check_model(engine.info)
-    # So many rows fit only where each may not become too long.
-    context = min(engine.info.context or 4096, engine.columns_that_fit(settings.rows))
+    context = _context(engine, settings)
     reader = Reader.of(space, engine.info.id.rstrip("/").rsplit("/", 1)[-1])
     worker = Worker(engine, space.layer, space.axis_at(), rows=settings.rows, queue=settings.queue, columns=context)
     metrics = Metrics(space, worker)
@@ -65,7 +68,7 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
             await asyncio.get_running_loop().run_in_executor(stopper, worker.stop)
 
     app = FastAPI(title="personaspace", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    app.state.worker = worker
+    app.state.worker, app.state.context = worker, context
     _errors(app, worker, metrics)
     _outside(app, settings)
     allowed = [Depends(_key_check(settings))]
@@ -85,17 +88,34 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     return app
 
 
+def _context(engine: TransformersEngine, settings: Settings) -> int:
+    """How many tokens a prompt and its reply may have: so many rows fit only where each may not become too long."""
+    fit = engine.columns_that_fit(settings.rows)
+    if settings.context is None:
+        return min(engine.info.context or 4096, fit)
+    if engine.info.context and settings.context > engine.info.context:
+        raise UsageError(f"--context {settings.context}: {engine.info.id} takes {engine.info.context} tokens")
+    if settings.context > fit:
+        raise UsageError(
+            f"--context {settings.context}: there is memory for {fit} tokens in each of {settings.rows} rows; lower --rows"
+        )
+    return settings.context
+
+
 def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -> None:
+    def card(name: str) -> dict[str, Any]:
+        owned = {"object": "model", "created": 0, "owned_by": "personaspace"}
+        return {"id": name, **owned, "max_model_len": requests.context}
+
     @app.get("/v1/models", dependencies=allowed, responses=answered(ModelList, 401))
     async def models() -> dict[str, Any]:
-        cards = [{"id": m, "object": "model", "created": 0, "owned_by": "personaspace"} for m in reader.models]
-        return {"object": "list", "data": cards}
+        return {"object": "list", "data": [card(name) for name in reader.models]}
 
     @app.get("/v1/models/{name:path}", dependencies=allowed, responses=answered(ModelCard, 401, 404))
     async def model(name: str) -> dict[str, Any]:
         if name not in reader.models:
             raise BadRequest(f"The model '{name}' does not exist", "model", "model_not_found", 404)
-        return {"id": name, "object": "model", "created": 0, "owned_by": "personaspace"}
+        return card(name)
 
     every = (400, 401, 404, 413, 429, 500, 503)
 
@@ -106,6 +126,10 @@ def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -
     @app.post("/v1/completions", dependencies=allowed, responses=answered(TextReply, *every, streams=True))
     async def completions(body: TextCompletion, request: Request) -> Response:
         return await _answer(requests, body, request)
+
+    @app.post("/v1/responses", dependencies=allowed, responses=answered(WholeResponse, *every, streams=True))
+    async def responses(body: ResponseRequest, request: Request) -> Response:
+        return await _answer(requests, body.chat(), request, ResponseFormat(body))
 
     instructions = {r.role: r.instructions[0] for r in load_catalog().roles}
     described = json.dumps(reader.describe(requests.limits, instructions)).encode()  # large, and always the same
@@ -128,8 +152,10 @@ def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -
             return await asyncio.to_thread(read)
 
 
-async def _answer(requests: Requests, body: Completion, request: Request) -> Response:
-    pending = await requests.begin(body)
+async def _answer(
+    requests: Requests, body: Completion, request: Request, answer_format: AnswerFormat | None = None
+) -> Response:
+    pending = await requests.begin(body, answer_format)
     if body.stream:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(requests.stream(pending, body), media_type="text/event-stream", headers=headers)
@@ -152,6 +178,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def _states(app: FastAPI, worker: Worker) -> None:
+    @app.get("/health")
     @app.get("/healthz")
     async def health() -> dict[str, str]:
         return {"status": "ok"}

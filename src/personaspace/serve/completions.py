@@ -15,14 +15,16 @@ from personaspace.engines.chat import ReplyText
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
 from personaspace.engines.transformers.engine import TransformersEngine
-from personaspace.engines.transformers.sampling import uniforms
+from personaspace.engines.transformers.sampling import check_bias, uniforms
+from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
+from personaspace.serve.messages import ChatMessage
 from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import BadRequest, Reader, tokens_of
-from personaspace.serve.replies import CompletedReply, Logged, ReplyFormat
+from personaspace.serve.replies import AnswerFormat, CompletedReply, Logged, ReplyFormat
 from personaspace.serve.scheduler import Ended, Event, Job, Worker
 from personaspace.serve.settings import Settings
-from personaspace.serve.types import ChatCompletion, ChatMessage, Completion, TextCompletion
+from personaspace.serve.types import ChatCompletion, Completion, TextCompletion
 
 log = logging.getLogger("personaspace.serve")
 
@@ -49,11 +51,11 @@ class Pending:
     """A request whose replies are being made."""
 
     body: Completion
-    reply_format: ReplyFormat
+    answer: AnswerFormat
     replies: list[CompletedReply]
     events: asyncio.Queue[tuple[int, Event]]
     began: float = field(default_factory=time.monotonic)
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
 
     def take(self, index: int, event: Event) -> None:
         """Keeps an event until it is sent; where too many are kept, nobody reads."""
@@ -95,8 +97,9 @@ class Requests:
         if len(messages) > self.settings.max_messages:
             raise BadRequest(f"{len(messages)} messages; at most {self.settings.max_messages} are taken", "messages")
 
-    async def begin(self, body: Completion) -> Pending:
-        """Puts a request's replies in the queue. Raises `BadRequest`, `QueueFull`."""
+    async def begin(self, body: Completion, answer: AnswerFormat | None = None) -> Pending:
+        """Puts a request's replies in the queue. answer: how they are told; None for the body's own endpoint's way. Raises
+        `BadRequest`, `QueueFull`."""
         prompts, messages = self._prompts(body)
         n = body.n * len(prompts)
         if n > self.settings.max_n:
@@ -105,10 +108,9 @@ class Requests:
             raise BadRequest(f"{n} replies in one request; the queue has {self.worker.queue} places", "n")
         interventions = self.reader.interventions(body.model, body.persona)
         chat = self.engine.chat
-        reply_format = ReplyFormat(
-            isinstance(body, ChatCompletion), body.model, chat.decode, self._name, chat.token_bytes
-        )
-        pending = Pending(body, reply_format, [], asyncio.Queue(), messages=messages)
+        is_chat = isinstance(body, ChatCompletion)
+        answer = answer or ReplyFormat(is_chat, body.model, chat.decode, self._name, chat.token_bytes)
+        pending = Pending(body, answer, [], asyncio.Queue(), messages=messages)
         # A prompt that is too long is refused before anything is computed.
         samplings = [self._sampling(body, len(ids)) for ids in prompts]
         echoes = await self._echoes(body, prompts, interventions)
@@ -118,15 +120,21 @@ class Requests:
             for k in range(body.n):
                 random = uniforms(abs(seed) + k, sampling.max_new_tokens)
                 # A text that is gone on with may have blank lines, at which a transcript's reply ends.
-                ends = None if reply_format.chat else chat.text_end_ids
-                row = Row(0, ids, sampling, random, interventions, logprobs=self._alternatives(body), end_ids=ends)
-                reply = CompletedReply(len(pending.replies), len(ids), echo=echoes.get(tuple(ids)))
+                ends = chat.end_ids if is_chat else chat.text_end_ids
+                ends = frozenset() if body.ignore_eos else ends
+                reply = CompletedReply(len(pending.replies), ids, echo=echoes.get(tuple(ids)))
+                reply.alternatives = self._alternatives(body)
                 if reply.echo is not None:
                     reply.prompt = self._written(ids)
+                pending.replies.append(reply)
+                if self._limit(body) == 0:
+                    pending.take(reply.index, Event(finish="length"))
+                    continue
+                row = Row(0, ids, sampling, random, interventions, logprobs=reply.alternatives)
+                row.end_ids = ends | frozenset(body.stop_token_ids)
                 emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
                 reply.job = Job(row, emit, ReplyText(chat.decode), tuple(body.stop), body.stream, follow)
-                pending.replies.append(reply)
         try:
             self.worker.submit([r.job for r in pending.replies if r.job])
         except Ended:
@@ -139,14 +147,25 @@ class Requests:
     def _written(self, ids: list[int]) -> str:
         return str(self.engine.tokenizer.decode(ids, skip_special_tokens=False))
 
-    def _prompts(self, body: Completion) -> tuple[list[list[int]], list[dict[str, str]] | None]:
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.engine.model.get_input_embeddings().num_embeddings)
+
+    def _prompts(self, body: Completion) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
         chat = self.engine.chat
         if isinstance(body, ChatCompletion):
             self.check_messages(body.messages)
             messages = [m.plain() for m in body.messages]
-            return [chat.prompt_ids(messages)], messages
+            offered = [t.model_dump(exclude_unset=True) for t in body.tools] if body.tool_choice != "none" else []
+            if offered and not chat.tool_forms.offered:
+                raise BadRequest(
+                    "Unsupported parameter: 'tools': the model's chat template tells it of none",
+                    "tools",
+                    "unsupported_parameter",
+                )
+            return [chat.prompt_ids(messages, offered, body.continued)], messages
         assert isinstance(body, TextCompletion)
-        vocabulary = self.engine.model.get_input_embeddings().num_embeddings
+        vocabulary = self._vocabulary
         prompts = []
         for prompt in body.prompts:
             ids = chat.text_ids(prompt) if isinstance(prompt, str) else prompt
@@ -177,7 +196,6 @@ class Requests:
             return {tuple(ids): await asyncio.to_thread(score, ids) for ids in prompts}
 
     def _sampling(self, body: Completion, length: int) -> Sampling:
-        assert isinstance(body, ChatCompletion | TextCompletion)
         room = self.context - length
         if room < 1:
             raise BadRequest(
@@ -185,11 +203,30 @@ class Requests:
                 "messages",
                 "context_length_exceeded",
             )
-        max_tokens = body.limit
-        if max_tokens is not None and max_tokens > self.settings.max_tokens:
-            raise BadRequest(f"max_tokens {max_tokens}: at most {self.settings.max_tokens} are made", "max_tokens")
-        max_new_tokens = min(max_tokens or self.settings.max_tokens, room)
-        return Sampling(temperature=body.temperature, top_p=body.top_p, max_new_tokens=max_new_tokens)
+        # What does not fit is cut, as other servers do: clients ask for as much as a model of any size could say.
+        most = min(self.settings.max_tokens, room)
+        limit = self._limit(body)
+        sampling = Sampling(
+            # No token but the most probable one is within a nucleus of nothing.
+            temperature=body.temperature if body.top_p > 0 else 0,
+            top_p=body.top_p or 1,
+            max_new_tokens=most if limit is None else max(1, min(limit, most)),
+            top_k=max(0, body.top_k),
+            min_p=body.min_p,
+            frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty,
+            repetition_penalty=body.repetition_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
+        )
+        try:
+            check_bias(sampling, self._vocabulary)
+        except UsageError as e:
+            raise BadRequest(str(e), "logit_bias") from None
+        return sampling
+
+    @staticmethod
+    def _limit(body: Completion) -> int | None:
+        return body.limit if isinstance(body, ChatCompletion | TextCompletion) else None
 
     @staticmethod
     def _alternatives(body: Completion) -> int | None:
@@ -203,29 +240,32 @@ class Requests:
             if reply.finish in LOST:
                 raise BadRequest(*LOST[reply.finish])
         self._finished(pending)
-        return pending.reply_format.completion(pending.replies)
+        return pending.answer.completion(pending.replies)
 
     async def stream(self, pending: Pending, body: Completion) -> AsyncIterator[str]:
         """Lines of server-sent events, to the end; where the client goes away, the replies are given up."""
         begun: set[int] = set()
         logged: dict[int, int] = {}
+        answer = pending.answer
         try:
+            for line in answer.opening(pending.replies):
+                yield line
             async for reply, event in self._events(pending):
                 if reply.finish in LOST:
                     message, param, code, _ = LOST[reply.finish]
-                    yield _sse({"error": {"message": message, "type": "server_error", "param": param, "code": code}})
+                    yield answer.lost(message, param, code)
                     return
                 persona = self._persona(reply, event, body)
                 first = reply.index not in begun
                 if event.text or persona or reply.finish or first:
                     begun.add(reply.index)
                     new = slice(logged.get(reply.index, 0), event.token_count)
-                    yield _sse(pending.reply_format.chunk(reply, event.text, persona, first, new))
+                    for line in answer.step(reply, event.text, persona, first, new):
+                        yield line
                     logged[reply.index] = event.token_count
-            if body.stream_options.include_usage:
-                yield _sse(pending.reply_format.usage_chunk(pending.replies))
             self._finished(pending)
-            yield _sse("[DONE]")
+            for line in answer.closing(pending.replies, body.stream_options.include_usage):
+                yield line
         finally:
             pending.cancel()
 
@@ -261,13 +301,12 @@ class Requests:
 
     def _count(self, model: str, reply: CompletedReply) -> None:
         m = self.metrics
-        m.tokens.labels(model, "prompt").inc(reply.prompt_tokens)
+        m.tokens.labels(model, "prompt").inc(len(reply.ids))
         m.tokens.labels(model, "completion").inc(reply.tokens)
         m.reply(model, reply.persona)
 
     def _finished(self, pending: Pending) -> None:
-        endpoint = "/v1/chat/completions" if pending.reply_format.chat else "/v1/completions"
-        self.metrics.requests.labels(pending.body.model, endpoint, 200).inc()
+        self.metrics.requests.labels(pending.body.model, pending.answer.endpoint, 200).inc()
         if self.settings.record and pending.messages is not None:
             replies = [{"text": r.text, "persona": r.persona} for r in pending.replies]
             line = json.dumps({"model": pending.body.model, "messages": pending.messages, "replies": replies})
@@ -287,7 +326,3 @@ def _emitter(loop: asyncio.AbstractEventLoop, pending: Pending, index: int) -> C
             loop.call_soon_threadsafe(pending.take, index, event)
 
     return emit
-
-
-def _sse(value: dict[str, Any] | str) -> str:
-    return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n"

@@ -130,13 +130,56 @@ class TextReply(_Told):
     choices: list[TextChoice]
 
 
+class OutputText(BaseModel):
+    """A part of a response's message."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: list[Any]
+
+
+class OutputMessage(BaseModel):
+    """What a response says."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: Literal["completed", "incomplete"]
+    content: list[OutputText]
+
+
+class ResponseUsage(BaseModel):
+    """Counts of tokens, by the Responses API's names."""
+
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class WholeResponse(BaseModel):
+    """`/v1/responses`."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[OutputMessage]
+    usage: ResponseUsage
+    persona: PersonaTold | None
+
+
 class ModelCard(BaseModel):
-    """A model, or the model with a cap."""
+    """A model, or the model with a cap; max_model_len: how many tokens prompt and reply may have together."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    max_model_len: int
 
 
 class ModelList(BaseModel):
@@ -225,17 +268,12 @@ def _as_it_is(schema: dict[str, Any]) -> None:
 def _named(
     schemas: dict[str, Any], settings: Settings, models: Sequence[str], caps: Sequence[str], roles: Sequence[str]
 ) -> None:
-    for name in ("ChatCompletion", "TextCompletion"):
+    for name in ("ChatCompletion", "TextCompletion", "ResponseRequest"):
         fields = schemas[name]["properties"]
         fields["model"]["enum"] = list(models)
-        for limit, most in (
-            ("n", settings.max_n),
-            ("max_tokens", settings.max_tokens),
-            ("max_completion_tokens", settings.max_tokens),
-        ):
-            for option in fields.get(limit, {}).get("anyOf", ()):
-                if option["type"] == "integer":
-                    option["maximum"] = most
+        for option in fields.get("n", {}).get("anyOf", ()):
+            if option["type"] == "integer":
+                option["maximum"] = settings.max_n
     for name in ("ChatCompletion", "Conversation"):
         schemas[name]["properties"]["messages"]["maxItems"] = settings.max_messages
     schemas["Persona"]["properties"]["cap"]["anyOf"][0]["enum"] = list(caps)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from personaspace.serve.scheduler import Job
 
@@ -17,12 +18,14 @@ Logged = tuple[float, list[tuple[int, float]]]
 
 @dataclass
 class CompletedReply:
-    """One of a request's replies, complete once it has a `finish`. echo: where the prompt is given back, the
-    log-probabilities of its tokens from the second one on; prompt: its text then."""
+    """One of a request's replies, complete once it has a `finish`. ids: its prompt's; job: None where no token is wanted;
+    alternatives: how many tokens' log-probabilities are told in each one's place, None for none at all. echo: where the
+    prompt is given back, the log-probabilities of its tokens from the second one on; prompt: its text then."""
 
     index: int
-    prompt_tokens: int
+    ids: list[int]
     job: Job | None = None
+    alternatives: int | None = None
     text: str = ""
     finish: str = ""
     persona: dict[str, Any] | None = None
@@ -32,6 +35,35 @@ class CompletedReply:
     @property
     def tokens(self) -> int:
         return len(self.job.row.out) if self.job else 0
+
+
+class AnswerFormat(Protocol):
+    """How a request is answered: at once, or as lines of server-sent events."""
+
+    @property
+    def endpoint(self) -> str: ...
+
+    def completion(self, replies: Sequence[CompletedReply]) -> dict[str, Any]:
+        """All of a request's replies at once."""
+        ...
+
+    def opening(self, replies: Sequence[CompletedReply]) -> Iterator[str]:
+        """What a stream begins with."""
+        ...
+
+    def step(
+        self, r: CompletedReply, text: str, persona: Mapping[str, Any] | None, first: bool, logged: slice
+    ) -> Iterator[str]:
+        """What a step brought a reply. logged: which of its tokens' log-probabilities to tell."""
+        ...
+
+    def closing(self, replies: Sequence[CompletedReply], told_usage: bool) -> Iterator[str]:
+        """What a stream ends with."""
+        ...
+
+    def lost(self, message: str, param: str | None, code: str) -> str:
+        """What it ends with where a reply is given up."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +79,30 @@ class ReplyFormat:
     raw: Callable[[int], bytes]
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def endpoint(self) -> str:
+        return "/v1/chat/completions" if self.chat else "/v1/completions"
+
+    def opening(self, replies: Sequence[CompletedReply]) -> Iterator[str]:
+        """Nothing: a reply's first chunk is its own."""
+        return iter(())
+
+    def step(
+        self, r: CompletedReply, text: str, persona: Mapping[str, Any] | None, first: bool, logged: slice
+    ) -> Iterator[str]:
+        """A chunk."""
+        yield sse(self.chunk(r, text, persona, first, logged))
+
+    def closing(self, replies: Sequence[CompletedReply], told_usage: bool) -> Iterator[str]:
+        """The counts where they are asked for, and the end."""
+        if told_usage:
+            yield sse(self.usage_chunk(replies))
+        yield "data: [DONE]\n\n"
+
+    def lost(self, message: str, param: str | None, code: str) -> str:
+        """An error in place of a chunk."""
+        return sse({"error": {"message": message, "type": "server_error", "param": param, "code": code}})
 
     def _head(self, chunk: bool) -> dict[str, Any]:
         kind = "chat.completion" + ".chunk" * chunk if self.chat else "text_completion"
@@ -83,12 +139,14 @@ class ReplyFormat:
 
     def logprobs(self, r: CompletedReply, which: slice = slice(0, None)) -> dict[str, Any] | None:
         """The log-probabilities of those of a reply's tokens, in the endpoint's own shape."""
-        row = r.job.row if r.job else None
-        if row is None or row.logprobs is None:
+        if r.alternatives is None:
             return None
-        # Text completions list the stop token as well: who scores a prompt cuts one token off the end.
-        token_ids = row.out if self.chat or row.end is None else [*row.out, row.end]
-        tokens = [(t, *logged) for t, logged in list(zip(token_ids, row.logs, strict=False))[which]]
+        tokens: list[tuple[int, float, list[tuple[int, float]]]] = []
+        if r.job:
+            row = r.job.row
+            # Text completions list the stop token as well: who scores a prompt cuts one token off the end.
+            token_ids = row.out if self.chat or row.end is None else [*row.out, row.end]
+            tokens = [(t, *logged) for t, logged in list(zip(token_ids, row.logs, strict=False))[which]]
         if not self.chat:
             return self._text_logprobs(r, tokens, which.start)
         return {
@@ -100,7 +158,7 @@ class ReplyFormat:
 
     def _text_logprobs(self, r: CompletedReply, tokens: list[tuple[int, float, Any]], since: int) -> dict[str, Any]:
         """Lists side by side; an echoed prompt's come first, its first token without a probability."""
-        ids = r.job.row.ids if r.job and r.echo is not None else []
+        ids = r.ids if r.echo is not None else []
         logged: list[Any] = [(None, None), *(r.echo or [])] if ids else []
         every = [*((t, *logprobs) for t, logprobs in zip(ids, logged, strict=True)), *tokens]
         before = r.job.row.out[:since] if r.job else []
@@ -127,10 +185,16 @@ class ReplyFormat:
 
 def usage(replies: Sequence[CompletedReply]) -> dict[str, int]:
     """Tokens of the prompts, counted once a prompt, and of the replies."""
-    prompt_tokens = sum({id(r.job.row.ids): r.prompt_tokens for r in replies if r.job}.values())
+    prompt_tokens = sum({id(r.ids): len(r.ids) for r in replies}.values())
     completion_tokens = sum(r.tokens for r in replies)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+
+
+def sse(value: Mapping[str, Any], event: str = "") -> str:
+    """An object as a server-sent event."""
+    name = f"event: {event}\n" if event else ""
+    return f"{name}data: {json.dumps(value)}\n\n"

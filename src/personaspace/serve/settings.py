@@ -18,8 +18,9 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 @dataclass(frozen=True)
 class Settings:
     """rows: replies decoded together; queue: requests' replies that may wait for a place; max_tokens, max_messages, max_n,
-    max_body: a request's limits, the last in bytes; keys: SHA-256 digests of who may use it, none for everybody; origins: who
-    may call from another page; record: a file that conversations are written to, None for none."""
+    max_body: a request's limits, the last in bytes; context: tokens of a prompt and its reply, None for as many as the model
+    and its memory have room for; keys: SHA-256 digests of who may use it, none for everybody; origins: who may call from
+    another page; record: a file that conversations are written to, None for none."""
 
     rows: int = 16
     queue: int = 64
@@ -27,6 +28,7 @@ class Settings:
     max_messages: int = 200
     max_n: int = 8
     max_body: int = 1 << 20
+    context: int | None = None
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = field(default=("127.0.0.1", "localhost", "[::1]"))

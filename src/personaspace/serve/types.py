@@ -2,139 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from personaspace.serve.messages import ChatMessage, Nullable, OfferedTool, Text, Whole, nullable
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "best_of": (None, 1),
-    "reasoning_effort": (None, "none"),
-    "suffix": (None, ""),
-    "store": (None, False),
-    "service_tier": (None, "auto", "default"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "best_of": (1,),
+    "reasoning_effort": ("none",),
+    "include_reasoning": (True, False),
+    "verbosity": ("medium",),
+    "suffix": ("",),
+    "echo": (False,),
+    # What other servers of the same API take.
+    "chat_template_kwargs": ({}, {"enable_thinking": False}),
+    "documents": ([],),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "typical_p": (1,),
+    "top_a": (0,),
+    "tfs_z": (1,),
+    "mirostat": (0,),
+    "min_tokens": (0,),
+    "bad_words": ([],),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "vllm_xargs": ({},),
+    "priority": (0,),
 }
-"""Fields of OpenAI's that are not supported, and the values with which they ask for nothing."""
+"""Fields that are not supported, and the values beside null with which they ask for nothing."""
 
-IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")
-"""Fields that say who asks; nothing depends on them."""
-
-
-def _encodable(value: str) -> str:
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError("half of a surrogate pair is no text")
-    return value
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-"""JSON's escapes may spell what is no text: no tokenizer takes it, and no reply could say it."""
-
-
-def _integral(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+IGNORED = (
+    "user",
+    "metadata",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+)
+"""Fields that say who asks, or how fast and how dear a reply may be; no reply depends on them."""
 
 
-Whole = Annotated[int, BeforeValidator(_integral)]
-"""A whole number, also written 16.0; never text, and never true."""
-
-
-class Steer(BaseModel):
+class Steer(Nullable):
     """Steering along the axis or towards a role, α in units of the layer's mean residual norm."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     direction: Text = "axis"
     alpha: float = Field(ge=-4, le=4)
 
 
-class Persona(BaseModel):
+class Persona(Nullable):
     """What is done to a reply, and what is told of it. history: the drifts of earlier turns, for an alert over several."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     cap: Text | None = None
     steer: list[Steer] = Field(default=[], max_length=8)
     report: Literal["turn", "token"] = "turn"
     history: list[float] = Field(default=[], max_length=1000)
 
 
-def _text(value: Any) -> Any:
-    """A message's text, also where it comes in parts."""
-    if not isinstance(value, list):
-        return "" if value is None else value
-    if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in value):
-        raise ValueError("of a message's parts, only those of type text are taken")
-    return "".join(p["text"] for p in value)
-
-
-_PART = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-}
-_CONTENT = {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": _PART}]}
-
-
-class ChatMessage(BaseModel):
-    """A message; `name` is taken and not used."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(_text), WithJsonSchema(_CONTENT)] = ""
-
-    def plain(self) -> dict[str, str]:
-        """The message as an engine takes it."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-
-
-class _StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+class _StreamOptions(Nullable):
+    model_config = ConfigDict(extra="ignore")
     include_usage: bool = False
 
 
-def _as_taken(schema: dict[str, Any]) -> None:
-    """Has a request's JSON Schema say what is taken before fields are looked at: null for what has a default, one text as
-    `stop`, and OpenAI's other fields where they ask for nothing."""
+def as_taken(schema: dict[str, Any], neutral: Mapping[str, Sequence[Any]] = NEUTRAL) -> None:
+    """Has a request's JSON Schema name the fields that are taken where they ask for nothing, and null as nothing."""
+    nullable(schema)
     fields = schema["properties"]
-    for name, field in fields.items():
-        if "default" in field and {"type": "null"} not in field.get("anyOf", ()):
-            annotations = {k: field.pop(k) for k in ("default", "title") if k in field}
-            single_text = [{"type": "string"}] if name == "stop" else []
-            fields[name] = {**annotations, "anyOf": [field, *single_text, {"type": "null"}]}
-    fields.update({name: {"enum": list(values)} for name, values in NEUTRAL.items()})
+    fields.update({name: {"enum": [*values, None]} for name, values in neutral.items() if name not in fields})
     fields.update({name: {} for name in IGNORED})
 
 
-def _asks_for_nothing(name: str, value: Any) -> bool:
-    """Whether it is one of the field's neutral values; true is not 1 here."""
-    return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in NEUTRAL.get(name, ()))
+def asks_for_nothing(neutral: Sequence[Any], value: Any) -> bool:
+    """Whether it is one of a field's neutral values; true is not 1 here."""
+    return any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in neutral)
 
 
-class Completion(BaseModel):
+def what_matters(
+    values: Mapping[str, Any], fields: Collection[str], neutral: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+    """A request's body without fields on which nothing depends, as they stand there."""
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None
+        and (name in fields or not (name in IGNORED or asks_for_nothing(neutral.get(name, ()), value)))
+    }
+
+
+class Completion(Nullable):
     """What chat and text completions have in common."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_as_taken)
+    model_config = ConfigDict(json_schema_extra=lambda schema: as_taken(schema))
     model: Text
     temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: Whole | None = Field(None, ge=1)
+    top_p: float = Field(1.0, ge=0, le=1)
+    top_k: Whole = Field(-1, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default={}, max_length=1024)
     seed: Whole | None = None
     stop: list[Text] = Field(default=[], max_length=16)
+    stop_token_ids: list[Whole] = Field(default=[], max_length=64)
+    ignore_eos: bool = False
     n: Whole = Field(1, ge=1)
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
@@ -145,11 +132,8 @@ class Completion(BaseModel):
     def _leave_out_what_asks_for_nothing(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {
-            k: v
-            for k, v in values.items()
-            if k not in IGNORED and not _asks_for_nothing(k, v) and not (v is None and k in cls.model_fields)
-        }
+        # As many replies as are made are the best of as many.
+        return what_matters(values, cls.model_fields, {**NEUTRAL, "best_of": (1, values.get("n"))})
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -161,14 +145,52 @@ class Completion(BaseModel):
     def _no_empty_stop(cls, value: list[str]) -> list[str]:
         return [s for s in value if s]
 
+    @field_validator("logit_bias")
+    @classmethod
+    def _tokens_by_id(cls, value: dict[str, float]) -> dict[str, float]:
+        for token in value:
+            if not (token.isascii() and token.isdecimal() and len(token) < 10):
+                raise ValueError(f"expected token ids as names, found {token[:40]!r}")
+        return value
+
 
 class ChatCompletion(Completion):
-    """`/v1/chat/completions`."""
+    """`/v1/chat/completions`. tools: what the model may call, where its template tells it of them; a call stands in the reply's
+    text. continue_final_message, or add_generation_prompt false: the assistant's last message is gone on with."""
 
     messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: Whole | None = Field(None, ge=1)
     max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: Whole = Field(0, ge=0, le=20)
+    tools: list[OfferedTool] = Field(default=[], max_length=128)
+    tool_choice: Literal["none", "auto"] = "auto"
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+
+    @model_validator(mode="after")
+    def _only_the_assistants_message_goes_on(self) -> ChatCompletion:
+        if (
+            self.continue_final_message
+            and self.add_generation_prompt
+            and "add_generation_prompt" in self.model_fields_set
+        ):
+            raise ValueError(
+                "continue_final_message goes on with a message, and add_generation_prompt begins a new one"
+            )
+        if self.continued and self.messages[-1].role != "assistant":
+            name = "continue_final_message" if self.continue_final_message else "add_generation_prompt: false"
+            raise ValueError(
+                f"{name} goes on with an assistant's message; the last one is of role {self.messages[-1].role}"
+            )
+        if self.continued and self.messages[-1].calls:
+            raise ValueError("continue_final_message goes on with text; the last message has tool_calls")
+        return self
+
+    @property
+    def continued(self) -> bool:
+        """Whether the last message is gone on with."""
+        return self.continue_final_message or not self.add_generation_prompt
 
     @property
     def limit(self) -> int | None:
@@ -181,9 +203,10 @@ class ChatCompletion(Completion):
 
 
 class TextCompletion(Completion):
-    """`/v1/completions`: prompts as text or as token ids."""
+    """`/v1/completions`: prompts as text or as token ids. With max_tokens 0 nothing is made; an echoed prompt is scored."""
 
     prompt: Text | list[Whole] | list[Text] | list[list[Whole]]
+    max_tokens: Whole | None = Field(None, ge=0)
     logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: bool = False
 
@@ -204,16 +227,15 @@ class TextCompletion(Completion):
 
     @property
     def limit(self) -> int | None:
-        return self.max_tokens or 16
+        return 16 if self.max_tokens is None else self.max_tokens
 
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
 
 
-class Conversation(BaseModel):
+class Conversation(Nullable):
     """`/v1/persona/project`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     messages: list[ChatMessage] = Field(min_length=1)
     model: Text | None = None

@@ -119,8 +119,9 @@ class Endpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Takes the place of vLLM's chat route and list of models, and adds the space's."""
+        """Takes the place of vLLM's routes of completions and list of models, and adds the space's."""
         app.post("/v1/chat/completions")(chat)
+        app.post("/v1/completions")(text)
         app.get("/v1/models")(models)
         app.get("/v1/persona/space")(persona_space)
 
@@ -194,6 +195,24 @@ async def chat(raw_request: Request) -> Any:
     return JSONResponse({**json.loads(bytes(answer.body)), "model": model, "persona": turn})
 
 
+async def text(raw_request: Request) -> Any:
+    """vLLM's text completion, which is neither read nor held: a request for that is refused."""
+    try:
+        body = await raw_request.json()
+        if isinstance(body, dict) and body.pop("persona", None) is not None:
+            return _refused(
+                "vLLM's server reads and holds chats alone: /v1/chat/completions takes persona", "persona", 400
+            )
+        from vllm.entrypoints.openai.completion import api_router
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+        request = CompletionRequest.model_validate(body)
+    except (ValidationError, ValueError, TypeError) as e:
+        return _refused(str(e), None, 400)
+    answer = await api_router.create_completion(request, raw_request=raw_request)
+    return Response(status_code=499) if answer is None else answer
+
+
 async def persona_space(raw_request: Request) -> dict[str, Any]:
     """The space as a page draws it."""
     vllm_persona: VllmPersona = raw_request.app.state.personaspace
@@ -204,28 +223,25 @@ async def persona_space(raw_request: Request) -> dict[str, Any]:
 async def _streamed(
     chunks: Any, vllm_persona: VllmPersona, model: str, key: str, persona: Persona
 ) -> AsyncIterator[Any]:
-    """vLLM's events under the model's name, and before the last one a chunk that tells the persona. Where tokens are wanted,
+    """vLLM's events under the model's name; the one with which the reply ends tells its persona, and where tokens are wanted,
     each event has those that were read since the one before."""
-    head: dict[str, Any] = {}
     finished = not key
     try:
         async for chunk in chunks:
-            text = chunk if isinstance(chunk, str) else bytes(chunk).decode()
-            if text.startswith("data: {"):
-                event = json.loads(text.removeprefix("data: "))
+            line = chunk if isinstance(chunk, str) else bytes(chunk).decode()
+            if line.startswith("data: {"):
+                event = json.loads(line.removeprefix("data: "))
                 event.update({"model": model} if "model" in event else {})
-                head = {name: event.get(name) for name in ("id", "object", "created", "model")}
-                if (
-                    key
+                if not finished and any(choice.get("finish_reason") for choice in event.get("choices", ())):
+                    event["persona"] = vllm_persona.turn(model, await vllm_persona.read(key), persona)
+                    finished = True
+                elif (
+                    not finished
                     and persona.report == "token"
                     and (means := await vllm_persona.read(key, "continue")) is not None
                 ):
                     event["persona"] = vllm_persona.so_far(means)
                 chunk = f"data: {json.dumps(event)}\n\n"
-            elif text.startswith("data: [DONE]"):
-                turn = vllm_persona.turn(model, await vllm_persona.read(key), persona) if key else None
-                finished = True
-                yield f"data: {json.dumps({**head, 'choices': [], 'persona': turn})}\n\n"
             yield chunk
     finally:
         if not finished:

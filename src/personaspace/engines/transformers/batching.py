@@ -43,6 +43,11 @@ class Row:
     end: int | None = None
     end_ids: frozenset[int] | None = None
     projections: list[Tensor] = field(default_factory=list)  # of its tokens that were fed, `[layers]` each
+    adjusted: bool = field(init=False)  # whether its sampling changes logits
+    prompt_tokens: Tensor | None = None  # the prompt's distinct ids on the model's device, once a penalty asks for them
+
+    def __post_init__(self) -> None:
+        self.adjusted = self.sampling.adjusts
 
     @property
     def next_token(self) -> int:

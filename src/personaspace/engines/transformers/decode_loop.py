@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from personaspace.engines.transformers.batching import NOT_FINITE, Row, by_interventions, by_shared_prefix
 from personaspace.engines.transformers.cache import Alone, CacheLayout, RowsCache, SideBySide
 from personaspace.engines.transformers.prefill import KeptPrefixes, Prefill
-from personaspace.engines.transformers.sampling import draw
+from personaspace.engines.transformers.sampling import adjust, draw
 from personaspace.model.residual import Intervening, RunningMeans, Sink, base_model, input_device, reading
 
 
@@ -230,7 +230,7 @@ class DecodeLoop:
             device=self.device,
         )
         logits = output.logits[:, -1]
-        chosen: list[int] = draw(logits, settings[:, 0], settings[:, 1], settings[:, 2]).tolist()
+        chosen: list[int] = draw(adjust(logits, rows, settings), *settings.unbind(-1)).tolist()
         self._keep_logprobs(logits, chosen)
         finite = torch.isfinite(logits.amax(-1)).tolist()
         return [token if sound else None for token, sound in zip(chosen, finite, strict=True)]

@@ -19,7 +19,7 @@ from personaspace.engines.transformers.cache import CacheLayout
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.onset import OnsetReader
 from personaspace.engines.transformers.replay import Replayer
-from personaspace.engines.transformers.sampling import uniforms
+from personaspace.engines.transformers.sampling import check_bias, uniforms
 from personaspace.model import loading
 from personaspace.model.interventions import Intervention
 from personaspace.model.residual import (
@@ -175,6 +175,7 @@ class TransformersEngine(BaseEngine):
 
     def _row(self, key: int, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Row:
         ids = self.chat.prompt_ids(prompt.messages)
+        check_bias(sampling, self.model.get_input_embeddings().num_embeddings)
         applied = options.interventions_of(prompt)
         return Row(key, ids, sampling, uniforms(prompt.seed or 0, sampling.max_new_tokens), applied)
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from math import log
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from personaspace.engines.prompts import Sampling
+from personaspace.engines.transformers.batching import Row
+from personaspace.errors import UsageError
 
 NUCLEUS = 256
 
@@ -56,3 +64,68 @@ def _nucleus(
     # Rounding may point past the nucleus, where the probability is zero; NaN has none (and is reported by who reads).
     last = ((probabilities > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
     return ids.gather(1, torch.minimum(place, last))[:, 0]
+
+
+def check_bias(sampling: Sampling, vocabulary: int) -> None:
+    """Raises `UsageError` where a token is given a bias that the vocabulary does not have."""
+    unknown = next((token for token, _ in sampling.logit_bias if not 0 <= token < vocabulary), None)
+    if unknown is not None:
+        raise UsageError(f"logit_bias for token {unknown}: expected one from 0 to {vocabulary - 1}")
+
+
+def adjust(logits: Tensor, rows: Sequence[Row], settings: Tensor) -> Tensor:
+    """Logits with each row's bias, penalties, top_k and min_p, in the order of `transformers`; these very logits where no row
+    has any. logits: `[rows, vocabulary]`, left as they are; settings: `[rows, 3]`, temperature, top_p and random number, whose
+    top_p becomes 1 where it is seen to here (min_p comes after it).
+    """
+    if not any(row.adjusted for row in rows):
+        return logits
+    logits = logits.float().clone()
+    for k, row in enumerate(rows):
+        if row.adjusted:
+            _penalise(logits[k], row)
+            if row.sampling.temperature > 0:
+                _narrow(logits[k], row, settings[k])
+    return logits
+
+
+def _penalise(logits: Tensor, row: Row) -> None:
+    """Bias and penalties, in place. logits: `[vocabulary]`."""
+    sampling = row.sampling
+    if sampling.logit_bias:
+        biased, values = zip(*sampling.logit_bias, strict=True)
+        logits.index_add_(0, _ids(biased, logits), torch.tensor(values, device=logits.device))
+    if sampling.repetition_penalty != 1:
+        if row.prompt_tokens is None:
+            row.prompt_tokens = _ids(sorted(set(row.ids)), logits)
+        seen = torch.cat([row.prompt_tokens, _ids(row.out, logits)])
+        before = logits[seen]
+        penalty = sampling.repetition_penalty
+        logits[seen] = torch.where(before < 0, before * penalty, before / penalty)
+    if row.out and (sampling.frequency_penalty or sampling.presence_penalty):
+        counts = Counter(row.out)
+        times = torch.tensor([*counts.values()], device=logits.device)
+        logits[_ids([*counts], logits)] -= sampling.frequency_penalty * times + sampling.presence_penalty
+
+
+def _narrow(logits: Tensor, row: Row, settings: Tensor) -> None:
+    """Leaves, in place, what top_k, top_p and min_p let through. logits: `[vocabulary]`; settings: `[3]`."""
+    sampling = row.sampling
+    if 0 < sampling.top_k < len(logits):
+        logits[logits < logits.topk(sampling.top_k).values[-1]] = -torch.inf
+    if sampling.min_p > 0:
+        scaled = logits / max(sampling.temperature, 1e-4)
+        # The most probable token stays, also where it is as probable as the bound and rounding decides.
+        allowed = scaled >= scaled.max() + min(log(sampling.min_p), -1e-6)
+        if sampling.top_p < 1:
+            ranked, order = scaled.sort(descending=True)
+            probabilities = ranked.softmax(-1)
+            allowed &= torch.empty_like(allowed).scatter_(
+                0, order, probabilities.cumsum(-1) - probabilities < sampling.top_p
+            )
+            settings[1] = 1
+        logits[~allowed & ~logits.isnan()] = -torch.inf
+
+
+def _ids(token_ids: Sequence[int], logits: Tensor) -> Tensor:
+    return torch.tensor(token_ids, dtype=torch.long, device=logits.device)

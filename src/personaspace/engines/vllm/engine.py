@@ -165,6 +165,12 @@ class VllmEngine(BaseEngine):
         settings = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            logit_bias=dict(sampling.logit_bias) or None,
             max_tokens=max_tokens,
             seed=None if seed is None else seed % (1 << 62),
             stop_token_ids=sorted(self.chat.end_ids),

@@ -186,7 +186,13 @@ class Trials(Folder, Generic[Chosen]):
         for first in range(0, len(asks), SHARD):
             batch, path = asks[first : first + SHARD], self._part(part, first)
             keys = [
-                _key(list(a.messages), vars(sampling), self._seed(seeds or part, a), asdict(a.condition), activations)
+                _key(
+                    list(a.messages),
+                    sampling.model_dump(),
+                    self._seed(seeds or part, a),
+                    asdict(a.condition),
+                    activations,
+                )
                 for a in batch
             ]
             by_key = _kept_replies(path, keys, [(a.condition.name, a.item) for a in batch])

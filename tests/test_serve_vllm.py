@@ -1,0 +1,67 @@
+"""What our routes add to vLLM's server, as far as it can be seen without vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from personaspace.engines.vllm.wire import pack
+from personaspace.serve.types import Persona
+from personaspace.serve.vllm import Endpoints, VllmPersona, _streamed
+from personaspace.space import PersonaSpace
+
+
+class ReadNothing:
+    """Workers that have read no token."""
+
+    async def collective_rpc(self, name, args=()):
+        return [pack({})]
+
+
+@pytest.fixture(scope="module")  # its metrics are registered once a process
+def vllm_persona():
+    return VllmPersona(PersonaSpace.load("smollm2"), "smollm2", ReadNothing())
+
+
+def streamed(vllm_persona, usage):
+    """The objects of a stream's events, and its last line."""
+    head = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "smollm2"}
+    choices = [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]
+    ended = [{"index": 0, "delta": {"content": "b"}, "finish_reason": "stop"}]
+    events = [{**head, "choices": choices}, {**head, "choices": ended}]
+    events += [{**head, "choices": [], "usage": {"total_tokens": 3}}] if usage else []
+
+    async def lines():
+        for line in (*map(json.dumps, events), "[DONE]"):
+            yield f"data: {line}\n\n"
+
+    async def collected():
+        return [line async for line in _streamed(lines(), vllm_persona, "smollm2:capped", "key", Persona())]
+
+    *sent, last = asyncio.run(collected())
+    return [json.loads(line.removeprefix("data: ")) for line in sent], last
+
+
+def test_a_streams_last_choice_tells_the_persona_and_nothing_comes_that_nobody_asked_for(vllm_persona):
+    events, last = streamed(vllm_persona, usage=False)
+    assert ["persona" in e for e in events] == [False, True]
+    assert all(e["choices"] for e in events)
+    assert {e["model"] for e in events} == {"smollm2:capped"}
+    assert last == "data: [DONE]\n\n"
+    counted, _ = streamed(vllm_persona, usage=True)
+    assert ["persona" in e for e in counted] == [False, True, False]
+    assert counted[-1]["usage"] == {"total_tokens": 3}
+
+
+def test_a_text_completion_with_a_persona_is_refused_by_name(vllm_persona):
+    app = FastAPI()
+    app.state.personaspace = vllm_persona
+    Endpoints().attach_router(app)
+    body = {"model": "smollm2", "prompt": "The tide", "persona": {"cap": "capped"}}
+    answer = TestClient(app).post("/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "persona"
