@@ -15,6 +15,10 @@ Logged = tuple[float, list[tuple[int, float]]]
 """A token's log-probability, and the most probable tokens in its place with theirs."""
 
 
+LEAST = -9999.0
+"""What stands for the log-probability of a token that cannot come, as at OpenAI: JSON has no infinity."""
+
+
 @dataclass
 class CompletedReply:
     """One of a request's replies, complete once it has a `finish`. echo: where the prompt is given back, the
@@ -109,7 +113,7 @@ class ReplyFormat:
         offsets = [start, *(start + n for n in accumulate(map(len, texts[:-1])))][: len(texts)]
         return {
             "tokens": texts,
-            "token_logprobs": [lp for _, lp, _ in every],
+            "token_logprobs": [None if lp is None else max(LEAST, lp) for _, lp, _ in every],
             "top_logprobs": [None if top is None else self._most_probable(top) for _, _, top in every],
             "text_offset": offsets,
         }
@@ -118,11 +122,11 @@ class ReplyFormat:
         """By text: of tokens that are written alike, the most probable one counts, which stands first."""
         by_text: dict[str, float] = {}
         for token, logprob in top:
-            by_text.setdefault(self.name(token), logprob)
+            by_text.setdefault(self.name(token), max(LEAST, logprob))
         return by_text
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        return {"token": self.name(token), "logprob": logprob, "bytes": list(self.raw(token))}
+        return {"token": self.name(token), "logprob": max(LEAST, logprob), "bytes": list(self.raw(token))}
 
 
 def usage(replies: Sequence[CompletedReply]) -> dict[str, int]:

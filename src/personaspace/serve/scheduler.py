@@ -22,8 +22,12 @@ from personaspace.engines.transformers.batching import NOT_FINITE, Row
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.serve.lock import ModelLock, QueueFull
+from personaspace.serve.stops import StopTexts
 
 log = logging.getLogger("personaspace.serve")
+
+FAILURES = 8
+"""Steps that may fail one after the other before decoding is given up."""
 
 
 class Ended(Exception):
@@ -68,6 +72,7 @@ class Job:
     cancelled: bool = False
     began: float = field(default_factory=time.monotonic)
     text: str = ""
+    stops: StopTexts = field(init=False)
     shown: int = 0
     seen: int = 0
     tokens_read: int = 0  # tokens that were fed: the newest one is not, yet
@@ -75,6 +80,9 @@ class Job:
     touched: int = 0
     finish: str = ""
     last: tuple[TokenRead, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.stops = StopTexts(self.stop)
 
 
 class Worker:
@@ -89,6 +97,7 @@ class Worker:
         self.running: dict[int, Job] = {}
         self.changed = threading.Condition()
         self.stopping, self.until, self.ended = False, math.inf, False
+        self.failures = 0  # steps that failed since one went well
         self.model_lock = ModelLock(queue)
         self.seconds = 5.0  # how long a reply has taken lately
         self.thread = threading.Thread(target=self._run, name="personaspace-decode", daemon=True)
@@ -165,14 +174,36 @@ class Worker:
                         loop = self._fresh()
                         continue
                     if joining:
-                        loop.join([job.row for job in joining])
+                        self._join(loop, joining)
                     if loop.rows:
                         for done in loop.step(partial(self._watch, loop)):
                             self._end(done)
+                        self.failures = 0
             except Exception:  # a thread that dies would leave every request waiting
                 log.exception("a decoding step failed; its %d replies are given up", len(self.running))
                 self._give_up("error")
+                self.failures += 1
+                if self.failures >= FAILURES:
+                    raise
+                # A device that has failed for good fails here too, which ends the thread: only a new process can go on.
+                torch.ones(1, device=self.engine.device).add(1).item()
                 loop = self._fresh()
+
+    def _join(self, loop: DecodeLoop, jobs: list[Job]) -> None:
+        """Takes replies in; one whose prompt fails is given up alone."""
+        try:
+            loop.join([job.row for job in jobs])
+        except Exception:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._join(loop, [job])
+                return
+            if loop.device.type != "cpu":
+                torch.ones(1, device=loop.device).add(1).item()  # a device that failed for good fails here too
+            log.exception("a prompt failed; its reply is given up")
+            with self.changed:
+                self.running.pop(jobs[0].row.key, None)
+            jobs[0].emit(Event(finish="error"))
 
     def _give_up(self, finish: str, waiting_too: bool = False) -> None:
         """Ends the jobs that run, and with `waiting_too` those that wait as well."""
@@ -199,12 +230,22 @@ class Worker:
         return joining
 
     def _watch(self, loop: DecodeLoop, k: int, row: Row) -> None:
+        """Tells a job what this step brought; what fails with one row ends that one alone."""
+        try:
+            self._follow(loop, k, row)
+        except Exception:
+            log.exception("following a reply failed; it is given up")
+            row.finish = self.running[row.key].finish = "error"
+
+    def _follow(self, loop: DecodeLoop, k: int, row: Row) -> None:
         """Tells a job what this step brought, and ends it where it stops by itself."""
         job = self.running[row.key]
         read: tuple[TokenRead, ...] = ()
         for _ in range(len(job.starts), len(row.out)):
             job.starts.append(len(job.text))
-        job.text += job.reply.add(row.out, final=bool(row.finish))
+        added = job.reply.add(row.out, final=bool(row.finish))
+        job.text += added
+        stop_start = job.stops.feed(added)
         if job.seen:
             index = job.seen - 1
             start = job.starts[index]
@@ -215,8 +256,7 @@ class Worker:
             else:
                 row.finish = NOT_FINITE
         job.tokens_read, job.seen, job.touched = job.seen, len(row.out), row.touched
-        stop_start = min((start for stop in job.stop if (start := job.text.find(stop)) >= 0), default=-1)
-        if row.finish != NOT_FINITE and stop_start >= 0:
+        if row.finish != NOT_FINITE and stop_start is not None:
             job.text, row.finish = job.text[:stop_start], "stop"
         elif job.cancelled:
             row.finish = "cancelled"
@@ -224,8 +264,7 @@ class Worker:
             job.finish, job.last = row.finish, read
             return
         # What may be the beginning of a stop text is held back.
-        overlap = max((_overlap(job.text, stop) for stop in job.stop), default=0)
-        ready = job.text[job.shown : len(job.text) - overlap]
+        ready = job.text[job.shown : len(job.text) - job.stops.held_back]
         if job.live or not job.shown:
             job.shown += len(ready)
             mean = loop.means.mean(k)[0][0] if job.follow and read else None
@@ -237,8 +276,3 @@ class Worker:
         mean = done.mean[0] if done.mean is not None and job.tokens_read and bool(torch.any(done.mean)) else None
         token_count = len(done.row.out) + (done.row.end is not None)
         job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, token_count))
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text may be the beginning of a stop text."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

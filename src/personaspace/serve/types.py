@@ -55,6 +55,10 @@ Whole = Annotated[int, BeforeValidator(_integral)]
 """A whole number, also written 16.0; never text, and never true."""
 
 
+LONGEST_STOP = 256
+"""Characters of a stop text; OpenAI takes four texts, some clients send a list of names."""
+
+
 class Steer(BaseModel):
     """Steering along the axis or towards a role, α in units of the layer's mean residual norm."""
 
@@ -114,7 +118,7 @@ def _as_taken(schema: dict[str, Any]) -> None:
     for name, field in fields.items():
         if "default" in field and {"type": "null"} not in field.get("anyOf", ()):
             annotations = {k: field.pop(k) for k in ("default", "title") if k in field}
-            single_text = [{"type": "string"}] if name == "stop" else []
+            single_text = [{"type": "string", "maxLength": LONGEST_STOP}] if name == "stop" else []
             fields[name] = {**annotations, "anyOf": [field, *single_text, {"type": "null"}]}
     fields.update({name: {"enum": list(values)} for name, values in NEUTRAL.items()})
     fields.update({name: {} for name in IGNORED})
@@ -134,7 +138,7 @@ class Completion(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: Whole | None = Field(None, ge=1)
     seed: Whole | None = None
-    stop: list[Text] = Field(default=[], max_length=16)
+    stop: list[Annotated[Text, Field(max_length=LONGEST_STOP)]] = Field(default=[], max_length=16)
     n: Whole = Field(1, ge=1)
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
