@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,6 +12,9 @@ from fastapi.routing import APIRoute
 from personaspace.json_text import parse
 from personaspace.serve.persona import BadRequest
 from personaspace.serve.settings import Settings
+
+_STRING = re.compile(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?')
+"""A text in JSON, also one that does not end; possessive, so that no text takes longer than its length."""
 
 
 class CountedRoute(APIRoute):
@@ -53,8 +57,11 @@ class CountedRequest(Request):
 def read_body(body: bytes, settings: Settings, context: int) -> Any:
     """The value of a request's body. Raises `BadRequest` where it is no JSON or more than any request may hold.
 
-    Nothing here takes longer than reading the JSON itself, some 50 ms for the largest body that there may be.
+    Brackets and commas are counted first, outside of texts: they say how much would be built.
     """
+    tokens = settings.max_n * context
+    if _is_over(body, settings.max_values, tokens) and _is_over(_STRING.sub(b"", body), settings.max_values, tokens):
+        raise _too_many(settings)
     try:
         value = parse(body.decode("utf-8-sig"), finite=True)
     except UnicodeDecodeError:
@@ -70,8 +77,17 @@ def read_body(body: bytes, settings: Settings, context: int) -> Any:
     if isinstance(messages := value.get("messages"), list) and len(messages) > settings.max_messages:
         raise BadRequest(f"{len(messages)} messages; at most {settings.max_messages} are taken", "messages")
     if holds_more(counted, settings.max_values):
-        raise BadRequest(f"The body holds more than {settings.max_values} values", None, "too_many_values")
+        raise _too_many(settings)
     return value
+
+
+def _is_over(body: bytes, values: int, tokens: int) -> bool:
+    """Whether JSON has more brackets than values are taken, or more commas than those and the prompts' tokens need."""
+    return body.count(b"[") + body.count(b"{") > values or body.count(b",") > values + tokens
+
+
+def _too_many(settings: Settings) -> BadRequest:
+    return BadRequest(f"The body holds more than {settings.max_values} values", None, "too_many_values")
 
 
 def _check_prompt(prompt: list[Any], settings: Settings, context: int) -> None:
