@@ -8,7 +8,6 @@ import time
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
@@ -16,6 +15,7 @@ from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.holding import calibrate
 from personaspace.runs import Run
 from personaspace.serve import Settings, create_app
+from personaspace.serve.server import PersonaServer, ServerConfig
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def serving(space, engine, **options):
     """A server on a free port; yields its address and the application's worker."""
     app = create_app(space, engine, Settings(**options))
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
+    server = PersonaServer(ServerConfig(app, 0), app.state.worker, 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -165,3 +167,21 @@ def test_what_goes_wrong_in_a_worker_is_told_in_one_line(cluster, tiny_folder, t
         load_engine("ray", str(tmp_path), address=cluster.address)
     with pytest.raises(ModelError, match="no such GGUF"):
         load_engine("ray", "none.gguf")
+
+
+LOCAL = """
+import psutil
+from personaspace.engines.ray import _connect
+_connect(None)
+for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+    for connection in process.net_connections(kind="inet"):
+        if connection.status == "LISTEN":
+            print(connection.laddr.ip)
+"""
+
+
+def test_a_cluster_that_is_started_here_listens_to_this_machine_alone() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", LOCAL], capture_output=True, text=True, check=True, env=environment)
+    addresses = {line.removeprefix("::ffff:") for line in done.stdout.split()}
+    assert addresses == {"127.0.0.1"}

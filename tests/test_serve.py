@@ -308,7 +308,8 @@ def test_keys_limits_names_and_paths_are_kept(space, engine, tmp_path):
         key = {"authorization": "Bearer secret"}
         big = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 5000}]}
         assert httpx.post(f"{address}/v1/chat/completions", json=big, headers=key).status_code == 413
-        chunked = httpx.post(f"{address}/v1/chat/completions", content=(b"x" * 500 for _ in range(20)), headers=key)
+        headers = {**key, "content-type": "application/json"}
+        chunked = httpx.post(f"{address}/v1/chat/completions", content=(b"x" * 500 for _ in range(20)), headers=headers)
         assert chunked.status_code == 413
     with serving(space, engine) as (address, _):
         assert httpx.get(f"{address}/v1/models", headers={"host": "evil.example"}).status_code == 400

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from personaspace.serve import hash_key
 from served import engine, serving, space
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -111,8 +112,9 @@ def test_the_document_names_every_route_and_each_answers_as_it_says(operations):
 
 
 def test_the_document_knows_this_servers_models_caps_roles_limits_and_key(space, engine, server):
-    with serving(space, engine, max_n=3, keys=("0" * 64,)) as (address, _):
-        locked = httpx.get(f"{address}/openapi.json").json()
+    with serving(space, engine, max_n=3, keys=(hash_key("secret"),)) as (address, _):
+        assert httpx.get(f"{address}/openapi.json").status_code == 401
+        locked = httpx.get(f"{address}/openapi.json", headers={"authorization": "Bearer secret"}).json()
     schemas = locked["components"]["schemas"]
     assert schemas["ChatCompletion"]["properties"]["n"]["anyOf"][0]["maximum"] == 3
     assert "tiny:capped" in schemas["TextCompletion"]["properties"]["model"]["enum"]

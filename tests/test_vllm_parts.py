@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personaspace.engines.vllm import plugin
+from personaspace.engines.vllm.admission import InFlight
 from personaspace.engines.vllm.clamps import Rows, directions_of
 from personaspace.engines.vllm.layers import DeviceSums
 from personaspace.engines.vllm.options import model_length, read_options
@@ -305,3 +307,37 @@ def test_room_is_made_for_the_longest_conversation_rounded_up_as_far_as_the_mode
     assert model_length(129, tiny_folder) == 256
     assert model_length(700, tiny_folder) == 512
     assert model_length(700, tmp_path) == 768
+
+
+def sampled(client: str, *directions: str, shared: tuple[str, ...] = ()) -> SimpleNamespace:
+    """Parameters of a request as `admit` leaves them."""
+    return SimpleNamespace(extra_args={"personaspace": {"uses": directions, "shared": list(shared), "client": client}})
+
+
+def test_a_clients_own_directions_take_its_share_of_the_places_and_never_those_of_the_servers_caps() -> None:
+    in_flight = InFlight(16)
+    for k in range(4):
+        in_flight.add(f"a{k}", sampled("a", f"3:own{k}"))
+    with pytest.raises(UsageError, match="a client may use 4 different directions of its own at layer 3"):
+        in_flight.add("a4", sampled("a", "3:own4"))
+    in_flight.add("again", sampled("a", "3:own0"))  # the same one takes no other place
+    in_flight.add("elsewhere", sampled("a", "2:own4"))
+    for client in "bcd":
+        for k in range(4 - (client == "d")):
+            in_flight.add(f"{client}{k}", sampled(client, f"3:{client}{k}"))
+    with pytest.raises(UsageError, match="as many as there are places beside the server's caps"):
+        in_flight.add("e", sampled("e", "3:e"))
+    in_flight.add("capped", sampled("e", "3:cap", shared=("3:cap",)))
+    in_flight.add("capped too", sampled("a", "3:cap"))  # what is shared counts for nobody
+    in_flight.remove("a1")
+    in_flight.add("a4", sampled("a", "3:own4"))
+    assert "a4" in in_flight.uses
+
+
+def test_who_calls_the_engine_from_python_has_all_places() -> None:
+    in_flight = InFlight(16)
+    for k in range(16):
+        in_flight.add(str(k), sampled("", f"0:{k}"))
+    with pytest.raises(UsageError, match="16 different directions are in use at layer 0"):
+        in_flight.add("16", sampled("", "0:16"))
+    assert "16" not in in_flight.uses

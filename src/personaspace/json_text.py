@@ -8,6 +8,7 @@ whoever walks it next. Here all of it is a `ValueError` of one line.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,14 +19,16 @@ LONGEST = 40
 """Digits of an integer: a seed of 64 bits has 20, one of 128 has 39."""
 
 
-def parse(text: str) -> Any:
-    """The value of a JSON text. Raises `ValueError` that says in one line what is wrong with it, and where.
+def parse(text: str, *, finite: bool = False) -> Any:
+    """The value of a JSON text. finite: NaN, Infinity and numbers too large for a float are refused, too, as JSON has none of
+    them. Raises `ValueError` that says in one line what is wrong with it, and where.
 
     >>> parse('{"a": [1, 2]}')
     {'a': [1, 2]}
     """
     try:
-        value = json.loads(text, parse_int=_integer)
+        numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
+        value = json.loads(text, parse_int=_integer, **numbers)
     except json.JSONDecodeError as e:
         line = f"line {e.lineno}, " if e.lineno > 1 else ""
         raise ValueError(f"not JSON: {e.msg.removesuffix(' starting at')} at {line}column {e.colno}") from None
@@ -66,3 +69,10 @@ def _integer(digits: str) -> int:
     if len(digits) > LONGEST:
         raise ValueError(f"not read: a number of {len(digits)} digits")
     return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"not JSON: the number {digits[:LONGEST]}")
+    return number

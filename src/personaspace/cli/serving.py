@@ -6,8 +6,9 @@ import importlib.util
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,6 +28,9 @@ def serve(
     api_keys: Annotated[Path | None, typer.Option(help="A file of keys' SHA-256 digests, one a line.")] = None,
     cors: Annotated[
         list[str] | None, typer.Option(help="An origin that may call from its pages; several times.")
+    ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None, typer.Option(help="Another name that the server goes by; several times.")
     ] = None,
     rows: Annotated[int, typer.Option(help="Replies decoded together.")] = 16,
     queue: Annotated[int | None, typer.Option(help="Replies that may wait; more are answered 429; 64.")] = None,
@@ -49,42 +53,41 @@ def serve(
 ) -> None:
     """Serve an OpenAI-compatible API that shows and holds the persona, and the page to try it on."""
     if engine == "vllm":
-        unsupported = {"api-keys": api_keys, "record": record, "queue": queue, "grace": grace, "device": device}
+        unsupported = {"record": record, "queue": queue, "grace": grace, "device": device}
         for option, value in unsupported.items():
             if value is not None:
                 raise UsageError(f"--{option} is not there with --engine vllm: its server is vLLM's own")
         options = [f"--host={host}", f"--port={port}", f"--max-num-seqs={rows}"]
-        options += [f"--allowed-origins={json.dumps(cors)}"] if cors else []
+        options += [f"--allowed-origins={json.dumps(cors or [])}"]
         options += [f"--override-generation-config={json.dumps({'max_new_tokens': max_tokens})}"]
         options += [f"--max-model-len={context}"] if context is not None else []
         options += [f"--dtype={torch_name(dtype)}"] if dtype is not None else []
-        _become_vllm(space, model, adapter, host, api_key, [*options, *(vllm or ())])
+        outside = {"host": host, "api_key": api_key, "api_keys": api_keys, "origins": cors or ()}
+        outside["allowed_hosts"] = allowed_hosts or ()
+        _become_vllm(space, model, adapter, outside, [*options, *(vllm or ())])
     if engine != "transformers":
         raise UsageError(f"--engine {engine}: expected transformers or vllm")
     queue, grace = 64 if queue is None else queue, 20 if grace is None else grace
     try:
-        from personaspace.serve import Settings, create_app, hash_key, read_keys, run
-        from personaspace.serve.settings import check_exposure
+        from personaspace.serve import create_app, run
+        from personaspace.serve.settings import settings_of
     except ModuleNotFoundError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'personaspace[serve]'") from None
     limits = {"rows": rows, "queue": queue, "max-tokens": max_tokens, "context": context}
     for name, value in limits.items():
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
-    keys = (*((hash_key(api_key),) if api_key else ()), *(read_keys(api_keys) if api_keys else ()))
-    check_exposure(host, keys)
-    if record:
-        _check_record(record)
-    listening = _bind(host, port)
-    settings = Settings(
+    settings = replace(
+        settings_of(host, api_key, api_keys, cors or (), allowed_hosts or ()),
         rows=rows,
         queue=queue,
         max_tokens=max_tokens,
         context=context,
-        keys=keys,
-        origins=tuple(cors or ()),
         record=record,
     )
+    if record:
+        _check_record(record)
+    listening = _bind(host, port)
     loaded_space, loaded_engine = space_and_engine(space, model, device, dtype, adapter)
     application = create_app(loaded_space, loaded_engine, settings)  # type: ignore[arg-type]
     shown = f"[{host}]" if ":" in host else host
@@ -100,11 +103,11 @@ def serve(
 
 
 def _become_vllm(
-    space: str, model: str | None, adapters: list[str] | None, host: str, api_key: str | None, options: list[str]
+    space: str, model: str | None, adapters: list[str] | None, outside: dict[str, Any], options: list[str]
 ) -> NoReturn:
-    """vLLM's server takes this process' place."""
+    """vLLM's server takes this process' place. outside: what `settings_of` takes, of who may come in."""
     try:
-        from personaspace.serve.settings import check_exposure, hash_key
+        from personaspace.serve.settings import settings_of
         from personaspace.serve.vllm import command
     except ModuleNotFoundError as e:
         raise UsageError(f"serve --engine vllm needs {e.name}: pip install 'personaspace[serve,vllm]'") from None
@@ -114,7 +117,7 @@ def _become_vllm(
     from personaspace.model.loading import whole_folder, with_adapters
     from personaspace.space import PersonaSpace
 
-    check_exposure(host, (hash_key(api_key),) if api_key else ())
+    settings = settings_of(**outside)
     loaded_space = PersonaSpace.load(space)
     name = with_adapters(model or str(loaded_space.meta["model"]["id"]), adapters)
     folder = whole_folder(name)
@@ -125,16 +128,16 @@ def _become_vllm(
             raise UsageError(
                 f"the space is for {space_size[0]} layers of {space_size[1]}; {name} has {model_size[0]} of {model_size[1]}"
             )
-    program, environment = command(space, loaded_space.layer, folder, name, options)
-    if api_key:
-        environment["VLLM_API_KEY"] = api_key
+    program, environment = command(space, loaded_space.layer, folder, name, options, settings)
     os.execve(program[0], program, environment)
 
 
 def _check_record(path: Path) -> None:
     """That conversations can be written there, before the model is loaded."""
+    from personaspace.serve.record import append_private
+
     try:
-        path.open("a").close()
+        append_private(path, "")
     except OSError as e:
         raise UsageError(f"--record {path}: cannot be written: {e.strerror}") from None
 

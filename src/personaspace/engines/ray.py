@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -280,17 +280,37 @@ class RayEngine(BaseEngine):
 
 
 def _connect(address: str | None) -> None:
-    """Joins the cluster at an address, or starts one here. Raises `UsageError`."""
+    """Joins the cluster at an address, or starts one here, which listens to this machine alone. Raises `UsageError`."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    starts_here = address is None and "RAY_ADDRESS" not in os.environ
     options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        with _loopback() if starts_here else nullcontext():
+            ray.init(log_to_driver=False, logging_level="ERROR", **options)
         # What Ray says of each lost worker would go to stdout, where `--json` answers.
         ray._private.worker._worker_logs_enabled = False
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise UsageError(f"address={address}: no Ray cluster can be joined: {str(e).splitlines()[0][:200]}") from None
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """While it lasts, a cluster that is started is one node at 127.0.0.1, to which nobody else can connect: whoever reaches a
+    port of Ray's can have it run code. `_node_ip_address="127.0.0.1"` would not do: Ray takes it for the machine's own address,
+    unless it is told, by a setting of its own and in its processes' environment, that this is no machine for clusters."""
+    constants, setting = ray._private.ray_constants, ray._private.ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    constant, variable = constants.ENABLE_RAY_CLUSTER, os.environ.get(setting)
+    constants.ENABLE_RAY_CLUSTER, os.environ[setting] = False, "0"
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = constant
+        if variable is None:
+            del os.environ[setting]
+        else:
+            os.environ[setting] = variable
 
 
 def _chunks(items: Sequence[T]) -> list[Sequence[T]]:

@@ -10,19 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from personaspace.catalog import load_catalog
+from personaspace.engines.transformers.batching import NOT_FINITE
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import PersonaSpaceError, UsageError
 from personaspace.holding.monitor import project
 from personaspace.serve.assets import add_pages
-from personaspace.serve.completions import Requests
+from personaspace.serve.bodies import CountedRoute
+from personaspace.serve.completions import LOST, Requests
+from personaspace.serve.guard import Guard
+from personaspace.serve.keep_alive import with_keep_alive
 from personaspace.serve.limits import BodyLimit
 from personaspace.serve.lock import QueueFull
 from personaspace.serve.metrics import Metrics
@@ -37,7 +40,8 @@ from personaspace.serve.openapi import (
     describe,
     refused,
 )
-from personaspace.serve.persona import BadRequest, Reader
+from personaspace.serve.persona import BadRequest, Reader, is_finite
+from personaspace.serve.refusals import error_body, error_kind
 from personaspace.serve.replies import AnswerFormat
 from personaspace.serve.responses import ResponseFormat, ResponseRequest
 from personaspace.serve.scheduler import Worker
@@ -45,7 +49,12 @@ from personaspace.serve.settings import Settings
 from personaspace.serve.types import ChatCompletion, Completion, Conversation, TextCompletion
 from personaspace.space import PersonaSpace
 
-KINDS = {401: "authentication_error", 404: "not_found_error"}
+OPEN_PATHS = ("/", "/healthz", "/readyz")
+"""What is answered without a key: whether the server is alive, and its page, which asks for the key."""
+
+CHARACTERS_PROJECTED = 64
+"""Characters of a conversation that is to be projected, for each token of the context; what fits of it is read."""
+
 log = logging.getLogger("personaspace.serve")
 
 
@@ -68,19 +77,17 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
             await asyncio.get_running_loop().run_in_executor(stopper, worker.stop)
 
     app = FastAPI(title="personaspace", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    app.state.worker, app.state.context = worker, context
+    app.router.route_class = CountedRoute
+    app.state.worker, app.state.settings, app.state.context = worker, settings, context
     _errors(app, worker, metrics)
-    _outside(app, settings)
-    allowed = [Depends(_key_check(settings))]
+    _outside(app, settings, metrics)
     _states(app, worker)
     add_pages(app)
-    _api(app, requests, reader, allowed)
+    _api(app, requests, reader)
 
     prometheus: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
-    @app.get(
-        "/metrics", dependencies=allowed, response_class=PlainTextResponse, responses={**prometheus, **refused(401)}
-    )
+    @app.get("/metrics", response_class=PlainTextResponse, responses={**prometheus, **refused(401)})
     async def exposition() -> PlainTextResponse:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -102,43 +109,43 @@ def _context(engine: TransformersEngine, settings: Settings) -> int:
     return settings.context
 
 
-def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -> None:
+def _api(app: FastAPI, requests: Requests, reader: Reader) -> None:
     def card(name: str) -> dict[str, Any]:
         owned = {"object": "model", "created": 0, "owned_by": "personaspace"}
         return {"id": name, **owned, "max_model_len": requests.context}
 
-    @app.get("/v1/models", dependencies=allowed, responses=answered(ModelList, 401))
+    @app.get("/v1/models", responses=answered(ModelList, 401))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [card(name) for name in reader.models]}
 
-    @app.get("/v1/models/{name:path}", dependencies=allowed, responses=answered(ModelCard, 401, 404))
+    @app.get("/v1/models/{name:path}", responses=answered(ModelCard, 401, 404))
     async def model(name: str) -> dict[str, Any]:
         if name not in reader.models:
             raise BadRequest(f"The model '{name}' does not exist", "model", "model_not_found", 404)
         return card(name)
 
-    every = (400, 401, 404, 413, 429, 500, 503)
+    every = (400, 401, 404, 408, 413, 415, 429, 500, 503)
 
-    @app.post("/v1/chat/completions", dependencies=allowed, responses=answered(ChatReply, *every, streams=True))
+    @app.post("/v1/chat/completions", responses=answered(ChatReply, *every, streams=True))
     async def chat(body: ChatCompletion, request: Request) -> Response:
         return await _answer(requests, body, request)
 
-    @app.post("/v1/completions", dependencies=allowed, responses=answered(TextReply, *every, streams=True))
+    @app.post("/v1/completions", responses=answered(TextReply, *every, streams=True))
     async def completions(body: TextCompletion, request: Request) -> Response:
         return await _answer(requests, body, request)
 
-    @app.post("/v1/responses", dependencies=allowed, responses=answered(WholeResponse, *every, streams=True))
+    @app.post("/v1/responses", responses=answered(WholeResponse, *every, streams=True))
     async def responses(body: ResponseRequest, request: Request) -> Response:
         return await _answer(requests, body.chat(), request, ResponseFormat(body))
 
     instructions = {r.role: r.instructions[0] for r in load_catalog().roles}
     described = json.dumps(reader.describe(requests.limits, instructions)).encode()  # large, and always the same
 
-    @app.get("/v1/persona/space", dependencies=allowed, responses=refused(401))
+    @app.get("/v1/persona/space", responses=refused(401))
     async def persona_space() -> Response:
         return Response(described, media_type="application/json")
 
-    @app.post("/v1/persona/project", dependencies=allowed, responses=answered(Projected, 400, 401, 404, 413, 429, 500))
+    @app.post("/v1/persona/project", responses=answered(Projected, *every))
     async def persona_project(body: Conversation) -> dict[str, Any]:
         requests.check_messages(body.messages)
         messages = [m.plain() for m in body.messages]
@@ -148,8 +155,17 @@ def _api(app: FastAPI, requests: Requests, reader: Reader, allowed: list[Any]) -
                 readings, problem = project(requests.engine, reader.space, messages, reader.rule, requests.context)
             return {"layer": reader.space.layer, "turns": [r.to_dict(True) for r in readings], "problem": problem}
 
+        if sum(len(m["content"]) for m in messages) > CHARACTERS_PROJECTED * requests.context:
+            raise BadRequest(
+                f"This model's context is {requests.context} tokens; cut the conversation",
+                "messages",
+                "context_length_exceeded",
+            )
         with requests.worker.model_lock.place():  # counted here: a thread to wait in may be long in coming
-            return await asyncio.to_thread(read)
+            projected = await asyncio.to_thread(read)
+        if not is_finite(projected):
+            raise BadRequest(*LOST[NOT_FINITE])
+        return projected
 
 
 async def _answer(
@@ -158,7 +174,8 @@ async def _answer(
     pending = await requests.begin(body, answer_format)
     if body.stream:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(requests.stream(pending, body), media_type="text/event-stream", headers=headers)
+        events = with_keep_alive(requests.stream(pending, body), requests.settings.keep_alive_seconds)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
     disconnected = asyncio.create_task(_disconnected(request))
     completion = asyncio.create_task(requests.complete(pending))
     try:
@@ -178,31 +195,30 @@ async def _disconnected(request: Request) -> None:
 
 
 def _states(app: FastAPI, worker: Worker) -> None:
-    @app.get("/health")
-    @app.get("/healthz")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    unwell: dict[int | str, dict[str, Any]] = {
+        503: {"description": "Nothing is decoded any more: it ends, to be started again"}
+    }
+
+    @app.get("/health", responses=unwell)
+    @app.get("/healthz", responses=unwell)
+    async def health() -> Response:
+        return JSONResponse({"status": "failed" if worker.ended else "ok"}, 503 if worker.ended else 200)
 
     @app.get("/readyz", responses={503: {"description": "Not any more: it is stopping"}})
     async def ready() -> Response:
-        alive = worker.thread.is_alive() and not worker.draining
+        alive = worker.thread.is_alive() and not worker.draining and not worker.ended
         return JSONResponse({"status": "ready" if alive else "not ready"}, 200 if alive else 503)
 
 
-def _key_check(settings: Settings) -> Any:
-    async def check(request: Request) -> None:
-        if not settings.keys:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not settings.allows(key.strip()):
-            raise BadRequest("Incorrect API key provided", None, "invalid_api_key", 401)
+def _outside(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """What stands before every route, from the inside out: the body's limits, who may come in, other pages' origins."""
 
-    return check
+    def count(path: str, status: int) -> None:
+        if path.startswith("/v1/"):
+            metrics.requests.labels("", "", status).inc()
 
-
-def _outside(app: FastAPI, settings: Settings) -> None:
-    """What stands before every route: the body's limit, other pages' origins, and the names that the server goes by."""
-    app.add_middleware(BodyLimit, most=settings.max_body)
+    app.add_middleware(BodyLimit, most=settings.max_body, seconds=settings.body_seconds, refused=count)
+    app.add_middleware(Guard, settings=settings, is_open=_is_open, refused=count)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -211,18 +227,10 @@ def _outside(app: FastAPI, settings: Settings) -> None:
             allow_headers=["*"],  # OpenAI's own clients send headers of theirs
             expose_headers=["retry-after"],
         )
-    if not settings.keys:
-        # Without a key, a page elsewhere could reach the server under a name of its own that leads to this machine.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts))
 
 
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's shape; what it repeats of a request may be no text."""
-    return {"error": {"message": _text(message), "type": kind, "param": param and _text(param), "code": code}}
-
-
-def _text(value: str) -> str:
-    return value.encode(errors="replace").decode()
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith("/page/")
 
 
 def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
@@ -235,16 +243,11 @@ def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
 
     @app.exception_handler(BadRequest)
     async def bad(request: Request, e: BadRequest) -> JSONResponse:
-        kind = "server_error" if e.status >= 500 else KINDS.get(e.status, "invalid_request_error")
-        return answer(request, e.status, error_body(str(e), kind, e.param, e.code))
+        return answer(request, e.status, error_body(str(e), error_kind(e.status), e.param, e.code))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, e: RequestValidationError) -> JSONResponse:
         first = e.errors()[0]
-        if first["type"] == "json_invalid":
-            return answer(
-                request, 400, error_body("The body is not JSON", "invalid_request_error", None, "invalid_json")
-            )
         field = ".".join(str(p) for p in first["loc"] if p != "body")
         message = ": ".join(filter(None, [field, first["msg"]]))
         if first["type"] == "extra_forbidden":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
+import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from personaspace.engines.chat import ReplyText
@@ -20,13 +20,13 @@ from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
 from personaspace.serve.messages import ChatMessage
 from personaspace.serve.metrics import Metrics
-from personaspace.serve.persona import BadRequest, Reader, tokens_of
+from personaspace.serve.persona import BadRequest, Reader, is_finite, tokens_of
+from personaspace.serve.record import Record
 from personaspace.serve.replies import AnswerFormat, CompletedReply, Logged, ReplyFormat
 from personaspace.serve.scheduler import Ended, Event, Job, Worker
 from personaspace.serve.settings import Settings
+from personaspace.serve.texts import Texts
 from personaspace.serve.types import ChatCompletion, Completion, TextCompletion
-
-log = logging.getLogger("personaspace.serve")
 
 LOST = {
     "error": ("Decoding failed; the server's log says why", None, "server_error", 500),
@@ -84,7 +84,8 @@ class Requests:
     ) -> None:
         self.engine, self.reader, self.worker = engine, reader, worker
         self.metrics, self.settings, self.context = metrics, settings, context
-        self._unwritten = False
+        self.texts = Texts(engine.chat, context, worker.queue)
+        self.record = Record(settings.record)
 
     @property
     def limits(self) -> dict[str, int]:
@@ -100,7 +101,7 @@ class Requests:
     async def begin(self, body: Completion, answer: AnswerFormat | None = None) -> Pending:
         """Puts a request's replies in the queue. answer: how they are told; None for the body's own endpoint's way. Raises
         `BadRequest`, `QueueFull`."""
-        prompts, messages = self._prompts(body)
+        prompts, messages = await self._prompts(body)
         n = body.n * len(prompts)
         if n > self.settings.max_n:
             raise BadRequest(f"{n} replies in one request; at most {self.settings.max_n} are made", "n")
@@ -151,7 +152,7 @@ class Requests:
     def _vocabulary(self) -> int:
         return int(self.engine.model.get_input_embeddings().num_embeddings)
 
-    def _prompts(self, body: Completion) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
+    async def _prompts(self, body: Completion) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
         chat = self.engine.chat
         if isinstance(body, ChatCompletion):
             self.check_messages(body.messages)
@@ -163,12 +164,13 @@ class Requests:
                     "tools",
                     "unsupported_parameter",
                 )
-            return [chat.prompt_ids(messages, offered, body.continued)], messages
+            text = "\n".join(str(m["content"]) for m in messages)
+            return [await self.texts.tokens(text, lambda: chat.prompt_ids(messages, offered, body.continued))], messages
         assert isinstance(body, TextCompletion)
         vocabulary = self._vocabulary
         prompts = []
         for prompt in body.prompts:
-            ids = chat.text_ids(prompt) if isinstance(prompt, str) else prompt
+            ids = await self.texts.tokens(prompt, partial(chat.text_ids, prompt)) if isinstance(prompt, str) else prompt
             if not ids or any(not 0 <= t < vocabulary for t in ids):
                 raise BadRequest(
                     f"a prompt without tokens, or with one that is not from 0 to {vocabulary - 1}", "prompt"
@@ -193,7 +195,10 @@ class Requests:
                 return list(self.engine.score(ids, top, interventions))
 
         with self.worker.model_lock.place():
-            return {tuple(ids): await asyncio.to_thread(score, ids) for ids in prompts}
+            echoes = {tuple(ids): await asyncio.to_thread(score, ids) for ids in prompts}
+        if any(math.isnan(logprob) for echo in echoes.values() for logprob, _ in echo):
+            raise BadRequest(*LOST[NOT_FINITE])
+        return echoes
 
     def _sampling(self, body: Completion, length: int) -> Sampling:
         room = self.context - length
@@ -242,7 +247,7 @@ class Requests:
         self._finished(pending)
         return pending.answer.completion(pending.replies)
 
-    async def stream(self, pending: Pending, body: Completion) -> AsyncIterator[str]:
+    async def stream(self, pending: Pending, body: Completion) -> AsyncGenerator[str, None]:
         """Lines of server-sent events, to the end; where the client goes away, the replies are given up."""
         begun: set[int] = set()
         logged: dict[int, int] = {}
@@ -252,7 +257,8 @@ class Requests:
                 yield line
             async for reply, event in self._events(pending):
                 if reply.finish in LOST:
-                    message, param, code, _ = LOST[reply.finish]
+                    message, param, code, status = LOST[reply.finish]
+                    self._answered(pending, status)
                     yield answer.lost(message, param, code)
                     return
                 persona = self._persona(reply, event, body)
@@ -293,10 +299,12 @@ class Requests:
                 reply.finish = event.finish
                 job = reply.job
                 if job and event.finish not in LOST:
-                    reply.persona = self.reader.turn(
-                        event.mean, job.tokens_read, job.touched, pending.body.persona.history
-                    )
-                    self._count(pending.body.model, reply)
+                    persona = self.reader.turn(event.mean, job.tokens_read, job.touched, pending.body.persona.history)
+                    if is_finite(persona):
+                        reply.persona = persona
+                        self._count(pending.body.model, reply)
+                    else:
+                        reply.finish = NOT_FINITE
             yield reply, event
 
     def _count(self, model: str, reply: CompletedReply) -> None:
@@ -305,18 +313,14 @@ class Requests:
         m.tokens.labels(model, "completion").inc(reply.tokens)
         m.reply(model, reply.persona)
 
+    def _answered(self, pending: Pending, status: int) -> None:
+        self.metrics.requests.labels(pending.body.model, pending.answer.endpoint, status).inc()
+
     def _finished(self, pending: Pending) -> None:
-        self.metrics.requests.labels(pending.body.model, pending.answer.endpoint, 200).inc()
-        if self.settings.record and pending.messages is not None:
+        self._answered(pending, 200)
+        if pending.messages is not None:
             replies = [{"text": r.text, "persona": r.persona} for r in pending.replies]
-            line = json.dumps({"model": pending.body.model, "messages": pending.messages, "replies": replies})
-            try:
-                with self.settings.record.open("a", encoding="utf-8") as f:
-                    f.write(line + "\n")
-            except OSError as e:  # the reply is made: who asked for it gets it
-                if not self._unwritten:
-                    log.error("%s: conversations are not written: %s", self.settings.record, e.strerror)
-                self._unwritten = True
+            self.record.add(pending.body.model, pending.messages, replies)
 
 
 def _emitter(loop: asyncio.AbstractEventLoop, pending: Pending, index: int) -> Callable[[Event], None]:

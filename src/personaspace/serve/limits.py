@@ -1,57 +1,82 @@
-"""Refuses bodies that are too large before they are held in memory, whatever their header says."""
+"""A request's body: whole in memory before a route sees it, within so many bytes and seconds, whatever its header says."""
 
 from __future__ import annotations
 
-import json
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-DRAINED = 64 << 20
-"""Bytes of a refused body that are read and thrown away: a client that is still sending would not see the answer."""
+from personaspace.serve.guard import has_body
+from personaspace.serve.refusals import drain, refuse
 
 
-async def _drain(receive: Receive) -> None:
-    seen = 0
-    while seen < DRAINED:
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if not message.get("more_body"):
-            return
+class _TooLarge(Exception):
+    """More bytes than are taken; `unread` where more of them are to come."""
+
+    def __init__(self, unread: bool) -> None:
+        super().__init__()
+        self.unread = unread
+
+
+class _Gone(Exception):
+    """The client hung up."""
 
 
 class BodyLimit:
-    """Middleware: answers 413 where a request's body is over `most` bytes."""
+    """Middleware: answers 413 where a request's body is over `most` bytes, 408 where it takes over so many seconds to come.
+    refused: is told the path and the status."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
+    def __init__(
+        self, app: ASGIApp, most: int, seconds: float, refused: Callable[[str, int], None] | None = None
+    ) -> None:
+        self.app, self.most, self.seconds, self.refused = app, most, seconds, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not has_body(scope):
             await self.app(scope, receive, send)
             return
-        content_length = dict(scope["headers"]).get(b"content-length", b"0")
-        if content_length.isdigit() and int(content_length) > self.most:
-            await _drain(receive)
-            await self._refuse(send)
+        status, message, code = 408, f"The body did not come within {self.seconds:g} seconds", "body_too_slow"
+        try:
+            async with asyncio.timeout(self.seconds):
+                try:
+                    body = await self._read(scope, receive)
+                except _TooLarge as e:
+                    status, message, code = 413, f"The body is over {self.most} bytes", "body_too_large"
+                    if e.unread:
+                        await drain(receive)
+                else:
+                    status = 0
+        except TimeoutError:
+            pass
+        except _Gone:
             return
-        seen = 0
+        if status:
+            if self.refused is not None:
+                self.refused(scope["path"], status)
+            with suppress(OSError):
+                await refuse(send, status, message, code)
+            return
+        ready: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def counted() -> Message:
-            nonlocal seen
+        async def read_before() -> Message:
+            return ready.pop() if ready else await receive()
+
+        await self.app(scope, read_before, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self.most:
+            raise _TooLarge(unread=True)
+        body = bytearray()
+        more = True
+        while more:
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.most:
-                if message.get("more_body"):
-                    await _drain(receive)
-                raise HTTPException(413, f"The body is over {self.most} bytes")
-            return message
-
-        await self.app(scope, counted, send)
-
-    async def _refuse(self, send: Send) -> None:
-        message = f"The body is over {self.most} bytes"
-        body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": "body_too_large"}}
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.most:
+                raise _TooLarge(unread=more)
+        return bytes(body)

@@ -34,7 +34,7 @@ def nullable(schema: dict[str, Any]) -> None:
     for name, field in schema["properties"].items():
         if "default" in field and {"type": "null"} not in field.get("anyOf", ()):
             annotations = {k: field.pop(k) for k in ("default", "title") if k in field}
-            single_text = [{"type": "string"}] if name == "stop" else []
+            single_text = [{"type": "string", "maxLength": LONGEST_STOP}] if name == "stop" else []
             schema["properties"][name] = {**annotations, "anyOf": [field, *single_text, {"type": "null"}]}
     if schema.get("additionalProperties") is False:
         schema["additionalProperties"] = {"type": "null"}
@@ -50,6 +50,9 @@ class Nullable(BaseModel):
     def _leave_out_null(cls, values: Any) -> Any:
         return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
 
+
+LONGEST_STOP = 256
+"""Characters of a stop text; OpenAI takes four texts, some clients send a list of names."""
 
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Types of a message's parts that are read, and the field that has their text; the middle two are the Responses API's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +28,9 @@ class PersonaMetrics:
         self.alerts = Counter("personaspace_alerts", "Replies after which an alert stood", ["model"], registry=r)
 
     def reply(self, model: str, persona: Mapping[str, Any] | None) -> None:
-        """Counts a reply, given its `persona`; None of one that was not read."""
+        """Counts a reply, given its `persona`; None of one that was not read. A sum that has once taken in NaN stays NaN."""
         self.capped.labels(model).inc(persona["capped_tokens"] if persona else 0)
-        if persona:
+        if persona and math.isfinite(persona["projection"]):
             self.projection.labels(model).observe(persona["projection"])
             self.alerts.labels(model).inc(bool(persona["alert"]))
 

@@ -215,7 +215,9 @@ REFUSALS = {
     400: "What was asked for cannot be met; the message says why",
     401: "A key is missing or wrong",
     404: "There is no such model",
+    408: "The body took too long to come",
     413: "The body is too large",
+    415: "The body's Content-Type is not application/json",
     429: "The queue is full; Retry-After says when to come back",
     500: "The server failed; its log says why",
     503: "Nothing is decoded any more: the server is stopping, or its log says why",
@@ -283,6 +285,6 @@ def _named(
 def _locked(schema: dict[str, Any]) -> None:
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in schema["paths"].items():
-        if path.startswith("/v1/") or path == "/metrics":
+        if path.startswith("/v1/") or path in ("/metrics", "/openapi.json"):
             for operation in operations.values():
                 operation["security"] = [{"key": []}]

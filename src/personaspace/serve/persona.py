@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,3 +136,12 @@ class Reader:
 def tokens_of(read: Sequence[TokenRead]) -> dict[str, Any]:
     """Tokens that were read, as a chunk's `persona` has them."""
     return {"tokens": [vars(t) for t in read]}
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number in a value of JSON is NaN or infinite: such a reading is an error, never a literal in an answer."""
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

@@ -16,6 +16,10 @@ Logged = tuple[float, list[tuple[int, float]]]
 """A token's log-probability, and the most probable tokens in its place with theirs."""
 
 
+LEAST = -9999.0
+"""What stands for the log-probability of a token that cannot come, as at OpenAI: JSON has no infinity."""
+
+
 @dataclass
 class CompletedReply:
     """One of a request's replies, complete once it has a `finish`. ids: its prompt's; job: None where no token is wanted;
@@ -167,7 +171,7 @@ class ReplyFormat:
         offsets = [start, *(start + n for n in accumulate(map(len, texts[:-1])))][: len(texts)]
         return {
             "tokens": texts,
-            "token_logprobs": [lp for _, lp, _ in every],
+            "token_logprobs": [None if lp is None else max(LEAST, lp) for _, lp, _ in every],
             "top_logprobs": [None if top is None else self._most_probable(top) for _, _, top in every],
             "text_offset": offsets,
         }
@@ -176,11 +180,11 @@ class ReplyFormat:
         """By text: of tokens that are written alike, the most probable one counts, which stands first."""
         by_text: dict[str, float] = {}
         for token, logprob in top:
-            by_text.setdefault(self.name(token), logprob)
+            by_text.setdefault(self.name(token), max(LEAST, logprob))
         return by_text
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        return {"token": self.name(token), "logprob": logprob, "bytes": list(self.raw(token))}
+        return {"token": self.name(token), "logprob": max(LEAST, logprob), "bytes": list(self.raw(token))}
 
 
 def usage(replies: Sequence[CompletedReply]) -> dict[str, int]:
@@ -197,4 +201,4 @@ def usage(replies: Sequence[CompletedReply]) -> dict[str, int]:
 def sse(value: Mapping[str, Any], event: str = "") -> str:
     """An object as a server-sent event."""
     name = f"event: {event}\n" if event else ""
-    return f"{name}data: {json.dumps(value)}\n\n"
+    return f"{name}data: {json.dumps(value, allow_nan=False)}\n\n"

@@ -24,6 +24,7 @@ from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.engines.transformers.prefill import Prefill
 from personaspace.serve.lock import ModelLock, QueueFull
+from personaspace.serve.stops import StopTexts
 
 log = logging.getLogger("personaspace.serve")
 
@@ -33,6 +34,9 @@ PIECE = 256
 SMALLEST_PIECE = 128
 """A pass behind thousands of tokens costs the same for a few more: fewer would make the prompt wait ten times as long, and the
 others hardly less."""
+
+FAILURES = 8
+"""Steps that may fail one after the other before decoding is given up."""
 
 
 class Ended(Exception):
@@ -77,6 +81,7 @@ class Job:
     cancelled: bool = False
     began: float = field(default_factory=time.monotonic)
     text: str = ""
+    stops: StopTexts = field(init=False)
     shown: int = 0
     seen: int = 0
     tokens_read: int = 0  # tokens that were fed: the newest one is not, yet
@@ -84,6 +89,9 @@ class Job:
     touched: int = 0
     finish: str = ""
     last: tuple[TokenRead, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.stops = StopTexts(self.stop)
 
 
 class Pieces:
@@ -128,6 +136,7 @@ class Worker:
         self.running: dict[int, Job] = {}
         self.changed = threading.Condition()
         self.stopping, self.until, self.ended = False, math.inf, False
+        self.failures = 0  # steps that failed since one went well
         self.model_lock = ModelLock(queue)
         self.prefills: list[Prefill] = []
         self.pieces = Pieces(engine.prefill_tokens)
@@ -205,17 +214,77 @@ class Worker:
                         self._give_up("stopping", waiting_too=True)
                         loop = self._fresh()
                         continue
-                    self._join(loop, [job.row for job in joining])
+                    self._join(loop, joining)
                     self._prefill(loop)
                     if loop.rows:
                         with self.pieces.step():
                             finished = loop.step(partial(self._watch, loop))
                         for done in finished:
                             self._end(done)
+                        self.failures = 0
             except Exception:  # a thread that dies would leave every request waiting
                 log.exception("a decoding step failed; its %d replies are given up", len(self.running))
                 self._give_up("error")
+                self.failures += 1
+                if self.failures >= FAILURES:
+                    raise
+                # A device that has failed for good fails here too, which ends the thread: only a new process can go on.
+                torch.ones(1, device=self.engine.device).add(1).item()
                 loop = self._fresh()
+
+    def _join(self, loop: DecodeLoop, jobs: list[Job]) -> None:
+        """Replies come in: those with a short prompt at once and together, prompts that are long, or that have begun before, in
+        pieces."""
+        whole = jobs
+        if self.engine.layout.goes_on:
+            begun = [loop.begin(job.row) for job in jobs]
+            self.prefills += [p for p in begun if p.done or p.remaining > PIECE]
+            in_pieces = {p.row.key for p in self.prefills}
+            whole = [job for job in jobs if job.row.key not in in_pieces]
+        if whole:
+            self._join_whole(loop, whole)
+
+    def _join_whole(self, loop: DecodeLoop, jobs: list[Job]) -> None:
+        """Takes replies in; one whose prompt fails is given up alone."""
+        try:
+            loop.join([job.row for job in jobs])
+        except Exception:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._join_whole(loop, [job])
+                return
+            log.exception("a prompt failed; its reply is given up")
+            self._prompt_failed(loop, jobs[0].row)
+
+    def _prompt_failed(self, loop: DecodeLoop, row: Row) -> None:
+        """Gives up the reply whose prompt raised an exception."""
+        if loop.device.type != "cpu":
+            torch.ones(1, device=loop.device).add(1).item()  # a device that failed for good fails here too
+        with self.changed:
+            job = self.running.pop(row.key)
+        job.emit(Event(finish="error"))
+
+    def _prefill(self, loop: DecodeLoop) -> None:
+        """Computes some of the prompts that come in pieces, the one with the least left first: no more than what keeps the rows
+        in flight waiting for about as long as a step takes."""
+        for prefill in [p for p in self.prefills if self.running[p.row.key].cancelled]:
+            self.prefills.remove(prefill)
+            self.running.pop(prefill.row.key).emit(Event(finish="cancelled"))
+        room = self.pieces.tokens if loop.rows else self.engine.prefill_tokens
+        while self.prefills and room > 0:
+            prefill = min(self.prefills, key=lambda p: p.remaining)
+            tokens = min(room, prefill.remaining)
+            room -= tokens
+            try:
+                with self.pieces.computed(tokens):
+                    prefill.advance(tokens)
+                if not prefill.remaining:
+                    loop.join_computed(prefill)
+                    self.prefills.remove(prefill)
+            except Exception:
+                log.exception("a prompt failed; its reply is given up")
+                self.prefills.remove(prefill)
+                self._prompt_failed(loop, prefill.row)
 
     def _give_up(self, finish: str, waiting_too: bool = False) -> None:
         """Ends the jobs that run, and with `waiting_too` those that wait as well."""
@@ -231,34 +300,6 @@ class Worker:
     def _fresh(self) -> DecodeLoop:
         return self.engine.open_loop(self.columns, [self.layer], rows=self.rows, keep=self.engine.memory // 8)
 
-    def _join(self, loop: DecodeLoop, rows: list[Row]) -> None:
-        """Rows come in: short ones at once and together, those that are long, or that have begun before, in pieces."""
-        whole = rows
-        if self.engine.layout.goes_on:
-            begun = [loop.begin(row) for row in rows]
-            self.prefills += [p for p in begun if p.done or p.remaining > PIECE]
-            in_pieces = {p.row.key for p in self.prefills}
-            whole = [row for row in rows if row.key not in in_pieces]
-        if whole:
-            loop.join(whole)
-
-    def _prefill(self, loop: DecodeLoop) -> None:
-        """Computes some of the prompts that come in pieces, the one with the least left first: no more than what keeps the rows
-        in flight waiting for about as long as a step takes."""
-        for prefill in [p for p in self.prefills if self.running[p.row.key].cancelled]:
-            self.prefills.remove(prefill)
-            self.running.pop(prefill.row.key).emit(Event(finish="cancelled"))
-        room = self.pieces.tokens if loop.rows else self.engine.prefill_tokens
-        while self.prefills and room > 0:
-            prefill = min(self.prefills, key=lambda p: p.remaining)
-            tokens = min(room, prefill.remaining)
-            with self.pieces.computed(tokens):
-                prefill.advance(tokens)
-            room -= tokens
-            if not prefill.remaining:
-                self.prefills.remove(prefill)
-                loop.join_computed(prefill)
-
     def _next(self, free: int) -> list[Job]:
         joining: list[Job] = []
         while self.waiting and len(joining) < free:
@@ -271,12 +312,22 @@ class Worker:
         return joining
 
     def _watch(self, loop: DecodeLoop, k: int, row: Row) -> None:
+        """Tells a job what this step brought; what fails with one row ends that one alone."""
+        try:
+            self._follow(loop, k, row)
+        except Exception:
+            log.exception("following a reply failed; it is given up")
+            row.finish = self.running[row.key].finish = "error"
+
+    def _follow(self, loop: DecodeLoop, k: int, row: Row) -> None:
         """Tells a job what this step brought, and ends it where it stops by itself."""
         job = self.running[row.key]
         read: tuple[TokenRead, ...] = ()
         for _ in range(len(job.starts), len(row.out)):
             job.starts.append(len(job.text))
-        job.text += job.reply.add(row.out, final=bool(row.finish))
+        added = job.reply.add(row.out, final=bool(row.finish))
+        job.text += added
+        stop_start = job.stops.feed(added)
         if job.seen:
             index = job.seen - 1
             start = job.starts[index]
@@ -287,8 +338,7 @@ class Worker:
             else:
                 row.finish = NOT_FINITE
         job.tokens_read, job.seen, job.touched = job.seen, len(row.out), row.touched
-        stop_start = min((start for stop in job.stop if (start := job.text.find(stop)) >= 0), default=-1)
-        if row.finish != NOT_FINITE and stop_start >= 0:
+        if row.finish != NOT_FINITE and stop_start is not None:
             job.text, row.finish = job.text[:stop_start], "stop"
         elif job.cancelled:
             row.finish = "cancelled"
@@ -296,8 +346,7 @@ class Worker:
             job.finish, job.last = row.finish, read
             return
         # What may be the beginning of a stop text is held back.
-        overlap = max((_overlap(job.text, stop) for stop in job.stop), default=0)
-        ready = job.text[job.shown : len(job.text) - overlap]
+        ready = job.text[job.shown : len(job.text) - job.stops.held_back]
         if job.live or not job.shown:
             job.shown += len(ready)
             mean = loop.means.mean(k)[0][0] if job.follow and read else None
@@ -309,8 +358,3 @@ class Worker:
         mean = done.mean[0] if done.mean is not None and job.tokens_read and bool(torch.any(done.mean)) else None
         token_count = len(done.row.out) + (done.row.end is not None)
         job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, token_count))
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text may be the beginning of a stop text."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

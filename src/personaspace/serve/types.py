@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from personaspace.serve.messages import ChatMessage, Nullable, OfferedTool, Text, Whole, nullable
+from personaspace.serve.messages import LONGEST_STOP, ChatMessage, Nullable, OfferedTool, Text, Whole, nullable
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
@@ -119,7 +119,7 @@ class Completion(Nullable):
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default={}, max_length=1024)
     seed: Whole | None = None
-    stop: list[Text] = Field(default=[], max_length=16)
+    stop: list[Annotated[Text, Field(max_length=LONGEST_STOP)]] = Field(default=[], max_length=16)
     stop_token_ids: list[Whole] = Field(default=[], max_length=64)
     ignore_eos: bool = False
     n: Whole = Field(1, ge=1)

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,51 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from personaspace.catalog import load_catalog
 from personaspace.engines import ModelInfo
 from personaspace.engines.vllm import checkpoint, plugin
+from personaspace.engines.vllm.admission import CLIENT, serve_caps
 from personaspace.engines.vllm.limits import VllmModelShape
 from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
 from personaspace.engines.vllm.wire import ReadMeans, gathered
 from personaspace.model.interventions import Intervention
+from personaspace.serve.guard import Guard
+from personaspace.serve.keep_alive import with_keep_alive
 from personaspace.serve.metrics import PersonaMetrics
-from personaspace.serve.persona import BadRequest, Reader
+from personaspace.serve.persona import BadRequest, Reader, is_finite
+from personaspace.serve.settings import Settings, hash_key
 from personaspace.serve.types import Persona
 from personaspace.space import PersonaSpace
 
 log = getLogger("vllm.personaspace")
 SPACE = "PERSONASPACE_SPACE"
 """The environment's name for the space that the server reads by."""
+
+OUTSIDE = "PERSONASPACE_OUTSIDE"
+"""The environment's name for who may come in: digests of keys, names, origins, as JSON."""
+
+
+class VllmGuard:
+    """Middleware before every route of vLLM's server, its own as well: the key, the Host, the body's type (see `Guard`); and it
+    says who asks, by the key or the address, so that a client has its share alone of what there is few of. vLLM takes
+    middleware by its name, so the settings come by the environment."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        outside = json.loads(os.environ[OUTSIDE])
+        settings = Settings(
+            keys=tuple(outside["keys"]), hosts=tuple(outside["hosts"]), origins=tuple(outside["origins"])
+        )
+        self.guard = Guard(app, settings, lambda path: path == "/health", any_type=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            key = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+            address = (scope.get("client") or ("unknown",))[0]
+            CLIENT.set(hash_key(key)[:16] if self.guard.settings.keys else address)
+        await self.guard(scope, receive, send)
 
 
 class VllmPersona:
@@ -91,6 +119,8 @@ class VllmPersona:
         if means is None:
             return None
         turn = self.reader.turn(means.activation[0, 0], int(means.tokens[0]), int(means.touched[0]), persona.history)
+        if not is_finite(turn):  # JSON has no NaN, and a metric's sum would keep it
+            return None
         self.metrics.reply(model, turn)
         return turn and {**turn, **({"tokens": tokens_of(means)} if persona.report == "token" else {})}
 
@@ -129,6 +159,7 @@ class Endpoints:
         """Reads the space that the environment names. Raises `SpaceError` where it is of a model of other shapes."""
         space = PersonaSpace.load(os.environ[SPACE])
         name = (args.served_model_name or [args.model])[0]
+        serve_caps(space.cap(cap) for cap in space.caps)
         if warning := space.check_model(_served(name, engine_client.vllm_config)):
             log.warning("%s", warning)
         why = next(filter(None, await engine_client.collective_rpc("personaspace_why_not")), "")
@@ -187,7 +218,8 @@ async def chat(raw_request: Request) -> Any:
             vllm_persona.drop(key)
         return Response(status_code=499)
     if isinstance(answer, StreamingResponse):
-        answer.body_iterator = _streamed(answer.body_iterator, vllm_persona, model, key, persona)
+        events = _streamed(answer.body_iterator, vllm_persona, model, key, persona)
+        answer.body_iterator = with_keep_alive(events, Settings.keep_alive_seconds)
         return answer
     if answer.status_code != 200:
         return answer
@@ -222,7 +254,7 @@ async def persona_space(raw_request: Request) -> dict[str, Any]:
 
 async def _streamed(
     chunks: Any, vllm_persona: VllmPersona, model: str, key: str, persona: Persona
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """vLLM's events under the model's name; the one with which the reply ends tells its persona, and where tokens are wanted,
     each event has those that were read since the one before."""
     finished = not key
@@ -241,7 +273,7 @@ async def _streamed(
                     and (means := await vllm_persona.read(key, "continue")) is not None
                 ):
                     event["persona"] = vllm_persona.so_far(means)
-                chunk = f"data: {json.dumps(event)}\n\n"
+                chunk = f"data: {json.dumps(event, allow_nan=False)}\n\n"
             yield chunk
     finally:
         if not finished:
@@ -253,14 +285,17 @@ def _refused(message: str, param: str | None, status: int) -> JSONResponse:
     return JSONResponse({"error": error}, status_code=status)
 
 
-def command(space: str, layer: int, folder: str, name: str, options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The command that starts vLLM's server with the extension, and its environment. space: a space's file or folder; layer:
-    the one that it is read at."""
+def command(
+    space: str, layer: int, folder: str, name: str, options: Sequence[str], settings: Settings
+) -> tuple[list[str], dict[str, str]]:
+    """The command that starts vLLM's server with the extension, and its environment, which has keys' digests and no key. space:
+    a space's file or folder; layer: the one that it is read at; settings: who may come in."""
     allowed = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
     space_path = str(Path(space).resolve()) if Path(space).exists() else space
     environment = {
-        **os.environ,
+        **{variable: text for variable, text in os.environ.items() if variable != "PERSONASPACE_API_KEY"},
         SPACE: space_path,
+        OUTSIDE: json.dumps({"keys": settings.keys, "hosts": settings.hosts or (), "origins": settings.origins}),
         "PERSONASPACE_VLLM_PROJECT": str(layer),
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, "personaspace"])),
     }
@@ -273,5 +308,6 @@ def command(space: str, layer: int, folder: str, name: str, options: Sequence[st
         folder,
         "--served-model-name",
         name,
+        f"--middleware={VllmGuard.__module__}.{VllmGuard.__qualname__}",
     ]
     return [*program, *options], environment

@@ -3,7 +3,8 @@ meets it in the middle of a batch could only end all of them."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -12,6 +13,25 @@ from personaspace.engines.vllm.clamps import check_clamps, directions_of
 from personaspace.engines.vllm.limits import Limits, VllmModelShape
 from personaspace.engines.vllm.request import FIELD, Named, parse_request
 from personaspace.errors import UsageError
+from personaspace.model.interventions import Intervention
+
+CLIENT: ContextVar[str] = ContextVar("personaspace_client", default="")
+"""Who asks, as the server in front knows it; empty where the engine is called from Python, which has no client's limits."""
+
+SERVED: set[str] = set()
+"""Directions of the server's own caps, which every client may use."""
+
+SHARE = 4
+"""A client may use one in so many of the directions of a layer at once."""
+
+
+def serve_caps(interventions: Iterable[Intervention]) -> None:
+    """From now on these are the server's own: a client's own ones never take their places."""
+    SERVED.update(_names(interventions))
+
+
+def _names(interventions: Iterable[Intervention]) -> list[str]:
+    return sorted(f"{layer}:{name}" for layer, name in directions_of(interventions))
 
 
 def unsupported(vllm_config: Any) -> str:
@@ -58,10 +78,12 @@ def admit(request: Any, vllm_config: Any, named: Named) -> None:
         request.cache_salt = f"{request.cache_salt or ''}|{FIELD}:{salt}"
     if parsed.spans is not None:
         params.skip_reading_prefix_cache = True
-    uses = sorted(f"{layer}:{name}" for layer, name in directions_of(parsed.interventions))
+    uses = _names(parsed.interventions)
     checked_fields: dict[str, Any] = {
         "key": parsed.key or request.request_id,
         "uses": uses,
+        "shared": [direction for direction in uses if direction in SERVED],
+        "client": CLIENT.get(),
         "read": list(parsed.layers),
     }
     checked_fields["interventions"] = (
@@ -74,6 +96,7 @@ def admit(request: Any, vllm_config: Any, named: Named) -> None:
 @dataclass
 class InFlight:
     """Which directions requests in flight use, in the process that schedules them; more than there are places for is refused.
+    Of a server's clients each has a share of the places, and those of its own caps (`shared`) always find one.
 
     why_not: why the workers can do nothing; then everything is refused. Requests come in on one thread and end on another.
     """
@@ -81,6 +104,8 @@ class InFlight:
     max_directions: int
     why_not: str = ""
     uses: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    clients: dict[str, str] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
     _lock: Lock = field(default_factory=Lock)
 
     def add(self, id: str, sampling_params: Any) -> None:
@@ -91,17 +116,46 @@ class InFlight:
         if self.why_not:
             raise UsageError(f"{FIELD}: {self.why_not}")
         with self._lock:
-            in_use = {direction for directions in self.uses.values() for direction in directions}
-            counts = Counter(direction.partition(":")[0] for direction in in_use)
+            self.shared.update(fields.get("shared", ()))
+            client = fields.get("client", "")
             for direction in fields["uses"]:
-                layer = direction.partition(":")[0]
-                if direction not in in_use and counts[layer] >= self.max_directions:
-                    raise UsageError(
-                        f"{self.max_directions} different directions are in use at layer {layer}, as many as there are places; "
-                        "set PERSONASPACE_VLLM_DIRECTIONS higher"
-                    )
-            self.uses[id] = tuple(fields["uses"])
+                self._check(direction, client)
+            self.uses[id], self.clients[id] = tuple(fields["uses"]), client
+
+    def _check(self, direction: str, client: str) -> None:
+        layer = direction.partition(":")[0]
+        in_use = self._at(layer)
+        if direction in self.shared or not client:
+            if direction not in in_use and len(in_use) >= self.max_directions:
+                raise UsageError(
+                    f"{self.max_directions} different directions are in use at layer {layer}, as many as there are places; "
+                    "set PERSONASPACE_VLLM_DIRECTIONS higher"
+                )
+            return
+        share = max(1, self.max_directions // SHARE)
+        clients_own = self._at(layer, client) - self.shared
+        if direction not in clients_own and len(clients_own) >= share:
+            raise UsageError(
+                f"a client may use {share} different directions of its own at layer {layer} at once; wait for a reply, or set "
+                "PERSONASPACE_VLLM_DIRECTIONS higher"
+            )
+        if direction not in in_use and len(in_use - self.shared) >= max(1, self.max_directions - 1):
+            raise UsageError(
+                f"clients use {len(in_use - self.shared)} different directions of their own at layer {layer}, as many as there "
+                "are places beside the server's caps; try again later, or set PERSONASPACE_VLLM_DIRECTIONS higher"
+            )
+
+    def _at(self, layer: str, client: str | None = None) -> set[str]:
+        """The directions in use at a layer, by everybody or by a client."""
+        return {
+            direction
+            for id, directions in self.uses.items()
+            if client is None or self.clients.get(id) == client
+            for direction in directions
+            if direction.partition(":")[0] == layer
+        }
 
     def remove(self, id: str) -> None:
         with self._lock:
             self.uses.pop(id, None)
+            self.clients.pop(id, None)

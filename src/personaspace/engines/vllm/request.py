@@ -4,8 +4,8 @@
 
 read: the layers whose mean over the reply's tokens is wanted. interventions: what `Intervention.to_dict` writes, or names of
 ones that the engine was told of. project: whether each token's projection is wanted, at the one layer and on the one direction
-that the engine was started with. spans: token ranges of the prompt to read in place of the reply. `key`, under which the means
-are fetched, and `uses`, the directions in use, are put in by the engine.
+that the engine was started with. spans: token ranges of the prompt to read in place of the reply. The engine puts in `key`,
+under which the means are fetched, `uses`, the directions in use, `shared`, those that are the server's own, and `client`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from personaspace.model.interventions import Intervention, from_dict
 from personaspace.model.residual import check_interventions
 
 FIELD = "personaspace"
-KNOWN = ("read", "project", "interventions", "spans", "key", "uses")
+KNOWN = ("read", "project", "interventions", "spans", "key", "uses", "shared", "client")
 Named = Mapping[str, Sequence[Intervention]]
 
 

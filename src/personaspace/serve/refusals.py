@@ -1,0 +1,48 @@
+"""How a request is refused: OpenAI's shape of an error, and an answer for what stands before the routes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.types import Receive, Send
+
+KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+"""OpenAI's types of errors, by status; every other refusal of a request is an `invalid_request_error`."""
+
+DRAINED = 64 << 20
+"""Bytes of a refused body that are read and thrown away: a client that is still sending would not see the answer."""
+
+
+def error_kind(status: int) -> str:
+    """OpenAI's type of an error that is answered with a status."""
+    return "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape; what it repeats of a request may be no text."""
+    return {"error": {"message": _text(message), "type": kind, "param": param and _text(param), "code": code}}
+
+
+def _text(value: str) -> str:
+    return value.encode(errors="replace").decode()
+
+
+async def drain(receive: Receive) -> None:
+    """Reads the rest of a body and throws it away, up to `DRAINED` bytes."""
+    seen = 0
+    while seen < DRAINED:
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if not message.get("more_body"):
+            return
+
+
+async def refuse(send: Send, status: int, message: str, code: str) -> None:
+    """Answers with an error; the connection ends with it, since whatever else comes on it was not read."""
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    content = json.dumps(error_body(message, error_kind(status), None, code))
+    await send({"type": "http.response.body", "body": content.encode()})

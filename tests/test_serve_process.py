@@ -1,0 +1,172 @@
+"""The server as a process: its exit code, its files, and how few of them are enough while strangers hold connections open."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from served import engine, space
+
+ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+PROGRAM = """
+import sys
+from dataclasses import replace
+sys.path.insert(0, sys.argv.pop(1))
+overrides, breaking = eval(sys.argv.pop(1)), sys.argv.pop(1)
+from conftest import make_model, make_tokenizer
+from personaspace.cli import main, serving
+from personaspace.engines.transformers.decode_loop import DecodeLoop
+from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.serve import settings
+from personaspace.space import PersonaSpace
+engine = TransformersEngine(make_model("llama"), make_tokenizer(), id="me/tiny", rows=4)
+serving.space_and_engine = lambda source, *_: (PersonaSpace.load(source), engine)
+whole = settings.settings_of
+settings.settings_of = lambda *options: replace(whole(*options), **overrides)
+if breaking:
+    def fail(*_, **__):
+        raise RuntimeError("the device is gone")
+    DecodeLoop.step = fail
+    engine.open_loop = (lambda loops: lambda *a, **k: loops.pop()(*a, **k))([fail, engine.open_loop])
+main()
+"""
+"""`personaspace serve` with a small random model in place of the space's own."""
+
+
+@pytest.fixture
+def started(space, tmp_path):
+    """Starts the server; yields how: its process, its address and what it writes to stderr."""
+    processes = []
+    space.save(tmp_path / "space.safetensors")
+
+    def start(*options, files=None, breaking="", **overrides):
+        command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), repr(overrides), breaking, "serve"]
+        command += [str(tmp_path / "space.safetensors"), "--port", "0", "--grace", "1", *map(str, options)]
+        if files:
+            command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "limited", *command]
+        log = tmp_path / "log"
+        process = subprocess.Popen(command, stderr=log.open("w"), stdout=subprocess.DEVNULL)
+        processes.append(process)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert process.poll() is None, log.read_text()
+            if address := re.search(r"http://[\d.]+:\d+", log.read_text()):
+                try:
+                    if httpx.get(f"{address.group()}/readyz").status_code == 200:
+                        return process, address.group(), log
+                except httpx.TransportError:
+                    pass
+            time.sleep(0.1)
+        raise AssertionError("it did not start")
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def connections(address, count):
+    host, port = address.removeprefix("http://").split(":")
+    opened = []
+    for _ in range(count):
+        client = socket.socket()
+        client.settimeout(20)
+        client.connect((host, int(port)))
+        opened.append(client)
+    return opened
+
+
+def is_closed(client):
+    """Whether the server has closed a connection, waiting some seconds for it."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.long
+def test_more_silent_connections_than_it_has_files_leave_a_server_that_answers_and_one_line_in_its_log(started):
+    process, address, log = started(files=96, head_seconds=2.0)
+    before = log.read_text()
+    silent = connections(address, 120)
+    for _ in range(5):
+        assert httpx.get(f"{address}/healthz", timeout=20).status_code == 200
+        assert httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=60).status_code == 200
+    assert all(is_closed(client) for client in silent)
+    (line,) = log.read_text().removeprefix(before).splitlines()
+    assert "connections are open, as many as there is room for" in line
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+@pytest.mark.long
+def test_bodies_that_come_a_byte_at_a_time_keep_nobody_out(started):
+    process, address, log = started(files=96, body_seconds=2.0)
+    before = log.read_text()
+    done = threading.Event()
+
+    def dribble():
+        while not done.is_set():
+            slow = connections(address, 60)
+            for client in slow:
+                client.send(
+                    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: 100\r\n\r\n{"
+                )
+            while slow and not done.is_set():
+                for client in list(slow):
+                    try:
+                        client.send(b" ")
+                    except OSError:
+                        client.close()
+                        slow.remove(client)
+                time.sleep(0.05)
+
+    strangers = [threading.Thread(target=dribble) for _ in range(2)]
+    for stranger in strangers:
+        stranger.start()
+    try:
+        for _ in range(20):
+            assert httpx.get(f"{address}/healthz", timeout=20).status_code == 200
+            assert httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=60).status_code == 200
+            time.sleep(0.2)
+    finally:
+        done.set()
+        for stranger in strangers:
+            stranger.join()
+    assert process.poll() is None
+    assert len(log.read_text().removeprefix(before).splitlines()) <= 1
+
+
+@pytest.mark.long
+def test_a_server_that_cannot_decode_any_more_says_so_and_ends_so_that_it_is_started_again(started):
+    process, address, log = started(breaking="yes")
+    assert httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=60).status_code == 500
+    assert httpx.get(f"{address}/healthz").status_code == 503
+    assert process.wait(30) == 1
+    assert log.read_text().splitlines()[-1] == (
+        "personaspace: decoding ended and cannot go on; the log says why: start the server again"
+    )
+
+
+@pytest.mark.long
+def test_another_address_of_this_machine_works_and_what_is_recorded_is_for_its_owner_alone(started, tmp_path):
+    os.umask(0o022)
+    record = tmp_path / "record.jsonl"
+    _, address, _ = started("--host", "127.0.0.2", "--record", record, "--allowed-hosts", "models.example")
+    assert address.startswith("http://127.0.0.2:")
+    assert httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=60).status_code == 200
+    assert httpx.get(f"{address}/v1/models", headers={"host": "models.example"}).status_code == 200
+    assert httpx.get(f"{address}/v1/models", headers={"host": "evil.example"}).status_code == 400
+    assert stat.S_IMODE(record.stat().st_mode) == 0o600
+    assert len(record.read_text().splitlines()) == 1
