@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import io
 import json
 import subprocess
@@ -286,6 +288,37 @@ def test_mistakes_of_those_who_hold_get_one_line_too(calibrated, tmp_path):
 def test_what_vllms_server_does_not_take_is_refused_and_not_dropped(option, value, told):
     done = run("serve", "smollm2", "--engine", "vllm", option, value, expect=2)
     assert told in done.stderr
+
+
+def test_vllms_server_gets_keys_as_digests_a_guard_for_every_route_and_the_origins_that_were_named(monkeypatch):
+    started = []
+
+    def execve(program, arguments, environment):
+        started.append((arguments, environment))
+        raise UsageError("looked at")
+
+    find = importlib.util.find_spec  # vLLM has an environment of its own
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "vllm" or find(name))
+    monkeypatch.setattr("os.execve", execve)
+    monkeypatch.setenv("PERSONASPACE_API_KEY", "from the environment")
+    for cors in ((), ("--cors", "https://mine.example")):
+        run("serve", "smollm2", "--engine", "vllm", "--host", "0.0.0.0", *cors, expect=2)
+    for arguments, environment in started:
+        assert "--middleware=personaspace.serve.vllm.VllmGuard" in arguments
+        assert "from the environment" not in json.dumps([arguments, environment])
+        outside = json.loads(environment["PERSONASPACE_OUTSIDE"])
+        assert outside["keys"] == [hashlib.sha256(b"from the environment").hexdigest()]
+    assert "--allowed-origins=[]" in started[0][0]
+    assert '--allowed-origins=["https://mine.example"]' in started[1][0]
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_key_from_a_variable_that_was_not_set_is_refused_at_the_start(engine, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "vllm" or find(name))
+    assert "--api-key is empty" in run("serve", "smollm2", "--engine", engine, "--api-key", "", expect=2).stderr
+    monkeypatch.setenv("PERSONASPACE_API_KEY", "")
+    assert "PERSONASPACE_API_KEY is empty" in run("serve", "smollm2", "--engine", engine, expect=2).stderr
 
 
 def test_vllm_is_told_how_long_a_maps_conversations_become_and_to_leave_room_for_a_judge(

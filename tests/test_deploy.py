@@ -35,3 +35,13 @@ def test_the_container_runs_as_nobody_in_particular_on_a_base_that_can_be_pinned
     assert [line for line in lines if line.startswith("FROM")] == ["FROM ${BASE} AS build", "FROM ${BASE}"]
     assert not [line for line in lines if line.startswith(("ENV", "ARG")) and "KEY" in line]
     assert "--read-only" in "\n".join(lines)
+
+
+def test_the_tests_that_the_security_page_names_are_there():
+    root = DEPLOY.parent
+    named = set(re.findall(r"`(test_\w+)`", (root / "SECURITY.md").read_text()))
+    written = {
+        name for p in (root / "tests").glob("test_*.py") for name in re.findall(r"(?m)^def (test_\w+)", p.read_text())
+    }
+    assert len(named) > 25
+    assert named - written == set()

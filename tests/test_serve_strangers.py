@@ -210,6 +210,20 @@ def test_a_server_goes_by_the_address_that_it_listens_on_and_by_names_that_are_a
     assert [host_name(h) for h in ("a:1", "[::1]", "", "b.")] == ["a", "[::1]", "", "b"]
 
 
+def test_nothing_that_a_stranger_writes_is_a_metrics_label_or_a_line_in_the_log(server, caplog):
+    evil = 'evil"} 1\n'
+    httpx.post(f"{server}/v1/chat/completions", json={**ASKED, "model": evil})
+    httpx.post(f"{server}/v1/chat/completions", json={**ASKED, evil: 1})
+    httpx.get(f"{server}/v1/models/evil%22%0A")
+    httpx.get(f"{server}/v1/evil%22%0A", headers={"host": "evil.example"})
+    httpx.request("EVIL", f"{server}/v1/models", headers=JSON)
+    counted = httpx.get(f"{server}/metrics").text
+    assert 'personaspace_requests_total{endpoint="/v1/chat/completions",model="",status="404"}' in counted
+    logged = [r.getMessage() for r in caplog.records if r.name.startswith(("personaspace", "uvicorn"))]
+    assert "evil" not in counted.lower()
+    assert not logged
+
+
 # -- silence -------------------------------------------------------------------------------------------------------------
 
 

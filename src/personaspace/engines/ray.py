@@ -285,7 +285,9 @@ def _connect(address: str | None) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     starts_here = address is None and "RAY_ADDRESS" not in os.environ
-    options: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
+    options: dict[str, Any] = {"address": address}
+    if starts_here:  # "local", since without an address Ray joins whatever cluster somebody has started on this machine
+        options = {"address": "local", "include_dashboard": False}
     try:
         with _loopback() if starts_here else nullcontext():
             ray.init(log_to_driver=False, logging_level="ERROR", **options)

@@ -274,5 +274,5 @@ def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, e: Exception) -> JSONResponse:
-        log.error("a request to %s failed: %s", request.url.path, type(e).__name__)
+        log.error("a request to %r failed: %s", request.url.path, type(e).__name__)
         return answer(request, 500, error_body("The server failed; its log says why", "server_error"))
