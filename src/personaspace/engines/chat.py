@@ -202,7 +202,7 @@ class Chat:
         """The token ids of a conversation up to where the reply begins; of a single message of role `text`, what is to be
         gone on with as it stands. A marker in a message is text, and no control token. thinking: this once, in place of the
         chat's own. Raises `ModelError`."""
-        if _is_text(messages):
+        if is_text(messages):
             return self.text_ids(messages[0]["content"])
         written, is_guarded = self._guarded(messages)
         return self._encode(self._render(written, True, thinking), is_guarded)[0]
@@ -254,7 +254,7 @@ class Chat:
     def parts(self, messages: Sequence[Message], reply_ids: Sequence[int]) -> ReplyParts:
         """Which tokens of a reply to messages are its answer, and which its thoughts."""
         splitter = None
-        if self.thinks and not _is_text(messages):
+        if self.thinks and not is_text(messages):
             splitter = self.splitter(self.prompt_ids(messages))
         return splitter.follow(reply_ids) if splitter else ReplyParts((0, len(reply_ids)))
 
@@ -345,7 +345,7 @@ def _probed_ranges(
     return ranges
 
 
-def _is_text(messages: Sequence[Message]) -> bool:
+def is_text(messages: Sequence[Message]) -> bool:
     """Whether it is no conversation, but a text that is to be gone on with as it stands."""
     return len(messages) == 1 and messages[0]["role"] == "text"
 

@@ -139,6 +139,10 @@ class ReplySplitter:
         self.parts = self._parts(len(ids))
         return self.parts
 
+    def without_marker(self, thinking: str) -> str:
+        """The thoughts' text by now, less what may be the beginning of a marker."""
+        return thinking
+
     def _take(self, ids: Sequence[int], place: int) -> None:
         """What the token at a place changes."""
 
@@ -164,6 +168,13 @@ class MarkedReplySplitter(ReplySplitter):
         self._state: Literal["before", "thinking", "answer"] = "thinking" if inside else "before"
         self._start = 0
         self.is_open = not inside
+
+    def without_marker(self, thinking: str) -> str:
+        if self._state != "thinking":
+            return thinking
+        lengths = range(min(len(self.markers.closing) - 1, len(thinking)), 0, -1)
+        overlap = next((n for n in lengths if self.markers.closing.startswith(thinking[-n:])), 0)
+        return thinking[: len(thinking) - overlap].rstrip()
 
     def _take(self, ids: Sequence[int], place: int) -> None:
         if self._state == "thinking":
@@ -268,7 +279,8 @@ class ReplyText:
             return ""
         answer, thinking = texts(self.decode, token_ids, parts)
         self.text = self._longer(self.text, answer, final)
-        self.thinking = self._longer(self.thinking, thinking, final or bool(answer))
+        shown_thinking = thinking if final else self.splitter.without_marker(thinking)
+        self.thinking = self._longer(self.thinking, shown_thinking, final or bool(answer))
         return self.text[shown:]
 
     @staticmethod
