@@ -7,13 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import personaspace as ps
 from conftest import TEMPLATE, make_model, make_tokenizer
 from personaspace.engines.chat import NEUTRAL_BEGINNING, Chat
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.thoughts import THOUGHT_MARKERS, ReplyText, split_text
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import ModelError, UsageError
+from personaspace.formats.transcripts import Transcript
+from personaspace.holding.trajectories import write_trajectories
 from personaspace.model.interventions import Add
+from personaspace.runs import Run
 from test_control import FAMILIES, HARMONY, family_tokenizer
 from test_engine import close, plain
 
@@ -70,6 +74,7 @@ def expected_parts(engine, ids, inside: bool):
     return (start, end), (answer, len(ids))
 
 
+@pytest.mark.long
 def test_readings_of_thoughts_and_answers_equal_a_plain_loops():
     engine = thinking_engine(thinking=True)
     asked, sampling = prompts(24), Sampling(temperature=1, top_p=1, max_new_tokens=24)
@@ -298,3 +303,79 @@ def test_every_familys_replies_without_thoughts_are_all_answer():
         if name != "deepseek":  # it thinks before every answer
             assert chat.parts([{"role": "user", "content": "?"}], ids).answer == (0, len(ids))
     assert HARMONY
+
+
+@pytest.fixture(scope="module")
+def thinking_space(tmp_path_factory, small_catalog):
+    """A space that was mapped with thinking off."""
+    out = tmp_path_factory.mktemp("thinking")
+    engine = thinking_engine(id="tiny")
+    return ps.map(engine, out, catalog=small_catalog, per_role=2, default_responses=12, max_new_tokens=6, layer=1)
+
+
+@pytest.mark.long
+def test_a_space_says_how_its_model_thought_and_warns_once_of_another_rule(thinking_space):
+    assert thinking_space.meta["model"]["notes"]["thinking"] == "off"
+    assert thinking_space.check_model(thinking_engine(id="tiny").info) is None
+    warning = thinking_space.check_model(thinking_engine(id="tiny", thinking=True).info)
+    assert "mapped with thinking off, tiny is used with thinking on" in warning
+    assert thinking_space.check_model(thinking_engine(ALWAYS, id="tiny").info) is None
+
+
+@pytest.mark.long
+def test_a_map_of_a_model_that_thinks_keeps_answers_and_what_is_read_of_them(tmp_path, small_catalog):
+    engine = thinking_engine(thinking=True, id="tiny")
+    space = ps.map(
+        engine,
+        tmp_path,
+        read="reply",
+        catalog=small_catalog,
+        per_role=4,
+        default_responses=12,
+        max_new_tokens=16,
+        layer=1,
+    )
+    assert space.meta["model"]["notes"]["thinking"] == "on"
+    run = Run(tmp_path)
+    rows = [row for shard in run.done() for row in run.read(shard).to_pylist()]
+    assert any(row["tokens"] < len(row["token_ids"]) for row in rows)
+    for row in rows:
+        system = [{"role": "system", "content": row["system"]}] if row["system"] else []
+        parts = engine.chat.parts([*system, {"role": "user", "content": row["user"]}], row["token_ids"])
+        assert row["tokens"] == parts.answer[1] - parts.answer[0]
+        assert row["text"] == engine.chat.decode(row["token_ids"][slice(*parts.answer)]).lstrip()
+
+
+def test_project_reads_answers_with_thoughts_beside_them_or_either_alone(thinking_space, tmp_path):
+    engine = thinking_engine(id="tiny")
+    messages = (
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "<think>a b</think>c d"},
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "e"},
+    )
+    talk = Transcript("talk", messages)
+    by_span = {
+        s: ps.project(thinking_space, talk, engine=engine, span=s)[0][0].turns for s in ("answer", "thinking", "all")
+    }
+    first, second = by_span["answer"]
+    (thought,) = by_span["thinking"]
+    assert (first.index, second.index, thought.index) == (1, 3, 1)
+    assert (first.tokens, thought.tokens) == (3, 3)
+    assert first.thinking.tokens == 3
+    assert first.thinking.projection == pytest.approx(thought.projection, abs=1e-4)
+    assert second.thinking is None
+    assert "thinking" not in second.to_dict()
+    assert by_span["all"][0].tokens == 7  # the closing marker stands between
+    page = write_trajectories(tmp_path / "talk.html", thinking_space, [("talk", by_span["answer"])])
+    assert "drift of thoughts" in page.read_text()
+    with pytest.raises(UsageError, match="span=x: expected one of answer, thinking, all"):
+        ps.project(thinking_space, talk, engine=engine, span="x")
+
+
+def test_project_says_that_a_conversation_was_given_a_neutral_beginning(thinking_space):
+    engine = thinking_engine(USER_FIRST + "{# </think> #}", id="tiny")
+    talk = Transcript("t", ({"role": "assistant", "content": "Welcome."}, {"role": "user", "content": "hi"}))
+    (trajectory,), _ = ps.project(thinking_space, talk, engine=engine)
+    assert [t.index for t in trajectory.turns] == [0]
+    assert NEUTRAL_BEGINNING in trajectory.problem
