@@ -18,7 +18,7 @@ from personaspace.formats.transcripts import Transcript
 from personaspace.holding.trajectories import write_trajectories
 from personaspace.model.interventions import Add
 from personaspace.runs import Run
-from test_control import FAMILIES, HARMONY, family_tokenizer
+from test_control import FAMILIES, family_tokenizer
 from test_engine import close, plain
 
 OPENS = (
@@ -302,7 +302,6 @@ def test_every_familys_replies_without_thoughts_are_all_answer():
         ids = chat.tokenizer("hi you", add_special_tokens=False)["input_ids"]
         if name != "deepseek":  # it thinks before every answer
             assert chat.parts([{"role": "user", "content": "?"}], ids).answer == (0, len(ids))
-    assert HARMONY
 
 
 @pytest.fixture(scope="module")

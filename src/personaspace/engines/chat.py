@@ -137,9 +137,10 @@ class Chat:
                     written["thinking"] = "\n\n".join(content[a:b] for a, b in parts.thinking)
                 if parts != split_text(content, None):
                     written["content"] = content[slice(*parts.answer)]
-            for name in ("content", "thinking"):
-                if name in written and self.control.stand_in(_without(written[name], own)):
-                    written[name], is_guarded = self.control.hide(written[name], own), True
+            for name, value in written.items():
+                hidden = self.control.hide_all(value, own) if name != "role" else value
+                if hidden != value or (isinstance(value, str) and self.control.stand_in(_without(value, own))):
+                    written[name], is_guarded = hidden, True
             guarded.append(written)
         return guarded, is_guarded
 

@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -76,6 +76,10 @@ class ControlTokens:
         kept_markers = set(keep)
         return self._pattern.sub(lambda m: m[0] if m[0] in kept_markers else self._hidden[m[0]], text)
 
+    def hide_all(self, value: Any, keep: Iterable[str] = ()) -> Any:
+        """The same of every text in a value of JSON: a tool's description, a call's arguments."""
+        return _in_texts(value, lambda text: self.hide(text, keep))
+
     def show(self, text: str) -> str:
         """What was hidden is seen again."""
         return self._hidden_pattern.sub(lambda m: self._shown[m[0]], text)
@@ -93,6 +97,16 @@ class ControlTokens:
                 text = self.tokenizer.backend_tokenizer.normalizer.normalize_str(text)
             text = self._pattern.sub(lambda m: f"{m[0][:1]} {m[0][1:]}" if len(m[0]) > 1 else " ", text)
         return self._pattern.sub(" ", text)
+
+    def neutralise_all(self, value: Any, keep: Iterable[str] = ()) -> Any:
+        """The same of every text in a value of JSON. keep: markers that stay."""
+        kept_markers = tuple(keep)
+
+        def neutralised(text: str) -> str:
+            parts = re.split(f"({'|'.join(map(re.escape, kept_markers))})", text) if kept_markers else [text]
+            return "".join(part if part in kept_markers else self.neutralise(part) for part in parts)
+
+        return _in_texts(value, neutralised)
 
     def encode(self, text: str, add_special_tokens: bool, ranges: Ranges = ()) -> tuple[list[int], Ranges, Ranges]:
         """Token ids of a rendered conversation in which messages' markers are hidden: those are written out, the others are
@@ -146,6 +160,14 @@ class ControlTokens:
             if ids[-1] in control_ids and name not in self._named and not by_processor:
                 return None
         return ids, encoded.offsets
+
+
+def _in_texts(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _in_texts(entry, change) for name, entry in value.items()}
+    return [_in_texts(entry, change) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _is_marker(text: str) -> bool:

@@ -125,7 +125,8 @@ class Requests:
                     reply.prompt = self._written(ids)
                 emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
-                reply.job = Job(row, emit, ReplyText(chat.decode), tuple(body.stop), body.stream, follow)
+                text = ReplyText(chat.decode, chat.splitter(ids) if reply_format.chat else None)
+                reply.job = Job(row, emit, text, tuple(body.stop), body.stream, follow)
                 pending.replies.append(reply)
         try:
             self.worker.submit([r.job for r in pending.replies if r.job])
@@ -144,7 +145,7 @@ class Requests:
         if isinstance(body, ChatCompletion):
             self.check_messages(body.messages)
             messages = [m.plain() for m in body.messages]
-            return [chat.prompt_ids(messages)], messages
+            return [chat.prompt_ids(messages, body.thinking)], messages
         assert isinstance(body, TextCompletion)
         vocabulary = self.engine.model.get_input_embeddings().num_embeddings
         prompts = []
@@ -217,10 +218,10 @@ class Requests:
                     return
                 persona = self._persona(reply, event, body)
                 first = reply.index not in begun
-                if event.text or persona or reply.finish or first:
+                if event.text or event.thinking or persona or reply.finish or first:
                     begun.add(reply.index)
                     new = slice(logged.get(reply.index, 0), event.token_count)
-                    yield _sse(pending.reply_format.chunk(reply, event.text, persona, first, new))
+                    yield _sse(pending.reply_format.chunk(reply, event.text, persona, first, new, event.thinking))
                     logged[reply.index] = event.token_count
             if body.stream_options.include_usage:
                 yield _sse(pending.reply_format.usage_chunk(pending.replies))
@@ -236,7 +237,7 @@ class Requests:
             return {**(reply.persona or {}), **tokens}
         if event.mean is None or reply.job is None:
             return tokens
-        return {**self.reader.reading(event.mean, event.read[-1].index + 1), **tokens}
+        return {**self.reader.reading(event.mean, event.tokens_read), **tokens}
 
     async def _events(self, pending: Pending) -> AsyncIterator[tuple[CompletedReply, Event]]:
         unfinished = len(pending.replies)
@@ -248,6 +249,7 @@ class Requests:
                 waiting_for_first.discard(index)
                 self.metrics.first.labels(pending.body.model).observe(time.monotonic() - pending.began)
             reply.text += event.text
+            reply.thinking += event.thinking
             if event.finish:
                 unfinished -= 1
                 reply.finish = event.finish
@@ -269,7 +271,10 @@ class Requests:
         endpoint = "/v1/chat/completions" if pending.reply_format.chat else "/v1/completions"
         self.metrics.requests.labels(pending.body.model, endpoint, 200).inc()
         if self.settings.record and pending.messages is not None:
-            replies = [{"text": r.text, "persona": r.persona} for r in pending.replies]
+            replies = [
+                {"text": r.text, "persona": r.persona, **({"thinking": r.thinking} if r.thinking else {})}
+                for r in pending.replies
+            ]
             line = json.dumps({"model": pending.body.model, "messages": pending.messages, "replies": replies})
             try:
                 with self.settings.record.open("a", encoding="utf-8") as f:

@@ -15,6 +15,9 @@ from pydantic import (
     model_validator,
 )
 
+from personaspace.engines.chat import Thinking
+from personaspace.serve.thinking import Effort, TemplateOptions, thinking_of
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
@@ -26,7 +29,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "best_of": (None, 1),
-    "reasoning_effort": (None, "none"),
     "suffix": (None, ""),
     "store": (None, False),
     "service_tier": (None, "auto", "default"),
@@ -163,12 +165,20 @@ class Completion(BaseModel):
 
 
 class ChatCompletion(Completion):
-    """`/v1/chat/completions`."""
+    """`/v1/chat/completions`. reasoning_effort, chat_template_kwargs: whether the model may think before it answers."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Whole | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: Whole = Field(0, ge=0, le=20)
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """Whether, or how hard, the model may think; None for as the server does."""
+        options = self.chat_template_kwargs
+        return thinking_of(options.model_dump() if options else None, self.reasoning_effort)
 
     @property
     def limit(self) -> int | None:
