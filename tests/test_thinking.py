@@ -13,7 +13,7 @@ from personaspace.engines.chat import NEUTRAL_BEGINNING, Chat
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.thoughts import THOUGHT_MARKERS, ReplyText, split_text
 from personaspace.engines.transformers.engine import TransformersEngine
-from personaspace.errors import ModelError, UsageError
+from personaspace.errors import ModelError, RunMismatch, UsageError
 from personaspace.formats.transcripts import Transcript
 from personaspace.holding.trajectories import write_trajectories
 from personaspace.model.interventions import Add
@@ -335,6 +335,9 @@ def test_a_map_of_a_model_that_thinks_keeps_answers_and_what_is_read_of_them(tmp
         layer=1,
     )
     assert space.meta["model"]["notes"]["thinking"] == "on"
+    assert space.thinking_options == {"thinking": True}  # what uses the space lets its model think, too
+    with pytest.raises(RunMismatch):  # a run is not gone on with by the other rule
+        ps.map(thinking_engine(id="tiny"), tmp_path, read="reply", catalog=small_catalog, per_role=4, max_new_tokens=16)
     run = Run(tmp_path)
     rows = [row for shard in run.done() for row in run.read(shard).to_pylist()]
     assert any(row["tokens"] < len(row["token_ids"]) for row in rows)

@@ -122,7 +122,7 @@ def calibrate(
     replay = try_caps or min(len(default_projections), len(role_projections)) < calibration.LEAST
     model = None
     if replay:
-        model = engine() if engine else load_engine("transformers", space.meta["model"]["id"])
+        model = engine() if engine else load_engine("transformers", space.meta["model"]["id"], **space.thinking_options)
         space.check_model(model.info)
     with run_folder.locked():
         if model:
@@ -196,7 +196,7 @@ def project(
         for note in file.notes:
             warnings.warn(note, stacklevel=2)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
-    model = engine or load_engine("transformers", loaded.meta["model"]["id"])
+    model = engine or load_engine("transformers", loaded.meta["model"]["id"], **loaded.thinking_options)
     rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None
     return [
         Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule, part=span)) for t in conversations
@@ -225,7 +225,7 @@ def experiment(
     """
     chosen = find(name)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
-    model = engine or load_engine("transformers", loaded.meta["model"]["id"])
+    model = engine or load_engine("transformers", loaded.meta["model"]["id"], **loaded.thinking_options)
 
     def load_other(id: str, **more: Any) -> Engine:
         return load_engine("transformers", id, **more)

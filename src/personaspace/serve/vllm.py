@@ -135,7 +135,8 @@ class Endpoints:
         """Reads the space that the environment names. Raises `SpaceError` where it is of a model of other shapes."""
         space = PersonaSpace.load(os.environ[SPACE])
         name = (args.served_model_name or [args.model])[0]
-        rendered = Chat(load_tokenizer(engine_client.vllm_config.model_config.tokenizer, name))
+        tokenizer = load_tokenizer(engine_client.vllm_config.model_config.tokenizer, name)
+        rendered = Chat(tokenizer, **space.thinking_options)
         served = _served(name, engine_client.vllm_config, rendered.thinking_rule)
         if warning := space.check_model(served):
             log.warning("%s", warning)

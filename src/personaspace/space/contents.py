@@ -105,6 +105,12 @@ class SpaceContents:
         """Whether it knows the variance of errors over that of questions, at every layer."""
         return "variance_ratio" in self.tensors
 
+    @property
+    def thinking_options(self) -> dict[str, Any]:
+        """An engine's options with which its model thinks as it did while it was mapped; none where thinking was off."""
+        rule = self.meta["model"].get("notes", {}).get("thinking", "off")
+        return {} if rule in ("off", "always") else {"thinking": rule if rule != "on" else True}
+
     def thinks_otherwise(self, model: str, rule: str | None) -> str | None:
         """A sentence where a model is used with thinking on and its space was mapped with thinking off, or the other way round.
         rule: the model's (`ModelInfo.notes`); None for one that knows no thoughts."""
