@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from personaspace.catalog import EARLIER, Catalog, earlier, load_catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.engines.prompts import Sampling
+from personaspace.engines.thoughts import PARTS, Part
 from personaspace.errors import PersonaSpaceError, UsageError
 from personaspace.experiments.compare import findings as comparison
 from personaspace.experiments.kit.results import Result
@@ -124,7 +125,7 @@ def calibrate(
     replay = try_caps or min(len(default_projections), len(role_projections)) < calibration.LEAST
     model = None
     if replay:
-        model = engine() if engine else load_engine("transformers", space.meta["model"]["id"])
+        model = engine() if engine else load_engine("transformers", space.meta["model"]["id"], **space.thinking_options)
         space.check_model(model.info)
     with run_folder.locked():
         if model:
@@ -174,9 +175,11 @@ def project(
     engine: Engine | None = None,
     false_alarms: float = 0.01,
     alert_turns: int = 2,
+    span: Part = "answer",
 ) -> tuple[list[Trajectory], AlertRule | None]:
     """Reads where the assistant turns of conversations, or of those in files, lie on the axis; and the rule that alerts went by
-    (None for a space that was never calibrated). Warns of what of a file is not read. Raises `UsageError` that names file,
+    (None for a space that was never calibrated). span: of each turn its answer, its thoughts where it has any, or all. Warns of
+    what of a file is not read, and of a model that thinks otherwise than the space's did. Raises `UsageError` that names file,
     conversation and message.
 
     >>> (talk,), rule = ps.project("smollm2", "talk.json")
@@ -184,6 +187,8 @@ def project(
     """
     if alert_turns < 1:
         raise UsageError(f"alert_turns={alert_turns}: expected 1 or more")
+    if span not in PARTS:
+        raise UsageError(f"span={span}: expected one of {', '.join(PARTS)}")
     conversations: list[Transcript] = []
     for source in transcripts:
         if isinstance(source, Transcript):
@@ -194,9 +199,11 @@ def project(
         for note in file.notes:
             warnings.warn(note, stacklevel=2)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
-    model = engine or load_engine("transformers", loaded.meta["model"]["id"])
+    model = engine or load_engine("transformers", loaded.meta["model"]["id"], **loaded.thinking_options)
     rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None
-    return [Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule)) for t in conversations], rule
+    return [
+        Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule, part=span)) for t in conversations
+    ], rule
 
 
 def experiment(
@@ -221,7 +228,7 @@ def experiment(
     """
     chosen = find(name)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
-    model = engine or load_engine("transformers", loaded.meta["model"]["id"])
+    model = engine or load_engine("transformers", loaded.meta["model"]["id"], **loaded.thinking_options)
 
     def load_other(id: str, **more: Any) -> Engine:
         return load_engine("transformers", id, **more)

@@ -75,15 +75,20 @@ class ChatSession:
         prompt = Prompt(tuple(self.messages), seed=self.seed)
         if label:
             self.console.print(f"[{label}]", style="bold", markup=False)
-        text, touched = "", 0
+        text, touched, thought = "", 0, False
         stream = self.engine.stream(
             prompt, self.sampling, read=[self.space.layer], interventions=self.interventions(cap)
         )
         for token in stream:
+            if token.thinking:
+                self.console.print(token.thinking, end="", style="dim", markup=False, highlight=False)
+            elif token.text and thought and not text:
+                self.console.print("\n")
             self.console.print(token.text, end="", markup=False, highlight=False)
+            thought = thought or bool(token.thinking)
             text += token.text
-            touched += token.touched
-            if token.activation is not None:
+            touched += token.touched and token.is_answer
+            if token.activation is not None and token.is_answer:
                 monitor.feed(token.activation[0])
         self.console.print()
         reading = monitor.end_turn(len(self.messages))

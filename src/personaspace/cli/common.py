@@ -68,13 +68,16 @@ def space_and_engine(
     dtype: str | None = None,
     adapters: list[str] | None = None,
 ) -> tuple[PersonaSpace, LocalEngine]:
-    """A space and the model it is of, loaded with adapters on it; one warning where the weights are a variant's."""
+    """A space and the model it is of, loaded with adapters on it, which thinks as it did while it was mapped; one warning
+    where the weights are a variant's."""
     from personaspace.engines.transformers.engine import TransformersEngine
     from personaspace.space import PersonaSpace
 
     space = PersonaSpace.load(source)
     name = model or str(space.meta["model"]["id"])
-    engine = TransformersEngine.load(name, device=device, dtype=dtype, adapters=adapters or ())
+    engine = TransformersEngine.load(
+        name, device=device, dtype=dtype, adapters=adapters or (), **space.thinking_options
+    )
     if warning := space.check_model(engine.info):
         err.print(f"warning: {warning}", markup=False)
     return space, engine

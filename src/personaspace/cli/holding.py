@@ -30,6 +30,7 @@ from personaspace.cli.common import (
     out,
     space_and_engine,
 )
+from personaspace.engines.thoughts import PARTS
 from personaspace.errors import UsageError
 from personaspace.formats.registry import TRANSCRIPTS_HELP
 from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge, read_options
@@ -139,6 +140,7 @@ def project(
     false_alarms: Annotated[float, typer.Option(help="How often default conversations may raise the alert.")] = 0.01,
     alert_turns: Annotated[int, typer.Option(help="Over how many turns the alert looks.")] = 2,
     tokens: Annotated[bool, typer.Option("--tokens", help="With --json: every token's projection, too.")] = False,
+    span: Annotated[str, typer.Option(help="What of a turn is read: answer, thinking or all.")] = "answer",
     model: ModelArg = None,
     adapter: AdapterArg = None,
     device: Device = None,
@@ -148,8 +150,10 @@ def project(
     """Read where a conversation's assistant turns lie on the axis."""
     from personaspace import api
     from personaspace.formats.transcripts import read_transcripts
-    from personaspace.holding.trajectories import write_trajectories
+    from personaspace.holding.trajectories import of_thoughts, write_trajectories
 
+    if span not in PARTS:
+        raise UsageError(f"--span {span}: expected one of {', '.join(PARTS)}")
     if alert_turns < 1:
         raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
     files = [read_transcripts(path) for path in transcripts]
@@ -159,7 +163,12 @@ def project(
         err.print(note, markup=False)
     loaded, engine = space_and_engine(space, model, device, dtype, adapter)
     trajectories, rule = api.project(
-        loaded, *parsed_transcripts, engine=engine, false_alarms=false_alarms, alert_turns=alert_turns
+        loaded,
+        *parsed_transcripts,
+        engine=engine,
+        false_alarms=false_alarms,
+        alert_turns=alert_turns,
+        span=span,
     )
     for t in trajectories:
         if t.problem:
@@ -173,18 +182,21 @@ def project(
         out.print_json(json.dumps({"layer": loaded.layer, "alert_rule": alert, "notes": notes, **trajectory_fields}))
         return
     for name, readings in conversations:
+        any_thoughts = any(r.thinking for r in readings)
         rows = [
             [
                 str(r.index),
                 str(r.tokens),
                 f"{r.projection:.1f}",
                 "" if r.drift is None else f"{r.drift:+.2f}",
+                *(of_thoughts(r)[1:] if any_thoughts else ()),
                 ", ".join(n for n, _ in r.nearest[:3]),
                 "ALERT" if r.alert else "",
             ]
             for r in readings
         ]
-        out.print(_table([name, "tokens", "projection", "drift", "nearest", ""], rows))
+        thoughts = ["drift of thoughts"] if any_thoughts else []
+        out.print(_table([name, "tokens", "projection", "drift", *thoughts, "nearest", ""], rows))
     uncalibrated = "no alert: this space is not calibrated (personaspace calibrate)"
     out.print(f"\n{uncalibrated}" if rule is None else f"\nalert: {rule}")
     if page:

@@ -113,6 +113,9 @@ def map_command(
     device: Device = None,
     dtype: Dtype = None,
     rows: Annotated[int | None, typer.Option(help="Replies in flight at once; 128 on a CPU.")] = None,
+    thinking: Annotated[
+        bool, typer.Option("--thinking", help="Let the model think before it answers; what is read is the answer.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     on: Annotated[
@@ -161,7 +164,7 @@ def map_command(
         return _plan_on(model, on, chosen_catalog, options, as_json)
     bar = Bar(err)
     model = with_adapters(model, adapter)
-    placement: dict[str, Any] = {"device": device, "dtype": dtype}
+    placement: dict[str, Any] = {"device": device, "dtype": dtype, **({"thinking": True} if thinking else {})}
     if "vllm" in (engine, worker_engine if engine == "ray" else ""):
         placement |= _for_vllm(model, chosen_catalog, options, out_folder, vllm or [], judges_here(judge))
     elif vllm:

@@ -15,6 +15,7 @@ from torch import Tensor
 from personaspace.engines.chat import Chat, Span
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import ONSET, Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
+from personaspace.engines.thoughts import PARTS, Part
 from personaspace.errors import ActivationError, UsageError
 from personaspace.model.interventions import Intervention
 from personaspace.model.residual import check_interventions
@@ -55,9 +56,14 @@ class BaseEngine(ABC):
         interventions: Sequence[Intervention] = (),
         before: bool = False,
         along: Tensor | None = None,
+        span: Part = "answer",
     ) -> Iterator[Response]:
         """See `Engine.respond`. Raises `UsageError`; `ActivationError` where NaN or Inf is read, naming layer and response."""
-        options = ReadOptions(self._layers(read), tuple(interventions), self._ambient, before=before, along=along)
+        _check_span(span)
+        if before and span == "thinking":
+            raise UsageError("before=True: of thoughts alone it is not known how they were before the interventions")
+        layers, applied = self._layers(read), tuple(interventions)
+        options = ReadOptions(layers, applied, self._ambient, before=before, along=along, span=span)
         prompt_list = list(prompts)
         for prompt in prompt_list:
             self._check(options.interventions_of(prompt))
@@ -89,11 +95,13 @@ class BaseEngine(ABC):
         interventions: Sequence[Intervention] = (),
         each: bool = False,
         logprobs: bool = False,
+        span: Part = "answer",
     ) -> Iterator[list[Turn]]:
         """See `Engine.replay`. A `Span` is read as it stands; messages are rendered and tokenised once. Raises `UsageError`."""
+        _check_span(span)
         applied = (*self._ambient, *interventions)
         self._check(applied)
-        options = ReadOptions(self._layers(read), applied, each=each, logprobs=logprobs)
+        options = ReadOptions(self._layers(read), applied, each=each, logprobs=logprobs, span=span)
         return self._replay(conversations, options)
 
     def stream(
@@ -137,7 +145,7 @@ class BaseEngine(ABC):
     def _check(self, interventions: Sequence[Intervention]) -> None:
         check_interventions(interventions, self.info.layers, self.info.hidden)
 
-    def _spans(self, conversations: Sequence[Conversation]) -> tuple[list[Span], list[list[int]]]:
+    def _spans(self, conversations: Sequence[Conversation], part: Part) -> tuple[list[Span], list[list[int]]]:
         """Each conversation as token ids with what is to be read, and the places of its turns: a `Span` as it stands,
         messages rendered and tokenised once."""
         spans, places = [], []
@@ -145,11 +153,16 @@ class BaseEngine(ABC):
             span, turn_places = (
                 (conversation, list(range(len(conversation.spans))))
                 if isinstance(conversation, Span)
-                else self.chat.spans(conversation)
+                else self.chat.spans(conversation, part)
             )
             spans.append(span)
             places.append(turn_places)
         return spans, places
+
+
+def _check_span(span: str) -> None:
+    if span not in PARTS:
+        raise UsageError(f"span={span}: expected one of {', '.join(PARTS)}")
 
 
 def end_ids(configured: Any, tokenizer: Any) -> frozenset[int]:

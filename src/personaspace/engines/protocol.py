@@ -11,6 +11,7 @@ from torch import Tensor
 
 from personaspace.engines.chat import Chat, Span
 from personaspace.engines.prompts import Message, Prompt, Sampling
+from personaspace.engines.thoughts import Part
 from personaspace.model.interventions import Intervention
 
 Layers = Sequence[int]
@@ -34,11 +35,14 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Response:
-    """A prompt's reply. activation: `[layers, hidden]`, fp32, the mean over the reply's tokens, the end-of-turn marker
-    not among them; norms: `[layers]`, the mean ‖h‖ over them. Both None where nothing was read, zeros for an empty reply.
-    before: the activation as it was before the interventions, where that was asked for. touched: how many of the reply's tokens
-    an intervention changed. projections: `[tokens, layers]`, each token's on the directions asked for; None where none were, or
-    for an empty reply."""
+    """A prompt's reply. text: the answer; thinking: what was thought before it. token_ids: all that was generated, the
+    end-of-turn marker not among them; answer: which of them the answer is, None where all are. read: which of them were read,
+    None for all: the answer's, unless its thoughts were asked for.
+
+    activation: `[layers, hidden]`, fp32, the mean over the tokens that were read; norms: `[layers]`, the mean ‖h‖ over them.
+    Both None where nothing was read, zeros where there was no such token. before: the activation as it was before the
+    interventions, where that was asked for. touched: how many of those tokens an intervention changed. projections: `[tokens,
+    layers]`, each one's on the directions asked for; None where none were, or where there was no such token."""
 
     prompt: Prompt
     text: str
@@ -49,6 +53,15 @@ class Response:
     before: Tensor | None = None
     touched: int = 0
     projections: Tensor | None = None
+    thinking: str = ""
+    answer: tuple[int, int] | None = None
+    read: tuple[int, int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were read, or would have been."""
+        start, end = self.read or self.answer or (0, len(self.token_ids))
+        return end - start
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,8 @@ class Token:
     """A step of a reply in the making: the text that it adds, and what was read of the token before it.
 
     id: None on a last step that only says how the reply ended. activation: `[layers, hidden]` of token `index - 1`, which
-    is known one step after the token; None on the first. touched: whether an intervention changed that token.
+    is known one step after the token; None on the first. touched: whether an intervention changed that token; is_answer:
+    whether it is one of the answer's. thinking: what the step adds to the thoughts.
     """
 
     index: int
@@ -65,6 +79,8 @@ class Token:
     activation: Tensor | None = None
     touched: bool = False
     finish_reason: str = ""
+    thinking: str = ""
+    is_answer: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,7 @@ class ReadOptions:
     along: Tensor | None = None
     each: bool = False
     logprobs: bool = False
+    span: Part = "answer"
 
     def interventions_of(self, prompt: Prompt) -> tuple[Intervention, ...]:
         """A prompt's own where it has any, otherwise the call's; what is ambient comes first."""
@@ -131,10 +148,11 @@ class Engine(Protocol):
         interventions: Sequence[Intervention] = (),
         before: bool = False,
         along: Tensor | None = None,
+        span: Part = "answer",
     ) -> Iterator[Response]:
         """Yields each response as it finishes, with the mean activation of the layers in `read`, after the interventions;
         with `before`, also as it was before them; with `along`, a direction of unit length for each of those layers
-        `[layers, hidden]`, also each token's projection."""
+        `[layers, hidden]`, also each token's projection. span: whether the answer's tokens are read, the thoughts' or all."""
         ...
 
     def onsets(
@@ -155,8 +173,10 @@ class Engine(Protocol):
         interventions: Sequence[Intervention] = (),
         each: bool = False,
         logprobs: bool = False,
+        span: Part = "answer",
     ) -> Iterator[list[Turn]]:
-        """Reads the assistant turns of text that already exists, one list a conversation, in order."""
+        """Reads the assistant turns of text that already exists, one list a conversation, in order. span: of each turn its
+        answer, its thoughts where it has any, or both; a `Span` says itself what is read."""
         ...
 
 

@@ -168,7 +168,7 @@ class RayEngine(BaseEngine):
                 yield result
 
     def _respond(self, prompts: Sequence[Prompt], sampling: Sampling, options: ReadOptions) -> Iterator[Response]:
-        keywords = {name: getattr(options, name) for name in ("interventions", "before", "along")}
+        keywords = {name: getattr(options, name) for name in ("interventions", "before", "along", "span")}
         work = partial(_respond, sampling=sampling, options={"read": options.layers, **keywords})
         # Some prompts at a time go to each worker, and come back as they are all done.
         for responses in self.spread(work, _chunks(prompts)):
@@ -183,7 +183,7 @@ class RayEngine(BaseEngine):
             yield from responses
 
     def _replay(self, conversations: Sequence[Conversation], options: ReadOptions) -> Iterator[list[Turn]]:
-        keywords = {name: getattr(options, name) for name in ("interventions", "each", "logprobs")}
+        keywords = {name: getattr(options, name) for name in ("interventions", "each", "logprobs", "span")}
         work = partial(_replay, options={"read": options.layers, **keywords})
         turns_by_chunk = dict(self.spread(work, list(enumerate(_chunks(conversations)))))
         for k in range(len(turns_by_chunk)):

@@ -16,6 +16,7 @@ from torch import Tensor
 from personaspace.catalog import DEFAULT
 from personaspace.engines import Engine, Span, Turn
 from personaspace.engines.prompts import Message
+from personaspace.engines.thoughts import ReplySplitter
 from personaspace.errors import DesignError, UsageError
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
@@ -36,17 +37,18 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class RunReply:
-    """A reply of a run: the role that gave it, the messages it answers, and its token ids."""
+    """A reply of a run: the role that gave it, the messages it answers, its token ids, and the answer's text."""
 
     role: str
     messages: tuple[Message, ...]
     token_ids: tuple[int, ...]
     text: str
 
-    def span(self, prompt_ids: Sequence[int]) -> Span:
-        """The whole conversation as token ids, the reply marked."""
+    def span(self, prompt_ids: Sequence[int], splitter: ReplySplitter | None = None) -> Span:
+        """The whole conversation as token ids, the reply marked; its answer, where a splitter tells that from thoughts."""
         start = len(prompt_ids)
-        return Span((*prompt_ids, *self.token_ids), ((start, start + len(self.token_ids)),))
+        a, b = splitter.follow(self.token_ids).answer if splitter else (0, len(self.token_ids))
+        return Span((*prompt_ids, *self.token_ids), ((start + a, start + b),))
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int
 
 def _replies(run: Run) -> Iterator[RunReply]:
     for shard in run.done():
-        for row in run.read(shard, ["role", "system", "user", "token_ids", "text"]).to_pylist():
-            if row["token_ids"]:
+        for row in run.read(shard, ["role", "system", "user", "token_ids", "tokens", "text"]).to_pylist():
+            if row["tokens"]:
                 system = [{"role": "system", "content": row["system"]}] if row["system"] else []
                 messages = (*system, {"role": "user", "content": row["user"]})
                 yield RunReply(row["role"], messages, tuple(row["token_ids"]), row["text"])
@@ -102,7 +104,8 @@ def replayed(engine: Engine, replies: Sequence[RunReply], **options: Any) -> Ite
     """Each reply as `Engine.replay` reads it, in order, so many at a time that every token's own may be asked for."""
     chat = engine.chat
     for k in range(0, len(replies), CHUNK):
-        spans = [r.span(chat.prompt_ids(r.messages)) for r in replies[k : k + CHUNK]]
+        prompts = [chat.prompt_ids(r.messages) for r in replies[k : k + CHUNK]]
+        spans = [r.span(ids, chat.splitter(ids)) for r, ids in zip(replies[k : k + CHUNK], prompts, strict=True)]
         for turns in engine.replay(spans, **options):
             yield turns[0]
 

@@ -95,10 +95,10 @@ def displacement(engine: Engine, space: PersonaSpace, cap: Cap, prompts: Sequenc
     steps, tokens = torch.zeros(len(cap.layers)), 0
     sampling = Sampling(max_new_tokens=MEASURED_ON)
     for r in engine.respond(measured_prompts, sampling, read=cap.layers, interventions=(cap,), before=True):
-        if r.activation is not None and r.before is not None and r.token_ids:
+        if r.activation is not None and r.before is not None and r.tokens:
             # Every step of a floor points the same way, up the axis: the means' difference is the mean of the lengths.
-            steps += len(r.token_ids) * ((r.activation - r.before).float().cpu() * axis).sum(-1)
-            tokens += len(r.token_ids)
+            steps += r.tokens * ((r.activation - r.before).float().cpu() * axis).sum(-1)
+            tokens += r.tokens
     if not tokens:
         raise RunError("the engine does not read what a cap changes, so that it has no control")
     return (steps / tokens).clamp(min=0).tolist()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Message
+from personaspace.engines.thoughts import Part
 from personaspace.errors import SpaceError, UsageError
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import REPLY
@@ -239,10 +240,19 @@ def alert_rule(
 
 
 @dataclass(frozen=True)
+class ThoughtReading:
+    """What was thought before an answer, on the axis."""
+
+    tokens: int
+    projection: float
+    drift: float | None
+
+
+@dataclass(frozen=True)
 class TurnReading:
     """An assistant turn on the axis. index: its place among the messages. fell: the half-open range of tokens in
     which the projection lay furthest under the default's, taken together; None where it did not. each: every token's
-    projection."""
+    projection. thinking: where its thoughts lie, where they stand in the text and the answer is what is read."""
 
     index: int
     tokens: int
@@ -253,10 +263,13 @@ class TurnReading:
     fell: tuple[int, int] | None
     each: tuple[float, ...] = field(repr=False)
     fell_text: str = ""
+    thinking: ThoughtReading | None = None
 
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
-        """Plain values for JSON; `each` only where tokens are asked for."""
+        """Plain values for JSON; `each` only where tokens are asked for, `thinking` where there is any."""
         values = asdict(self)
+        if self.thinking is None:
+            del values["thinking"]
         if not tokens:
             del values["each"]
         return values
@@ -330,12 +343,14 @@ def project(
     messages: Sequence[Message],
     rule: AlertRule | None = None,
     most: int | None = None,
+    part: Part = "answer",
 ) -> tuple[list[TurnReading], str | None]:
     """Reads every assistant turn of a conversation that fits the model's context, or `most` tokens of it, in one
-    forward pass; the readings, and a sentence about what did not fit. Raises `UsageError` where no turn fits,
+    forward pass; the readings, and a sentence about what did not fit, or was read otherwise than it stands. part: of each
+    turn its answer, with what its thoughts read beside it, its thoughts, or both. Raises `UsageError` where no turn fits,
     `SpaceError` for another model."""
     space.check_model(engine.info)
-    span, places = engine.chat.spans(messages)
+    span, places = engine.chat.spans(messages, part)
     limit = min(engine.info.context or len(span.token_ids), most or len(span.token_ids))
     fit = [k for k, (_, end) in enumerate(span.spans) if end <= limit]
     problem = None
@@ -350,10 +365,19 @@ def project(
     end = max(span.spans[k][1] for k in fit)
     if not end:
         raise UsageError("no assistant turn has any text")
-    cut = type(span)(span.token_ids[:end], span.spans[: len(fit)])
+    thoughts: dict[int, tuple[int, int]] = {}
+    if part == "answer" and engine.chat.thinks:
+        thought_span, thought_places = engine.chat.spans(messages, "thinking")
+        pairs = zip(thought_places, thought_span.spans, strict=True)
+        thoughts = {place: tokens for place, tokens in pairs if place in places[: len(fit)] and tokens[1] <= end}
+    cut = type(span)(span.token_ids[:end], (*span.spans[: len(fit)], *thoughts.values()))
     (turns,) = engine.replay([cut], read=[space.layer], each=True)
+    thought_readings: dict[int, ThoughtReading] = {}
+    for place, turn in zip(thoughts, turns[len(fit) :], strict=True):
+        location = space.read(turn.activation)
+        thought_readings[place] = ThoughtReading(turn.tokens, location.projection, location.drift)
     monitor, readings = Monitor(space, rule), []
-    for k, turn in enumerate(turns):
+    for k, turn in enumerate(turns[: len(fit)]):
         for activation in turn.each[:, 0] if turn.each is not None else ():
             monitor.feed(activation)
         reading = monitor.end_turn(places[k])
@@ -362,5 +386,6 @@ def project(
             text = ""
             if reading.fell:
                 text = engine.chat.decode(span.token_ids[start + reading.fell[0] : start + reading.fell[1]])
-            readings.append(TurnReading(**{**vars(reading), "fell_text": text}))
-    return readings, problem
+            thinking = thought_readings.get(places[k])
+            readings.append(replace(reading, fell_text=text, thinking=thinking))
+    return readings, "; ".join(filter(None, [*span.notes, problem])) or None

@@ -72,7 +72,9 @@ def write_trajectories(
             },
         )
     )
-    head = ["turn", "tokens", "projection", "drift", "nearest roles", "where it fell", "alert"]
+    any_thoughts = any(r.thinking for _, readings in conversations for r in readings)
+    thought_head = ["tokens of thoughts", "drift of thoughts"] if any_thoughts else []
+    head = ["turn", "tokens", "projection", "drift", *thought_head, "nearest roles", "where it fell", "alert"]
     for name, readings in conversations:
         rows = [
             [
@@ -80,6 +82,7 @@ def write_trajectories(
                 str(r.tokens),
                 f"{r.projection:.1f}",
                 "" if r.drift is None else f"{r.drift:+.2f}",
+                *(of_thoughts(r) if any_thoughts else ()),
                 ", ".join(f"{role} {cosine:.2f}" for role, cosine in r.nearest[:3]),
                 "" if r.fell is None else f"{r.fell[0]}–{r.fell[1]}: {r.fell_text}",
                 "alert" if r.alert else "",
@@ -90,6 +93,14 @@ def write_trajectories(
     model = space.meta["model"]["id"]
     lead = f"Assistant turns of {model} at layer {space.layer}. Drift is in the default's standard deviations."
     return write_figures(path, " and ".join(names) if len(names) < 4 else f"{len(names)} conversations", lead, blocks)
+
+
+def of_thoughts(reading: TurnReading) -> tuple[str, str]:
+    """A turn's thoughts in a table: how many tokens, and how far they have drifted; empty where it has none."""
+    thinking = reading.thinking
+    if thinking is None:
+        return "", ""
+    return str(thinking.tokens), "" if thinking.drift is None else f"{thinking.drift:+.2f}"
 
 
 def default_band(space: PersonaSpace, rule: AlertRule | None = None) -> list[dict[str, Any]]:

@@ -111,8 +111,12 @@ class MapOptions(BaseModel):
 def configuration(engine: Engine, catalog: Catalog, options: MapOptions) -> dict[str, Any]:
     """What determines a run's responses."""
     model = engine.info
+    # Where thinking is off, a run is what it was before anybody asked.
+    rule = model.notes.get("thinking")
+    thinking = {"thinking": rule} if rule not in (None, "off", "always") else {}
+    identity = {"id": model.id, "fingerprint": model.fingerprint, "dtype": model.dtype, "template": model.template}
     return {
-        "model": {"id": model.id, "fingerprint": model.fingerprint, "dtype": model.dtype, "template": model.template},
+        "model": identity | thinking,
         "catalog": {
             "fingerprint": catalog.fingerprint,
             "roles": [r.role for r in catalog.roles],

@@ -93,7 +93,7 @@ class Shards:
                 "user": r.prompt.messages[-1]["content"],
                 "text": r.text,
                 "token_ids": list(r.token_ids),
-                "tokens": len(r.token_ids),
+                "tokens": r.tokens,
                 "finish_reason": r.finish_reason,
             }
             for r in responses

@@ -135,7 +135,8 @@ class Requests:
                 row.end_ids = ends | frozenset(body.stop_token_ids)
                 emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
-                reply.job = Job(row, emit, ReplyText(chat.decode), tuple(body.stop), body.stream, follow)
+                text = ReplyText(chat.decode, chat.splitter(ids) if is_chat else None)
+                reply.job = Job(row, emit, text, tuple(body.stop), body.stream, follow)
         try:
             self.worker.submit([r.job for r in pending.replies if r.job])
         except Ended:
@@ -165,7 +166,10 @@ class Requests:
                     "unsupported_parameter",
                 )
             text = "\n".join(str(m["content"]) for m in messages)
-            return [await self.texts.tokens(text, lambda: chat.prompt_ids(messages, offered, body.continued))], messages
+            ids = await self.texts.tokens(
+                text, lambda: chat.prompt_ids(messages, offered, body.continued, body.thinking)
+            )
+            return [ids], messages
         assert isinstance(body, TextCompletion)
         vocabulary = self._vocabulary
         prompts = []
@@ -263,10 +267,10 @@ class Requests:
                     return
                 persona = self._persona(reply, event, body)
                 first = reply.index not in begun
-                if event.text or persona or reply.finish or first:
+                if event.text or event.thinking or persona or reply.finish or first:
                     begun.add(reply.index)
                     new = slice(logged.get(reply.index, 0), event.token_count)
-                    for line in answer.step(reply, event.text, persona, first, new):
+                    for line in answer.step(reply, event.text, persona, first, new, event.thinking):
                         yield line
                     logged[reply.index] = event.token_count
             self._finished(pending)
@@ -282,7 +286,7 @@ class Requests:
             return {**(reply.persona or {}), **tokens}
         if event.mean is None or reply.job is None:
             return tokens
-        return {**self.reader.reading(event.mean, event.read[-1].index + 1), **tokens}
+        return {**self.reader.reading(event.mean, event.tokens_read), **tokens}
 
     async def _events(self, pending: Pending) -> AsyncIterator[tuple[CompletedReply, Event]]:
         unfinished = len(pending.replies)
@@ -294,6 +298,7 @@ class Requests:
                 waiting_for_first.discard(index)
                 self.metrics.first.labels(pending.body.model).observe(time.monotonic() - pending.began)
             reply.text += event.text
+            reply.thinking += event.thinking
             if event.finish:
                 unfinished -= 1
                 reply.finish = event.finish
@@ -319,7 +324,10 @@ class Requests:
     def _finished(self, pending: Pending) -> None:
         self._answered(pending, 200)
         if pending.messages is not None:
-            replies = [{"text": r.text, "persona": r.persona} for r in pending.replies]
+            replies = [
+                {"text": r.text, "persona": r.persona, **({"thinking": r.thinking} if r.thinking else {})}
+                for r in pending.replies
+            ]
             self.record.add(pending.body.model, pending.messages, replies)
 
 

@@ -51,11 +51,12 @@ class Usage(BaseModel):
 
 
 class MessageTold(BaseModel):
-    """A reply's text."""
+    """A reply's text; reasoning_content: what was thought before it, where anything was."""
 
     role: Literal["assistant"]
     content: str
     refusal: None
+    reasoning_content: str = ""
 
 
 class TokenTold(BaseModel):
@@ -189,6 +190,14 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+class ThoughtsTold(BaseModel):
+    """Where what was thought before an answer lies."""
+
+    tokens: int
+    projection: float
+    drift: float | None
+
+
 class TurnTold(BaseModel):
     """An assistant turn of a conversation; `fell`: the tokens in which the projection lay furthest under the default's."""
 
@@ -201,6 +210,7 @@ class TurnTold(BaseModel):
     fell: tuple[int, int] | None
     fell_text: str
     each: list[float]
+    thinking: ThoughtsTold | None = None
 
 
 class Projected(BaseModel):

@@ -31,6 +31,7 @@ class CompletedReply:
     job: Job | None = None
     alternatives: int | None = None
     text: str = ""
+    thinking: str = ""
     finish: str = ""
     persona: dict[str, Any] | None = None
     echo: list[Logged] | None = None
@@ -56,9 +57,15 @@ class AnswerFormat(Protocol):
         ...
 
     def step(
-        self, r: CompletedReply, text: str, persona: Mapping[str, Any] | None, first: bool, logged: slice
+        self,
+        r: CompletedReply,
+        text: str,
+        persona: Mapping[str, Any] | None,
+        first: bool,
+        logged: slice,
+        thinking: str = "",
     ) -> Iterator[str]:
-        """What a step brought a reply. logged: which of its tokens' log-probabilities to tell."""
+        """What a step brought a reply. logged: which of its tokens' log-probabilities to tell; thinking: what it thought."""
         ...
 
     def closing(self, replies: Sequence[CompletedReply], told_usage: bool) -> Iterator[str]:
@@ -93,10 +100,16 @@ class ReplyFormat:
         return iter(())
 
     def step(
-        self, r: CompletedReply, text: str, persona: Mapping[str, Any] | None, first: bool, logged: slice
+        self,
+        r: CompletedReply,
+        text: str,
+        persona: Mapping[str, Any] | None,
+        first: bool,
+        logged: slice,
+        thinking: str = "",
     ) -> Iterator[str]:
         """A chunk."""
-        yield sse(self.chunk(r, text, persona, first, logged))
+        yield sse(self.chunk(r, text, persona, first, logged, thinking))
 
     def closing(self, replies: Sequence[CompletedReply], told_usage: bool) -> Iterator[str]:
         """The counts where they are asked for, and the end."""
@@ -118,7 +131,8 @@ class ReplyFormat:
         choices = []
         for r in replies:
             text = r.prompt + r.text
-            message = {"role": "assistant", "content": text, "refusal": None}
+            thoughts = {"reasoning_content": r.thinking} if r.thinking else {}
+            message = {"role": "assistant", "content": text, "refusal": None, **thoughts}
             content = {"message": message} if self.chat else {"text": text}
             choices.append({"index": r.index, **content, "logprobs": self.logprobs(r), "finish_reason": r.finish})
         personas = [r.persona for r in replies]
@@ -126,11 +140,18 @@ class ReplyFormat:
         return {**self._head(False), "choices": choices, "usage": usage(replies), **extra}
 
     def chunk(
-        self, r: CompletedReply, text: str, persona: Mapping[str, Any] | None, first: bool, logged: slice
+        self,
+        r: CompletedReply,
+        text: str,
+        persona: Mapping[str, Any] | None,
+        first: bool,
+        logged: slice,
+        thinking: str = "",
     ) -> dict[str, Any]:
-        """What a step brought a reply. logged: which of its tokens' log-probabilities to tell."""
+        """What a step brought a reply, and its thoughts. logged: which of its tokens' log-probabilities to tell."""
         if self.chat:
             delta: dict[str, Any] = {"role": "assistant"} if first else {}
+            delta |= {"reasoning_content": thinking} if thinking else {}
             content: dict[str, Any] = {"delta": {**delta, "content": text} if text or first else delta}
         else:
             content = {"text": text}

@@ -162,9 +162,15 @@ class ResponseFormat:
         yield self._event("response.content_part.added", **self._place, part=_part(""))
 
     def step(
-        self, r: CompletedReply, text: str, persona: Mapping[str, Any] | None, first: bool, logged: slice
+        self,
+        r: CompletedReply,
+        text: str,
+        persona: Mapping[str, Any] | None,
+        first: bool,
+        logged: slice,
+        thinking: str = "",
     ) -> Iterator[str]:
-        """What a step added to the text, with `persona` where tokens are told of."""
+        """What a step added to the text, with `persona` where tokens are told of; thoughts are not told here."""
         told = {"persona": persona} if persona and not r.finish else {}
         if text or told:
             yield self._event("response.output_text.delta", **self._place, delta=text, logprobs=[], **told)

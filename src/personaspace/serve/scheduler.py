@@ -58,13 +58,16 @@ class Event:
     """What a step brought a reply: text that is ready, tokens that were read, and at the end how it ended. mean: the mean
     activation `[hidden]` at the space's layer over the tokens that were read (None where none was), at the end and, of a job
     that is followed, at every step. token_count: how many tokens were sampled by then, at the end with the stop token: the row
-    itself goes on while the event is on its way."""
+    itself goes on while the event is on its way. thinking: text of its thoughts that is ready. tokens_read: how many tokens the
+    mean is over: the answer's alone."""
 
     text: str = ""
     read: tuple[TokenRead, ...] = ()
     finish: str = ""
     mean: Tensor | None = None
     token_count: int = 0
+    thinking: str = ""
+    tokens_read: int = 0
 
 
 @dataclass(eq=False)
@@ -84,7 +87,8 @@ class Job:
     stops: StopTexts = field(init=False)
     shown: int = 0
     seen: int = 0
-    tokens_read: int = 0  # tokens that were fed: the newest one is not, yet
+    thinking_shown: int = 0
+    tokens_read: int = 0  # tokens of the answer that were fed: the newest one is not, yet
     starts: list[int] = field(default_factory=list)  # where each token's text begins
     touched: int = 0
     finish: str = ""
@@ -328,16 +332,22 @@ class Worker:
         added = job.reply.add(row.out, final=bool(row.finish))
         job.text += added
         stop_start = job.stops.feed(added)
+        answer_start = job.reply.splitter.parts.answer[0] if job.reply.splitter else 0
         if job.seen:
             index = job.seen - 1
             start = job.starts[index]
             end = job.starts[index + 1] if index + 1 < len(job.starts) else len(job.text)
             projection = float(loop.means.last[0, k] @ self.unit)
-            if math.isfinite(projection):
+            if math.isfinite(projection) and index < answer_start:
+                read = ()  # a thought
+            elif math.isfinite(projection):
                 read = (TokenRead(index, job.text[start:end], projection, row.touched > job.touched),)
             else:
                 row.finish = NOT_FINITE
-        job.tokens_read, job.seen, job.touched = job.seen, len(row.out), row.touched
+        if answer_start == job.seen > 0:  # what was read by now was thought
+            loop.means.clear(slice(k, k + 1))
+            row.touched = 0
+        job.tokens_read, job.seen, job.touched = max(0, job.seen - answer_start), len(row.out), row.touched
         if row.finish != NOT_FINITE and stop_start is not None:
             job.text, row.finish = job.text[:stop_start], "stop"
         elif job.cancelled:
@@ -347,14 +357,25 @@ class Worker:
             return
         # What may be the beginning of a stop text is held back.
         ready = job.text[job.shown : len(job.text) - job.stops.held_back]
-        if job.live or not job.shown:
+        if job.live or not (job.shown or job.thinking_shown):
             job.shown += len(ready)
             mean = loop.means.mean(k)[0][0] if job.follow and read else None
-            job.emit(Event(ready, read, mean=mean, token_count=len(row.out)))
+            thinking = _new_thinking(job)
+            job.emit(
+                Event(ready, read, mean=mean, token_count=len(row.out), thinking=thinking, tokens_read=job.tokens_read)
+            )
 
     def _end(self, done: Done) -> None:
         job = self.running.pop(done.row.key)
         self.seconds += 0.2 * (time.monotonic() - job.began - self.seconds)
         mean = done.mean[0] if done.mean is not None and job.tokens_read and bool(torch.any(done.mean)) else None
         token_count = len(done.row.out) + (done.row.end is not None)
-        job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, token_count))
+        thinking = _new_thinking(job)
+        job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, token_count, thinking, job.tokens_read))
+
+
+def _new_thinking(job: Job) -> str:
+    """What of a job's thoughts was not told yet."""
+    thinking = job.reply.thinking[job.thinking_shown :]
+    job.thinking_shown += len(thinking)
+    return thinking

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from personaspace.engines.chat import Thinking
 from personaspace.serve.messages import LONGEST_STOP, ChatMessage, Nullable, OfferedTool, Text, Whole, nullable
+from personaspace.serve.thinking import Effort, TemplateOptions, thinking_of
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
@@ -18,13 +20,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "best_of": (1,),
-    "reasoning_effort": ("none",),
     "include_reasoning": (True, False),
     "verbosity": ("medium",),
     "suffix": ("",),
     "echo": (False,),
     # What other servers of the same API take.
-    "chat_template_kwargs": ({}, {"enable_thinking": False}),
     "documents": ([],),
     "use_beam_search": (False,),
     "length_penalty": (1,),
@@ -156,7 +156,8 @@ class Completion(Nullable):
 
 class ChatCompletion(Completion):
     """`/v1/chat/completions`. tools: what the model may call, where its template tells it of them; a call stands in the reply's
-    text. continue_final_message, or add_generation_prompt false: the assistant's last message is gone on with."""
+    text. continue_final_message, or add_generation_prompt false: the assistant's last message is gone on with.
+    reasoning_effort, chat_template_kwargs: whether the model may think before it answers."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: Whole | None = Field(None, ge=1)
@@ -167,6 +168,9 @@ class ChatCompletion(Completion):
     tool_choice: Literal["none", "auto"] = "auto"
     continue_final_message: bool = False
     add_generation_prompt: bool = True
+
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
     @model_validator(mode="after")
     def _only_the_assistants_message_goes_on(self) -> ChatCompletion:
@@ -191,6 +195,12 @@ class ChatCompletion(Completion):
     def continued(self) -> bool:
         """Whether the last message is gone on with."""
         return self.continue_final_message or not self.add_generation_prompt
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """Whether, or how hard, the model may think; None for as the server does."""
+        options = self.chat_template_kwargs
+        return thinking_of(options.model_dump() if options else None, self.reasoning_effort)
 
     @property
     def limit(self) -> int | None:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from personaspace.catalog import load_catalog
 from personaspace.engines import ModelInfo
+from personaspace.engines.chat import Chat
 from personaspace.engines.vllm import checkpoint, plugin
 from personaspace.engines.vllm.admission import CLIENT, serve_caps
 from personaspace.engines.vllm.limits import VllmModelShape
@@ -27,11 +28,13 @@ from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
 from personaspace.engines.vllm.wire import ReadMeans, gathered
 from personaspace.model.interventions import Intervention
+from personaspace.model.loading import load_tokenizer
 from personaspace.serve.guard import Guard
 from personaspace.serve.keep_alive import with_keep_alive
 from personaspace.serve.metrics import PersonaMetrics
 from personaspace.serve.persona import BadRequest, Reader, is_finite
 from personaspace.serve.settings import Settings, hash_key
+from personaspace.serve.thinking import as_rendered_here
 from personaspace.serve.types import Persona
 from personaspace.space import PersonaSpace
 
@@ -65,9 +68,13 @@ class VllmGuard:
 
 class VllmPersona:
     """What the routes share: the space, the engine's client, the metrics, and which interventions the workers have.
-    why_not: why nothing can be read or held; then plain requests alone are answered."""
+    why_not: why nothing can be read or held; then plain requests alone are answered. chat: how messages become text, by which
+    strangers' markers and thinking are the same here as elsewhere."""
 
-    def __init__(self, space: PersonaSpace, name: str, client: Any, why_not: str = "") -> None:
+    def __init__(
+        self, space: PersonaSpace, name: str, client: Any, why_not: str = "", chat: Chat | None = None
+    ) -> None:
+        self.chat = chat
         self.reader, self.client, self.why_not = Reader.of(space, name), client, why_not
         self.registry, self.metrics = plugin.InterventionRegistry(), PersonaMetrics(space)
         self._dropping: set[asyncio.Task[Any]] = set()
@@ -160,20 +167,24 @@ class Endpoints:
         space = PersonaSpace.load(os.environ[SPACE])
         name = (args.served_model_name or [args.model])[0]
         serve_caps(space.cap(cap) for cap in space.caps)
-        if warning := space.check_model(_served(name, engine_client.vllm_config)):
+        tokenizer = load_tokenizer(engine_client.vllm_config.model_config.tokenizer, name)
+        rendered = Chat(tokenizer, **space.thinking_options)
+        served = _served(name, engine_client.vllm_config, rendered.thinking_rule)
+        if warning := space.check_model(served):
             log.warning("%s", warning)
         why = next(filter(None, await engine_client.collective_rpc("personaspace_why_not")), "")
-        state.personaspace = VllmPersona(space, name, engine_client, why)
+        state.personaspace = VllmPersona(space, name, engine_client, why, rendered)
         if not why:
             await state.personaspace.aim()
 
 
-def _served(name: str, vllm_config: Any) -> ModelInfo:
+def _served(name: str, vllm_config: Any, thinking: str | None = None) -> ModelInfo:
     """The model that vLLM serves, as a space knows models."""
     config, shape = vllm_config.model_config, VllmModelShape.of(vllm_config)
     folder = Path(config.model)
     fingerprint = checkpoint.of_config(vllm_config, folder) if folder.is_dir() else ""
-    return ModelInfo(name, None, shape.layers, shape.hidden, str(config.dtype), fingerprint, "")
+    notes = {"thinking": thinking} if thinking else {}
+    return ModelInfo(name, None, shape.layers, shape.hidden, str(config.dtype), fingerprint, "", notes=notes)
 
 
 async def models(raw_request: Request) -> Any:
@@ -202,6 +213,8 @@ async def chat(raw_request: Request) -> Any:
             raise BadRequest("expected an object, with an object as its vllm_xargs if it has one")
         persona = Persona.model_validate(body.pop("persona", None) or {})
         model = body.get("model") or vllm_persona.reader.name
+        if vllm_persona.chat is not None:
+            body = as_rendered_here(body, vllm_persona.chat)
         fields = await vllm_persona.request_fields(model, persona, body)
         if fields:
             body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(fields)}

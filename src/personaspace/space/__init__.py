@@ -212,7 +212,8 @@ class PersonaSpace(SpaceContents):
         return (mean - projection) / std
 
     def check_model(self, model: ModelLike) -> str | None:
-        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ."""
+        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ, or
+        whether it thinks before it answers."""
         layers, hidden = self.tensors["axis"].shape
         if (layers, hidden) != (model.layers, model.hidden):
             raise SpaceError(
@@ -220,12 +221,15 @@ class PersonaSpace(SpaceContents):
                 f"{model.id} has {model.layers} of {model.hidden}"
             )
         fingerprint = self.meta["model"].get("fingerprint")
-        if fingerprint == model.fingerprint:
-            return None
-        return (
-            f"the space was made from other weights than {model.id}'s "
-            f"(fingerprint {fingerprint or 'unknown'}, found {model.fingerprint}); a variant's figures may differ"
-        )
+        differences = []
+        if fingerprint != model.fingerprint:
+            differences.append(
+                f"the space was made from other weights than {model.id}'s "
+                f"(fingerprint {fingerprint or 'unknown'}, found {model.fingerprint}); a variant's figures may differ"
+            )
+        if difference := self.thinks_otherwise(model.id, getattr(model, "notes", {}).get("thinking")):
+            differences.append(difference)
+        return "; ".join(differences) or None
 
     def compact(self) -> PersonaSpace:
         """The same space, small: role vectors at its layer only, no components, no sample replies. Enough to project,

@@ -105,6 +105,24 @@ class SpaceContents:
         """Whether it knows the variance of errors over that of questions, at every layer."""
         return "variance_ratio" in self.tensors
 
+    @property
+    def thinking_options(self) -> dict[str, Any]:
+        """An engine's options with which its model thinks as it did while it was mapped; none where thinking was off."""
+        rule = self.meta["model"].get("notes", {}).get("thinking", "off")
+        return {} if rule in ("off", "always") else {"thinking": rule if rule != "on" else True}
+
+    def thinks_otherwise(self, model: str, rule: str | None) -> str | None:
+        """A sentence where a model is used with thinking on and its space was mapped with thinking off, or the other way round.
+        rule: the model's (`ModelInfo.notes`); None for one that knows no thoughts."""
+        # Before the rule was noted, thinking was off.
+        mapped = self.meta["model"].get("notes", {}).get("thinking", "off")
+        if rule is None or rule == mapped or {rule, mapped} == {"off", "always"}:
+            return None
+        return (
+            f"the space was mapped with thinking {mapped}, {model} is used with thinking {rule}; what is read of answers "
+            "after thoughts may differ"
+        )
+
     def default_moments(self, layer: int | None = None) -> tuple[float, float]:
         """Mean and standard deviation of the default's replies on the axis. Raises `SpaceError` where it does not know them
         (`knows_default`)."""

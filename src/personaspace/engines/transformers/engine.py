@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from personaspace.engines.base import BaseEngine, check_finite, end_ids, not_finite
-from personaspace.engines.chat import Chat, ReplyText
+from personaspace.engines.chat import Chat, ReplyText, Span, Thinking, is_text
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
+from personaspace.engines.thoughts import ReplyParts, ReplySplitter, texts
 from personaspace.engines.transformers.batching import NOT_FINITE, Row, computed_tokens
 from personaspace.engines.transformers.cache import CacheLayout
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.onset import OnsetReader
-from personaspace.engines.transformers.replay import Replayer
+from personaspace.engines.transformers.replay import Read, Replayer, pooled
 from personaspace.engines.transformers.sampling import check_bias, uniforms
 from personaspace.model import loading
 from personaspace.model.interventions import Intervention
@@ -45,7 +47,8 @@ class TransformersEngine(BaseEngine):
     """A loaded model that answers prompts and replays conversations, reading its residual stream.
 
     rows: at most that many replies in flight; memory: bytes that their KV cache may take; template: False writes
-    conversations as a plain transcript, whatever template there is (a base model may carry its chat model's).
+    conversations as a plain transcript, whatever template there is (a base model may carry its chat model's). thinking: whether
+    the model may think before it answers, where its template knows that.
     """
 
     def __init__(
@@ -58,15 +61,15 @@ class TransformersEngine(BaseEngine):
         rows: int | None = None,
         memory: int = 4 << 30,
         template: bool = True,
+        thinking: Thinking = False,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.layers = find_layers(model)
         check_layers(model, self.layers)
         self.device = input_device(model)
-        self.chat = Chat(
-            tokenizer, end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer), template=template
-        )
+        ends = end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer)
+        self.chat = Chat(tokenizer, ends, template=template, thinking=thinking)
         config = text_config(model)
         cpu = self.device.type == "cpu"
         self.layout = CacheLayout.of(base_model(model), self.device, config.vocab_size)
@@ -85,6 +88,8 @@ class TransformersEngine(BaseEngine):
             notes={"beginning": self.chat.beginning(), "attention": config._attn_implementation},
         )
 
+        if self.chat.thinking_rule:
+            self.info.notes["thinking"] = self.chat.thinking_rule
         if self.layout.side_by_side and self.max_rows > 1 and not self._rows_agree():
             self.layout = replace(self.layout, mixes=True)
         if not self.layout.side_by_side:
@@ -119,13 +124,15 @@ class TransformersEngine(BaseEngine):
             return
         # Neighbours in this order have shared prefixes; the last is taken first.
         waiting.sort(key=lambda r: r.ids, reverse=True)
+        splitters = {row.key: s for row in waiting if (s := self._splitter(prompts[row.key], row)) is not None}
         loop = self._loop(waiting, options)
+        watch = self._answers_alone(loop, splitters) if options.span == "answer" and options.layers else None
         while waiting or loop.rows:
             # Joining costs a pass of its own, so places are filled some at a time.
             if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
                 loop.join([waiting.pop() for _ in range(min(loop.free, len(waiting)))])
-            for done in loop.step():
-                yield self._response(prompts[done.row.key], done, options.layers)
+            for done in loop.step(watch):
+                yield self._response(prompts[done.row.key], done, options, splitters.pop(done.row.key, None))
 
     def _loop(self, rows: Sequence[Row], options: ReadOptions) -> DecodeLoop:
         columns = max(len(r.ids) + r.sampling.max_new_tokens for r in rows)
@@ -179,33 +186,76 @@ class TransformersEngine(BaseEngine):
         applied = options.interventions_of(prompt)
         return Row(key, ids, sampling, uniforms(prompt.seed or 0, sampling.max_new_tokens), applied)
 
-    def _response(self, prompt: Prompt, done: Done, layers: Sequence[int]) -> Response:
-        row, mean = done.row, done.mean
+    def _splitter(self, prompt: Prompt, row: Row) -> ReplySplitter | None:
+        """Who tells a row's thoughts from its answer; a text that is gone on with has none."""
+        return None if is_text(prompt.messages) else self.chat.splitter(row.ids)
+
+    @staticmethod
+    def _answers_alone(loop: DecodeLoop, splitters: Mapping[int, ReplySplitter]) -> Callable[[int, Row], None] | None:
+        """Has a loop forget what it has read of a reply each time its answer begins."""
+        if not splitters:
+            return None
+
+        def watch(k: int, row: Row) -> None:
+            # The newest token is drawn, and read in the next step.
+            tokens_read = len(row.out) - (not row.finish)
+            if (splitter := splitters.get(row.key)) and splitter.follow(row.out).answer[0] == tokens_read > 0:
+                for means in loop.read_means:
+                    means.clear(slice(k, k + 1))
+                row.touched = 0
+
+        return watch
+
+    def _response(
+        self, prompt: Prompt, done: Done, options: ReadOptions, splitter: ReplySplitter | None = None
+    ) -> Response:
+        row, mean, norms, touched = done.row, done.mean, done.norms, done.row.touched
         if mean is not None:
-            check_finite(mean, layers, prompt)
+            check_finite(mean, options.layers, prompt)
         if row.finish == NOT_FINITE:
             raise not_finite("the logits", prompt)
-        text = self.chat.decode(row.out)
-        projections = torch.stack(row.projections) if row.projections else None
-        return Response(
-            prompt, text, tuple(row.out), row.finish, mean, done.norms, done.before, row.touched, projections
-        )
+        everything = (0, len(row.out))
+        parts = splitter.follow(row.out) if splitter else ReplyParts(everything)
+        text, thinking = texts(self.chat.decode, row.out, parts)
+        ranges = {"answer": (parts.answer,), "thinking": parts.thinking, "all": (everything,)}[options.span]
+        start, end = (ranges[0][0], ranges[-1][1]) if ranges else (0, 0)
+        # The loop has read an answer up to the reply's end, or all of it; what is neither is read once more.
+        is_read = options.span == "all" or (options.span == "answer" and end == len(row.out))
+        if mean is not None and splitter and row.out and not is_read:
+            again = self._read_again(prompt, row, ranges, options)
+            mean, norms, touched = again.activation, again.norms, again.touched
+        projections = torch.stack(row.projections[start:end]) if row.projections[start:end] else None
+        ids = tuple(row.out)
+        response = Response(prompt, text, ids, row.finish, mean, norms, done.before, touched, projections, thinking)
+        return replace(response, answer=parts.answer, read=(start, end)) if splitter else response
+
+    def _read_again(self, prompt: Prompt, row: Row, ranges: Sequence[tuple[int, int]], options: ReadOptions) -> Read:
+        """The mean over ranges of a reply's tokens, which are all generated ones to interventions."""
+        edges = sorted({0, len(row.out), *(place for stretch in ranges for place in stretch)})
+        stretches = [*pairwise(edges)]
+        start, applied = len(row.ids), options.interventions_of(prompt)
+        span = Span((*row.ids, *row.out), tuple((start + a, start + b) for a, b in stretches))
+        (reads,) = Replayer(self.model, self.layers, options.layers, self.hidden, applied).batch([span])
+        return pooled([read for read, stretch in zip(reads, stretches, strict=True) if stretch in ranges], reads[0])
 
     def _stream(self, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Iterator[Token]:
         row = self._row(0, prompt, sampling, options)
         loop = self._loop([row], options)
-        reply, touched = ReplyText(self.chat.decode), 0
+        reply = ReplyText(self.chat.decode, self._splitter(prompt, row))
+        touched = 0
         loop.join([row])
         while not row.finish:
-            fed = len(row.out)
+            fed, thought = len(row.out), len(reply.thinking)
             loop.step()
             activation = loop.means.last[:, 0].cpu().clone() if fed and options.layers else None
             new = row.out[-1] if len(row.out) > fed else None
             if row.finish == NOT_FINITE or (activation is not None and not torch.isfinite(activation).all()):
                 raise not_finite("the residual stream or the logits", prompt)
             text = reply.add(row.out, final=bool(row.finish))
-            yield Token(fed, new, text, activation, row.touched > touched, row.finish)
-            touched = row.touched
+            was_touched, touched = row.touched > touched, row.touched
+            is_answer = reply.splitter is None or fed > reply.splitter.parts.answer[0]
+            thinking = reply.thinking[thought:]
+            yield Token(fed, new, text, activation, was_touched, row.finish, thinking, is_answer)
 
     def _rows_agree(self) -> bool:
         """Whether rows of unequal length get beside each other what each gets alone: not every model heeds a token's place and
@@ -267,7 +317,7 @@ class TransformersEngine(BaseEngine):
             options.each,
             options.logprobs,
         )
-        spans, places = self._spans(conversations)
+        spans, places = self._spans(conversations, options.span)
         results: dict[int, list[Turn]] = {}
         for batch, reads_of_batch in replayer.batches(spans, self.prefill_tokens):
             for k, reads in zip(batch, reads_of_batch, strict=True):

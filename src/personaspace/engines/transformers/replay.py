@@ -27,6 +27,16 @@ class Read:
     touched: int
 
 
+def pooled(reads: Sequence[Read], example: Read) -> Read:
+    """Several stretches as one; of none the means are zeros, of the example's shapes."""
+    tokens = sum(r.tokens for r in reads)
+    activation, norms = torch.zeros_like(example.activation), torch.zeros_like(example.norms)
+    for r in reads:
+        activation += r.activation * (r.tokens / max(1, tokens))
+        norms += r.norms * (r.tokens / max(1, tokens))
+    return Read(tokens, activation, norms, None, None, sum(r.touched for r in reads))
+
+
 @dataclass(frozen=True)
 class Replayer:
     """What to read of a model's spans, and under which interventions.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from personaspace.engines.base import BaseEngine, check_finite, end_ids
-from personaspace.engines.chat import Chat, ReplyText, Span
+from personaspace.engines.base import BaseEngine, check_finite
+from personaspace.engines.chat import Chat, ReplyText, Span, Thinking, is_text
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import Conversation, Layers, ModelInfo, ReadOptions, Response, Token, Turn
-from personaspace.engines.vllm import checkpoint, plugin
+from personaspace.engines.thoughts import ReplyParts, texts
+from personaspace.engines.vllm import checkpoint, folders, plugin
 from personaspace.engines.vllm.options import model_length, read_options
 from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
@@ -35,13 +35,13 @@ class VllmEngine(BaseEngine):
 
     projects_tokens = False
 
-    def __init__(self, core: Any, folder: Path, *, id: str) -> None:
+    def __init__(self, core: Any, folder: Path, *, id: str, thinking: Thinking = False) -> None:
         super().__init__()
         self.core = core
         config = core.vllm_config.model_config
         text = config.hf_text_config
         self.tokenizer = loading.load_tokenizer(folder, id)
-        self.chat = Chat(self.tokenizer, _end_ids(folder, self.tokenizer, text))
+        self.chat = Chat(self.tokenizer, folders.end_ids_of(folder, self.tokenizer, text), thinking=thinking)
         self.rows = int(core.vllm_config.scheduler_config.max_num_seqs)
         self.info = ModelInfo(
             id=id,
@@ -54,6 +54,8 @@ class VllmEngine(BaseEngine):
             context=int(config.max_model_len),
             notes={"beginning": self.chat.beginning(), "compiled": str(core.vllm_config.compilation_config.mode)},
         )
+        if self.chat.thinking_rule:
+            self.info.notes["thinking"] = self.chat.thinking_rule
         self._registry = plugin.InterventionRegistry()
         self._fit = False
         self._numbers = itertools.count()
@@ -69,6 +71,7 @@ class VllmEngine(BaseEngine):
         rows: int | None = None,
         tokens: int | None = None,
         arguments: Sequence[str] = (),
+        thinking: Thinking = False,
         **options: Any,
     ) -> VllmEngine:
         """Loads `smollm2`, a Hub id, a folder, a GGUF file or an adapter on its model. tokens: of the longest conversation,
@@ -85,7 +88,7 @@ class VllmEngine(BaseEngine):
             options["max_num_seqs"] = rows
         options |= read_options(arguments, {f.name for f in dataclasses.fields(EngineArgs)} - {"model", "tokenizer"})
         options.setdefault("trust_remote_code", False)
-        folder = _folder(name)
+        folder = folders.folder_of(name)
         if tokens:
             options.setdefault("max_model_len", model_length(tokens, folder))
         # What vLLM's own options say stands over what ours say.
@@ -98,7 +101,7 @@ class VllmEngine(BaseEngine):
             raise ModelError(
                 f"vLLM cannot load {name!r}: {error_lines[-1][:300]} (its own lines above say more)"
             ) from e
-        return cls(core, folder, id=name)
+        return cls(core, folder, id=name, thinking=thinking)
 
     def close(self) -> None:
         """Ends vLLM's processes and frees what they hold."""
@@ -118,6 +121,7 @@ class VllmEngine(BaseEngine):
     def _respond_all(self, prompts: Sequence[Prompt], sampling: Sampling, options: ReadOptions) -> Iterator[Response]:
         waiting = iter(prompts)
         in_flight: dict[str, Prompt] = {}
+        in_parts: list[Response] = []
 
         def send_more() -> None:
             for prompt in itertools.islice(waiting, 2 * self.rows - len(in_flight)):
@@ -134,8 +138,15 @@ class VllmEngine(BaseEngine):
                 readings = self._take(ended) if options.layers else {}
                 for id in ended:
                     prompt, output = in_flight.pop(id), self._arrived.pop(id)
-                    yield self._response(prompt, output, sampling, readings.get(id), bool(options.layers))
+                    response = self._response(prompt, output, sampling, readings.get(id), options)
+                    # What was read is of all tokens: a part of them is read once nothing else is under way.
+                    if options.layers and options.span != "all" and response.tokens != len(response.token_ids):
+                        in_parts.append(response)
+                    else:
+                        yield response
                 send_more()
+            for response in in_parts:
+                yield self._read_part(response, options)
         finally:
             self._forget(in_flight)
 
@@ -225,17 +236,43 @@ class VllmEngine(BaseEngine):
             self._arrived.pop(id, None)
 
     def _response(
-        self, prompt: Prompt, output: Any, sampling: Sampling, reading: ReadMeans | None, read: bool
+        self, prompt: Prompt, output: Any, sampling: Sampling, reading: ReadMeans | None, options: ReadOptions
     ) -> Response:
         max_tokens = (prompt.sampling or sampling).max_new_tokens
         ids = self._reply(output, max_tokens)
         finish = "length" if len(ids) == max_tokens or output.outputs[0].finish_reason == "length" else "stop"
-        text = self.chat.decode(ids)
-        if not read:
-            return Response(prompt, text, ids, finish)
+        parts = self.chat.parts(prompt.messages, ids) if self.chat.thinks else ReplyParts((0, len(ids)))
+        text, thinking = texts(self.chat.decode, ids, parts)
+        response = Response(prompt, text, ids, finish, thinking=thinking)
+        if self.chat.thinks:
+            thoughts = parts.thinking or ((0, 0),)
+            ranges = {"answer": parts.answer, "thinking": (thoughts[0][0], thoughts[-1][1]), "all": (0, len(ids))}
+            response = dataclasses.replace(response, answer=parts.answer, read=ranges[options.span])
+        if not options.layers:
+            return response
         means = _require_means(reading)
         check_finite(means.activation[0], means.layers, prompt)
-        return Response(prompt, text, ids, finish, means.activation[0], means.norms[0], None, int(means.touched[0]))
+        activation, norms, touched = means.activation[0], means.norms[0], int(means.touched[0])
+        return dataclasses.replace(response, activation=activation, norms=norms, touched=touched)
+
+    def _read_part(self, response: Response, options: ReadOptions) -> Response:
+        """The response with the part of it read that is wanted, from one more pass over its tokens."""
+        assert response.read is not None
+        assert response.activation is not None
+        assert response.norms is not None
+        start, end = response.read
+        if start == end:
+            zeros = torch.zeros_like(response.activation), torch.zeros_like(response.norms)
+            return dataclasses.replace(response, activation=zeros[0], norms=zeros[1], touched=0)
+        prompt_ids = self.chat.prompt_ids(response.prompt.messages)
+        first = len(prompt_ids)
+        # What was generated before it is generated to interventions, too.
+        spans = [(first, first + start)] * (start > 0) + [(first + start, first + end)]
+        span = Span((*prompt_ids, *response.token_ids[:end]), tuple(spans))
+        applied = options.interventions_of(response.prompt)
+        (turns,) = self._replay([span], dataclasses.replace(options, interventions=applied, ambient=()))
+        turn = turns[-1]
+        return dataclasses.replace(response, activation=turn.activation, norms=turn.norms, touched=turn.touched)
 
     def _reply(self, output: Any, max_tokens: int) -> tuple[int, ...]:
         ids = tuple(output.outputs[0].token_ids)
@@ -249,10 +286,11 @@ class VllmEngine(BaseEngine):
             raise UsageError("engine vllm reads token by token only when it was loaded with async_scheduling=False")
         ids = self.chat.prompt_ids(prompt.messages)
         id = self._send(ids, sampling, prompt.seed, options.layers, options.interventions_of(prompt))
-        return self._tokens(id, sampling, options.layers)
+        reply = ReplyText(self.chat.decode, None if is_text(prompt.messages) else self.chat.splitter(ids))
+        return self._tokens(id, sampling, options.layers, reply)
 
-    def _tokens(self, id: str, sampling: Sampling, layers: Layers) -> Iterator[Token]:
-        reply, fed, finish = ReplyText(self.chat.decode), 0, ""
+    def _tokens(self, id: str, sampling: Sampling, layers: Layers, reply: ReplyText) -> Iterator[Token]:
+        fed, finish = 0, ""
         try:
             while not finish:
                 self._step()
@@ -267,7 +305,10 @@ class VllmEngine(BaseEngine):
                 was_read = reading is not None and fed > 0 and int(reading.tokens[0]) > 0
                 activation = reading.activation[0] if was_read and reading is not None else None
                 touched = bool(was_read and reading is not None and int(reading.touched[0]))
-                yield Token(fed, new, reply.add(ids, final=bool(finish)), activation, touched, finish)
+                thought = len(reply.thinking)
+                text = reply.add(ids, final=bool(finish))
+                is_answer = reply.splitter is None or fed > reply.splitter.parts.answer[0]
+                yield Token(fed, new, text, activation, touched, finish, reply.thinking[thought:], is_answer)
                 fed = len(ids)
         finally:
             if not finish:
@@ -279,7 +320,7 @@ class VllmEngine(BaseEngine):
         """The conversations are prompts whose spans are read."""
         if options.each:
             raise UsageError("engine vllm hands out means, not every token's activation; engine transformers has them")
-        spans, places = self._spans(conversations)
+        spans, places = self._spans(conversations, options.span)
         most_spans = max((len(s.spans) for s in spans), default=0)
         if most_spans > self.rows:
             raise UsageError(f"{most_spans} turns to read in a conversation; at most {self.rows} (rows=…)")
@@ -338,27 +379,3 @@ def _require_means(reading: ReadMeans | None) -> ReadMeans:
     if reading is None:
         raise ActivationError("what was read is lost: it was kept too long, or there was no place for it in a step")
     return reading
-
-
-def _folder(name: str) -> Path:
-    """The folder that holds a model's files, fetched from the Hub where it must be, adapters merged. Raises `ModelError`."""
-    location = loading.whole_folder(name)
-    if Path(location).is_dir():
-        return Path(location)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(location, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-        )
-    except OSError as e:
-        raise ModelError(f"cannot load the model {name!r} ({str(e).splitlines()[0][:200]})") from None
-
-
-def _end_ids(folder: Path, tokenizer: Any, config: Any) -> frozenset[int]:
-    """A reply's stop tokens, from the generation settings, the configuration and the tokenizer."""
-    settings: Mapping[str, Any] = {}
-    if (folder / "generation_config.json").is_file():
-        settings = json.loads((folder / "generation_config.json").read_text())
-    configured = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
-    return end_ids(configured, tokenizer)

@@ -249,7 +249,7 @@ class Trials(Folder, Generic[Chosen]):
 
     def _given(self, ask: Ask, r: Response, activations: bool) -> Given:
         activation = r.activation[0].float().cpu() if r.activation is not None else None
-        n = len(r.token_ids)
+        n = r.tokens
         projection = float(self.space.project(activation)) if activation is not None and n else math.nan
         stored_activation = activation if activations else None
         return Given(ask.condition.name, ask.item, r.text, n, r.finish_reason, projection, r.touched, stored_activation)
