@@ -35,7 +35,7 @@ def root(
 
         out.print(f"personaspace {installed('personaspace')}")
     elif context.invoked_subcommand is None:
-        out.print(context.get_help(), markup=False)
+        out.print(context.get_help())
 
 
 def main() -> None:
@@ -69,5 +69,5 @@ def as_typed(message: str, arguments: Sequence[str]) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    err.print(f"personaspace: {message}", markup=False)
+    err.print(f"personaspace: {message}")
     return code

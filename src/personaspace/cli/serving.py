@@ -77,7 +77,7 @@ def serve(
     loaded_space, loaded_engine = space_and_engine(space, model, device, dtype, adapter)
     application = create_app(loaded_space, loaded_engine, settings)  # type: ignore[arg-type]
     shown = f"[{host}]" if ":" in host else host
-    err.print(f"{loaded_engine.info.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)", markup=False)
+    err.print(f"{loaded_engine.info.id} at http://{shown}:{listening.getsockname()[1]}/ (API under /v1)")
     try:
         run(application, listening, grace)
     finally:
