@@ -6,6 +6,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from personaspace.errors import RunError, SpaceError
+from personaspace.errors import RunError, SpaceError, UsageError
 
 # What looks at a space needs no Arrow: it is imported where a table or an address is used.
 if TYPE_CHECKING:
@@ -111,10 +112,55 @@ def plain(value: Any) -> Any:
     return value
 
 
+_SECRET = re.compile(
+    r"[?&;][^=&;]*(?:secret|passw|token|signature|credential|access.?key|api.?key|\bsig\b|\bkey\b)[^=&;]*=[^&;]",
+    re.IGNORECASE,
+)
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "oss", "az", "abfs", "abfss")
+_PORT = re.compile(r"[^/@]*:\d+(?:/.*)?", re.DOTALL)
+
+
+def without_secrets(address: str) -> tuple[str, bool]:
+    """An address as it may be shown, and whether it had credentials in it: a name and password before the host, a key or
+    token among its parameters.
+
+    >>> without_secrets("s3://AKIA:abc/def@bucket/run")
+    ('s3://…@bucket/run', True)
+    """
+    scheme, slashes, rest = address.rpartition("://")
+    user, at_sign, host = rest.rpartition("@")
+    if not slashes:
+        user, host, at_sign = "", address, ""
+    # A secret may have slashes in it, a name has none; host:port/path@x is neither, and buckets have no ports.
+    port = scheme.rpartition(":")[2] not in _BUCKETS and "/" in user and _PORT.fullmatch(user)
+    in_user = ":" in user and "/" not in user.partition(":")[0] and not port
+    shown_host, mark, _ = host.partition("?")
+    in_parameters = _SECRET.search(host) is not None
+    shown = (
+        scheme
+        + slashes
+        + ("…" if in_user else user)
+        + at_sign
+        + (shown_host + "?…" if in_parameters and mark else host)
+    )
+    return shown, in_user or in_parameters
+
+
+def check_address(address: str, option: str = "shards") -> None:
+    """Raises `UsageError` for an address with credentials in it, which it does not show: it would stand in `run.json`, in logs
+    and in a process list."""
+    shown, has_secret = without_secrets(address)
+    if has_secret:
+        raise UsageError(
+            f"{option}={shown}: found credentials in the address, expected none: give them by the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or by the store's own settings"
+        )
+
+
 class Place:
     """Where shards lie: a folder, or an address that pyarrow or fsspec knows (`s3://…`, `gs://…`, `file:///…`).
 
-    Raises `RunError` where it can't be reached, read or written.
+    Raises `UsageError` for an address with credentials in it, `RunError` where it can't be reached, read or written.
 
     >>> place = Place("file:///tmp/shards")
     >>> place.write("responses/part-00000.parquet", b"PAR1")
@@ -124,6 +170,7 @@ class Place:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
+        check_address(self.root)
         self.local = None if "://" in self.root else Path(root)
 
     def write(self, name: str, data: bytes) -> None:

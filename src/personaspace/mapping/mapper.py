@@ -18,6 +18,7 @@ from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Design, Sampling, assign
 from personaspace.errors import SpaceError, UsageError
+from personaspace.files import check_address
 from personaspace.holding import calibrate
 from personaspace.judges import Judge
 from personaspace.mapping import agreement, estimate
@@ -78,6 +79,14 @@ class MapOptions(BaseModel):
             except ValueError:
                 raise ValueError("expected axis:0.95,order:0.9,map:0.8, some of them, or a number") from None
         return named
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _check_shards(cls, value: Any) -> Any:
+        # Not a ValueError, whose message would show what was given.
+        if isinstance(value, str):
+            check_address(value)
+        return value
 
     @field_validator("until")
     @classmethod
