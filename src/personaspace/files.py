@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import math
 import os
 import re
@@ -24,13 +25,30 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+log = logging.getLogger("personaspace")
+
+_NOT_FLUSHED = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+)
+"""What file systems answer that do not flush folders: the file is written all the same."""
+
+
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut. Raises `RunError` on a full disk.
+    """Writes a file that is there whole or not at all, also after a power cut; its folder is made where there is none. Raises
+    `RunError` on a full disk.
 
     >>> write_whole(Path("run.json"), b"{}")
     """
     temporary = path.with_name(f".{path.name}.{_mine()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
             f.write(data)
             f.flush()
@@ -38,19 +56,45 @@ def write_whole(path: Path, data: bytes) -> None:
                 f.fileno()
             )  # the content first: a rename may reach the disk before it, and a power cut come between
         os.replace(temporary, path)
-        # The rename is the folder's content, and is not on the disk before the folder is.
-        folder = os.open(path.parent, os.O_RDONLY)
+        _flush_folder(path.parent)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path}: {reason_of(e)}; what was finished is whole, make room and run the same command"
+        ) from None
+
+
+def _flush_folder(path: Path) -> None:
+    """The rename is the folder's content, and is not on the disk before the folder is."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
-        raise RunError(
-            f"cannot write {path}: {why}; what was finished is whole, make room and run the same command"
-        ) from None
+        if e.errno not in _NOT_FLUSHED:
+            raise
+        _warn_unflushed(reason_of(e))
+
+
+@cache  # once
+def _warn_unflushed(reason: str) -> None:
+    log.warning(
+        "files are written, but their file system flushes no folders (%s): a power cut may undo the last ones", reason
+    )
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says of a failure, in a few words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    return error.strerror or str(error) or type(error).__name__
+
+
+LEFT_OVER = re.compile(r"\..+\.[^/]+-\d+\.tmp")
+"""The name of a file that `write_whole` was killed in."""
 
 
 def _mine() -> str:
@@ -176,7 +220,6 @@ class Place:
     def write(self, name: str, data: bytes) -> None:
         """A file, there whole or not at all."""
         if self.local:
-            (self.local / name).parent.mkdir(parents=True, exist_ok=True)
             return write_whole(self.local / name, data)
         with self._told(name) as (files, path):
             # Object stores write whole files anyway; others that fsspec knows (a mounted or remote disk) do not.

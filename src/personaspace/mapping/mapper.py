@@ -240,8 +240,9 @@ class Mapper:
         }
         metadata = {"model": model, "version": version("personaspace"), "engine": timed_on}
         manifest = self.run.begin(config, metadata)
-        if self.options.shards:
-            self.run.lies(manifest, self.options.shards)
+        self.run.lies(manifest, self.options.shards)
+        for note in self.run.notes:
+            self.watcher.note(note)
         return manifest
 
     # -- the space ---------------------------------------------------------------------------------------------------
@@ -264,6 +265,8 @@ class Mapper:
             "judge": metas[REPLY]["judge"] if REPLY in metas else None,
             "version": version("personaspace"),
             **({"blocks": self.options.blocks} if self.options.blocks else {}),
+            # Of shards that were broken once, nobody knows what was made from them meanwhile.
+            **({"done_again": manifest["done_again"]} if "done_again" in manifest else {}),
         }
         # What an earlier call made from the same replies stays, with what calibration has added to it; another version's, or
         # a broken one, is made again.
