@@ -1,4 +1,4 @@
-"""What may befall a run: signals, secrets, other versions, full disks, foreign files. Each has one true line, and a test."""
+"""What may befall a run: signals, secrets, other versions. Each has one true line, and a test."""
 
 from __future__ import annotations
 
@@ -11,54 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import make_model, make_tokenizer
-from personaspace.api import options_of
-from personaspace.catalog import load_catalog
 from personaspace.cli import main
 from personaspace.engines.base import not_finite
 from personaspace.engines.prompts import Prompt
-from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import UsageError
 from personaspace.files import Place, without_secrets
-from personaspace.mapping.mapper import Mapper
-from personaspace.watcher import Watcher
 
 ENTRY = [sys.executable, "-c", "from personaspace.cli import main; main()"]
-
-
-class Notes(Watcher):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-
-@pytest.fixture(scope="module")
-def engine() -> TransformersEngine:
-    return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
-
-
-@pytest.fixture
-def mapped(engine, small_catalog, monkeypatch):
-    """Maps in small shards; returns what was noted."""
-    monkeypatch.setattr("personaspace.mapping.stages.SHARD", 8)
-    monkeypatch.setattr("personaspace.mapping.stages.ONSET_SHARD", 16)
-
-    def map_(folder, **options) -> list[str]:
-        notes = Notes()
-        values = {
-            "design": {"per_role": 3, "default_responses": 16},
-            "prompts": {"per_role": 4, "default_responses": 12},
-            "sampling": {"max_new_tokens": 5},
-            **options,
-        }
-        Mapper(engine, load_catalog(small_catalog), folder, options_of(**values), notes).map(None)
-        return notes.lines
-
-    return map_
 
 
 # -- signals ---------------------------------------------------------------------------------------------------------
@@ -163,7 +122,7 @@ def test_no_key_and_secret_before_a_bucket_are_shown(key, secret):
 # -- advice ----------------------------------------------------------------------------------------------------------
 
 
-def test_after_nan_the_advice_can_be_taken(tmp_path, mapped, engine, monkeypatch):
+def test_after_nan_the_advice_can_be_taken():
     told = str(not_finite("layer 3", Prompt(({"role": "user", "content": "?"},))))
     assert "dtype=fp32" in told
     assert "new folder" in told

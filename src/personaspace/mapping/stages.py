@@ -233,6 +233,8 @@ class Stage:
                 began = time.monotonic()
             self.shards.clean_shards()
             self.checked.update(missing)
+            if (sums := self.sums) and not set(missing).isdisjoint(sums.state().shards):
+                sums.settle()  # asked again are layers that stay beside the sums, which hold the shard already
         self._fold(judge)
         return spent
 

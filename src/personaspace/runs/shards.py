@@ -174,15 +174,16 @@ class Shards:
         try:
             digests = self._recorded(shard)
         except (ValueError, RunError) as e:
-            return f"{self.place.root}/{_digests(shard)}: {e}"
+            return f"{self.place.root}/{_digests(shard)} is not what was written: {e}"
         if digests is None:
             return self._give_digests(shard, activations)
         wanted_files = [
             *digests,
             *([_activations(shard)] if activations and _activations(shard) not in digests else []),
         ]
-        if _responses(shard) not in digests:
-            return f"{self.place.root}/{_digests(shard)}: says nothing of the shard's responses"
+        own_names = {_responses(shard), _activations(shard), _projections(shard)}
+        if _responses(shard) not in digests or not own_names.issuperset(digests):
+            return f"{self.place.root}/{_digests(shard)} is not what was written"
         for name in wanted_files:
             if name == _activations(shard) and not activations:
                 continue
