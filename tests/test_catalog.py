@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from personaspace.catalog import load_catalog
+from personaspace.catalog import choose, load_catalog, load_traits
+from personaspace.catalog.names import why_no_name
 from personaspace.errors import CatalogError, UsageError
 
 CATALOG = load_catalog()
@@ -137,3 +142,100 @@ def test_a_catalogues_lines_end_at_line_feeds_alone_and_may_begin_with_a_byte_or
     catalog = load_catalog(tmp_path)
     assert [role.instructions for role in catalog.roles] == [(odd,), (odd,)]
     assert catalog.questions[1].question == f"{odd} 1?"
+
+
+def _written(
+    folder: Path, roles: Sequence[str], questions: Sequence[str] = ("a?", "b?"), traits: Sequence[str] = ()
+) -> Path:
+    texts = {
+        "roles": [{"role": name, "instructions": ["Be it."]} for name in roles],
+        "questions": [{"id": k, "question": q} for k, q in enumerate(questions)],
+        "traits": [{"trait": name, "bring_out": ["Do."], "suppress": ["Don't."]} for name in traits],
+    }
+    for name, records in texts.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+NO_NAMES = [
+    ("default", "the model without a role"),
+    ("DEFAULT", "the model without a role"),
+    ("axis", "the Assistant Axis"),
+    ("all", "every name"),
+    (".", "a folder's"),
+    ("..", "a folder's"),
+    ("a,b", "commas separate"),
+    ("a/b", "slashes separate"),
+    ("..\\b", "slashes separate"),
+    ("2", "it is a number"),
+    ("-3", "it is a number"),
+    ("²", "it is a number"),
+    ("٣٤", "it is a number"),
+    ("a\0b", r"U\+0000"),
+    ("a\x1b[31mb", r"U\+001B"),
+    ("a\u202eb", r"U\+202E"),
+    ("a\ud800b", r"U\+D800"),
+    ("a b", "a blank"),
+    ("a\u00a0b", "a blank"),
+    ("--roles", 'begins with "-"'),
+    (".hidden", 'begins with "."'),
+    ("", "empty"),
+    ("ä" * 61, "122 bytes"),
+]
+
+
+@pytest.mark.parametrize(("name", "why"), NO_NAMES)
+def test_what_means_something_else_is_no_name_of_a_role_or_trait_and_why_is_said(tmp_path, name, why):
+    with pytest.raises(CatalogError, match=rf"roles\.jsonl:2: role: .*{why}") as problem:
+        load_catalog(_written(tmp_path, ["ghost", name]))
+    assert "\n" not in str(problem.value)
+    assert str(problem.value).isprintable()
+    with pytest.raises(CatalogError, match=rf"traits\.jsonl:1: trait: .*{why}"):
+        load_traits(_written(tmp_path, ["ghost", "bard"], traits=[name]))
+
+
+def test_a_file_of_the_studys_layout_is_no_way_around_what_a_name_may_be(tmp_path):
+    folder = tmp_path / "roles" / "instructions"
+    folder.mkdir(parents=True)
+    for name in ("ghost", "default", "axis"):
+        (folder / f"{name}.json").write_text('{"instruction": [{"pos": "Be it."}]}')
+    (tmp_path / "extraction_questions.jsonl").write_text('{"id": 0, "question": "a?"}\n{"id": 1, "question": "b?"}')
+    with pytest.raises(CatalogError, match=r"axis\.json:1: role: .*the Assistant Axis"):
+        load_catalog(tmp_path)
+
+
+@pytest.mark.parametrize(("one", "other"), [("ghost", "Ghost"), ("caf\u00e9", "cafe\u0301")])
+def test_two_names_that_a_file_system_takes_for_one_are_refused(tmp_path, one, other):
+    with pytest.raises(CatalogError, match="stands there twice"):
+        load_catalog(_written(tmp_path, [one, other]))
+
+
+@given(st.text(max_size=40))
+def test_whatever_is_taken_for_a_name_is_one_file_one_choice_and_one_line(name):
+    if why_no_name(name) is not None:
+        return
+    assert Path(name).name == name
+    assert "\n" not in name
+    assert not set(name) & set(", \0\x1b")
+    assert name.encode()
+    roles = {"ghost": 0, name: 1}
+    if name != "ghost":
+        assert choose(roles, f"ghost,{name}", "role", "here") == (0, 1)
+        assert choose(roles, "all", "role", "here") == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("question", "why"), [("", "empty"), (" \n", "empty"), ("a\0?", r"U\+0000"), ("\ud800", r"U\+D800")]
+)
+def test_a_question_that_no_file_can_hold_is_refused(tmp_path, question, why):
+    with pytest.raises(CatalogError, match=rf"questions\.jsonl:2: question: .*{why}"):
+        load_catalog(_written(tmp_path, ["ghost", "bard"], ["a?", question]))
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 31, True, "0", 0.5])
+def test_a_questions_number_is_one_that_a_run_can_keep(tmp_path, number):
+    _written(tmp_path, ["ghost", "bard"])
+    rows = [{"id": 0, "question": "a?"}, {"id": number, "question": "b?"}]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(CatalogError, match=r"questions\.jsonl:2: id"):
+        load_catalog(tmp_path)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -16,20 +18,37 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from personaspace.errors import RunError, SpaceError
+from personaspace.errors import RunError, SpaceError, UsageError
 
 # What looks at a space needs no Arrow: it is imported where a table or an address is used.
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
+log = logging.getLogger("personaspace")
+
+_NOT_FLUSHED = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+)
+"""What file systems answer that do not flush folders: the file is written all the same."""
+
+
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all, also after a power cut. Raises `RunError` on a full disk.
+    """Writes a file that is there whole or not at all, also after a power cut; its folder is made where there is none. Raises
+    `RunError` on a full disk.
 
     >>> write_whole(Path("run.json"), b"{}")
     """
     temporary = path.with_name(f".{path.name}.{_mine()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
             f.write(data)
             f.flush()
@@ -37,19 +56,45 @@ def write_whole(path: Path, data: bytes) -> None:
                 f.fileno()
             )  # the content first: a rename may reach the disk before it, and a power cut come between
         os.replace(temporary, path)
-        # The rename is the folder's content, and is not on the disk before the folder is.
-        folder = os.open(path.parent, os.O_RDONLY)
+        _flush_folder(path.parent)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path}: {reason_of(e)}; what was finished is whole, make room and run the same command"
+        ) from None
+
+
+def _flush_folder(path: Path) -> None:
+    """The rename is the folder's content, and is not on the disk before the folder is."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
-        raise RunError(
-            f"cannot write {path}: {why}; what was finished is whole, make room and run the same command"
-        ) from None
+        if e.errno not in _NOT_FLUSHED:
+            raise
+        _warn_unflushed(reason_of(e))
+
+
+@cache  # once
+def _warn_unflushed(reason: str) -> None:
+    log.warning(
+        "files are written, but their file system flushes no folders (%s): a power cut may undo the last ones", reason
+    )
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says of a failure, in a few words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    return error.strerror or str(error) or type(error).__name__
+
+
+LEFT_OVER = re.compile(r"\..+\.[^/]+-\d+\.tmp")
+"""The name of a file that `write_whole` was killed in."""
 
 
 def _mine() -> str:
@@ -111,10 +156,55 @@ def plain(value: Any) -> Any:
     return value
 
 
+_SECRET = re.compile(
+    r"[?&;][^=&;]*(?:secret|passw|token|signature|credential|access.?key|api.?key|\bsig\b|\bkey\b)[^=&;]*=[^&;]",
+    re.IGNORECASE,
+)
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "oss", "az", "abfs", "abfss")
+_PORT = re.compile(r"[^/@]*:\d+(?:/.*)?", re.DOTALL)
+
+
+def without_secrets(address: str) -> tuple[str, bool]:
+    """An address as it may be shown, and whether it had credentials in it: a name and password before the host, a key or
+    token among its parameters.
+
+    >>> without_secrets("s3://AKIA:abc/def@bucket/run")
+    ('s3://…@bucket/run', True)
+    """
+    scheme, slashes, rest = address.rpartition("://")
+    user, at_sign, host = rest.rpartition("@")
+    if not slashes:
+        user, host, at_sign = "", address, ""
+    # A secret may have slashes in it, a name has none; host:port/path@x is neither, and buckets have no ports.
+    port = scheme.rpartition(":")[2] not in _BUCKETS and "/" in user and _PORT.fullmatch(user)
+    in_user = ":" in user and "/" not in user.partition(":")[0] and not port
+    shown_host, mark, _ = host.partition("?")
+    in_parameters = _SECRET.search(host) is not None
+    shown = (
+        scheme
+        + slashes
+        + ("…" if in_user else user)
+        + at_sign
+        + (shown_host + "?…" if in_parameters and mark else host)
+    )
+    return shown, in_user or in_parameters
+
+
+def check_address(address: str, option: str = "shards") -> None:
+    """Raises `UsageError` for an address with credentials in it, which it does not show: it would stand in `run.json`, in logs
+    and in a process list."""
+    shown, has_secret = without_secrets(address)
+    if has_secret:
+        raise UsageError(
+            f"{option}={shown}: found credentials in the address, expected none: give them by the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or by the store's own settings"
+        )
+
+
 class Place:
     """Where shards lie: a folder, or an address that pyarrow or fsspec knows (`s3://…`, `gs://…`, `file:///…`).
 
-    Raises `RunError` where it can't be reached, read or written.
+    Raises `UsageError` for an address with credentials in it, `RunError` where it can't be reached, read or written.
 
     >>> place = Place("file:///tmp/shards")
     >>> place.write("responses/part-00000.parquet", b"PAR1")
@@ -124,12 +214,12 @@ class Place:
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
+        check_address(self.root)
         self.local = None if "://" in self.root else Path(root)
 
     def write(self, name: str, data: bytes) -> None:
         """A file, there whole or not at all."""
         if self.local:
-            (self.local / name).parent.mkdir(parents=True, exist_ok=True)
             return write_whole(self.local / name, data)
         with self._told(name) as (files, path):
             # Object stores write whole files anyway; others that fsspec knows (a mounted or remote disk) do not.

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,23 +18,22 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from personaspace import json_text
+from personaspace.catalog.names import DEFAULT as DEFAULT
+from personaspace.catalog.names import Name, Text, same_name
 from personaspace.errors import CatalogError, UsageError
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
-
-DEFAULT = "default"
-"""The name under which the default Assistant stands beside the roles."""
 
 
 class Role(BaseModel):
     """A character archetype and the system prompts that elicit it (the paper's section on role instructions)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    role: str = Field(min_length=1, pattern=r"^[^\s/\\]+$")
+    role: Name
     description: str = ""
     ai: bool = False
-    instructions: tuple[str, ...] = Field(min_length=1)
+    instructions: tuple[Text, ...] = Field(min_length=1)
     eval_prompt: str | None = None
 
 
@@ -41,8 +41,8 @@ class Question(BaseModel):
     """An extraction question, put to every role."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-    id: int
-    question: str = Field(min_length=1)
+    id: int = Field(ge=0, lt=1 << 31, strict=True)
+    question: Text
     theme: str = ""
 
 
@@ -50,15 +50,15 @@ class Trait(BaseModel):
     """A personality trait, and the system prompts that bring it out and that suppress it (the paper's section on traits)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    trait: str = Field(min_length=1, pattern=r"^[^\s/\\]+$")
+    trait: Name
     definition: str = ""
-    bring_out: tuple[str, ...] = Field(min_length=1)
-    suppress: tuple[str, ...] = Field(min_length=1)
+    bring_out: tuple[Text, ...] = Field(min_length=1)
+    suppress: tuple[Text, ...] = Field(min_length=1)
 
 
 class _Default(BaseModel):
     id: int
-    instruction: str | None
+    instruction: Text | None
 
 
 class _StudyRole(BaseModel):
@@ -124,7 +124,7 @@ def choose(items: Mapping[str, T], selection: str, noun: str, where: str) -> tup
     """
     if selection == "all":
         return tuple(items.values())
-    if selection.lstrip("-").isdigit():
+    if selection.lstrip("-").isdecimal():
         n = int(selection)
         if not 2 <= n <= len(items):
             raise UsageError(f"--{noun}s {n}: the catalogue {where} has {len(items)} {noun}s; give 2 to that")
@@ -155,7 +155,7 @@ def load_traits(folder: str | Path | None = None) -> tuple[Trait, ...]:
     if not path.is_file():
         return load_traits()
     traits = tuple(read_records(path, Trait))
-    _unique([t.trait for t in traits], "trait", path)
+    _unique([same_name(t.trait) for t in traits], "trait", path)
     return traits
 
 
@@ -185,17 +185,19 @@ def load_catalog(folder: str | Path | None = None) -> Catalog:
         questions, defaults = root / "questions.jsonl", root / "defaults.jsonl"
         default_texts = _defaults(defaults if defaults.is_file() else packaged / "defaults.jsonl")
     elif (root / "roles" / "instructions").is_dir():
-        read = {p.stem: _study_role(p) for p in sorted((root / "roles" / "instructions").glob("*.json"))}
-        default = read.pop(DEFAULT, None)
-        roles = tuple(read.values())
+        files = {p.stem: p for p in sorted((root / "roles" / "instructions").glob("*.json"))}
+        default = files.pop(DEFAULT, None)
+        roles = tuple(_study_role(path) for path in files.values())
         questions = root / "extraction_questions.jsonl"
         default_texts = (
-            tuple(t or None for t in default.instructions) if default else _defaults(packaged / "defaults.jsonl")
+            tuple(i["pos"] or None for i in _study_texts(default).instruction)
+            if default
+            else _defaults(packaged / "defaults.jsonl")
         )
     else:
         raise CatalogError(f"{root}: found neither roles.jsonl nor roles/instructions/; is it a catalogue's folder?")
     question_records = tuple(read_records(questions, Question))
-    _unique([r.role for r in roles], "role", root)
+    _unique([same_name(r.role) for r in roles], "role", root)
     _unique([q.id for q in question_records], "question id", questions)
     if len(roles) < 2 or len(question_records) < 2:
         raise CatalogError(
@@ -208,12 +210,18 @@ def _defaults(path: Path) -> tuple[str | None, ...]:
     return tuple(d.instruction for d in read_records(path, _Default))
 
 
-def _study_role(path: Path) -> Role:
-    raw = _parse(_text(path), path, 0, _StudyRole)
-    if any("pos" not in i for i in raw.instruction):
+def _study_texts(path: Path) -> _StudyRole:
+    texts = _parse(_text(path), path, 0, _StudyRole)
+    if any("pos" not in i for i in texts.instruction):
         raise CatalogError(f'{path}: expected {{"pos": "…"}} in every instruction')
-    texts = tuple(i["pos"] for i in raw.instruction)
-    return Role(role=path.stem, instructions=texts, eval_prompt=raw.eval_prompt)
+    return texts
+
+
+def _study_role(path: Path) -> Role:
+    texts = _study_texts(path)
+    instructions = tuple(i["pos"] for i in texts.instruction)
+    with _in_one_line(path, 0):
+        return Role(role=path.stem, instructions=instructions, eval_prompt=texts.eval_prompt)
 
 
 def read_records(path: Path, kind: type[M]) -> Iterator[M]:
@@ -223,15 +231,25 @@ def read_records(path: Path, kind: type[M]) -> Iterator[M]:
 
 
 def _parse(text: str, path: Path, line: int, kind: type[M]) -> M:
-    try:
+    with _in_one_line(path, line):
         value = json_text.parse(text)
         if not isinstance(value, dict):
             raise CatalogError(f"{path}:{line or 1}: expected a JSON object, found {text.strip()[:40]!r}")
         return kind.model_validate(value)
+
+
+@contextmanager
+def _in_one_line(path: Path, line: int) -> Iterator[None]:
+    """What is wrong with a record becomes a `CatalogError` that names file, line and field."""
+    try:
+        yield
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the line"
-        raise CatalogError(f"{path}:{line or 1}: {where}: {first['msg'].lower()}") from None
+        # Pydantic's own sentences begin with a capital, as ours don't.
+        own = first["msg"].removeprefix("Value error, ")
+        problem = own if own != first["msg"] else own.lower()
+        raise CatalogError(f"{path}:{line or 1}: {where}: {problem}") from None
     except ValueError as e:
         raise CatalogError(f"{path}{f':{line}' if line else ''}: {e}") from None
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -36,25 +39,58 @@ def root(
 
         out.print(f"personaspace {installed('personaspace')}")
     elif context.invoked_subcommand is None:
-        out.print(context.get_help(), markup=False)
+        out.print(context.get_help())
+
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes of what Ctrl-C and SIGTERM ended, as a shell has them: 128 and the signal's number."""
 
 
 def main() -> None:
     """The entry point: no stack trace reaches a user."""
-    try:
-        code = app(standalone_mode=False)
-    except UsageError as e:
-        code = _fail(as_typed(str(e), sys.argv), 2)
-    except PersonaSpaceError as e:
-        code = _fail(str(e), 1)
-    except WrongUse as e:
-        code = _fail(f"{e.format_message()} (see personaspace --help)", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _fail("stopped; what was finished is kept, the same command goes on from there", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    with _stopped_by_sigterm() as terminated:
+        try:
+            code = app(standalone_mode=False)
+            if code == INTERRUPTED:  # how Typer tells of Ctrl-C
+                raise KeyboardInterrupt
+        except UsageError as e:
+            code = _fail(as_typed(str(e), sys.argv), 2)
+        except PersonaSpaceError as e:
+            code = _fail(str(e), 1)
+        except WrongUse as e:
+            code = _fail(f"{e.format_message()} (see personaspace --help)", 2)
+        except (KeyboardInterrupt, typer.Abort):
+            code = _fail(
+                "stopped; what was finished is kept, the same command goes on from there",
+                TERMINATED if terminated else INTERRUPTED,
+            )
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
     sys.exit(code or 0)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[list[int]]:
+    """While it lasts, SIGTERM (a scheduler's, a container's, `kill`) ends what runs as Ctrl-C does, and is noted in the list.
+    A server has its own way, and who ignores the signal already goes on doing so."""
+    signals: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        earlier = signal.getsignal(signal.SIGTERM)
+        if earlier is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield signals
+        return
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def as_typed(message: str, arguments: Sequence[str]) -> str:
@@ -70,5 +106,5 @@ def as_typed(message: str, arguments: Sequence[str]) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    err.print(f"personaspace: {message}", markup=False)
+    err.print(f"personaspace: {message}")
     return code

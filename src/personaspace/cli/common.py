@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from personaspace.cli.terminal import Terminal
 from personaspace.engines.registry import DEFAULT_ENGINE
 from personaspace.judges.registry import JUDGES, JUDGES_HELP
 from personaspace.model.dtypes import DTYPES_HELP
@@ -22,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 # Typer carries its own copy of click, or uses the installed one: the root of its errors is reached through it.
 WrongUse: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -79,7 +79,7 @@ def space_and_engine(
         name, device=device, dtype=dtype, adapters=adapters or (), **space.thinking_options
     )
     if warning := space.check_model(engine.info):
-        err.print(f"warning: {warning}", markup=False)
+        err.print(f"warning: {warning}")
     return space, engine
 
 

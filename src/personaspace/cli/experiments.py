@@ -182,9 +182,7 @@ def _run(
         out.print_json((out_folder / "results.json").read_text(encoding="utf-8"))
         return
     for figure in result.key:
-        out.print(
-            f"{figure.name + ':':<34} {figure.value}" + (f"   {figure.note}" if figure.note else ""), markup=False
-        )
+        out.print(f"{figure.name + ':':<34} {figure.value}" + (f"   {figure.note}" if figure.note else ""))
     out.print(
         f"\n{result.headline}\n\ndata:   {out_folder / 'results.parquet'}\nreport: {out_folder / 'report.html'}",
         markup=False,
@@ -198,7 +196,7 @@ def _costs(experiment: Experiment, options: Options, texts: Any, engine: Any, as
     try:
         costs["published"] = experiment.cost(experiment.published, texts)
     except (UsageError, CatalogError) as e:  # a user's own catalogue may lack what the published setting asks for
-        err.print(f"the published setting is not one for this catalogue: {e}", markup=False)
+        err.print(f"the published setting is not one for this catalogue: {e}")
     seconds = {k: c.seconds(engine, texts) for k, c in costs.items()}
     if as_json:
         out.print_json(json.dumps({k: {**vars(c), "seconds": seconds[k]} for k, c in costs.items()}))

@@ -32,7 +32,7 @@ def import_command(
     path = out_path / "space.safetensors" if out_path.is_dir() else out_path
     space.save(path)
     facts = {"space": str(path), "n_roles": len(space.roles), "layer": space.layer, "caps": list(space.caps)}
-    out.print(json.dumps(facts) if as_json else f"space: {path}", markup=False)
+    out.print(json.dumps(facts) if as_json else f"space: {path}")
 
 
 @app.command("export", epilog="Example: personaspace export runs/smollm2 --format gguf --out axis.gguf")
@@ -49,7 +49,7 @@ def export_command(
     from personaspace.space import PersonaSpace
 
     export_space(PersonaSpace.load(space), to, out_path, direction, scale)
-    out.print(json.dumps({"out": str(out_path)}) if as_json else f"{to}: {out_path}", markup=False)
+    out.print(json.dumps({"out": str(out_path)}) if as_json else f"{to}: {out_path}")
 
 
 @app.command(epilog="Example: personaspace push runs/smollm2 hf://owner/smollm2-space --private")
@@ -64,7 +64,7 @@ def push(
     from personaspace.space import PersonaSpace
 
     url = upload(PersonaSpace.load(space), target, private=private)
-    out.print(json.dumps({"url": url}) if as_json else f"pushed: {url}", markup=False)
+    out.print(json.dumps({"url": url}) if as_json else f"pushed: {url}")
 
 
 @app.command("compare", epilog="Example: personaspace compare runs/smollm2 hf://someone/qwen3 --out compare.html")
@@ -91,7 +91,7 @@ def compare_command(
         return
     for name, space in loaded:
         for reading in space.readings:
-            out.print(f"{name}, from {words.noun(reading)}: {words.brief(space.of(reading).worth())}", markup=False)
+            out.print(f"{name}, from {words.noun(reading)}: {words.brief(space.of(reading).worth())}")
     out.print()
     for p in pairs:
         moved, ranking = ", ".join(f"{role} {b - a:+.1f}" for role, a, b in p.moved[:6]), str(p.ranking)
@@ -103,9 +103,8 @@ def compare_command(
             f"{p.first} and {p.second}, {p.shared} roles: PC1 loadings {p.pc1}, on the axis {p.axis}{clean}, "
             f"ranking {ranking}\n"
             f"  moved most: {moved}",
-            markup=False,
         )
-    out.print(f"\n{headline(pairs)}\n\npage: {page}", markup=False)
+    out.print(f"\n{headline(pairs)}\n\npage: {page}")
 
 
 def named(spaces: list[tuple[str, PersonaSpace]]) -> list[tuple[str, PersonaSpace]]:

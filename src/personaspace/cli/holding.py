@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from personaspace.cli.common import (
@@ -30,6 +29,7 @@ from personaspace.cli.common import (
     out,
     space_and_engine,
 )
+from personaspace.cli.terminal import Terminal
 from personaspace.engines.thoughts import PARTS
 from personaspace.errors import UsageError
 from personaspace.formats.registry import TRANSCRIPTS_HELP
@@ -160,7 +160,7 @@ def project(
     parsed_transcripts = [transcript for file in files for transcript in file.conversations]
     notes = [note for file in files for note in file.notes]
     for note in notes:
-        err.print(note, markup=False)
+        err.print(note)
     loaded, engine = space_and_engine(space, model, device, dtype, adapter)
     trajectories, rule = api.project(
         loaded,
@@ -172,7 +172,7 @@ def project(
     )
     for t in trajectories:
         if t.problem:
-            err.print(f"warning: {t.name}: {t.problem}", markup=False)
+            err.print(f"warning: {t.name}: {t.problem}")
     conversations = [(t.name, list(t.turns)) for t in trajectories]
     page = write_trajectories(plot, loaded, conversations, rule) if plot else None
     if as_json:
@@ -266,7 +266,7 @@ def _table(head: list[str], rows: list[list[str]]) -> Table:
 
 def _print_uncut(table: Table) -> None:
     """Prints a table without cutting its cells short, also where a pipe or a narrow terminal is taken for 80 columns."""
-    Console(file=out.file, width=max(out.width, WIDE)).print(table)
+    Terminal(file=out.file, width=max(out.width, WIDE), soft_wrap=False).print(table)
 
 
 def _alerts(rules: Sequence[AlertRule]) -> Table:

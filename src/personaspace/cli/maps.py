@@ -222,7 +222,6 @@ def _for_vllm(
         err.print(
             f"vLLM takes {BESIDE_A_JUDGE:.0%} of the GPU's memory: the judge is loaded beside it (--vllm "
             "--gpu-memory-utilization=… says otherwise)",
-            markup=False,
         )
     return placement
 
@@ -247,7 +246,7 @@ def _plan_on(model: str, on: str, catalog: Catalog, options: MapOptions, as_json
         out.print_json(json.dumps({**by_reading[list(workloads)[-1]], "readings": by_reading}))
     else:
         for reading, workload in workloads.items():
-            out.print("\n".join(plan.lines(model, hardware, workload, shape, reading)), markup=False)
+            out.print("\n".join(plan.lines(model, hardware, workload, shape, reading)))
 
 
 @app.command(epilog="Example: personaspace show runs/smollm2")
@@ -352,7 +351,7 @@ def _print_result(s: dict[str, Any], n: int = 10) -> None:
     from personaspace.report import words
 
     for line in words.lines(s, out.width):
-        out.print(line, markup=False)
+        out.print(line)
     out.print()
     _print_roles(s, n)
     if caps := s["caps"]:
@@ -383,7 +382,7 @@ def _print_roles(s: dict[str, Any], n: int) -> None:
             cells = [a["name"], f"{a['projection'] - centre:+.2f}", b["name"], f"{b['projection'] - centre:+.2f}"]
             table.add_row(*cells)
     for line in words.wrapped(words.order(s), out.width):
-        out.print(line, markup=False)
+        out.print(line)
     out.print()
     out.print(table)
     if s["order_known"] is False and len(roles) > 2 * n:

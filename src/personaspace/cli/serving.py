@@ -94,7 +94,6 @@ def serve(
     address = f"http://{shown}:{listening.getsockname()[1]}/"
     err.print(
         f"{loaded_engine.info.id} at {address} (API under /v1), {application.state.context:,} tokens of context",
-        markup=False,
     )
     try:
         run(application, listening, grace)

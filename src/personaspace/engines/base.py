@@ -182,5 +182,6 @@ def not_finite(where: str, prompt: Prompt) -> ActivationError:
     """The error that names where a prompt's numbers became NaN or Inf."""
     return ActivationError(
         f"NaN or Inf in {where} of the response of {prompt.role or 'the model'} to question {prompt.question} "
-        f"(instruction {prompt.instruction}); try dtype=fp32, or weaker steering"
+        f"(instruction {prompt.instruction}); try dtype=fp32 (a map: into a new "
+        "folder, since its numbers are others), or weaker steering"
     )

@@ -16,6 +16,7 @@ from personaspace.report import words
 from personaspace.space import PersonaSpace
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|#!~&])")
 
 
 def push(
@@ -58,8 +59,11 @@ def push(
 def model_card(space: PersonaSpace, repo: str) -> str:
     """The README.md of a space on the Hub: what it is, its figures, and how to load it."""
     s = space.summary()
+    # What stands in a card is read as Markdown, and a name is none.
+    s = {**s, "roles": [{**role, "name": as_markdown(role["name"])} for role in s["roles"]]}
     names, on_hub = [role["name"] for role in s["roles"]], _NAME.fullmatch(s["model"])
-    model = s["model"] if on_hub else Path(s["model"]).name  # a folder of the user's is not told to the world
+    # A folder of the user's is not told to the world.
+    model = s["model"] if on_hub else re.sub(r"[`\s]+", " ", Path(s["model"]).name)
     base = f"base_model: {model}\n" if on_hub else ""
     n = min(10, len(names) // 2)
     ends = (
@@ -80,7 +84,7 @@ library_name: personaspace
 - activation-steering
 ---
 
-# The persona space of {model}
+# The persona space of {as_markdown(model)}
 
 Role vectors, the Assistant Axis and their principal components, read from the residual stream of `{model}`.
 
@@ -120,6 +124,15 @@ from personaspace import PersonaSpace
 space = PersonaSpace.load("hf://{repo}")
 ```
 """
+
+
+def as_markdown(text: str) -> str:
+    """A text on one line as Markdown shows it unchanged.
+
+    >>> print(as_markdown("a <b>ghost</b>"))
+    a \\<b\\>ghost\\</b\\>
+    """
+    return _MARKDOWN.sub(r"\\\1", " ".join("".join(c if c.isprintable() else " " for c in text).split()))
 
 
 def _reliabilities(s: Mapping[str, Any]) -> str:

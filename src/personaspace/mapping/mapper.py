@@ -18,6 +18,7 @@ from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Design, Sampling, assign
 from personaspace.errors import SpaceError, UsageError
+from personaspace.files import check_address
 from personaspace.holding import calibrate
 from personaspace.judges import Judge
 from personaspace.mapping import agreement, estimate
@@ -78,6 +79,14 @@ class MapOptions(BaseModel):
             except ValueError:
                 raise ValueError("expected axis:0.95,order:0.9,map:0.8, some of them, or a number") from None
         return named
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _check_shards(cls, value: Any) -> Any:
+        # Not a ValueError, whose message would show what was given.
+        if isinstance(value, str):
+            check_address(value)
+        return value
 
     @field_validator("until")
     @classmethod
@@ -235,8 +244,9 @@ class Mapper:
         }
         metadata = {"model": model, "version": version("personaspace"), "engine": timed_on}
         manifest = self.run.begin(config, metadata)
-        if self.options.shards:
-            self.run.lies(manifest, self.options.shards)
+        self.run.lies(manifest, self.options.shards)
+        for note in self.run.notes:
+            self.watcher.note(note)
         return manifest
 
     # -- the space ---------------------------------------------------------------------------------------------------
@@ -259,6 +269,8 @@ class Mapper:
             "judge": metas[REPLY]["judge"] if REPLY in metas else None,
             "version": version("personaspace"),
             **({"blocks": self.options.blocks} if self.options.blocks else {}),
+            # Of shards that were broken once, nobody knows what was made from them meanwhile.
+            **({"done_again": manifest["done_again"]} if "done_again" in manifest else {}),
         }
         # What an earlier call made from the same replies stays, with what calibration has added to it; another version's, or
         # a broken one, is made again.

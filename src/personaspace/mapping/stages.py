@@ -18,6 +18,7 @@ from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines import Engine
 from personaspace.engines.prefix import unshared_length
 from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_round, shards
+from personaspace.errors import RunMismatch
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
 from personaspace.mapping.ask import ShardTask, answer, check_summed, judged
@@ -77,6 +78,7 @@ class Stage:
         self.kept_layers, self.block_of, self.min_responses = kept_layers, block_of, min_responses
         self.counted_rounds: Rounds = []
         self.pace: Pace | None = None  # measured once
+        self.checked: set[int] = set()  # shards that this process has seen to be well, or has asked itself
         self.along: Tensor | None = None  # directions `[layers, hidden]` that replies' tokens are projected on
 
     @property
@@ -89,6 +91,10 @@ class Stage:
             return None
         folder = self.run.folder / ("onset-sums" if self.reading == PROMPT else "sums")
         return Sums(self.shards, folder, 1 + len(self.catalog.roles), self.block_of, self.kept_layers)
+
+    @property
+    def units(self) -> str:
+        return "prompts" if self.reading == PROMPT else "responses"
 
     def key(self, name: str) -> str:
         """Under which name `run.json` keeps this reading's rounds, history or seconds."""
@@ -118,6 +124,10 @@ class Stage:
         first = 0 if aim and not self.sums else len(rounds) - 1
         history: list[dict[str, float]] = manifest.get(self.key("history"), [])[:first]
         if sums := self.sums:
+            if fault := sums.fault():
+                self.watcher.note(f"{fault}; the sums are made again, and asked is what they alone were of")
+                self._count_again(manifest)
+                sums.discard()
             # A call that was killed may have left activations that are in the sums, or half of a generation.
             sums.settle()
             if judge and self.reading != PROMPT and sums.state().shards:
@@ -125,7 +135,7 @@ class Stage:
         spent = 0.0
         for k in itertools.count(first):
             groups = self._prompts(rounds[: k + 1])
-            spent += self._ask(groups, judge)
+            spent += self._ask(groups, judge, manifest)
             # What counts so far: of sums what they hold, else the replies of these rounds that the judge keeps.
             names = [r.role for r in self.catalog.roles]
             asked_of = dict.fromkeys((DEFAULT, *names), 0)
@@ -168,10 +178,40 @@ class Stage:
         size = ONSET_SHARD if self.reading == PROMPT else SHARD
         return [s for k, g in enumerate(groups) for s in shards(g, size, self.seed + k)]
 
-    def _ask(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None) -> float:
+    def _sound(self, work: Sequence[Sequence[Prompt]], manifest: dict[str, Any]) -> set[int]:
+        """The shards that are there and are what was written; one that is not is named, and let go of. Raises `RunMismatch`
+        where one answers other prompts than these."""
+        done = set(self.shards.done())
+        summed = set(self.sums.state().shards) if self.sums else set()
+        for shard in sorted(done.intersection(range(len(work))) - self.checked):
+            # What is in the sums needs no activations, but for the layers that stay.
+            needed = shard not in summed or bool(self.kept_layers)
+            if fault := self.shards.fault(shard, needed):
+                self.watcher.note(f"{fault}; its {len(work[shard])} {self.units} are asked again")
+                self._count_again(manifest)
+                if self.reading != PROMPT:
+                    self.run.drop_scores({(p.role, p.index) for p in work[shard]})
+                self.shards.discard(shard)
+                done.remove(shard)
+                continue
+            columns = self.shards.read(shard, ["role", "index", "question"]).to_pydict().values()
+            if set(zip(*columns, strict=True)) != {(p.role, p.index, p.question) for p in work[shard]}:
+                raise RunMismatch(
+                    f"{self.shards.place.root}: shard {shard} answers other prompts than this run asks; give another folder or "
+                    "another place for shards"
+                )
+            self.checked.add(shard)
+        return done
+
+    def _count_again(self, manifest: dict[str, Any]) -> None:
+        """Notes in the run that something of it was broken: what was made from it is made again."""
+        manifest["done_again"] = manifest.get("done_again", 0) + 1
+        self.run.update(manifest)
+
+    def _ask(self, groups: Sequence[Sequence[Prompt]], judge: Judge | None, manifest: dict[str, Any]) -> float:
         """Asks what is not there yet, and sums what is too big to keep; returns the seconds that asking took."""
         work = self.cut(groups)
-        done = set(self.shards.done())
+        done = self._sound(work, manifest)
         total, done_count = sum(map(len, work)), sum(len(s) for k, s in enumerate(work) if k in done)
         missing = [k for k in range(len(work)) if k not in done]
         spent = 0.0
@@ -197,6 +237,9 @@ class Stage:
                 self._fold(judge, least=FOLD)
                 began = time.monotonic()
             self.shards.clean_shards()
+            self.checked.update(missing)
+            if (sums := self.sums) and not set(missing).isdisjoint(sums.state().shards):
+                sums.settle()  # asked again are layers that stay beside the sums, which hold the shard already
         self._fold(judge)
         return spent
 
@@ -225,7 +268,7 @@ class Stage:
         model, new_tokens = self.engine.info, longest * len(missing)
         requested = sum(map(len, work))
         return Plan(
-            what="prompts" if self.reading == PROMPT else "responses",
+            what=self.units,
             responses=requested,
             done=requested - len(missing),
             prompt_tokens=int(length * len(missing)),
@@ -257,6 +300,8 @@ class Stage:
     def _responses(self, numbers: Sequence[int], judge: Judge | None) -> Responses:
         scores = None
         if judge and self.reading != PROMPT:
+            if fault := self.run.drop_broken_scores(judge.name):
+                self.watcher.note(f"{fault}; the replies are scored again")
             scores = judged(self.run, self.catalog, judge, numbers)
         return Responses.read(self.shards, numbers, [r.role for r in self.catalog.roles], scores, self.seed)
 
@@ -270,12 +315,11 @@ class Stage:
         values = estimate.reliabilities(included, aim.layer, self.seed, list(aim.until))
         order_and_map = {name: value for name, value in values.items() if name != "axis"}
         history.append({"responses": spent, "reliability": values["axis"], **order_and_map})
-        units = "prompts" if self.reading == PROMPT else "responses"
         figures = "; ".join(
             f"{POSSESSIVE[name]} reliability at layer {aim.layer} is {values[name]:.3f} (wanted {target})"
             for name, target in aim.until.items()
         )
-        self.watcher.note(f"{spent} {units}: {figures}")
+        self.watcher.note(f"{spent} {self.units}: {figures}")
         budget_left = (aim.budget or GROWTH * first_round_size) - spent
         if all(values[name] >= target for name, target in aim.until.items()) or budget_left <= 0:
             return None

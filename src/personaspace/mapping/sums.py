@@ -21,10 +21,10 @@ from torch import Tensor
 
 from personaspace.catalog import DEFAULT
 from personaspace.engines.prompts import row_seed
-from personaspace.errors import DesignError
-from personaspace.files import load_tensors, write_whole
+from personaspace.errors import DesignError, RunError
+from personaspace.files import Place, load_tensors, write_whole
 from personaspace.judges import KEPT
-from personaspace.runs import KeptScore, Shards
+from personaspace.runs import KeptScore, Shards, digests
 from personaspace.stats import vectors
 from personaspace.stats.vectors import Cells, Floats, Ints
 
@@ -35,6 +35,8 @@ SAMPLE = 2048
 """Whole activations kept of the default, and as many of all roles together."""
 
 BLOCKS = 20
+
+COUNTS, COUNTS_DIGEST = "counts.safetensors", "counts.sha256"
 
 
 @dataclass(frozen=True)
@@ -182,10 +184,11 @@ class Sums:
 
     def __init__(self, run: Shards, folder: Path, roles: int, block_of: Ints, kept_layers: range = range(0)) -> None:
         self.run, self.folder, self.roles, self.block_of, self.kept_layers = run, folder, roles, block_of, kept_layers
+        self.place = Place(folder)
 
     def state(self) -> SumsState:
         """What was added so far."""
-        path = self.folder / "counts.safetensors"
+        path = self.folder / COUNTS
         if not path.is_file():
             n = np.zeros((ALL + 1, self.roles, len(self.block_of)), dtype=np.int64)
             return SumsState(
@@ -194,6 +197,35 @@ class Sums:
         tensors, metadata = load_tensors(path)
         values = {name: t.numpy() for name, t in tensors.items()}
         return SumsState(int(metadata["generation"]), tuple(json.loads(metadata["shards"])), **values)
+
+    def fault(self) -> str | None:
+        """What is wrong with them, in words: a file is missing, or is not what was written; None where nothing is, and of sums
+        of an earlier version, which have no digests, where they can be read."""
+        if fault := digests.fault_of(self.place, COUNTS_DIGEST, COUNTS):
+            return fault
+        try:
+            state = self.state()
+            if not state.generation:
+                return None
+            by_layer = json.loads(load_tensors(self.folder / COUNTS)[1].get("digests", "[]"))
+            for layer in range(state.norms.shape[-1]):
+                path = self._file(state.generation, layer)
+                if not by_layer:
+                    load_tensors(path)
+                elif (digest := digests.digest_at(self.place, path.name)) is None:
+                    return f"{path} is missing"
+                elif digest != by_layer[layer]:
+                    return f"{path} is not what was written"
+        except (RunError, ValueError, KeyError, TypeError, IndexError) as e:
+            return str(e).splitlines()[0]
+        return None
+
+    def discard(self) -> None:
+        """Takes them away: nothing is summed yet."""
+        for name in (COUNTS, COUNTS_DIGEST):
+            (self.folder / name).unlink(missing_ok=True)
+        for path in self.folder.glob("[0-9]*.safetensors"):
+            path.unlink()
 
     def bytes(self) -> int:
         """What they take."""
@@ -218,16 +250,22 @@ class Sums:
         rows = np.concatenate([np.arange(len(old.sample)), candidates.row])[drawn]
         new = SumsState(old.generation + 1, (*old.shards, *shards), n, tokens, norms, table[drawn])
         # 3) Layer by layer into files of a new generation, so that the old one stays whole until the new one is.
-        self.folder.mkdir(exist_ok=True)
+        layer_digests: list[str] = []
         with self.run.at_hand(shards):
             for layer in range(norms.shape[-1]):
                 tensors = self._added(layer, old, new, responses)
                 tensors["sample"] = self._gathered(layer, old, sources, rows)
-                write_whole(self._file(new.generation, layer), save(tensors))
+                data = save(tensors)
+                layer_digests.append(digests.digest_of(data))
+                write_whole(self._file(new.generation, layer), data)
         # 4) The counts name the generation and its shards: with this write the new one stands, and activations may go.
         values = {k: torch.from_numpy(v) for k, v in vars(new).items() if isinstance(v, np.ndarray)}
-        metadata = {"generation": str(new.generation), "shards": json.dumps(new.shards)}
-        write_whole(self.folder / "counts.safetensors", save(values, metadata))
+        metadata = {
+            "generation": str(new.generation),
+            "shards": json.dumps(new.shards),
+            "digests": json.dumps(layer_digests),
+        }
+        digests.write_recorded(self.place, COUNTS_DIGEST, COUNTS, save(values, metadata))
         self.settle()
 
     def settle(self) -> None:

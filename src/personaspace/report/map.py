@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from plotly.offline import get_plotlyjs
 from personaspace.catalog import DEFAULT
 from personaspace.files import write_whole
 from personaspace.report import words
+from personaspace.report.page import embedded
 from personaspace.space import PersonaSpace, certainty
 
 _FOLDER = Path(__file__).parent
@@ -36,8 +36,6 @@ def render(space: PersonaSpace) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True)
     environment.filters["number"] = words.number
     summary = space.summary()
-    # "</" inside a script would end it.
-    data = json.dumps(page_data(space, summary)).replace("</", "<\\/")
     return environment.get_template("map.html").render(
         s=summary,
         meta=space.meta,
@@ -45,7 +43,7 @@ def render(space: PersonaSpace) -> str:
         three=list(zip(*(words.reliabilities(worth) for worth in summary["readings"].values()), strict=True)),
         rows=words.beside(summary),
         ends=ends(summary),
-        data=data,
+        data=embedded(page_data(space, summary)),
         plotly=get_plotlyjs(),
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=(_FOLDER / "page.js").read_text(encoding="utf-8"),

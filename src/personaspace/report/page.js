@@ -7,6 +7,8 @@ const byName = new Map([...roles, data.default].map(r => [r.name, r]));
 const $ = id => document.getElementById(id);
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const label = name => name.replaceAll("_", " ");
+// Plotly takes some markup in texts, and a name is none.
+const plotted = text => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 const relative = x => x - data.meanProjection;
 const scale = [[0, "#b3472a"], [0.25, "#d9a27f"], [0.5, "#c9c6bd"], [0.75, "#7fa6cf"], [1, "#1f5fa8"]];
 const config = { responsive: true, displaylogo: false, displayModeBar: false };
@@ -25,13 +27,12 @@ function layout(extra = {}) {
 }
 
 function wrapped(text, width = 46) {
-  const escaped = text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
-  return escaped.replace(new RegExp(`(.{1,${width}})(\\s+|$)`, "g"), "$1<br>");
+  return plotted(text).replace(new RegExp(`(.{1,${width}})(\\s+|$)`, "g"), "$1<br>");
 }
 
 function hover(r) {
   const replies = (r.samples || []).slice(0, 2).map(([, a]) => `<i>${wrapped(a.slice(0, 140))}</i>`).join("<br>");
-  return `<b>${label(r.name)}</b><br>${replies}`;
+  return `<b>${plotted(label(r.name))}</b><br>${replies}`;
 }
 
 function drawMap() {
@@ -39,7 +40,7 @@ function drawMap() {
   const most = Math.max(...values.map(Math.abs)) || 1;
   const near = new Set(ranked ? [...roles.slice(0, 5), ...roles.slice(-5)].map(r => r.name) : []);
   const coloured = ranked ? { color: values, colorscale: scale, cmin: -most, cmax: most } : { color: css("--soft") };
-  const text = roles.map(r => near.has(r.name) ? label(r.name) : "");
+  const text = roles.map(r => near.has(r.name) ? plotted(label(r.name)) : "");
   const at = (list, k) => list.map(r => r.place[k]);
   const axis = title => ({ title: { text: title }, showbackground: false, gridcolor: css("--line"), zerolinecolor: css("--line"), showticklabels: false });
   Plotly.newPlot("map", [
@@ -55,7 +56,7 @@ function drawMap() {
 }
 
 function drawEnd(id, list) {
-  const names = list.map(r => label(r.name)).reverse(), xs = list.map(r => relative(r.projection)).reverse();
+  const names = list.map(r => plotted(label(r.name))).reverse(), xs = list.map(r => relative(r.projection)).reverse();
   const ends = list.map(r => r.interval || [r.projection, r.projection]).reverse();
   const color = id === "top" ? css("--near") : css("--far");
   const line = relative(data.default.projection);
@@ -74,7 +75,7 @@ function drawPlaces() {
   const half = roles.map(r => r.interval ? (r.interval[1] - r.interval[0]) / 2 : NaN).filter(x => x === x).sort((a, b) => a - b);
   const line = relative(data.default.projection), interval = half[Math.floor(half.length / 2)];
   const traces = [{ type: "scatter", mode: "markers", x: roles.map(r => relative(r.projection)), y: roles.map((_, i) => 1 + (i * 4) % rows),
-    marker: { color: css("--soft"), size: 8, opacity: 0.55 }, customdata: roles.map(r => r.name), text: roles.map(r => label(r.name)), hovertemplate: "%{text}: %{x:.2f}<extra></extra>" }];
+    marker: { color: css("--soft"), size: 8, opacity: 0.55 }, customdata: roles.map(r => r.name), text: roles.map(r => plotted(label(r.name))), hovertemplate: "%{text}: %{x:.2f}<extra></extra>" }];
   if (interval) traces.push({ type: "scatter", mode: "markers+text", x: [0], y: [-1.2], text: ["one role’s interval"], textposition: "bottom center", textfont: { color: css("--soft") },
     marker: { color: css("--ink"), size: 8 }, error_x: { type: "data", array: [interval], color: css("--ink"), thickness: 1.5, width: 4 }, hoverinfo: "skip" });
   Plotly.newPlot("places", traces, layout({ showlegend: false, margin: { l: 8, r: 12, t: 30, b: 40 }, xaxis: { title: { text: "projection, less the mean role's" } }, yaxis: { visible: false, range: [-3.4, rows + 1.5] },
@@ -190,12 +191,13 @@ function drawSimilar(r, card, title, note) {
 }
 
 function search() {
-  const wanted = $("search").value.trim().toLowerCase().replaceAll(" ", "_");
-  const found = wanted ? roles.filter(r => r.name.includes(wanted)) : [];
+  const key = text => text.toLowerCase().replaceAll(" ", "_");
+  const wanted = key($("search").value.trim());
+  const found = wanted ? roles.filter(r => key(r.name).includes(wanted)) : [];
   $("matches").replaceChildren();
   found.slice(0, 12).forEach(r => button(r.name, element("li", "", $("matches"))));
   if (wanted && !found.length) element("li", "no such role", $("matches"));
-  const exact = found.find(r => r.name === wanted) || (found.length === 1 && found[0]);
+  const exact = found.find(r => key(r.name) === wanted) || (found.length === 1 && found[0]);
   if (exact) show(exact.name);
 }
 

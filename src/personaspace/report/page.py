@@ -4,6 +4,7 @@ off; it knows nothing of what they show."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from personaspace.files import write_whole
+from personaspace.files import plain, write_whole
 from personaspace.stats.intervals import Estimate
 
 _FOLDER = Path(__file__).parent
@@ -90,6 +91,29 @@ class Page:
         return write_figures(path, self.title, self.lead, self.blocks, said=said, key=self.key)
 
 
+_MARKUP = re.compile(r"<(?!/?(?:b|i|br|sup|sub|extra)>)")
+"""What begins a tag in a figure's text, but for those that the figures are written with."""
+
+
+def embedded(value: Any) -> str:
+    """A value as JSON that may stand in a page's script, whatever texts are in it: a `<` would be able to end the script
+    (`</script>`) or to begin what hides its end (`<!--<script>`). NaN is null.
+
+    >>> embedded({"name": "</script>"})
+    '{"name": "\\\\u003c/script>"}'
+    """
+    return json.dumps(plain(value)).replace("<", "\\u003c")
+
+
+def _as_text(figure: Any) -> Any:
+    """A figure whose texts hold no links or other markup: plotly takes some, also from a name."""
+    if isinstance(figure, Mapping):
+        return {key: _as_text(value) for key, value in figure.items()}
+    if isinstance(figure, (list, tuple)):
+        return [_as_text(value) for value in figure]
+    return _MARKUP.sub("&lt;", figure) if isinstance(figure, str) else figure
+
+
 def write_figures(
     path: str | Path, title: str, lead: str, blocks: Sequence[Block], *, said: str = "", key: Sequence[Figure] = ()
 ) -> Path:
@@ -107,8 +131,7 @@ def write_figures(
         said=said,
         key=key,
         blocks=blocks,
-        # "</" inside a script would end it.
-        figures=json.dumps(figures).replace("</", "<\\/"),
+        figures=embedded({name: _as_text(figure) for name, figure in figures.items()}),
         plotly=get_plotlyjs(),
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         made=f"Made by personaspace {version('personaspace')}.",

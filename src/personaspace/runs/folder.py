@@ -5,25 +5,40 @@ Whatever it holds goes on from where it stands; only the configuration must stay
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personaspace import json_text
-from personaspace.errors import RunError, RunLocked, RunMismatch
-from personaspace.files import Place, read_rows, write_table, write_whole
+from personaspace.errors import RunError, RunMismatch
+from personaspace.files import LEFT_OVER, Place, read_rows, reason_of, table_bytes, write_whole
+from personaspace.runs import digests
+from personaspace.runs.places import claim, folder_locked, leased
 from personaspace.runs.shards import Shards
 
 FORMAT = 1
 ONSETS = "onsets"
+
+
+class _Manifest(BaseModel):
+    """What every `run.json` has; of a map also where its shards lie and what was asked, by round."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    config: dict[str, Any]
+    config_hash: str
+    version: str = ""
+    shards: str | None = None
+    rounds: list[dict[str, int]] = []
+    onset_rounds: list[dict[str, int]] = []
+    history: list[dict[str, Any]] = []
+    onset_history: list[dict[str, Any]] = []
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -62,6 +77,7 @@ class Folder:
         self.folder = Path(folder)
         self.responses, self.scores = self.folder / "responses", self.folder / "scores"
         self.inside = [self.responses, self.scores]
+        self.notes: list[str] = []  # what a user should be told of it
 
     @property
     def exists(self) -> bool:
@@ -77,27 +93,19 @@ class Folder:
         try:
             for folder in self.inside:
                 folder.mkdir(parents=True, exist_ok=True)
-            handle = open(self.folder / ".lock", "a+")  # noqa: SIM115 - held as long as the run works
         except OSError as e:
-            raise RunError(f"{self.folder}: cannot be used as a run's folder: {e.strerror}") from None
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                handle.seek(0)
-                raise RunLocked(f"{self.folder} is in use by {handle.read().strip() or 'another process'}") from None
-            # Who is refused is told this; the lock itself is the kernel's, and ends with the process, however it ends.
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {os.uname().nodename}")
-            handle.flush()
-            self._clean()
+            raise RunError(f"{self.folder}: cannot be used as a run's folder: {reason_of(e)}") from None
+        with ExitStack() as locks:
+            locks.enter_context(folder_locked(self.folder))
+            self._clean(locks)
             yield
 
-    def _clean(self) -> None:
+    def _clean(self, locks: ExitStack) -> None:
         """Takes away what a killed process left half done."""
         for folder in (self.folder, *self.inside):
             for path in folder.glob(".*.tmp"):
-                path.unlink()
+                if LEFT_OVER.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     # -- configuration -----------------------------------------------------------------------------------------------
 
@@ -114,8 +122,16 @@ class Folder:
             raise RunError(f"{path}: found a {type(manifest).__name__}, expected an object; is it a run's folder?")
         if manifest.get("format") != FORMAT:
             raise RunError(
-                f"{path}: found format {manifest.get('format')}, expected {FORMAT}; written by another version?"
+                f"{path}: found format {str(manifest.get('format'))[:40]}, expected {FORMAT}; written by another version?"
             )
+        try:
+            _Manifest.model_validate(manifest)
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RunError(
+                f"{path}: {where}: {first['msg'].lower()}, found {str(first['input'])[:40]!r}; is it a run's folder?"
+            ) from None
         return manifest
 
     def begin(self, config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +149,13 @@ class Folder:
                     f"{self.folder} holds a run of another configuration ({'; '.join(changed)}); "
                     "give the same options, or another folder"
                 )
+            version = about.get("version")
+            if version and version not in (manifest.get("version"), *manifest.get("versions", ())):
+                # Once: from then on the run is of both.
+                begun_by = manifest.get("version") or "of another version"
+                self.notes.append(f"{self.folder}: begun by personaspace {begun_by}, gone on with by {version}")
+                manifest["versions"] = [*manifest.get("versions", ()), version]
+                self.update(manifest)
             return manifest
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
         manifest = {"format": FORMAT, "config": config, "config_hash": digest, **about, "rounds": []}
@@ -146,10 +169,12 @@ class Folder:
     # -- scores ------------------------------------------------------------------------------------------------------
 
     def scores_of(self, judge: str) -> dict[tuple[str, int], KeptScore]:
-        """(role, index) → the score a judge gave."""
+        """(role, index) → the score a judge gave. Raises `RunError` where that is not what was written."""
         path = self.scores / f"{judge}.parquet"
         if not path.is_file():
             return {}
+        if fault := self._scores_fault(judge):
+            raise RunError(f"{fault}; delete it, and the responses are scored again")
         rows = read_rows(path, "the responses are scored again")
         return {
             (r["role"], r["index"]): KeptScore(r["score"], r["expected"], r.get("reason") or "", r.get("rubric"))
@@ -161,7 +186,31 @@ class Folder:
         rows = [{"role": k[0], "index": k[1], **KeptScore(*v)._asdict()} for k, v in sorted(scores.items())]
         fields = [("role", pa.string()), ("index", pa.int32()), ("score", pa.int32()), ("expected", pa.float32())]
         fields += [("reason", pa.string()), ("rubric", pa.string())]
-        write_table(self.scores / f"{judge}.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
+        data = table_bytes(pa.Table.from_pylist(rows, schema=pa.schema(fields)))
+        digests.write_recorded(Place(self.scores), f"{judge}.sha256", f"{judge}.parquet", data)
+
+    def drop_broken_scores(self, judge: str) -> str | None:
+        """Lets go of a judge's scores where they are not what was written, and says so; None where they are well."""
+        fault = self._scores_fault(judge)
+        if fault is None:
+            try:
+                self.scores_of(judge)
+            except RunError as e:
+                fault = str(e).partition("; ")[0]
+        if fault:
+            for name in (f"{judge}.parquet", f"{judge}.sha256"):
+                (self.scores / name).unlink(missing_ok=True)
+        return fault
+
+    def drop_scores(self, keys: Collection[tuple[str, int]]) -> None:
+        """Lets go of what all judges said of some responses, by (role, index)."""
+        for path in self.scores.glob("*.parquet"):
+            scores = {} if self.drop_broken_scores(path.stem) else self.scores_of(path.stem)
+            if not scores.keys().isdisjoint(keys):
+                self.keep_scores(path.stem, {key: score for key, score in scores.items() if key not in keys})
+
+    def _scores_fault(self, judge: str) -> str | None:
+        return digests.fault_of(Place(self.scores), f"{judge}.sha256", f"{judge}.parquet")
 
 
 class Run(Folder, Shards):
@@ -171,6 +220,8 @@ class Run(Folder, Shards):
         Folder.__init__(self, folder)
         elsewhere = self.manifest().get("shards") if self.exists else None
         Shards.__init__(self, Place(elsewhere or self.folder), self.folder / ".at-hand")
+        self._locks: ExitStack | None = None  # while the folder is locked
+        self._leased = ""
 
     @property
     def onsets(self) -> Shards:
@@ -182,22 +233,43 @@ class Run(Folder, Shards):
     def space_file(self) -> Path:
         return self.folder / "space.safetensors"
 
-    def lies(self, manifest: dict[str, Any], address: str) -> None:
-        """Says where the shards lie: at an address, under the configuration's hash. Raises `RunMismatch` where the run's lie
-        somewhere else already."""
-        # Under the hash, several runs may share an address.
-        place = f"{address.rstrip('/')}/{manifest['config_hash']}"
-        present_place = manifest.get("shards", self.folder if self.done() else place)
-        if present_place != place:
-            raise RunMismatch(
-                f"{self.folder}: its shards lie in {present_place}, not in {place}; give the same place for shards"
-            )
-        manifest["shards"] = place
-        self.update(manifest)
-        self.place = Place(place)
+    def lies(self, manifest: dict[str, Any], address: str | None) -> None:
+        """Says where the shards lie: at an address, under the configuration's hash, or with None where they do. Raises
+        `RunMismatch` where the run's lie somewhere else already, or another's there; `RunLocked` where somebody works there."""
+        if address:
+            # Under the hash, several runs may share an address.
+            place = f"{address.rstrip('/')}/{manifest['config_hash']}"
+            present_place = manifest.get("shards", self.folder if self.done() else place)
+            if present_place != place:
+                raise RunMismatch(
+                    f"{self.folder}: its shards lie in {present_place}, not in {place}; give the same place for shards"
+                )
+            self.place = Place(place)
+            self._take_place(manifest)
+            manifest["shards"] = place
+            self.update(manifest)
+        else:
+            self._take_place(manifest)
 
-    def _clean(self) -> None:
-        super()._clean()
+    def _take_place(self, manifest: Mapping[str, Any]) -> None:
+        """Keeps others out of the place of shards, and sees that it is this run's. The folder's own lock is one of the place in
+        it."""
+        if self.place.local is not None or self._locks is None:
+            return
+        if self._leased != self.place.root:
+            self._locks.enter_context(leased(self.place))
+            self._leased = self.place.root
+            self._locks.callback(self._let_go)
+        claim(self.place, manifest)
+
+    def _let_go(self) -> None:
+        self._leased = ""
+
+    def _clean(self, locks: ExitStack) -> None:
+        super()._clean(locks)
+        self._locks = locks
         shutil.rmtree(self.folder / ".at-hand", ignore_errors=True)
+        if self.exists:
+            self._take_place(self.manifest())
         self.clean_shards()
         self.onsets.clean_shards()

@@ -1,11 +1,13 @@
 """Shards of replies and activations: when one is safe, and how it is read again; it knows nothing of configurations.
 
 A shard is a parquet file of responses and a safetensors file of activations. Each is written under another name, flushed
-and renamed, the parquet last: where it stands, the shard is whole. Shards may lie elsewhere (`Place`), under the same rules.
+and renamed, the parquet last: where it stands, the shard is whole. Its digests are written before that (`digests`), and a
+file that changed since is found. Shards may lie elsewhere (`Place`), under the same rules.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,10 @@ from torch import Tensor
 
 from personaspace.engines import Response
 from personaspace.errors import RunError
-from personaspace.files import Place, table_bytes
+from personaspace.files import LEFT_OVER, Place, table_bytes, write_whole
+from personaspace.runs.digests import Recorded, digest_at, digest_of, record, recorded
+
+AGAIN = "the map's command does it again"
 
 SAME = 1 - 1e-6
 """Cosine from which directions are the same: sums that were added up in another order differ by as much."""
@@ -47,16 +52,19 @@ class Shards:
 
     def __init__(self, place: Place, near: Path | None = None) -> None:
         self.place, self.near = place, near
+        self._records: dict[int, Recorded] = {}  # digests of shards that were looked at
 
     def clean_shards(self) -> None:
         """Takes away what a killed process left half done."""
-        for folder in ("responses", "activations", "projections"):
-            for name in self.place.names(folder):
-                if name.startswith(".") and name.endswith(".tmp"):
+        done = set(self.done())
+        for folder, ending in _ENDINGS.items():
+            names = self.place.names(folder)
+            for name in names:
+                if name.startswith(".part-") and LEFT_OVER.fullmatch(name):
                     self.place.remove(f"{folder}/{name}")
-        # Activations without a parquet file: the process died between the two.
-        for shard in set(self.whole()) - set(self.done()):
-            self.drop(shard)
+            # What has no parquet file: the process died before it wrote that.
+            for shard in set(_numbers(names, ending)) - done:
+                self.place.remove(_name(folder, shard))
 
     def done(self) -> list[int]:
         """The numbers of the shards that are whole."""
@@ -75,13 +83,12 @@ class Shards:
         responses' tokens were projected on. Raises `RunError` where it can't be written."""
         # The activations go first: without its parquet file a shard does not count, and the next process drops what lies there.
         means = torch.stack([_tensor(r.activation) for r in responses])
-        self.write_tensors(shard, means, torch.stack([_tensor(r.norms) for r in responses]))
+        files = {_activations(shard): _tensor_bytes(means, torch.stack([_tensor(r.norms) for r in responses]))}
         if along is not None:
             each = [torch.zeros(0, len(along)) if r.projections is None else r.projections for r in responses]
             lengths = torch.tensor([len(values) for values in each])
             tensors = {"projections": torch.cat(each), "tokens": lengths, "along": along.contiguous()}
-            self.place.write(_projections(shard), save(tensors))
-        # The parquet file goes last, and makes the shard whole.
+            files[_projections(shard)] = save(tensors)
         rows = [
             {
                 "role": r.prompt.role,
@@ -98,7 +105,11 @@ class Shards:
             }
             for r in responses
         ]
-        self.place.write(_responses(shard), table_bytes(pa.Table.from_pylist(rows, schema=SCHEMA)))
+        # The parquet file goes last, and makes the shard whole.
+        files[_responses(shard)] = table_bytes(pa.Table.from_pylist(rows, schema=SCHEMA))
+        self._record(shard, {name: [digest_of(data)] for name, data in files.items()})
+        for name, data in files.items():
+            self.place.write(name, data)
 
     def projections(self, shard: int, along: Tensor) -> list[Tensor] | None:
         """Each response's tokens' projections on those directions `[layers, hidden]`, `[tokens, layers]`, in the shard's order;
@@ -106,7 +117,7 @@ class Shards:
         if not self.place.has(_projections(shard)):
             return None
         try:
-            tensors = load(self.place.read(_projections(shard)).to_pybytes())
+            tensors = load(self._bytes(shard, _projections(shard)))
         except SafetensorError:
             return None  # as good as never taken: who needs them replays
         if tensors["along"].shape != along.shape or torch.cosine_similarity(tensors["along"], along).min() < SAME:
@@ -114,18 +125,102 @@ class Shards:
         return list(tensors["projections"].split(tensors["tokens"].tolist()))
 
     def write_tensors(self, shard: int, means: Tensor, norms: Tensor, layers: str = "") -> None:
-        """A shard's activations, `[n, layers, hidden]`; layers: which they are, where not all."""
-        tensors = {"activations": means.contiguous(), "norms": norms.contiguous()}
-        self.place.write(_activations(shard), save(tensors, {"layers": layers} if layers else None))
+        """A shard's activations anew, `[n, layers, hidden]`; layers: which they are, where not all."""
+        name, data = _activations(shard), _tensor_bytes(means, norms, layers)
+        if self._recorded(shard) is None and self.has(shard):
+            self._give_digests(shard, activations=True)
+        digests = {**(self._recorded(shard) or {})}
+        # Both count until the new ones stand.
+        self._record(shard, {**digests, name: [*digests.get(name, ()), digest_of(data)]})
+        self.place.write(name, data)
+        self._record(shard, {**digests, name: [digest_of(data)]})
 
     def read(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """A shard's responses. Raises `RunError` for a file that is not one."""
+        """A shard's responses. Raises `RunError` for a file that is not one, or not what was written."""
         name = _responses(shard)
         try:
-            source = self.place.local / name if self.place.local else pa.BufferReader(self.place.read(name))
+            source = pa.BufferReader(self._bytes(shard, name))
             return pq.read_table(source, columns=list(columns) if columns else None)
         except (OSError, pa.ArrowException) as e:
-            raise RunError(f"{self.place.root}/{name}: cannot be read: {str(e).splitlines()[0]}") from None
+            raise RunError(f"{self.place.root}/{name}: cannot be read: {str(e).splitlines()[0]}; {AGAIN}") from None
+
+    def _bytes(self, shard: int, name: str) -> bytes:
+        """A file of a shard, which is what was written."""
+        data: bytes = self.place.read(name).to_pybytes()
+        try:
+            digests = self._recorded(shard)
+        except ValueError as e:
+            raise RunError(f"{self.place.root}/{e}; {AGAIN}") from None
+        if digests and digest_of(data) not in digests.get(name, ()):
+            raise RunError(f"{self.place.root}/{name}: found other content than was written; {AGAIN}")
+        return data
+
+    # -- what was written --------------------------------------------------------------------------------------------
+
+    def _record(self, shard: int, digests: Recorded) -> None:
+        record(self.place, _digests(shard), digests)
+        self._records[shard] = digests
+
+    def _recorded(self, shard: int) -> Recorded | None:
+        if shard not in self._records and (digests := recorded(self.place, _digests(shard))) is not None:
+            self._records[shard] = digests
+        return self._records.get(shard)
+
+    def fault(self, shard: int, activations: bool = True) -> str | None:
+        """What is wrong with a shard that is there, in words: a file is missing, or is not what was written; None where nothing
+        is. activations: whether they must be there. Of a shard without digests (of an earlier version) it is seen that its
+        files can be read and fit each other, and it gets them."""
+        self._records.pop(shard, None)
+        try:
+            digests = self._recorded(shard)
+        except (ValueError, RunError) as e:
+            return f"{self.place.root}/{_digests(shard)} is not what was written: {e}"
+        if digests is None:
+            return self._give_digests(shard, activations)
+        wanted_files = [
+            *digests,
+            *([_activations(shard)] if activations and _activations(shard) not in digests else []),
+        ]
+        own_names = {_responses(shard), _activations(shard), _projections(shard)}
+        if _responses(shard) not in digests or not own_names.issuperset(digests):
+            return f"{self.place.root}/{_digests(shard)} is not what was written"
+        for name in wanted_files:
+            if name == _activations(shard) and not activations:
+                continue
+            digest = digest_at(self.place, name)
+            if digest is None:
+                return f"{self.place.root}/{name} is missing"
+            if digest not in digests.get(name, ()):
+                return f"{self.place.root}/{name} is not what was written"
+        return None
+
+    def _give_digests(self, shard: int, activations: bool) -> str | None:
+        names = [
+            _responses(shard),
+            *([_activations(shard)] if activations or self.place.has(_activations(shard)) else []),
+        ]
+        if self.place.has(_projections(shard)):
+            names.append(_projections(shard))
+        digests = {name: digest_at(self.place, name) for name in names}
+        if lacks := [name for name, digest in digests.items() if digest is None]:
+            return f"{self.place.root}/{lacks[0]} is missing"
+        try:
+            rows = self.read(shard, ["index"]).num_rows
+            if _activations(shard) in names and len(self.tensors(shard, "norms")) != rows:
+                return f"{self.place.root}/{_activations(shard)} has not as many rows as the shard has responses"
+        except RunError as e:
+            return str(e).partition("; ")[0]
+        self._record(shard, {name: [digest] for name, digest in digests.items() if digest})
+        return None
+
+    def discard(self, shard: int) -> None:
+        """Takes a shard away, so that it is asked again."""
+        self._records.pop(shard, None)
+        for name in (_responses(shard), _activations(shard), _projections(shard), _digests(shard)):
+            if self.place.has(name):
+                self.place.remove(name)
+
+    # -- activations -------------------------------------------------------------------------------------------------
 
     def tensors(self, shard: int, name: str, layers: slice = slice(None)) -> Tensor:
         """A shard's `activations` `[n, layers, hidden]` or `norms` `[n, layers]`, the layers of a slice alone."""
@@ -140,9 +235,7 @@ class Shards:
                 tensor: Tensor = f.get_slice(name)[:, layers]
                 return tensor
         except (OSError, SafetensorError) as e:
-            raise RunError(
-                f"{self.place.root}/{path}: cannot be read ({e}); delete it and its parquet file, and run the same command"
-            ) from None
+            raise RunError(f"{self.place.root}/{path}: cannot be read ({str(e).splitlines()[0]}); {AGAIN}") from None
 
     @contextmanager
     def at_hand(self, shards: Sequence[int]) -> Iterator[None]:
@@ -151,35 +244,54 @@ class Shards:
             yield
             return
         try:
-            (self.near / "activations").mkdir(parents=True, exist_ok=True)
             for shard in shards:
-                (self.near / _activations(shard)).write_bytes(self.place.read(_activations(shard)))
+                write_whole(self.near / _activations(shard), self.place.read(_activations(shard)).to_pybytes())
             yield
         finally:
             shutil.rmtree(self.near, ignore_errors=True)
 
     def drop(self, shard: int) -> None:
         """Lets go of a shard's activations."""
-        self.place.remove(_activations(shard))
+        name = _activations(shard)
+        if digests := self._recorded(shard):
+            self._record(shard, {n: each for n, each in digests.items() if n != name})
+        self.place.remove(name)
+
+
+_ENDINGS = {"responses": ".parquet", "activations": ".safetensors", "projections": ".safetensors", "digests": ".sha256"}
+
+
+def _name(folder: str, shard: int) -> str:
+    return f"{folder}/part-{shard:05d}{_ENDINGS[folder]}"
 
 
 def _responses(shard: int) -> str:
-    return f"responses/part-{shard:05d}.parquet"
+    return _name("responses", shard)
 
 
 def _activations(shard: int) -> str:
-    return f"activations/part-{shard:05d}.safetensors"
+    return _name("activations", shard)
 
 
 def _projections(shard: int) -> str:
-    return f"projections/part-{shard:05d}.safetensors"
+    return _name("projections", shard)
+
+
+def _digests(shard: int) -> str:
+    return _name("digests", shard)
 
 
 def _numbers(names: Sequence[str], ending: str) -> list[int]:
-    digits = (
-        n.removeprefix("part-").removesuffix(ending) for n in names if n.startswith("part-") and n.endswith(ending)
+    """The shards of files' names; whatever else lies there (`part-00009 (copy).parquet`) is nobody's."""
+    matches = (re.fullmatch(r"part-(\d{5,9})" + re.escape(ending), name, re.ASCII) for name in names)
+    return sorted(int(match[1]) for match in matches if match and match[1] == f"{int(match[1]):05d}")
+
+
+def _tensor_bytes(means: Tensor, norms: Tensor, layers: str = "") -> bytes:
+    data: bytes = save(
+        {"activations": means.contiguous(), "norms": norms.contiguous()}, {"layers": layers} if layers else None
     )
-    return sorted(int(n) for n in digits)
+    return data
 
 
 def _tensor(value: Tensor | None) -> Tensor:

@@ -13,43 +13,13 @@ from torch import Tensor
 
 from personaspace import json_text
 from personaspace.errors import SpaceError
+from personaspace.space import schema
 from personaspace.space.readings import READINGS
 
 FORMAT, IN_HALVES = 1, 2
 """A file's format; the second is a compact space's, whose role vectors are in half precision."""
 
 BUNDLED = Path(__file__).parent.parent / "data" / "smollm2.safetensors"
-
-REQUIRED = {"role_vectors": 3, "default_vector": 2, "axis": 2}
-OPTIONAL = {
-    "counts": 1,
-    "role_reliability": 1,
-    "role_interval": 2,
-    "axis_split_half": 1,
-    "order_split_half": 1,
-    "map_split_half": 1,
-    "axis_split_half_by_instruction": 1,
-    "order_split_half_by_instruction": 1,
-    "map_split_half_by_instruction": 1,
-    "split_half_factor": 1,
-    "split_half_by_instruction_factor": 1,
-    "variance_ratio": 1,
-    "cosine_error": 1,
-    "cosine_corrected": 1,
-    "separation": 1,
-    "components": 3,
-    "variance": 2,
-    "residual_norm": 1,
-    "quantiles_default": 2,
-    "quantiles_roles": 2,
-    "quantiles_default_tokens": 2,
-    "quantiles_roles_tokens": 2,
-    "quantiles_all_tokens": 2,
-    "default_moments": 2,
-    "beginnings_default": 2,
-    "beginnings_roles": 2,
-}
-"""The tensors of a space's file, and how many dimensions each has. Imported and compact spaces lack some."""
 
 ONE_LAYER = ("role_vectors", "components", "variance")
 """What a compact space leaves out, or has at its own layer alone."""
@@ -101,16 +71,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise SpaceError(f"{path}: a safetensors file, but not a persona space: no 'personaspace' in its metadata")
     if meta["format"] not in (FORMAT, IN_HALVES):
         raise SpaceError(
-            f"{path}: found format {meta['format']}, expected {FORMAT} or {IN_HALVES}; written by another version?"
+            f"{path}: found format {str(meta['format'])[:40]}, expected {FORMAT} or {IN_HALVES}; written by another version?"
         )
-    dimensions = REQUIRED | OPTIONAL
-    wrong = [name for name in REQUIRED if name not in tensors]
-    for name, tensor in tensors.items():
-        expected = dimensions.get(name.rpartition(".")[2])
-        if expected is not None and tensor.dim() != expected:
-            wrong.append(name)
-    if wrong:
-        raise SpaceError(f"{path}: the space lacks {', '.join(wrong)} or has another shape")
+    if problem := schema.wrong(meta, tensors):
+        raise SpaceError(f"{path}: {problem}; map the model again, or fetch the file again")
     if meta["format"] == IN_HALVES:
-        tensors["role_vectors"] = tensors["role_vectors"].float() * meta.pop("role_unit")
+        tensors["role_vectors"] = tensors["role_vectors"].float() * meta.pop("role_unit", 1.0)
     return meta, tensors

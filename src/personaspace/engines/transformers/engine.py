@@ -19,9 +19,11 @@ from personaspace.engines.thoughts import ReplyParts, ReplySplitter, texts
 from personaspace.engines.transformers.batching import NOT_FINITE, Row, computed_tokens
 from personaspace.engines.transformers.cache import CacheLayout
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
+from personaspace.engines.transformers.memory import LEAST_TOKENS, free_memory, is_out_of_memory
 from personaspace.engines.transformers.onset import OnsetReader
 from personaspace.engines.transformers.replay import Read, Replayer, pooled
 from personaspace.engines.transformers.sampling import check_bias, uniforms
+from personaspace.errors import ModelError
 from personaspace.model import loading
 from personaspace.model.interventions import Intervention
 from personaspace.model.residual import (
@@ -75,6 +77,7 @@ class TransformersEngine(BaseEngine):
         self.layout = CacheLayout.of(base_model(model), self.device, config.vocab_size)
         self.max_rows, self.memory = rows or (128 if cpu else 256), memory
         self.prefill_tokens = 1024 if cpu else 16384
+        self._short_of_memory = False
         self.hidden: int = config.hidden_size
         self.info = ModelInfo(
             id=id,
@@ -124,15 +127,49 @@ class TransformersEngine(BaseEngine):
             return
         # Neighbours in this order have shared prefixes; the last is taken first.
         waiting.sort(key=lambda r: r.ids, reverse=True)
-        splitters = {row.key: s for row in waiting if (s := self._splitter(prompts[row.key], row)) is not None}
-        loop = self._loop(waiting, options)
-        watch = self._answers_alone(loop, splitters) if options.span == "answer" and options.layers else None
-        while waiting or loop.rows:
-            # Joining costs a pass of its own, so places are filled some at a time.
-            if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
-                loop.join([waiting.pop() for _ in range(min(loop.free, len(waiting)))])
-            for done in loop.step(watch):
+        splitters: dict[int, ReplySplitter] = {}
+        loop: DecodeLoop | None = None
+        watch: Callable[[int, Row], None] | None = None
+        while waiting or (loop and loop.rows):
+            if loop is None:
+                loop = self._loop(waiting, options)
+                splitters = {r.key: s for r in waiting if (s := self._splitter(prompts[r.key], r)) is not None}
+                watch = self._answers_alone(loop, splitters) if options.span == "answer" and options.layers else None
+            in_flight, finished = list(loop.rows), None
+            try:
+                # Joining costs a pass of its own, so places are filled some at a time.
+                if waiting and (not loop.rows or loop.free >= min(len(waiting), max(1, loop.size // 4))):
+                    joining = [waiting.pop() for _ in range(min(loop.free, len(waiting)))]
+                    in_flight += joining
+                    loop.join(joining)
+                finished = loop.step(watch)
+            except (MemoryError, RuntimeError) as e:
+                if not is_out_of_memory(e):
+                    raise
+            if finished is None:
+                # What was in flight begins anew: each token has its own random number, so that replies stay the same.
+                waiting += [_fresh(row) for row in in_flight]
+                waiting.sort(key=lambda r: r.ids, reverse=True)
+                size, loop = loop.size, None
+                self._take_less(size)
+                continue
+            for done in finished:
                 yield self._response(prompts[done.row.key], done, options, splitters.pop(done.row.key, None))
+
+    def _take_less(self, rows: int) -> None:
+        """After memory ran out with so many rows: half of them and of a pass' tokens from now on, which is told once. Raises
+        `ModelError` where there is nothing to halve."""
+        free_memory()
+        if rows <= 1 and self.prefill_tokens <= LEAST_TOKENS:
+            raise ModelError(
+                f"{self.info.id}: out of memory with one reply in flight; shorter replies (max_new_tokens), a smaller dtype, "
+                "another device or several (device=auto) take less on each"
+            )
+        if not self._short_of_memory:
+            log.warning("%s: out of memory with %d rows in flight; half as many from now on", self.info.id, rows)
+        self._short_of_memory = True
+        self.max_rows = max(1, min(self.max_rows, rows) // 2)
+        self.prefill_tokens = max(LEAST_TOKENS, self.prefill_tokens // 2)
 
     def _loop(self, rows: Sequence[Row], options: ReadOptions) -> DecodeLoop:
         columns = max(len(r.ids) + r.sampling.max_new_tokens for r in rows)
@@ -302,10 +339,23 @@ class TransformersEngine(BaseEngine):
         return scores
 
     def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
-        layout, tokens, applied = self.layout, self.prefill_tokens, options.interventions
-        return OnsetReader(
-            base_model(self.model), self.device, self.layers, layout, options.layers, tokens, applied
-        ).onsets(ids)
+        unread = list(range(len(ids)))
+        while unread:
+            base, tokens = base_model(self.model), self.prefill_tokens
+            reader = OnsetReader(
+                base, self.device, self.layers, self.layout, options.layers, tokens, options.interventions
+            )
+            done: set[int] = set()
+            try:
+                for place, stream in reader.onsets([ids[k] for k in unread]):
+                    done.add(unread[place])
+                    yield unread[place], stream
+            except (MemoryError, RuntimeError) as e:
+                if not is_out_of_memory(e):
+                    raise
+            unread = [k for k in unread if k not in done]
+            if unread:
+                self._take_less(1 if tokens <= LEAST_TOKENS else self.max_rows)
 
     def _replay(self, conversations: Sequence[Conversation], options: ReadOptions) -> Iterator[list[Turn]]:
         replayer = Replayer(
@@ -324,6 +374,11 @@ class TransformersEngine(BaseEngine):
                 results[k] = [Turn(i, **vars(r)) for i, r in zip(places[k], reads, strict=True)]
         for k in range(len(spans)):
             yield results[k]
+
+
+def _fresh(row: Row) -> Row:
+    """A row before its first token."""
+    return replace(row, touched=0, logs=[], out=[], length=0, finish="", end=None, projections=[])
 
 
 def _logprobs(logits: Tensor, ids: Sequence[int], top: int) -> list[tuple[float, list[tuple[int, float]]]]:

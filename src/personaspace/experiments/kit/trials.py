@@ -158,6 +158,8 @@ class Trials(Folder, Generic[Chosen]):
         }
         with self.locked():
             manifest = self.begin(config, {"version": version("personaspace"), "seconds": 0.0})
+            for note in self.notes:
+                self.watcher.note(note)
             self.total, self.count = replies, 0
             began = time.monotonic()
             yield

@@ -1,0 +1,129 @@
+"""What may befall a run: signals, secrets, other versions. Each has one true line, and a test."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from personaspace.cli import main
+from personaspace.engines.base import not_finite
+from personaspace.engines.prompts import Prompt
+from personaspace.errors import UsageError
+from personaspace.files import Place, without_secrets
+
+ENTRY = [sys.executable, "-c", "from personaspace.cli import main; main()"]
+
+
+# -- signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_map_in_one_line_and_the_same_command_goes_on(
+    tmp_path, tiny_folder, small_catalog, number, code
+):
+    out = tmp_path / "run"
+    arguments = ["map", tiny_folder, "--out", out, "--catalog", small_catalog, "--per-role", "400", "--rows", "8"]
+    command = [*ENTRY, *map(str, arguments), "--read", "reply", "--max-new-tokens", "16"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("responses/part-*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    lines = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == code
+    assert lines[-1] == "personaspace: stopped; what was finished is kept, the same command goes on from there"
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.long
+def test_who_ignores_sigterm_goes_on_ignoring_it(tmp_path):
+    code = (
+        "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "from personaspace.cli import app, main\n"
+        "app.command('wait')(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "import sys; sys.argv = ['personaspace', 'wait']; main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_after_the_program_has_ended_signals_are_as_they_were(monkeypatch):
+    earlier = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["personaspace", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert signal.getsignal(signal.SIGTERM) is earlier
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+SECRETS = [
+    "s3://AKIA:hunter2@bucket/run",
+    "s3://AKIA:hun/ter2@bucket/run",
+    "s3://bucket/run?secret_key=hunter2",
+    "s3://bucket/run?region=x&AWS_SECRET_ACCESS_KEY=hunter2",
+    "abfs://box@account.dfs.core.windows.net/run?sig=hunter2",
+    "sftp://me:hunter2@host:22/run",
+    "simplecache::s3://AKIA:hunter2@bucket/run",
+    "gs://bucket/run?access_token=hunter2",
+]
+PLAIN = [
+    "s3://bucket/run",
+    "s3://bucket/run?region=eu-1&endpoint_override=localhost:9000",
+    "gs://anonymous@bucket/run",
+    "abfs://box@account.dfs.core.windows.net/run",
+    "hdfs://me@host:8020/run",
+    "hdfs://host:8020/user@home/run",
+    "file:///tmp/a:b@c/run",
+    "runs/a:b@c",
+    "memory://x",
+]
+
+
+@pytest.mark.parametrize("address", SECRETS)
+def test_an_address_with_credentials_is_refused_before_anything_is_written_and_never_shown(
+    address, tmp_path, tiny_folder, small_catalog, monkeypatch, capsys
+):
+    arguments = ["map", tiny_folder, "--out", tmp_path / "run", "--catalog", small_catalog, "--shards", address]
+    monkeypatch.setattr(sys, "argv", ["personaspace", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith("personaspace: --shards ")
+    assert len(told.splitlines()) == 1
+    assert "environment" in told
+    assert "hunter2" not in told
+    assert "ter2" not in told
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError) as problem:
+        Place(address)
+    assert "ter2" not in str(problem.value)
+
+
+@pytest.mark.parametrize("address", PLAIN)
+def test_an_address_without_credentials_is_as_it_is(address):
+    assert without_secrets(address) == (address, False)
+
+
+@given(st.text("abcAB+=09", min_size=1), st.text("abcAB/+=09", min_size=2))
+def test_no_key_and_secret_before_a_bucket_are_shown(key, secret):
+    shown, has_secret = without_secrets(f"s3://{key}:{secret}@bucket/run")
+    assert has_secret
+    assert shown == "s3://…@bucket/run"
+
+
+# -- advice ----------------------------------------------------------------------------------------------------------
+
+
+def test_after_nan_the_advice_can_be_taken():
+    told = str(not_finite("layer 3", Prompt(({"role": "user", "content": "?"},))))
+    assert "dtype=fp32" in told
+    assert "new folder" in told
+    assert len(told.splitlines()) == 1
