@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
 from personaspace.engines.transformers.engine import TransformersEngine
-from personaspace.errors import UsageError
+from personaspace.errors import DesignError, UsageError
 from personaspace.runs import Run
 from planted import PlantedEngine, planted_space
 
@@ -65,3 +68,25 @@ def test_an_experiment_is_one_call_and_the_same_call_goes_on(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["headline"] == first.headline
     with pytest.raises(UsageError, match="--roles x"):
         ps.experiment("susceptibility", planted_space(), tmp_path, engine=asked, roles="x")
+
+
+def test_an_engine_that_reads_nothing_but_zeros_is_told_so_in_one_line(small_catalog, tmp_path, tiny):
+    class Numb(TransformersEngine):
+        def _onsets(self, ids, options):
+            for place, activation in super()._onsets(ids, options):
+                yield place, torch.zeros_like(activation)
+
+    engine = Numb(tiny.model, tiny.tokenizer, id="numb")
+    with pytest.raises(DesignError, match="all alike"):
+        ps.map(engine, tmp_path, catalog=small_catalog, read="prompt")
+
+
+def test_an_engines_name_that_is_nearly_one_is_suggested():
+    with pytest.raises(UsageError, match="did you mean transformers"):
+        ps.load_engine("transformer", "smollm2")
+
+
+def test_the_package_is_a_module_to_run():
+    done = subprocess.run([sys.executable, "-m", "personaspace", "--help"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "experiment" in done.stdout

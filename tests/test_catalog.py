@@ -239,3 +239,10 @@ def test_a_questions_number_is_one_that_a_run_can_keep(tmp_path, number):
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(CatalogError, match=r"questions\.jsonl:2: id"):
         load_catalog(tmp_path)
+
+
+def test_a_folder_of_roles_alone_takes_the_packages_questions_and_defaults(small_catalog, tmp_path):
+    (tmp_path / "roles.jsonl").write_bytes((small_catalog / "roles.jsonl").read_bytes())
+    catalog = load_catalog(tmp_path)
+    assert [r.role for r in catalog.roles] == ["ghost", "hermit", "clerk", "auditor", "whale", "pilot"]
+    assert (catalog.questions, catalog.defaults) == (load_catalog().questions, load_catalog().defaults)

@@ -22,6 +22,7 @@ ORDER = [
     ["serve"],
     ["bench"],
     ["cli"],
+    ["__main__"],
 ]
 """Rooms from the ground up. Whatever stands in a row knows nothing of its neighbours there, nor of what stands above."""
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}

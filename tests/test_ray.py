@@ -159,7 +159,7 @@ def test_a_call_that_was_left_or_failed_leaves_nothing_for_the_next(cluster, tin
 
 @pytest.mark.long
 def test_what_goes_wrong_in_a_worker_is_told_in_one_line(cluster, tiny_folder, tmp_path):
-    with pytest.raises(UsageError, match="engine oracle"):
+    with pytest.raises(UsageError, match="engine=oracle"):
         load_engine("ray", str(tiny_folder), address=cluster.address, worker_engine="oracle")
     with pytest.raises(UsageError, match="expected transformers or vllm"):
         load_engine("ray", str(tiny_folder), worker_engine="ray")

@@ -169,7 +169,8 @@ def earlier() -> list[str]:
 
 
 def load_catalog(folder: str | Path | None = None) -> Catalog:
-    """The package's catalogue, or that of a folder in either layout. Raises `CatalogError` with file and line.
+    """The package's catalogue, or that of a folder in either layout; one with roles alone takes the package's questions, defaults
+    and traits. Raises `CatalogError` with file and line.
 
     >>> catalog = ps.load_catalog()
     >>> len(catalog.roles), len(catalog.questions), catalog.role("ghost").instructions[0]
@@ -183,6 +184,7 @@ def load_catalog(folder: str | Path | None = None) -> Catalog:
     if (root / "roles.jsonl").is_file():
         roles = tuple(read_records(root / "roles.jsonl", Role))
         questions, defaults = root / "questions.jsonl", root / "defaults.jsonl"
+        questions = questions if questions.is_file() else packaged / "questions.jsonl"
         default_texts = _defaults(defaults if defaults.is_file() else packaged / "defaults.jsonl")
     elif (root / "roles" / "instructions").is_dir():
         files = {p.stem: p for p in sorted((root / "roles" / "instructions").glob("*.json"))}

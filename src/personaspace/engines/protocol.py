@@ -41,8 +41,9 @@ class Response:
 
     activation: `[layers, hidden]`, fp32, the mean over the tokens that were read; norms: `[layers]`, the mean ‖h‖ over them.
     Both None where nothing was read, zeros where there was no such token. before: the activation as it was before the
-    interventions, where that was asked for. touched: how many of those tokens an intervention changed. projections: `[tokens,
-    layers]`, each one's on the directions asked for; None where none were, or where there was no such token."""
+    interventions, where that was asked for. touched: how many of those tokens an intervention changed. projections:
+    `[tokens, layers]`, each one's on the directions asked for; None where none were, or where there was no such token.
+    finish_reason: `stop`, `length`, or `onset` of a prompt that was only read."""
 
     prompt: Prompt
     text: str

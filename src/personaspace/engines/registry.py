@@ -1,7 +1,9 @@
-"""Which engines there are, by name. A new one is a file with a class that has `load`, and a line here."""
+"""Which engines there are, by name. A new one is a file with a subclass of `base.BaseEngine` that has
+`load(model, *, device, dtype, rows, **options)`, and a line here."""
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -41,7 +43,9 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
     >>> engine = load_engine("transformers", "smollm2", dtype="fp32")
     """
     if name not in ENGINES:
-        raise UsageError(f"engine {name}: expected one of {', '.join(ENGINES)}")
+        near = difflib.get_close_matches(name, ENGINES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"engine={name}: expected one of {', '.join(ENGINES)}{hint}")
     module, _, attribute = ENGINES[name].place.partition(":")
     engine: Engine = getattr(import_module(module), attribute).load(model, **options)
     return engine

@@ -112,7 +112,8 @@ def on_replies(
 
 def own_role_near(included: IncludedResponses, space: PersonaSpace, k: int = 5) -> dict[str, float]:
     """How much a reply's nearest roles say: own, the share of roles' replies whose own role is among the k nearest at the
-    space's layer, beside what chance gives. The space is to be one that these replies had no say in."""
+    space's layer, half of them at most, beside what chance gives. The space is to be one that these replies had no say in."""
+    k = min(k, len(space.roles) // 2)  # of fewer roles, a half: all of them would say nothing
     names = dict(zip(included.cells.shown, included.cells.names, strict=True))
     blocks = list(included.source.sample(included.sampled, slice(space.layer, space.layer + 1)))
     hits = [
@@ -195,7 +196,8 @@ def variance_ratios(included: IncludedResponses, layers: slice) -> vectors.Float
 
 
 def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: dict[str, Any]) -> PersonaSpace:
-    """The space of the responses that count; layer None picks it by separation on held-out questions."""
+    """The space of the responses that count; layer None picks it by separation on held-out questions. Raises `DesignError`
+    where all activations are alike."""
     source, cells = included.source, included.cells
     # 1) The design, which needs no activation: the model of all responses, and of halves by question and by instruction.
     fit, splits = vectors.Fit(cells), reliability.split_fits(cells, SPLITS, seed)
@@ -228,6 +230,11 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
     vector = torch.cat(effects, 1)
     default, roles = vector[0], vector[1:]
     axis = default - roles.mean(0)
+    if not bool(torch.any(axis)) or not bool(torch.isfinite(axis).all()):
+        raise DesignError(
+            "the activations of default and roles are all alike, or not all numbers: there is no axis; is it the model's own "
+            "residual stream that the engine reads?"
+        )
     projections = np.concatenate(on_axis, 1)
     by_fold = _separation(included, np.concatenate(held_out, 1), fold)
     figures = {name: np.concatenate(values) for name, values in by_layer.items()}
