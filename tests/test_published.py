@@ -17,6 +17,9 @@ from typer.testing import CliRunner
 from personaspace.cli import app
 from personaspace.errors import SpaceError, UsageError
 from personaspace.formats import export_space, fetch_reference, import_space, read_reference, unknown
+from personaspace.serve.metrics import PersonaMetrics
+from personaspace.serve.persona import Reader
+from personaspace.serve.types import Persona
 from personaspace.space import PersonaSpace
 
 SOURCE = "hf://datasets/owner/vectors"
@@ -217,6 +220,20 @@ def test_traits_lie_in_the_saved_space_under_their_names(tmp_path):
     assert torch.equal(space.tensors["trait_vectors"][1], droll.float())
 
 
+def test_a_server_holds_by_the_published_cap_and_places_replies_without_a_drift(tmp_path):
+    space = read_reference(publish(tmp_path / QWEN), "Qwen/Qwen3-32B")
+    reader = Reader.of(space, "qwen")
+    assert reader.models[:2] == ["qwen", "qwen:capped"]
+    assert list(reader.interventions("qwen:capped", Persona())) == [space.cap()]
+    turn = reader.turn(space.tensors["role_vectors"][2, space.layer], 5, 0, [])
+    assert turn is not None
+    assert (turn["nearest"][0][0], turn["drift"], turn["alert"]) == ("ghost", None, None)
+    described = reader.describe({}, {})
+    assert described["caps"]["capped"]["is"] == "layers_46:54-p0.25"
+    assert not described["steer"]
+    PersonaMetrics(space)
+
+
 def test_vectors_alone_leave_unknown_what_a_calibrated_map_knows(tmp_path):
     names = [name.split(" (")[0] for name in unknown(read_reference(publish(tmp_path / QWEN)))]
     assert names == ["drift", "alerts", "reliabilities", "α of steering"]
@@ -279,7 +296,7 @@ def test_without_the_hub_one_line_says_so_also_where_a_part_is_in_the_cache(hub,
     with pytest.raises(SpaceError):
         import_space(f"{SOURCE}/{QWEN}")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(SpaceError, match=r"cannot be fetched: .*is the network there\? A folder of files") as error:
+    with pytest.raises(SpaceError, match=r"the Hub cannot be reached \(.*\); a folder of files") as error:
         import_space(f"{SOURCE}/{QWEN}")
     assert "\n" not in str(error.value)
 

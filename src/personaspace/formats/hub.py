@@ -143,7 +143,10 @@ def _why_not_fetched(error: Any, repo: str, repo_type: str) -> str:
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         place = str(error.response.url).partition("/resolve/")[2].partition("/")[2]
         return f"{place or 'a file'} is listed in {repo}, but not there"
-    return f"{_why(error)} A folder of files that were fetched another way is read as it is"
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    if getattr(error, "response", None) is not None:
+        return f"the Hub refuses: {line}"
+    return f"the Hub cannot be reached ({line}); a folder of files that were fetched another way is read as it is"
 
 
 def model_card(space: PersonaSpace, repo: str) -> str:
