@@ -189,7 +189,7 @@ def test_what_is_missing_from_a_folder_is_named(tmp_path):
 def test_a_published_ceiling_away_from_the_assistant_is_a_floor_on_the_axis(space, tmp_path):
     published = read_capping(tmp_path / "published" / "capping_config.pt")
     assert {name: len(caps) for name, caps in published.items()} == {"layers_2:4-p0.25": 2, "other": 1}
-    assert list(space.meta["caps"]) == ["layers_2:4-p0.25"]
+    assert list(space.caps) == ["capped", "layers_2:4-p0.25"]
     ours = space.cap("layers_2:4-p0.25")
     assert (ours.layers, ours.floor) == ((2, 3), (-3.5, -4.5))
     hidden = 9 * torch.randn(100, HIDDEN)

@@ -169,8 +169,8 @@ def earlier() -> list[str]:
 
 
 def load_catalog(folder: str | Path | None = None) -> Catalog:
-    """The package's catalogue, or that of a folder in either layout; one with roles alone takes the package's questions, defaults
-    and traits. Raises `CatalogError` with file and line.
+    """The package's catalogue, or that of a folder in either layout; one with roles alone takes the package's questions and
+    the rest. Raises `CatalogError` with file and line.
 
     >>> catalog = ps.load_catalog()
     >>> len(catalog.roles), len(catalog.questions), catalog.role("ghost").instructions[0]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from personaspace.cli.common import Json, SpaceArg, app, out
+from personaspace.errors import UsageError
 
 if TYPE_CHECKING:
     from personaspace.space import PersonaSpace
@@ -16,23 +17,65 @@ if TYPE_CHECKING:
 
 @app.command(
     "import",
-    epilog="Example: personaspace import published/qwen-3-32b --model Qwen/Qwen3-32B --out qwen-3-32b.safetensors",
+    epilog="Example: personaspace import hf://datasets/lu-christina/assistant-axis-vectors/qwen-3-32b --model Qwen/Qwen3-32B",
 )
 def import_command(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of the study's files.")],
-    out_path: Annotated[Path, typer.Option("--out", help="The space's file, or a folder for its space.safetensors.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A folder of the study's files, here or hf://datasets/OWNER/NAME/FOLDER."
+        ),
+    ],
+    out_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="The space's file, or a folder for its space.safetensors; SOURCE's last name unless given."
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="The Hub id of the model that the files are of.")] = "unknown",
     layer: Annotated[int | None, typer.Option(help="The layer of the space, from 0; the middle one.")] = None,
     as_json: Json = False,
 ) -> None:
     """Read the study's files, published or of its pipeline, running nothing that is in them, and write them as one space."""
-    from personaspace.formats import import_space
+    from personaspace.formats import import_space, unknown
 
+    path = _space_path(source, out_path)
     space = import_space(source, model, layer)
-    path = out_path / "space.safetensors" if out_path.is_dir() else out_path
     space.save(path)
-    facts = {"space": str(path), "n_roles": len(space.roles), "layer": space.layer, "caps": list(space.caps)}
-    out.print(json.dumps(facts) if as_json else f"space: {path}")
+    lacking = unknown(space)
+    if as_json:
+        facts = {"space": str(path), "n_roles": len(space.roles), "layer": space.layer, "caps": list(space.caps)}
+        out.print(json.dumps({**facts, "n_traits": len(space.meta["traits"]), "unknown": lacking}))
+        return
+    traits = f", {len(space.meta['traits'])} traits" if space.meta["traits"] else ""
+    lines = [f"space: {path}", f"{len(space.roles)} roles{traits}, layer {space.layer} of {len(space.tensors['axis'])}"]
+    names = [name for name, cap in space.caps.items() if "is" not in cap]
+    recommended = space.caps.get("capped", {})
+    chosen = f"capped is {recommended['is']}: {recommended['why']['because']}" if "is" in recommended else ""
+    if not recommended:
+        chosen = f"none is called capped, so name one: {', '.join(names[:6])}" + ", …" * (len(names) > 6)
+    lines.append(f"caps: {len(names)}" + f"; {chosen}" * bool(chosen and names))
+    experiments = space.meta["reference"].get("capping_config", {}).get("experiments", [])
+    if others := [e["id"] for e in experiments if e["id"] not in names]:
+        lines.append(f"kept for export, but no caps here, as they aren't along the axis: {len(others)}, as {others[0]}")
+    if lacking:
+        name = "MODEL" if model == "unknown" else model
+        lines.append(
+            f"not known from vectors alone: {', '.join(lacking)}; `personaspace map {name}` and `calibrate` measure them, with "
+            "a few hundred prompts, in a space of their own"
+        )
+    out.print("\n".join(lines))
+
+
+def _space_path(source: str, out_path: Path | None) -> Path:
+    """Where an imported space is written. Raises `UsageError` where nobody named the place and a space is there already."""
+    if out_path is not None:
+        return out_path / "space.safetensors" if out_path.is_dir() else out_path
+    name = source.rstrip("/").rsplit("/", 1)[-1] if source.startswith("hf://") else Path(source).resolve().name
+    path = Path(f"{name}.safetensors")
+    if path.exists():
+        raise UsageError(f"{path}: is there already; `--out {path}` writes it anew, another name one beside it")
+    return path
 
 
 @app.command("export", epilog="Example: personaspace export runs/smollm2 --format gguf --out axis.gguf")

@@ -1,22 +1,27 @@
-"""Publishes a space on the Hugging Face Hub, with a card drawn from its figures; uses the network.
+"""The Hugging Face Hub: publishes a space there, with a card drawn from its figures, and fetches the study's files; uses the
+network.
 
-`PersonaSpace.load("hf://owner/name")` is the way back.
+`PersonaSpace.load("hf://owner/name")` is the way back of what was published.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from logging import ERROR, getLogger
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from personaspace.errors import SpaceError, UsageError
+from personaspace.formats.reference import AXIS, DEFAULT, FILES, FOLDERS, PIPELINE_AXIS, PIPELINE_VECTORS, ROLES
 from personaspace.report import words
 from personaspace.space import PersonaSpace
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MARKDOWN = re.compile(r"([\\`*\[\]<>|#!~&])")
+_ADDRESS = re.compile(r"hf://(datasets/)?(?!datasets/)([\w.-]+/[\w.-]+)(?:@([\w.-]+))?((?:/[\w.-]+)*)/?", re.ASCII)
+EXAMPLE = "hf://datasets/lu-christina/assistant-axis-vectors/qwen-3-32b"
 
 
 def push(
@@ -54,6 +59,95 @@ def push(
         except (HTTPError, OSError, ValueError, RuntimeError) as e:
             raise SpaceError(f"{target}: cannot be uploaded: {_why(e)}") from None
     return url
+
+
+def fetch_reference(source: str, *, token: str | None = None, endpoint: str | None = None) -> tuple[Path, str]:
+    """A folder of the study's files from a repository of the Hub's, in its cache, and the commit that it is of.
+
+    source: `hf://datasets/OWNER/NAME/FOLDER`, of a model's repository without `datasets/`, and `NAME@REVISION` for another
+    branch, tag or commit than the main one. token, endpoint: None takes what the Hub's own tools are set to. Only `.pt` files
+    of the study's names are fetched, and none where the folder lacks what a space takes. Raises `UsageError` for another
+    address, `SpaceError` in one line for what is not there, or cannot be reached or fetched whole.
+
+    >>> folder, commit = fetch_reference("hf://datasets/lu-christina/assistant-axis-vectors/qwen-3-32b")
+    >>> space = read_reference(folder, "Qwen/Qwen3-32B")
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    address = _ADDRESS.fullmatch(source)
+    if not address or ".." in source:
+        raise UsageError(f"{source}: expected hf://datasets/OWNER/NAME/FOLDER, as in {EXAMPLE}")
+    repo_type, repo, revision = "dataset" if address[1] else "model", address[2], address[3]
+    folder = address[4].strip("/")
+    api = HfApi(endpoint=endpoint, token=token)
+    # What the client says on the way, of each file that it tries again: what comes of it is said below.
+    getLogger("huggingface_hub").setLevel(ERROR)
+    try:
+        info = api.repo_info(repo, repo_type=repo_type, revision=revision)
+        commit, names = str(info.sha), [file.rfilename for file in info.siblings or ()]
+        wanted = _wanted(source, folder, names)
+        # All of one commit: the repository may change while it is fetched.
+        root = Path(api.snapshot_download(repo, repo_type=repo_type, revision=commit, allow_patterns=wanted))
+    except (HTTPError, OSError, ValueError, RuntimeError) as e:
+        raise SpaceError(f"{source}: cannot be fetched: {_why_not_fetched(e, repo, repo_type)}") from None
+    # Where the network fails on the way, older clients give the part that is in the cache.
+    if missing := [name for name in wanted if not (root / name).is_file()]:
+        raise SpaceError(
+            f"{source}: {len(missing)} of {len(wanted)} files were not fetched; run the same command again"
+        )
+    return root / folder, commit
+
+
+def _wanted(source: str, folder: str, names: list[str]) -> list[str]:
+    """Which of a repository's files are read. Raises `SpaceError` where the folder isn't one of the study's."""
+    paths = {PurePosixPath(name) for name in names}
+    here = {
+        path
+        for path in paths
+        if (path.name in FILES and path.parent == PurePosixPath(folder))
+        or (path.suffix == ".pt" and path.parent in {PurePosixPath(folder, group) for group in FOLDERS})
+    }
+    groups = {path.relative_to(folder).parts[0] for path in here}
+    axes = {f"{name}.pt" for name in (AXIS, DEFAULT, PIPELINE_AXIS)}
+    lacking = [f"{ROLES}/*.pt"] * (not groups & {ROLES, PIPELINE_VECTORS})
+    lacking += [f"{AXIS}.pt or {DEFAULT}.pt"] * (
+        not groups & axes and PurePosixPath(folder, "vectors/default.pt") not in here
+    )
+    if not lacking:
+        return sorted(map(str, here))
+    others = sorted({str(path.parent) for path in paths if path.name in axes and path.parent != PurePosixPath(folder)})
+    hint = f"the repository has such files in {', '.join(others[:8])}" if others else f"expected them as in {EXAMPLE}"
+    raise SpaceError(f"{source}: no {' and no '.join(lacking)} there; {hint}")
+
+
+def _why_not_fetched(error: Any, repo: str, repo_type: str) -> str:
+    """One line on what went wrong, and what to do about it."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        return f"{repo} asks for its terms to be accepted on its page first; then run `hf auth login` or set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no such revision"
+    if isinstance(error, RepositoryNotFoundError):
+        other = "hf://OWNER/NAME" if repo_type == "dataset" else "hf://datasets/OWNER/NAME"
+        return (
+            f"the Hub has no {'data set' if repo_type == 'dataset' else repo_type} {repo} that may be read from here; "
+            f"check the name ({other} is another kind), or run `hf auth login` where it is private"
+        )
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        place = str(error.response.url).partition("/resolve/")[2].partition("/")[2]
+        return f"{place or 'a file'} is listed in {repo}, but not there"
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    if getattr(error, "response", None) is not None:
+        return f"the Hub refuses: {line}"
+    return f"the Hub cannot be reached ({line}); a folder of files that were fetched another way is read as it is"
 
 
 def model_card(space: PersonaSpace, repo: str) -> str:

@@ -40,6 +40,13 @@ _DTYPES: dict[str, torch.dtype] = {names.torch: getattr(torch, names.torch) for 
 OPPOSITE = -0.999
 """At that cosine with the axis, or under it, a capping vector is the negated axis."""
 
+RECOMMENDED = {64: "layers_46:54-p0.25", 80: "layers_56:72-p0.25"}
+"""The capping experiment that the study recommends, by a model's layers: Qwen 3 32B's, and Llama 3.3 70B's."""
+
+FILES = tuple(f"{name}.pt" for name in (AXIS, DEFAULT, CAPPING, PIPELINE_AXIS))
+FOLDERS = (ROLES, TRAITS, PIPELINE_VECTORS)
+"""All that is read of a folder: these files, and `*.pt` in these folders."""
+
 
 class _Vector(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -66,7 +73,8 @@ def read_reference(folder: str | Path, model: str = "unknown", layer: int | None
     """The space of a folder of files as published, or as the study's pipeline writes them; layer None is the middle one.
 
     Of axis and default vector one may be missing: it follows from the other and the mean role vector. Traits are kept as
-    `trait_vectors [traits, layers, hidden]`. An experiment whose vectors are the negated axis also becomes a named cap.
+    `trait_vectors [traits, layers, hidden]`, named by `traits` of the metadata. An experiment whose vectors are the negated
+    axis also becomes a named cap, and the one that the study recommends, or the only one, is `capped` as well.
     fp64 is rounded to fp32. Raises `SpaceError` where something is missing, broken, of another shape or asks to be run.
     """
     root = Path(folder)
@@ -265,6 +273,16 @@ def _add_capping(space: PersonaSpace, path: Path) -> None:
         if max(cosines) < OPPOSITE and len(set(cap_layers)) == len(cap_layers):
             floors = [-tau for c in caps for _, _, tau in _ceilings(c)]
             space.meta["caps"][name] = {"layers": cap_layers, "floors": floors, "of": "published", "percentile": None}
+    _recommend(space.meta, layers)
+
+
+def _recommend(meta: dict[str, Any], layers: int) -> None:
+    """Gives the recommended cap the name that commands and servers take where none is asked for."""
+    caps, name, because = meta["caps"], RECOMMENDED.get(layers), "the study recommends it"
+    if name not in caps and len(caps) == 1:
+        (name,), because = caps, "it is the only one in the files"
+    if name in caps and "capped" not in caps:
+        meta["caps"] = {"capped": {**caps[name], "is": name, "why": {"because": because}}, **caps}
 
 
 def _ceilings(cap: Cap) -> Iterator[tuple[int, Tensor, float]]:
@@ -325,5 +343,8 @@ def _capping(space: PersonaSpace, form: Mapping[str, Any]) -> dict[str, Any]:
     vectors = {name: {**plain, "vector": _copy(vector, plain["vector"])} for (name, plain), vector in entries}
     config = {**form, "vectors": vectors, "experiments": list(form["experiments"])}
     present = {experiment["id"] for experiment in config["experiments"]}
-    _add_experiments(config, {n: (space.cap(n),) for n in space.meta.get("caps", {}) if n not in present})
+    # A name that was given on import to an experiment of the files is none of theirs.
+    _add_experiments(
+        config, {name: (space.cap(name),) for name, cap in space.caps.items() if not {name, cap.get("is")} & present}
+    )
     return config

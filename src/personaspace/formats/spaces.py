@@ -6,6 +6,7 @@ from pathlib import Path
 
 from personaspace.errors import UsageError
 from personaspace.formats.gguf import write_control_vector
+from personaspace.formats.hub import fetch_reference
 from personaspace.formats.reference import read_reference, write_reference
 from personaspace.space import PersonaSpace
 
@@ -13,9 +14,31 @@ FORMATS = ("gguf", "reference", "compact")
 
 
 def import_space(source: str | Path, model: str = "unknown", layer: int | None = None) -> PersonaSpace:
-    """A space from a folder of the study's files, as published or as its pipeline writes them; layer None is the middle one.
-    Raises `SpaceError`."""
-    return read_reference(source, model, layer)
+    """A space from a folder of the study's files, as published or as its pipeline writes them, here or on the Hub; layer None
+    is the middle one. Its provenance says which commit it was fetched from. Raises `SpaceError`, and `UsageError` for an
+    address of another kind.
+
+    >>> space = import_space("hf://datasets/lu-christina/assistant-axis-vectors/qwen-3-32b", "Qwen/Qwen3-32B")
+    >>> space.cap("capped").layers, unknown(space)
+    """
+    if not str(source).startswith("hf://"):
+        return read_reference(source, model, layer)
+    folder, commit = fetch_reference(str(source))
+    space = read_reference(folder, model, layer)
+    space.meta["provenance"] |= {"source": str(source), "commit": commit}
+    return space
+
+
+def unknown(space: PersonaSpace) -> list[str]:
+    """What a space doesn't know, in words, each as what it is for: nothing for a space that was mapped and calibrated. Vectors
+    alone, as they are published, don't tell it."""
+    tests = {
+        "drift (moments and quantiles of the default's replies)": space.knows_default,
+        "alerts": space.calibrated,
+        "reliabilities": space.knows_axis_reliability,
+        "α of steering (the residual stream's norms)": space.can_steer,
+    }
+    return [name for name, is_known in tests.items() if not is_known]
 
 
 def export_space(
