@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs experiments bundled wheel audit licences clean
+.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs experiments \
+    bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -107,6 +108,7 @@ $(AUDIT_VENV)/.installed:
 
 audit: licences $(AUDIT_VENV)/.installed
 	$(BIN)/pip --disable-pip-version-check list --format freeze --exclude-editable | sed 's/+.*//' >$(AUDIT_VENV)/looked-at.txt
+	test -s $(AUDIT_VENV)/looked-at.txt
 	$(AUDIT_VENV)/bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r $(AUDIT_VENV)/looked-at.txt
 
 licences: $(VENV)/.dev

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].split())
+TARGETS = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE.replace("\\\n", " "), re.M)[1].split())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 spec = importlib.util.spec_from_file_location("licences", ROOT / "scripts" / "licences.py")
