@@ -92,7 +92,7 @@ bundled: quickstart
 	$(BIN)/personaspace calibrate $(RUN) --sweep
 	$(BIN)/personaspace export $(RUN) --format compact --out src/personaspace/data/smollm2.safetensors
 
-# Wheel and sdist into dist/, and the wheel tried in a clean environment; some five minutes, most of it installing torch.
+# Wheel and sdist into dist/, and the wheel tried in a clean environment; some ten minutes, most of it pip resolving extras.
 wheel:
 	$(PYTHON) scripts/wheel.py
 
