@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs experiments bundled clean
+.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs experiments \
+    bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -91,5 +92,27 @@ bundled: quickstart
 	$(BIN)/personaspace calibrate $(RUN) --sweep
 	$(BIN)/personaspace export $(RUN) --format compact --out src/personaspace/data/smollm2.safetensors
 
+# Wheel and sdist into dist/, and the wheel tried in a clean environment; some ten minutes, most of it pip resolving extras.
+wheel:
+	$(PYTHON) scripts/wheel.py
+
+# Advisories about anything that is installed here, tests' requirements too, looked up over the network; the tool stands apart
+# from what it looks at. Their licences go into docs/licences.md. Strict, since what could not be looked up counts as clean
+# otherwise; local builds (2.13.0+cpu) are looked up as the release that they are of.
+AUDIT_VENV := .venv-audit
+
+$(AUDIT_VENV)/.installed:
+	$(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/pip install --quiet --disable-pip-version-check pip-audit
+	touch $@
+
+audit: licences $(AUDIT_VENV)/.installed
+	$(BIN)/pip --disable-pip-version-check list --format freeze --exclude-editable | sed 's/+.*//' >$(AUDIT_VENV)/looked-at.txt
+	test -s $(AUDIT_VENV)/looked-at.txt
+	$(AUDIT_VENV)/bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip -r $(AUDIT_VENV)/looked-at.txt
+
+licences: $(VENV)/.dev
+	$(BIN)/python scripts/licences.py
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .venv-gpu
+	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .venv-gpu dist

@@ -35,7 +35,8 @@ def throughput(engine, responses: int) -> tuple[float, float]:
         tasks = [ShardTask(k, s, sampling, folder) for k, s in enumerate(shards(prompts, SHARD, 0))]
         began, used = time.monotonic(), processor_time(engine)
         done = sum(n for _, n in engine.spread(answer, tasks))
-        assert done == responses
+        if done != responses:
+            raise SystemExit(f"{done} replies came back of {responses}")
         return done / (time.monotonic() - began), done / (processor_time(engine) - used)
 
 

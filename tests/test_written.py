@@ -413,12 +413,12 @@ def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False, capture_output=True
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False, capture_output=True
     )
     if mounted.returncode:
         pytest.skip("no disk can be mounted here")
     yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    subprocess.run(["/bin/umount", "-l", disk], check=True)
 
 
 def fill(disk: Path) -> None:

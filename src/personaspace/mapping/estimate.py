@@ -111,8 +111,8 @@ def on_replies(
 
 
 def own_role_near(included: IncludedResponses, space: PersonaSpace, k: int = 5) -> dict[str, float]:
-    """How much a reply's nearest roles say: own, the share of roles' replies whose own role is among the k nearest at the
-    space's layer, all but one of them at most, beside what chance gives. The space is to be one that these replies had no say in."""
+    """How much a reply's nearest roles say: own, the share of roles' replies whose own role is among the k nearest (all
+    but one of the roles at most) at the space's layer, beside what chance gives. The space is one that they had no say in."""
     k = min(k, len(space.roles) - 1)  # all of them would say nothing
     names = dict(zip(included.cells.shown, included.cells.names, strict=True))
     blocks = list(included.source.sample(included.sampled, slice(space.layer, space.layer + 1)))
