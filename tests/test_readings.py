@@ -89,6 +89,9 @@ def test_what_holding_goes_by_is_of_replies_on_the_axis_of_the_space(mapped):
 def test_a_map_ends_with_caps_that_replaying_its_replies_gives_too(mapped):
     folder, space = mapped
     assert space.meta["caps"]["capped"]["is"].startswith("default-p25@")
+    assert (
+        "tiny:capped" in Reader.of(ps.PersonaSpace.load(folder), "tiny").models
+    )  # what `serve RUN` serves right after
     replies = list(calibrate._replies(Run(folder)))
     axis = space.tensors["axis"]
     default, roles, names = calibrate.projections_while_mapping(Run(folder), axis / axis.norm(dim=-1, keepdim=True))

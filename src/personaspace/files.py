@@ -174,7 +174,7 @@ def without_secrets(address: str) -> tuple[str, bool]:
     scheme, slashes, rest = address.rpartition("://")
     user, at_sign, host = rest.rpartition("@")
     if not slashes:
-        user, host, at_sign = "", address, ""
+        return address, False  # a folder here
     # A secret may have slashes in it, a name has none; host:port/path@x is neither, and buckets have no ports.
     port = scheme.rpartition(":")[2] not in _BUCKETS and "/" in user and _PORT.fullmatch(user)
     in_user = ":" in user and "/" not in user.partition(":")[0] and not port

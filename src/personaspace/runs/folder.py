@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +105,8 @@ class Folder:
         for folder in (self.folder, *self.inside):
             for path in folder.glob(".*.tmp"):
                 if LEFT_OVER.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+                    with suppress(OSError):  # what cannot be taken away is in nobody's way
+                        path.unlink()
 
     # -- configuration -----------------------------------------------------------------------------------------------
 
