@@ -515,3 +515,43 @@ def test_a_full_disk_at_the_copies_of_shards_that_lie_elsewhere_is_one_line_and_
     with pytest.raises(RunError, match=r"cannot write .*near.*: the disk is full"), shards.at_hand([0]):
         pass
     assert not near.exists()
+
+
+@pytest.mark.long
+def test_the_same_run_with_other_prompts_from_another_folder_takes_no_shard_for_its_own(tmp_path, mapped):
+    address = f"file://{tmp_path / 'far'}"
+    mapped(tmp_path / "one", shards=address)
+    (place,) = (tmp_path / "far").iterdir()
+    before = contents(place)
+    with pytest.raises(RunMismatch, match="shard 0 answers other prompts than this run asks"):
+        mapped(tmp_path / "two", shards=address, prompts={"per_role": 6, "default_responses": 12})
+    assert contents(place) == before
+
+
+@pytest.mark.long
+def test_another_process_is_told_who_works_in_a_place_and_a_killed_one_holds_nobody_up(tmp_path, mapped):
+    address = f"file://{tmp_path / 'far'}"
+    mapped(tmp_path / "one", shards=address)
+    code = (
+        "import sys, time\nfrom personaspace.runs import Run\n"
+        "with Run(sys.argv[1]).locked():\n    print('locked', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "one")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(RunLocked, match=f"in use by process {process.pid} on"):
+            mapped(tmp_path / "two", shards=address)
+    finally:
+        process.kill()
+        process.communicate()
+    mapped(tmp_path / "two", shards=address)
+    assert replies(tmp_path / "two") == replies(tmp_path / "one")
+
+
+def test_every_promise_names_tests_that_are_there():
+    folder = Path(__file__).parent
+    table = (folder.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"`(test_\w+)`", table))
+    assert len(files) > 8
+    assert [name for name in files if not (folder / f"{name}.py").is_file()] == []
