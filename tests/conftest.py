@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import threading
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -87,6 +88,11 @@ def make_model(family: str, seed: int = 0):
     config = FAMILIES[family]()
     config.initializer_range = 0.2
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def heeds_signals() -> None:
+    """In a process about to be started: Ctrl-C is heeded, though a shell that runs tests in the background had it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import heeds_signals
 from personaspace.cli import main
 from personaspace.engines.base import not_finite
 from personaspace.engines.prompts import Prompt
@@ -31,7 +32,7 @@ def test_a_signal_ends_a_map_in_one_line_and_the_same_command_goes_on(
     out = tmp_path / "run"
     arguments = ["map", tiny_folder, "--out", out, "--catalog", small_catalog, "--per-role", "400", "--rows", "8"]
     command = [*ENTRY, *map(str, arguments), "--read", "reply", "--max-new-tokens", "16"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_signals)
     while not list(out.glob("responses/part-*.parquet")):
         assert process.poll() is None
         time.sleep(0.05)

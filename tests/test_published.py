@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import huggingface_hub.constants
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from personaspace.cli import app
@@ -231,7 +232,7 @@ def test_a_server_holds_by_the_published_cap_and_places_replies_without_a_drift(
     described = reader.describe({}, {})
     assert described["caps"]["capped"]["is"] == "layers_46:54-p0.25"
     assert not described["steer"]
-    PersonaMetrics(space)
+    PersonaMetrics(space, CollectorRegistry())
 
 
 def test_vectors_alone_leave_unknown_what_a_calibrated_map_knows(tmp_path):

@@ -114,7 +114,7 @@ CHAT = {
     "max_tokens": [(5, DONE), (10**9, DONE)],
     "modalities": [(["text"], DONE), (["text", "audio"], REFUSED)],
     "prediction": [({"type": "content", "content": "hello"}, DONE)],
-    "reasoning_effort": [("none", DONE), ("high", REFUSED)],
+    "reasoning_effort": [("none", DONE), ("high", DONE)],
     "response_format": [({"type": "text"}, DONE), ({"type": "json_object"}, REFUSED)],
     "stream_options": [({"include_usage": True}, DONE)],
     "tool_choice": [("none", DONE), ("auto", DONE), ("required", REFUSED)],

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from transformers import cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin, LinearAttentionLayer
+
+DummyLayer: Any = getattr(cache_utils, "DummyLayer", type("DummyLayer", (), {}))
+"""A layer that keeps nothing of its own; versions before 5.20 have none, nor models that would need it."""
 
 
 def states_of(layer: Any) -> dict[tuple[str, int], Tensor]:
