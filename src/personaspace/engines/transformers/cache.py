@@ -30,6 +30,7 @@ from personaspace.engines.transformers.batching import Row, chunks
 from personaspace.engines.transformers.cache_layers import (
     Columns,
     ColumnsAndStates,
+    DummyLayer,
     Prompted,
     States,
     Window,
