@@ -31,9 +31,11 @@ log = logging.getLogger("personaspace.serve")
 PIECE = 256
 """Tokens of a prompt that are computed at once, where nothing of it is there yet."""
 
-SMALLEST_PIECE = 128
-"""A pass behind thousands of tokens costs the same for a few more: fewer would make the prompt wait ten times as long, and the
-others hardly less."""
+SMALLEST_PIECE = 16
+"""Behind thousands of tokens on a CPU, a pass of fewer takes nearly as long, and the prompt waits for ever."""
+
+WAIT = 2.0
+"""How long a piece may keep running replies, in steps: the gap between two of their tokens is then three times the usual."""
 
 FAILURES = 8
 """Steps that may fail one after the other before decoding is given up."""
@@ -99,8 +101,8 @@ class Job:
 
 
 class Pieces:
-    """How many tokens of a prompt are computed between two steps: as many as take about as long as a step did lately. most: at
-    the most, where nobody waits."""
+    """How many tokens of a prompt are computed between two steps: as many as take about as long as two steps did lately. most:
+    at the most, where nobody waits."""
 
     def __init__(self, most: int) -> None:
         self.most, self.step_seconds, self.token_seconds = most, 0.0, 0.0
@@ -109,7 +111,7 @@ class Pieces:
     def tokens(self) -> int:
         if not self.token_seconds:
             return SMALLEST_PIECE
-        return int(min(max(self.step_seconds / self.token_seconds, SMALLEST_PIECE), self.most))
+        return int(min(max(WAIT * self.step_seconds / self.token_seconds, SMALLEST_PIECE), self.most))
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -270,7 +272,7 @@ class Worker:
 
     def _prefill(self, loop: DecodeLoop) -> None:
         """Computes some of the prompts that come in pieces, the one with the least left first: no more than what keeps the rows
-        in flight waiting for about as long as a step takes."""
+        in flight waiting for about as long as two steps take."""
         for prefill in [p for p in self.prefills if self.running[p.row.key].cancelled]:
             self.prefills.remove(prefill)
             self.running.pop(prefill.row.key).emit(Event(finish="cancelled"))
