@@ -19,7 +19,7 @@ from personaspace.engines.transformers.decode_loop import DecodeLoop
 from personaspace.engines.transformers.prefill import Prefill
 from personaspace.engines.transformers.sampling import uniforms
 from personaspace.serve.lock import ModelLock, QueueFull
-from personaspace.serve.scheduler import Ended, Job, Worker
+from personaspace.serve.scheduler import Ended, Job, Pieces, Worker
 from served import engine, serving, space
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -184,10 +184,11 @@ def test_a_request_whose_numbers_overflow_gets_an_error_and_nobody_else_does(spa
 def test_a_long_prompt_is_computed_in_pieces_between_the_steps_of_the_replies_in_flight(space, engine, monkeypatch):
     happened: list[int] = []  # 0: a step; else how many tokens of a prompt were computed
     step, advance = DecodeLoop.step, Prefill.advance
+    monkeypatch.setattr(Pieces, "tokens", 32)  # else as many as take as long as two steps did lately
     monkeypatch.setattr(DecodeLoop, "step", lambda loop, *more: (happened.append(0), step(loop, *more))[1])
     monkeypatch.setattr(Prefill, "advance", lambda p, tokens: (happened.append(tokens), advance(p, tokens))[1])
     with serving(space, engine) as (address, _):
-        say = {"model": "tiny", "max_tokens": 200} | {"messages": TALK["messages"][:1]}
+        say = {"model": "tiny", "max_tokens": 400, "ignore_eos": True, "messages": TALK["messages"][:1]}
         with httpx.stream(
             "POST", f"{address}/v1/chat/completions", json={**say, "stream": True}, timeout=60
         ) as running:

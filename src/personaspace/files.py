@@ -171,7 +171,10 @@ def without_secrets(address: str) -> tuple[str, bool]:
     >>> without_secrets("s3://AKIA:abc/def@bucket/run")
     ('s3://…@bucket/run', True)
     """
-    scheme, slashes, rest = address.rpartition("://")
+    # Of a chain (`simplecache::s3://…`), its last link; a secret may itself begin with two slashes.
+    chain, link, last = address.rpartition("::")
+    scheme, slashes, rest = last.partition("://")
+    scheme = chain + link + scheme
     user, at_sign, host = rest.rpartition("@")
     if not slashes:
         return address, False  # a folder here
