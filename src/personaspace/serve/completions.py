@@ -22,7 +22,7 @@ from personaspace.serve.messages import ChatMessage
 from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import BadRequest, Reader, is_finite, tokens_of
 from personaspace.serve.record import Record
-from personaspace.serve.replies import AnswerFormat, CompletedReply, Logged, ReplyFormat
+from personaspace.serve.replies import AnswerFormat, CompletedReply, Logged, ReplyFormat, ReplyStep
 from personaspace.serve.scheduler import Ended, Event, Job, Worker
 from personaspace.serve.settings import Settings
 from personaspace.serve.texts import Texts
@@ -270,7 +270,7 @@ class Requests:
                 if event.text or event.thinking or persona or reply.finish or first:
                     begun.add(reply.index)
                     new = slice(logged.get(reply.index, 0), event.token_count)
-                    for line in answer.step(reply, event.text, persona, first, new, event.thinking):
+                    for line in answer.step(reply, ReplyStep(event.text, event.thinking, persona, first, new)):
                         yield line
                     logged[reply.index] = event.token_count
             self._finished(pending)

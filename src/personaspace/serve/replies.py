@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
 
+from personaspace.serve.refusals import error_body
 from personaspace.serve.scheduler import Job
 
 Logged = tuple[float, list[tuple[int, float]]]
@@ -42,6 +43,18 @@ class CompletedReply:
         return len(self.job.row.out) if self.job else 0
 
 
+@dataclass(frozen=True)
+class ReplyStep:
+    """What a step brought a reply: text and thoughts, and the `persona` where tokens are told of. first: nothing of it was
+    told before; logged: which of its tokens' log-probabilities to tell."""
+
+    text: str
+    thinking: str
+    persona: Mapping[str, Any] | None
+    first: bool
+    logged: slice
+
+
 class AnswerFormat(Protocol):
     """How a request is answered: at once, or as lines of server-sent events."""
 
@@ -56,16 +69,8 @@ class AnswerFormat(Protocol):
         """What a stream begins with."""
         ...
 
-    def step(
-        self,
-        r: CompletedReply,
-        text: str,
-        persona: Mapping[str, Any] | None,
-        first: bool,
-        logged: slice,
-        thinking: str = "",
-    ) -> Iterator[str]:
-        """What a step brought a reply. logged: which of its tokens' log-probabilities to tell; thinking: what it thought."""
+    def step(self, r: CompletedReply, step: ReplyStep) -> Iterator[str]:
+        """What a step brought a reply."""
         ...
 
     def closing(self, replies: Sequence[CompletedReply], told_usage: bool) -> Iterator[str]:
@@ -99,17 +104,9 @@ class ReplyFormat:
         """Nothing: a reply's first chunk is its own."""
         return iter(())
 
-    def step(
-        self,
-        r: CompletedReply,
-        text: str,
-        persona: Mapping[str, Any] | None,
-        first: bool,
-        logged: slice,
-        thinking: str = "",
-    ) -> Iterator[str]:
+    def step(self, r: CompletedReply, step: ReplyStep) -> Iterator[str]:
         """A chunk."""
-        yield sse(self.chunk(r, text, persona, first, logged, thinking))
+        yield sse(self.chunk(r, step))
 
     def closing(self, replies: Sequence[CompletedReply], told_usage: bool) -> Iterator[str]:
         """The counts where they are asked for, and the end."""
@@ -119,7 +116,7 @@ class ReplyFormat:
 
     def lost(self, message: str, param: str | None, code: str) -> str:
         """An error in place of a chunk."""
-        return sse({"error": {"message": message, "type": "server_error", "param": param, "code": code}})
+        return sse(error_body(message, "server_error", param, code))
 
     def _head(self, chunk: bool) -> dict[str, Any]:
         kind = "chat.completion" + ".chunk" * chunk if self.chat else "text_completion"
@@ -139,24 +136,17 @@ class ReplyFormat:
         extra = {"persona": personas[0]} if len(personas) == 1 else {"persona": personas[0], "personas": personas}
         return {**self._head(False), "choices": choices, "usage": usage(replies), **extra}
 
-    def chunk(
-        self,
-        r: CompletedReply,
-        text: str,
-        persona: Mapping[str, Any] | None,
-        first: bool,
-        logged: slice,
-        thinking: str = "",
-    ) -> dict[str, Any]:
-        """What a step brought a reply, and its thoughts. logged: which of its tokens' log-probabilities to tell."""
+    def chunk(self, r: CompletedReply, step: ReplyStep) -> dict[str, Any]:
+        """What a step brought a reply, and its thoughts."""
         if self.chat:
-            delta: dict[str, Any] = {"role": "assistant"} if first else {}
-            delta |= {"reasoning_content": thinking} if thinking else {}
-            content: dict[str, Any] = {"delta": {**delta, "content": text} if text or first else delta}
+            delta: dict[str, Any] = {"role": "assistant"} if step.first else {}
+            delta |= {"reasoning_content": step.thinking} if step.thinking else {}
+            content: dict[str, Any] = {"delta": {**delta, "content": step.text} if step.text or step.first else delta}
         else:
-            content = {"text": text}
-        choice = {"index": r.index, **content, "logprobs": self.logprobs(r, logged), "finish_reason": r.finish or None}
-        return {**self._head(True), "choices": [choice], **({"persona": persona} if persona else {})}
+            content = {"text": step.text}
+        logprobs = self.logprobs(r, step.logged)
+        choice = {"index": r.index, **content, "logprobs": logprobs, "finish_reason": r.finish or None}
+        return {**self._head(True), "choices": [choice], **({"persona": step.persona} if step.persona else {})}
 
     def usage_chunk(self, replies: Sequence[CompletedReply]) -> dict[str, Any]:
         """The last chunk where usage is asked for: no choices, the counts."""

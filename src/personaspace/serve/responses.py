@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ from personaspace.serve.messages import (
     ToolCall,
     Whole,
 )
-from personaspace.serve.replies import CompletedReply, sse, usage
+from personaspace.serve.replies import CompletedReply, ReplyStep, sse, usage
 from personaspace.serve.types import ChatCompletion, Persona, as_taken, what_matters
 
 PLAIN_TEXT = {"format": {"type": "text"}}
@@ -161,19 +161,11 @@ class ResponseFormat:
         yield self._event("response.output_item.added", output_index=0, item=item)
         yield self._event("response.content_part.added", **self._place, part=_part(""))
 
-    def step(
-        self,
-        r: CompletedReply,
-        text: str,
-        persona: Mapping[str, Any] | None,
-        first: bool,
-        logged: slice,
-        thinking: str = "",
-    ) -> Iterator[str]:
+    def step(self, r: CompletedReply, step: ReplyStep) -> Iterator[str]:
         """What a step added to the text, with `persona` where tokens are told of; thoughts are not told here."""
-        told = {"persona": persona} if persona and not r.finish else {}
-        if text or told:
-            yield self._event("response.output_text.delta", **self._place, delta=text, logprobs=[], **told)
+        told = {"persona": step.persona} if step.persona and not r.finish else {}
+        if step.text or told:
+            yield self._event("response.output_text.delta", **self._place, delta=step.text, logprobs=[], **told)
 
     def closing(self, replies: Sequence[CompletedReply], told_usage: bool) -> Iterator[str]:
         """Text, part and message as a whole, and the whole response."""
