@@ -27,7 +27,8 @@ from personaspace.holding.outcomes import CapOutcome
 from personaspace.judges import KEPT, Agreement, agreement_of, make_judge
 from personaspace.judges.score import Judge
 from personaspace.mapping.ask import score_replies
-from personaspace.mapping.mapper import MapOptions, Mapper, named
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions, named
 from personaspace.runs import KeptScore, Run
 from personaspace.space import PersonaSpace
 from personaspace.watcher import Watcher
@@ -179,7 +180,7 @@ def project(
 ) -> tuple[list[Trajectory], AlertRule | None]:
     """Reads where the assistant turns of conversations, or of those in files, lie on the axis; and the rule that alerts went by
     (None for a space that was never calibrated). span: of each turn its answer, its thoughts where it has any, or all. Warns of
-    what of a file is not read, and of a model that thinks otherwise than the space's did. Raises `UsageError` that names file,
+    what of a file is not read, and of a model or a span that is not the space's. Raises `UsageError` that names file,
     conversation and message.
 
     >>> (talk,), rule = ps.project("smollm2", "talk.json")
@@ -200,6 +201,8 @@ def project(
             warnings.warn(note, stacklevel=2)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
     model = engine or load_engine("transformers", loaded.meta["model"]["id"], **loaded.thinking_options)
+    if warning := loaded.check_model(model.info, span):
+        warnings.warn(warning, stacklevel=2)
     rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None
     return [
         Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule, part=span)) for t in conversations

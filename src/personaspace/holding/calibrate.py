@@ -44,10 +44,14 @@ class RunReply:
     token_ids: tuple[int, ...]
     text: str
 
-    def span(self, prompt_ids: Sequence[int], splitter: ReplySplitter | None = None) -> Span:
-        """The whole conversation as token ids, the reply marked; its answer, where a splitter tells that from thoughts."""
+    def span(self, prompt_ids: Sequence[int], splitter: ReplySplitter | None = None, part: str = "answer") -> Span:
+        """The whole conversation as token ids, with a part of the reply marked, where a splitter tells answer from thoughts."""
         start = len(prompt_ids)
-        a, b = splitter.follow(self.token_ids).answer if splitter else (0, len(self.token_ids))
+        a, b = 0, len(self.token_ids)
+        if splitter and part != "all":
+            parts = splitter.follow(self.token_ids)
+            thoughts = parts.thinking or ((0, 0),)
+            a, b = parts.answer if part == "answer" else (thoughts[0][0], thoughts[-1][1])
         return Span((*prompt_ids, *self.token_ids), ((start + a, start + b),))
 
 
@@ -100,12 +104,12 @@ def _replies(run: Run) -> Iterator[RunReply]:
                 yield RunReply(row["role"], messages, tuple(row["token_ids"]), row["text"])
 
 
-def replayed(engine: Engine, replies: Sequence[RunReply], **options: Any) -> Iterator[Turn]:
-    """Each reply as `Engine.replay` reads it, in order, so many at a time that every token's own may be asked for."""
+def replayed(engine: Engine, replies: Sequence[RunReply], part: str = "answer", **options: Any) -> Iterator[Turn]:
+    """Each reply's part as `Engine.replay` reads it, in order, so many at a time that every token's own may be asked for."""
     chat = engine.chat
     for k in range(0, len(replies), CHUNK):
         prompts = [chat.prompt_ids(r.messages) for r in replies[k : k + CHUNK]]
-        spans = [r.span(ids, chat.splitter(ids)) for r, ids in zip(replies[k : k + CHUNK], prompts, strict=True)]
+        spans = [r.span(ids, chat.splitter(ids), part) for r, ids in zip(replies[k : k + CHUNK], prompts, strict=True)]
         for turns in engine.replay(spans, **options):
             yield turns[0]
 
@@ -117,7 +121,7 @@ def token_projections(engine: Engine, space: PersonaSpace, replies: Sequence[Run
     all_layers = range(len(axis))
     return [
         torch.einsum("tld,ld->tl", turn.each, unit)
-        for turn in replayed(engine, replies, read=all_layers, each=True)
+        for turn in replayed(engine, replies, space.span, read=all_layers, each=True)
         if turn.each is not None
     ]
 

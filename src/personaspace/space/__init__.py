@@ -211,9 +211,9 @@ class PersonaSpace(SpaceContents):
         mean, std = self.default_moments(layer)
         return (mean - projection) / std
 
-    def check_model(self, model: ModelLike) -> str | None:
-        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ, or
-        whether it thinks before it answers."""
+    def check_model(self, model: ModelLike, span: str = "answer") -> str | None:
+        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ,
+        whether it thinks before it answers, or the part of its replies that is read (`span`)."""
         layers, hidden = self.tensors["axis"].shape
         if (layers, hidden) != (model.layers, model.hidden):
             raise SpaceError(
@@ -229,6 +229,10 @@ class PersonaSpace(SpaceContents):
             )
         if difference := self.thinks_otherwise(model.id, getattr(model, "notes", {}).get("thinking")):
             differences.append(difference)
+        if span != self.span:
+            differences.append(
+                f"the space was mapped with span={self.span}, here span={span} is read; drifts may differ"
+            )
         return "; ".join(differences) or None
 
     def compact(self) -> PersonaSpace:

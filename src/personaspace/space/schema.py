@@ -120,6 +120,7 @@ class SpaceMeta(BaseModel):
     catalog: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
     version: str = ""
+    span: Literal["answer", "thinking", "all"] = "answer"
     role_interval: str = ""
     layer_chosen: str = ""
     reference: dict[str, Any] = {}
