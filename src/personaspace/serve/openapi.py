@@ -168,6 +168,23 @@ class OutputMessage(BaseModel):
     content: list[OutputText]
 
 
+class ReasoningText(BaseModel):
+    """A part of a response's thoughts."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputReasoning(BaseModel):
+    """What was thought before a response's message; there is no summary of it."""
+
+    id: str
+    type: Literal["reasoning"]
+    summary: list[Any]
+    status: Literal["completed", "incomplete"]
+    content: list[ReasoningText]
+
+
 class ResponseUsage(BaseModel):
     """Counts of tokens, by the Responses API's names."""
 
@@ -186,7 +203,7 @@ class WholeResponse(BaseModel):
     created_at: int
     status: Literal["completed", "incomplete"]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputReasoning | OutputMessage]
     usage: ResponseUsage
     persona: PersonaTold | None
 

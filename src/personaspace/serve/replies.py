@@ -45,6 +45,12 @@ class CompletedReply:
     def tokens(self) -> int:
         return len(self.job.row.out) if self.job else 0
 
+    @property
+    def thought_tokens(self) -> int:
+        """How many of its tokens are thoughts, their markers not among them."""
+        splitter = self.job.reply.splitter if self.job else None
+        return sum(end - start for start, end in splitter.parts.thinking) if splitter else 0
+
 
 @dataclass(frozen=True)
 class ReplyStep:
