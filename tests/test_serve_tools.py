@@ -254,6 +254,46 @@ def test_a_call_that_cannot_be_begun_is_refused_in_a_line(server, more, said_of_
     assert "\n" not in message
 
 
+FUNCTION = {"type": "function", **TOOL["function"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "told"),
+    [
+        ("hermes", {}, (TWO, "Let me see.\n")),
+        ("hermes", {"parallel_tool_calls": False}, (TWO[:1], "Let me see.\n")),
+        ("plain", {}, ([], "Good day.")),
+        ("plain", {"tool_choice": "required"}, ([("add", {"a": 7})], "")),
+        ("plain", {"tool_choice": {"type": "function", "name": "add"}}, ([("add", {"a": 7})], "")),
+    ],
+)
+def test_a_responses_calls_are_items_streamed_and_not(client, text, more, told):
+    asked = {"model": "tiny", "input": text, "tools": [FUNCTION], "temperature": 0, **more}
+    with client.responses.stream(**asked) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    for made in (client.responses.create(**asked), final):
+        calls = [(i.name, json.loads(i.arguments)) for i in made.output if i.type == "function_call"]
+        assert (calls, made.output_text) == told
+        assert [i.type for i in made.output] == ["message"] * bool(told[1]) + ["function_call"] * len(told[0])
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    done = [e for e in events if e.type == "response.function_call_arguments.done"]
+    assert [(e.name, json.loads(e.arguments)) for e in done] == told[0]
+    assert [e.output_index for e in done] == [k for k, i in enumerate(final.output) if i.type == "function_call"]
+
+
+def test_a_response_goes_round_an_agents_loop(client):
+    asked = {"model": "tiny", "tools": [FUNCTION], "temperature": 0}
+    made = client.responses.create(input="hermes", parallel_tool_calls=False, **asked)
+    (call,) = (i for i in made.output if i.type == "function_call")
+    items = [
+        *said("hermes"),
+        call.model_dump(),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "four"},
+    ]
+    assert client.responses.create(input=items, **asked).output_text == ANSWER
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", FORMS)
 def test_each_form_is_served(space, calling_model, name):

@@ -185,6 +185,17 @@ class OutputReasoning(BaseModel):
     content: list[ReasoningText]
 
 
+class OutputCall(BaseModel):
+    """A call of a tool; arguments: JSON, as text."""
+
+    id: str
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed", "incomplete"]
+
+
 class ResponseUsage(BaseModel):
     """Counts of tokens, by the Responses API's names."""
 
@@ -203,7 +214,7 @@ class WholeResponse(BaseModel):
     created_at: int
     status: Literal["completed", "incomplete"]
     model: str
-    output: list[OutputReasoning | OutputMessage]
+    output: list[OutputReasoning | OutputMessage | OutputCall]
     usage: ResponseUsage
     persona: PersonaTold | None
 
