@@ -23,7 +23,7 @@ from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import BadRequest, Reader, is_finite, tokens_of
 from personaspace.serve.record import Record
 from personaspace.serve.replies import AnswerFormat, CompletedReply, Logged, ReplyFormat, ReplyStep
-from personaspace.serve.scheduler import Ended, Event, Job, Worker
+from personaspace.serve.scheduler import OUT_OF_MEMORY, Ended, Event, Job, Worker
 from personaspace.serve.settings import Settings
 from personaspace.serve.texts import Texts
 from personaspace.serve.tools import OfferedTools
@@ -33,6 +33,12 @@ LOST = {
     "error": ("Decoding failed; the server's log says why", None, "server_error", 500),
     "stopping": ("The server is stopping and had no more time for this reply", None, "server_stopping", 503),
     "ended": ("Decoding has ended; the server's log says why", None, "server_error", 503),
+    OUT_OF_MEMORY: (
+        "There was no memory for this reply; ask for a shorter one, with a shorter prompt, or again when fewer are made",
+        None,
+        "out_of_memory",
+        503,
+    ),
     NOT_FINITE: (
         "The model's numbers became NaN or Inf while this reply was made; persona.steer may be too strong",
         "persona",
