@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from personaspace.engines.tool_calls import CalledTool
 from personaspace.serve.messages import (
     CalledFunction,
     ChatMessage,
@@ -23,7 +24,7 @@ from personaspace.serve.messages import (
 )
 from personaspace.serve.replies import CompletedReply, ReplyStep, sse, usage
 from personaspace.serve.thinking import Effort
-from personaspace.serve.types import ChatCompletion, Persona, as_taken, what_matters
+from personaspace.serve.types import ChatCompletion, NamedFunction, Persona, as_taken, what_matters
 
 REASONING_TEXT = "reasoning_text"
 ItemType = Literal["reasoning", "message"]
@@ -35,7 +36,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     # Thoughts are told as they are, and nothing of them is hidden.
     "include": ([], ["reasoning.encrypted_content"]),
-    "parallel_tool_calls": (True, False),
     "stream_options": ({}, {"include_obfuscation": False}, {"include_obfuscation": True}),
     "text": ({}, PLAIN_TEXT, {"verbosity": "medium"}, {**PLAIN_TEXT, "verbosity": "medium"}),
     "top_logprobs": (0,),
@@ -86,6 +86,12 @@ class OfferedFunctionTool(OfferedFunction):
     type: Literal["function"]
 
 
+class NamedFunctionTool(NamedFunction):
+    """The tool that is to be called, as this API writes it."""
+
+    type: Literal["function"]
+
+
 def _input(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
@@ -109,7 +115,8 @@ class ResponseRequest(Nullable):
     stream: bool = False
     reasoning: Reasoning = Reasoning()
     tools: list[OfferedFunctionTool] = Field(default=[], max_length=128)
-    tool_choice: Literal["none", "auto"] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool = "auto"
+    parallel_tool_calls: bool = True
     persona: Persona = Persona()
 
     @field_validator("input")
@@ -153,7 +160,10 @@ class ResponseRequest(Nullable):
             "stream": self.stream,
             "reasoning_effort": self.reasoning.effort,
             "tools": [{"type": "function", "function": function} for function in functions],
-            "tool_choice": self.tool_choice,
+            "tool_choice": self.tool_choice
+            if isinstance(self.tool_choice, str)
+            else {"type": "function", "function": {"name": self.tool_choice.name}},
+            "parallel_tool_calls": self.parallel_tool_calls,
             "persona": self.persona,
         }
         return ChatCompletion.model_validate(body)
@@ -161,7 +171,8 @@ class ResponseRequest(Nullable):
 
 @dataclass
 class ResponseFormat:
-    """How such a request is answered: its one reply is one message, behind an item of its thoughts where there are any."""
+    """How such a request is answered: its one reply is one message, behind an item of its thoughts where there are any, and
+    before its calls of tools."""
 
     body: ResponseRequest
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
@@ -179,10 +190,15 @@ class ResponseFormat:
         status = "incomplete" if reply.finish == "length" else "completed"
         texts: dict[ItemType, str] = {"reasoning": reply.thinking, "message": reply.text}
         # A reply that is cut short in its thoughts says nothing.
-        types = [*self._told, *(t for t in texts if t not in self._told and (texts[t] or t == "message"))]
+        has_message = bool(reply.text or not reply.calls)
+        types = [
+            *self._told,
+            *(t for t in texts if t not in self._told and (texts[t] or (t == "message" and has_message))),
+        ]
         if status == "incomplete" and reply.thinking and not reply.text and "message" not in self._told:
             types = ["reasoning"]
         output = [self._item(t, texts[t], status if t == types[-1] else "completed") for t in types]
+        output += [_call(call, status) for call in reply.calls]
         return {**self._response(status, output, replies), "persona": reply.persona}
 
     def opening(self, replies: Sequence[CompletedReply]) -> Iterator[str]:
@@ -210,7 +226,16 @@ class ResponseFormat:
     def closing(self, replies: Sequence[CompletedReply], told_usage: bool) -> Iterator[str]:
         """What was not ended yet, part and item as a whole, and the whole response."""
         response = self.completion(replies)
-        for item in response["output"]:
+        for index, item in enumerate(response["output"]):
+            if item["type"] == "function_call":
+                begun = {**item, "arguments": "", "status": "in_progress"}
+                yield self._event("response.output_item.added", output_index=index, item=begun)
+                place = {"item_id": item["id"], "output_index": index}
+                yield self._event("response.function_call_arguments.delta", **place, delta=item["arguments"])
+                arguments = {"name": item["name"], "arguments": item["arguments"]}
+                yield self._event("response.function_call_arguments.done", **place, **arguments)
+                yield self._event("response.output_item.done", output_index=index, item=item)
+                continue
             if item["type"] not in self._told:
                 yield from self._begin(item["type"])
                 self._told[item["type"]] = item["content"][0]["text"]
@@ -272,13 +297,13 @@ class ResponseFormat:
             "max_output_tokens": body.max_output_tokens,
             "model": body.model,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls,
             "previous_response_id": None,
             "reasoning": {"effort": body.reasoning.effort, "summary": None},
             "store": False,
             "temperature": body.temperature,
             "text": PLAIN_TEXT,
-            "tool_choice": body.tool_choice,
+            "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
             "tools": [t.model_dump(exclude_unset=True) for t in body.tools],
             "top_p": body.top_p,
             "truncation": "disabled",
@@ -292,6 +317,11 @@ class ResponseFormat:
                 "total_tokens": counts["total_tokens"],
             },
         }
+
+
+def _call(call: CalledTool, status: str) -> dict[str, Any]:
+    names = {"id": f"fc_{call.id}", "type": "function_call", "call_id": call.id, "name": call.name}
+    return {**names, "arguments": call.arguments, "status": status}
 
 
 def _part(item_type: ItemType, text: str) -> dict[str, Any]:
