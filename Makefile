@@ -25,9 +25,15 @@ quickstart: $(VENV)/.installed
 	$(BIN)/personaspace map smollm2 --out $(RUN) --per-role 1 --default-responses 300 --max-new-tokens 32
 	@echo "open it in a browser: file://$(CURDIR)/$(RUN)/report.html"
 
+# OpenAI's client in JavaScript, for one test of the server, which is skipped where there is no npm or nothing to be had by it.
+$(VENV)/js/.installed: $(VENV)/.dev
+	mkdir -p $(@D)
+	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6.49.0 || echo "no openai by npm: its test is skipped"
+	touch $@
+
 # On two cores, a file of tests each: what a test does runs on one. The share of lines and branches that ran stands at the end.
 WORKERS ?= 2
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/js/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=
 	@echo "coverage, branches counted: $$($(BIN)/coverage report --format=total)%"
 

@@ -98,6 +98,28 @@ def test_text_completions_take_text_and_token_ids(client, engine):
     assert len(text.choices[0].logprobs.tokens) == text.usage.completion_tokens + ended
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"logprobs": 1}, {"max_tokens": 0, "logprobs": 0}], ids=["text", "scored", "prompt"]
+)
+def test_an_echo_is_streamed_as_it_is_told_at_once(client, more):
+    asked = {"model": "tiny", "prompt": ["Once", "upon a"], "n": 2, "seed": 1, "max_tokens": 6, "echo": True, **more}
+    whole = client.completions.create(**asked)
+    parts = {c.index: [] for c in whole.choices}
+    for chunk in client.completions.create(stream=True, **asked):
+        for choice in chunk.choices:
+            parts[choice.index].append(choice)
+    for choice in whole.choices:
+        chunks = parts[choice.index]
+        assert choice.text.startswith(asked["prompt"][choice.index // 2])
+        assert "".join(c.text for c in chunks) == choice.text
+        if "logprobs" in more:
+            for name in ("tokens", "token_logprobs", "top_logprobs"):
+                assert [v for c in chunks for v in getattr(c.logprobs, name)] == getattr(choice.logprobs, name)
+            starts = [c.logprobs.text_offset[0] for c in chunks if c.logprobs.tokens]
+            assert starts[0] == 0
+            assert all(start >= len(asked["prompt"][choice.index // 2]) for start in starts[1:])
+
+
 def test_an_echoed_prompt_comes_with_its_tokens_log_probabilities(client, engine):
     ids = engine.chat.text_ids("Once upon a time")
     for prompt in ("Once upon a time", ids):

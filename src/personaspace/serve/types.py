@@ -250,18 +250,13 @@ class ChatCompletion(Completion):
 
 
 class TextCompletion(Completion):
-    """`/v1/completions`: prompts as text or as token ids. With max_tokens 0 nothing is made; an echoed prompt is scored."""
+    """`/v1/completions`: prompts as text or as token ids. With max_tokens 0 nothing is made; an echoed prompt is scored,
+    and in a stream it stands in a reply's first chunk."""
 
     prompt: Text | list[Whole] | list[Text] | list[list[Whole]]
     max_tokens: Whole | None = Field(None, ge=0)
     logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: bool = False
-
-    @model_validator(mode="after")
-    def _an_echo_is_whole(self) -> TextCompletion:
-        if self.echo and self.stream:
-            raise ValueError("echo and stream do not go together")
-        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
