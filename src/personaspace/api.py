@@ -14,7 +14,7 @@ from personaspace.catalog import EARLIER, Catalog, earlier, load_catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.thoughts import PARTS, Part
-from personaspace.errors import PersonaSpaceError, UsageError
+from personaspace.errors import PersonaSpaceError, RunError, UsageError
 from personaspace.experiments.compare import findings as comparison
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Judges, Trials
@@ -107,7 +107,7 @@ def calibrate(
     of, percentile: whose tokens, and which floor is recommended as `capped`; why: what is noted beside it. layers: from 60% to
     87% of the depth unless given. try_caps: tries ranges and percentiles on so many role prompts, and takes the best; judge:
     made from the engine, it says whether replies are in role. engine: loads the model, which is only done where replies are
-    replayed. Raises `UsageError`, `DesignError`, `RunLocked`.
+    replayed. Raises `UsageError`, `DesignError`, `RunError` where the run is not what was written, `RunLocked`.
 
     >>> ps.calibrate("runs/smollm2").space.cap("capped")
     """
@@ -116,6 +116,8 @@ def calibrate(
     if not run_folder.exists:
         raise UsageError(f"{run}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
     calibration.check_kind(of, percentile)
+    for shard in run_folder.lost():
+        raise RunError(f"{run_folder.fault(shard)}; the map's command does it again")
     space = PersonaSpace.load(run_folder.space_file)
     axis = space.tensors["axis"]
     layer_range = layers or calibration.default_range(len(axis))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Design, Sampling, assign
-from personaspace.errors import SpaceError, UsageError
+from personaspace.errors import DesignError, OutOfMemory, SpaceError, UsageError
 from personaspace.files import check_address
 from personaspace.holding import calibrate
 from personaspace.judges import Judge
@@ -275,8 +274,13 @@ class Mapper:
         # What an earlier call made from the same replies stays, with what calibration has added to it; another version's, or
         # a broken one, is made again.
         if self.run.space_file.is_file() and self.run.report_file.is_file():
-            with contextlib.suppress(SpaceError):
+            try:
                 existing = PersonaSpace.load(self.run.space_file)
+            except SpaceError as e:
+                self.watcher.note(
+                    f"{str(e).partition('; ')[0]}; it is made again, without what calibration has added to it"
+                )
+            else:
                 if existing.meta.get("made_from") == json.loads(json.dumps(made_from)):
                     return existing
         began = time.monotonic()
@@ -332,17 +336,23 @@ class Mapper:
         return joint
 
     def _with_caps(self, space: PersonaSpace) -> PersonaSpace:
-        """The space with caps, where tokens were projected on its axis while the replies were given."""
+        """The space with caps: from tokens that were projected on its axis while the replies were given, or else from a sample
+        of replies that are replayed, as calibration does. Without them where there are too few, or an engine cannot."""
         axis = space.tensors["axis"]
         default, roles, names = calibrate.projections_while_mapping(self.run, axis / axis.norm(dim=-1, keepdim=True))
         layers = calibrate.default_range(len(axis))
-        if len(default) < calibrate.LEAST or len(roles) < calibrate.LEAST:
-            too_few = f"{len(default)} replies of the default and {len(roles)} of roles have their tokens projected on the axis"
-            self.watcher.note(
-                f"no caps yet: {too_few}, {calibrate.LEAST} of each are needed; `personaspace calibrate` makes them"
-            )
-            return space
-        capped_space = calibrate.with_caps(space, default, roles, layers, names)
+        if min(len(default), len(roles)) >= calibrate.LEAST:
+            capped_space = calibrate.with_caps(space, default, roles, layers, names)
+        else:
+            # Replies alone give the axis at the end only: nobody could project on it before.
+            try:
+                sample = calibrate.draw_sample(self.run, seed=self.options.seed)
+                n_default, n_roles = len(sample.default), len(sample.roles)
+                self.watcher.note(f"caps: replaying {n_default} default and {n_roles} role replies")
+                capped_space = calibrate.calibrate(self.engine, space, sample, layers)
+            except (DesignError, OutOfMemory, UsageError) as e:
+                self.watcher.note(f"no caps yet: {e}; `personaspace calibrate` makes them once that is so")
+                return space
         name, _ = calibrate.named_cap(capped_space, "default", 25, layers)
         return calibrate.recommended(capped_space, name, {"because": calibrate.WITHOUT_SWEEP})
 

@@ -183,7 +183,7 @@ class Stage:
         where one answers other prompts than these."""
         done = set(self.shards.done())
         summed = set(self.sums.state().shards) if self.sums else set()
-        for shard in sorted(done.intersection(range(len(work))) - self.checked):
+        for shard in sorted((done | set(self.shards.lost())).intersection(range(len(work))) - self.checked):
             # What is in the sums needs no activations, but for the layers that stay.
             needed = shard not in summed or bool(self.kept_layers)
             if fault := self.shards.fault(shard, needed):
@@ -192,7 +192,7 @@ class Stage:
                 if self.reading != PROMPT:
                     self.run.drop_scores({(p.role, p.index) for p in work[shard]})
                 self.shards.discard(shard)
-                done.remove(shard)
+                done.discard(shard)
                 continue
             columns = self.shards.read(shard, ["role", "index", "question"]).to_pydict().values()
             if set(zip(*columns, strict=True)) != {(p.role, p.index, p.question) for p in work[shard]}:

@@ -75,6 +75,20 @@ class Persona(Nullable):
     history: list[float] = Field(default=[], max_length=1000)
 
 
+class NamedFunction(Nullable):
+    """A function by its name."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: Text
+
+
+class NamedTool(Nullable):
+    """The tool that is to be called."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
 class _StreamOptions(Nullable):
     model_config = ConfigDict(extra="ignore")
     include_usage: bool = False
@@ -155,9 +169,9 @@ class Completion(Nullable):
 
 
 class ChatCompletion(Completion):
-    """`/v1/chat/completions`. tools: what the model may call, where its template tells it of them; a call stands in the reply's
-    text. continue_final_message, or add_generation_prompt false: the assistant's last message is gone on with.
-    reasoning_effort, chat_template_kwargs: whether the model may think before it answers."""
+    """`/v1/chat/completions`. tools: what the model may call, where its template tells it of them; tool_choice: whether it may,
+    or, of a single or a named tool, has to. continue_final_message, or add_generation_prompt false: the assistant's last
+    message is gone on with. reasoning_effort, chat_template_kwargs: whether the model may think before it answers."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: Whole | None = Field(None, ge=1)
@@ -165,7 +179,8 @@ class ChatCompletion(Completion):
     logprobs: bool = False
     top_logprobs: Whole = Field(0, ge=0, le=20)
     tools: list[OfferedTool] = Field(default=[], max_length=128)
-    tool_choice: Literal["none", "auto"] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
     continue_final_message: bool = False
     add_generation_prompt: bool = True
 
@@ -190,6 +205,28 @@ class ChatCompletion(Completion):
         if self.continued and self.messages[-1].calls:
             raise ValueError("continue_final_message goes on with text; the last message has tool_calls")
         return self
+
+    @model_validator(mode="after")
+    def _a_call_can_be_begun(self) -> ChatCompletion:
+        names = [tool.function.name for tool in self.tools]
+        if self.tool_choice == "required" and len(names) != 1:
+            raise ValueError(
+                f"tool_choice 'required' is done of a single tool, found {len(names)}; name the one to call"
+            )
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name[:64]!r}, which tools has not")
+        if self.begun_call and self.continued:
+            raise ValueError(
+                "tool_choice begins a reply with a call, and continue_final_message goes on with a message"
+            )
+        return self
+
+    @property
+    def begun_call(self) -> str | None:
+        """The name of the tool with a call of which the reply has to begin."""
+        if self.tool_choice == "required":
+            return self.tools[0].function.name
+        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
 
     @property
     def continued(self) -> bool:

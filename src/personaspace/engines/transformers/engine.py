@@ -19,11 +19,16 @@ from personaspace.engines.thoughts import ReplyParts, ReplySplitter, texts
 from personaspace.engines.transformers.batching import NOT_FINITE, Row, computed_tokens
 from personaspace.engines.transformers.cache import CacheLayout
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
-from personaspace.engines.transformers.memory import LEAST_TOKENS, free_memory, is_out_of_memory
+from personaspace.engines.transformers.memory import (
+    LEAST_TOKENS,
+    free_memory,
+    in_one_piece,
+    is_out_of_memory,
+    too_large,
+)
 from personaspace.engines.transformers.onset import OnsetReader
 from personaspace.engines.transformers.replay import Read, Replayer, pooled
-from personaspace.engines.transformers.sampling import check_bias, uniforms
-from personaspace.errors import ModelError
+from personaspace.engines.transformers.sampling import check_bias, logprobs_after, uniforms
 from personaspace.model import loading
 from personaspace.model.interventions import Intervention
 from personaspace.model.residual import (
@@ -158,13 +163,10 @@ class TransformersEngine(BaseEngine):
 
     def _take_less(self, rows: int) -> None:
         """After memory ran out with so many rows: half of them and of a pass' tokens from now on, which is told once. Raises
-        `ModelError` where there is nothing to halve."""
+        `OutOfMemory` where there is nothing to halve."""
         free_memory()
         if rows <= 1 and self.prefill_tokens <= LEAST_TOKENS:
-            raise ModelError(
-                f"{self.info.id}: out of memory with one reply in flight; shorter replies (max_new_tokens), a smaller dtype, "
-                "another device or several (device=auto) take less on each"
-            )
+            raise too_large(self.info.id, "one reply in flight")
         if not self._short_of_memory:
             log.warning("%s: out of memory with %d rows in flight; half as many from now on", self.info.id, rows)
         self._short_of_memory = True
@@ -272,18 +274,21 @@ class TransformersEngine(BaseEngine):
         stretches = [*pairwise(edges)]
         start, applied = len(row.ids), options.interventions_of(prompt)
         span = Span((*row.ids, *row.out), tuple((start + a, start + b) for a, b in stretches))
-        (reads,) = Replayer(self.model, self.layers, options.layers, self.hidden, applied).batch([span])
+        with in_one_piece(self.info.id, f"a reply of {len(row.out):,} tokens"):
+            (reads,) = Replayer(self.model, self.layers, options.layers, self.hidden, applied).batch([span])
         return pooled([read for read, stretch in zip(reads, stretches, strict=True) if stretch in ranges], reads[0])
 
     def _stream(self, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Iterator[Token]:
         row = self._row(0, prompt, sampling, options)
-        loop = self._loop([row], options)
         reply = ReplyText(self.chat.decode, self._splitter(prompt, row))
-        touched = 0
-        loop.join([row])
+        touched, what = 0, f"a reply of up to {sampling.max_new_tokens:,} tokens to {len(row.ids):,}"
+        with in_one_piece(self.info.id, what):
+            loop = self._loop([row], options)
+            loop.join([row])
         while not row.finish:
             fed, thought = len(row.out), len(reply.thinking)
-            loop.step()
+            with in_one_piece(self.info.id, what):
+                loop.step()
             activation = loop.means.last[:, 0].cpu().clone() if fed and options.layers else None
             new = row.out[-1] if len(row.out) > fed else None
             if row.finish == NOT_FINITE or (activation is not None and not torch.isfinite(activation).all()):
@@ -321,7 +326,7 @@ class TransformersEngine(BaseEngine):
         self, ids: Sequence[int], top: int, interventions: Sequence[Intervention] = ()
     ) -> list[tuple[float, list[tuple[int, float]]]]:
         """How probable a text's tokens are, from the second one on: each one's log-probability, and the `top` most probable
-        tokens in its place with theirs."""
+        tokens in its place with theirs. Raises `OutOfMemory`."""
         check_interventions(interventions, len(self.layers), self.hidden)
         applied = Intervening()
         applied.groups = [(None, tuple(i for i in interventions if i.where == "all"))]
@@ -331,11 +336,12 @@ class TransformersEngine(BaseEngine):
         piecewise = self.layout.goes_on
         size = SCORED_TOKENS if piecewise else len(ids)
         past = {self.layout.name: self.layout.empty(), "use_cache": True} if piecewise else {"use_cache": False}
-        with torch.inference_mode(), applied.on(self.layers):
+        what = f"a text of {len(ids):,} tokens"
+        with in_one_piece(self.info.id, what), torch.inference_mode(), applied.on(self.layers):
             for k in range(0, len(ids) - 1, size):
                 fed = torch.tensor([ids[k : min(k + size, len(ids) - 1)]], device=self.device)
                 logits = self.model(input_ids=fed, **past).logits
-                scores.extend(_logprobs(logits[0], ids[k + 1 :], top))
+                scores.extend(logprobs_after(logits[0], ids[k + 1 :], top))
         return scores
 
     def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
@@ -369,9 +375,21 @@ class TransformersEngine(BaseEngine):
         )
         spans, places = self._spans(conversations, options.span)
         results: dict[int, list[Turn]] = {}
-        for batch, reads_of_batch in replayer.batches(spans, self.prefill_tokens):
-            for k, reads in zip(batch, reads_of_batch, strict=True):
-                results[k] = [Turn(i, **vars(r)) for i, r in zip(places[k], reads, strict=True)]
+        while unread := [k for k in range(len(spans)) if k not in results]:
+            tokens = self.prefill_tokens
+            try:
+                for batch, reads_of_batch in replayer.batches([spans[k] for k in unread], tokens):
+                    for place, reads in zip(batch, reads_of_batch, strict=True):
+                        k = unread[place]
+                        results[k] = [Turn(i, **vars(r)) for i, r in zip(places[k], reads, strict=True)]
+            except (MemoryError, RuntimeError) as e:
+                if not is_out_of_memory(e):
+                    raise
+            if left := [len(spans[k].token_ids) for k in unread if k not in results]:
+                free_memory()
+                if tokens < 2 * max(left):  # it was alone in its pass
+                    raise too_large(self.info.id, f"a conversation of {max(left):,} tokens")
+                self._take_less(self.max_rows)
         for k in range(len(spans)):
             yield results[k]
 
@@ -379,13 +397,3 @@ class TransformersEngine(BaseEngine):
 def _fresh(row: Row) -> Row:
     """A row before its first token."""
     return replace(row, touched=0, logs=[], out=[], length=0, finish="", end=None, projections=[])
-
-
-def _logprobs(logits: Tensor, ids: Sequence[int], top: int) -> list[tuple[float, list[tuple[int, float]]]]:
-    """Of the token after each place, and of the `top` most probable ones there. logits: `[tokens, vocabulary]`."""
-    logprobs = logits.float().log_softmax(-1)
-    best = logprobs.topk(top)
-    scored = torch.tensor(list(ids[: len(logprobs)]), device=logprobs.device)
-    token_logprobs = logprobs.gather(1, scored[:, None])[:, 0].tolist()
-    pairs = [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-    return list(zip(token_logprobs, pairs, strict=True))
