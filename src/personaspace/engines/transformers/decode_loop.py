@@ -120,7 +120,7 @@ class DecodeLoop:
     def begin(self, row: Row) -> Prefill:
         """A row whose prompt comes in pieces, on what earlier rows have left; it joins by `join_computed` when whole. Only
         where the layout says that a prefix can be gone on with."""
-        return Prefill(row, self.layout, self.kept, self._advance)
+        return Prefill(row, self.layout, self.kept, self._forward_piece, self._prompt_hooks)
 
     @torch.inference_mode()
     def join_computed(self, prefill: Prefill) -> None:
@@ -136,12 +136,21 @@ class DecodeLoop:
         self.cache.place([row], {row.key: slot}, prefill.computed)
         self.rows.append(row)
 
-    @torch.inference_mode()
-    def _advance(self, row: Row, ids: Sequence[int], past: int, computed: Cache) -> None:
+    @contextmanager
+    def _prompt_hooks(self, row: Row, before_layer: Callable[..., None]) -> Iterator[None]:
+        """While it lasts, passes are of a row's prompt."""
         self.applied.touched = self.applied.generated = None
         self.applied.groups = [(None, row.applied)] if row.applied else []
-        with self._hooks():
-            self._forward([list(ids)], past, {self.layout.name: computed})
+        handles = [layer.register_forward_pre_hook(before_layer) for layer in self.layers]
+        try:
+            with self._hooks():
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _forward_piece(self, ids: Sequence[int], past: int, computed: Cache) -> Any:
+        return self._forward([list(ids)], past, {self.layout.name: computed})
 
     def _forward(self, ids: list[list[int]], past: int, inputs: dict[str, Any]) -> Any:
         tokens = torch.tensor(ids, device=self.device)
@@ -277,7 +286,7 @@ class DecodeLoop:
             if self.kept is not None and isinstance(self.cache, SideBySide) and row.finish != NOT_FINITE:
                 self.kept.keep(row, partial(self.cache.copy, k, row.length))
         if leaving:
-            self.cache.leave(source, target, remaining, len(self.rows))
+            self.cache.leave(self.rows, source, target, remaining)
         if source:
             for means in self.read_means:
                 means.move(source, target)

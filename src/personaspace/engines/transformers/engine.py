@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -75,6 +76,10 @@ class TransformersEngine(BaseEngine):
         self.layers = find_layers(model)
         check_layers(model, self.layers)
         self.device = input_device(model)
+        if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+            # Several tokens that look back at a cache: else its keys and values are copied once for each head that shares them,
+            # which takes a CPU longer than the attention itself.
+            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
         ends = end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer)
         self.chat = Chat(tokenizer, ends, template=template, thinking=thinking)
         config = text_config(model)
