@@ -136,6 +136,7 @@ class Requests:
                 emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
                 text = ReplyText(chat.decode, chat.splitter(ids) if is_chat else None)
+                row.answered = text.splitter.answered if text.splitter else None
                 reply.job = Job(row, emit, text, tuple(body.stop), body.stream, follow)
         try:
             self.worker.submit([r.job for r in pending.replies if r.job])

@@ -25,7 +25,7 @@ from personaspace.engines.transformers.replay import Read, Replayer, pooled
 from personaspace.engines.transformers.sampling import check_bias, uniforms
 from personaspace.errors import ModelError
 from personaspace.model import loading
-from personaspace.model.interventions import Intervention
+from personaspace.model.interventions import Intervention, Where
 from personaspace.model.residual import (
     Intervening,
     base_model,
@@ -134,6 +134,8 @@ class TransformersEngine(BaseEngine):
             if loop is None:
                 loop = self._loop(waiting, options)
                 splitters = {r.key: s for r in waiting if (s := self._splitter(prompts[r.key], r)) is not None}
+                for r in waiting:
+                    r.answered = splitters[r.key].answered if r.key in splitters else None
                 watch = self._answers_alone(loop, splitters) if options.span == "answer" and options.layers else None
             in_flight, finished = list(loop.rows), None
             try:
@@ -259,26 +261,30 @@ class TransformersEngine(BaseEngine):
         # The loop has read an answer up to the reply's end, or all of it; what is neither is read once more.
         is_read = options.span == "all" or (options.span == "answer" and end == len(row.out))
         if mean is not None and splitter and row.out and not is_read:
-            again = self._read_again(prompt, row, ranges, options)
+            again = self._read_again(prompt, row, ranges, parts.answer[0], options)
             mean, norms, touched = again.activation, again.norms, again.touched
         projections = torch.stack(row.projections[start:end]) if row.projections[start:end] else None
         ids = tuple(row.out)
         response = Response(prompt, text, ids, row.finish, mean, norms, done.before, touched, projections, thinking)
         return replace(response, answer=parts.answer, read=(start, end)) if splitter else response
 
-    def _read_again(self, prompt: Prompt, row: Row, ranges: Sequence[tuple[int, int]], options: ReadOptions) -> Read:
-        """The mean over ranges of a reply's tokens, which are all generated ones to interventions."""
+    def _read_again(
+        self, prompt: Prompt, row: Row, ranges: Sequence[tuple[int, int]], answer_start: int, options: ReadOptions
+    ) -> Read:
+        """The mean over ranges of a reply's tokens, intervened in as they were when it was made."""
         edges = sorted({0, len(row.out), *(place for stretch in ranges for place in stretch)})
         stretches = [*pairwise(edges)]
         start, applied = len(row.ids), options.interventions_of(prompt)
         span = Span((*row.ids, *row.out), tuple((start + a, start + b) for a, b in stretches))
-        (reads,) = Replayer(self.model, self.layers, options.layers, self.hidden, applied).batch([span])
+        begins: dict[Where, int] = {"generated": start, "answer": start + answer_start}
+        (reads,) = Replayer(self.model, self.layers, options.layers, self.hidden, applied, begins=begins).batch([span])
         return pooled([read for read, stretch in zip(reads, stretches, strict=True) if stretch in ranges], reads[0])
 
     def _stream(self, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Iterator[Token]:
         row = self._row(0, prompt, sampling, options)
         loop = self._loop([row], options)
         reply = ReplyText(self.chat.decode, self._splitter(prompt, row))
+        row.answered = reply.splitter.answered if reply.splitter else None
         touched = 0
         loop.join([row])
         while not row.finish:
