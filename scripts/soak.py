@@ -2,8 +2,8 @@
 
     make soak [SECONDS=600] [CLIENTS=64] [SPACE=smollm2]
 
-Every greedy reply is compared with the same request's when nobody else is served. Where the best two logits differ by no more than
-1e-3, arithmetic in another order may choose otherwise: such replies are counted apart. Ends with 1 where something is wrong.
+Every greedy reply is compared with the same request's when nobody else is served. Where the best two logits differ by no more
+than 1e-3, arithmetic in another order may choose otherwise: such replies are counted apart. Ends with 1 where one is wrong.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Clients:
 
     def __init__(self, http: httpx.AsyncClient, models: Sequence[str], context: int, seed: int) -> None:
         self.http, self.models, self.context = http, models, context
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311 - which request comes next is no secret
         self.tally = Tally()
         self.greedy = requests(models, context)
         self.refused = refused(models[0], context)
@@ -303,7 +303,7 @@ def _check(answer: httpx.Response) -> None:
 
 
 def _sound(told: Body) -> Body:
-    if "error" in told and told["error"]:
+    if told.get("error"):
         raise ValueError(f"an error in a stream: {told['error']}")
     return told
 

@@ -11,7 +11,7 @@ import torch
 
 from personaspace.engines import ModelInfo, Response, Span, Turn
 from personaspace.errors import UsageError
-from personaspace.model.interventions import Add, Cap
+from personaspace.model.interventions import Add, Cap, Mirror, SetTo
 from personaspace.space import PersonaSpace
 from personaspace.space.layout import FORMAT
 
@@ -94,6 +94,10 @@ def _held(at: float, i: object, any_direction: bool) -> float:
         length = i.alpha * NORM if i.relative else float(i.step.norm())
         along = float(i.vector @ UNIT / i.vector.norm())
         return at + length * (1.0 if any_direction else along)
+    if isinstance(i, SetTo):
+        return i.target_at(LAYER)
+    if isinstance(i, Mirror):
+        return max(at, 2 * i.floor_at(LAYER) - at)
     assert isinstance(i, Cap)
     return max(at, float(dict(zip(i.layers, i.floor, strict=True))[LAYER]))
 

@@ -165,7 +165,7 @@ def test_a_text_completion_goes_on_where_a_transcripts_reply_would_end(space, en
 
 
 def test_a_long_text_is_scored_in_parts_as_it_is_in_one(engine, space, monkeypatch):
-    from personaspace.engines.transformers import engine as module
+    from personaspace.engines.transformers import scoring as module
 
     ids = engine.chat.text_ids("a text of some tokens, more than a part has")
     whole = engine.score(ids, 2, [space.cap()])
@@ -204,13 +204,15 @@ def test_a_replys_persona_is_what_replay_reads_capped_and_not(client, engine, sp
         ("tiny", {}),
         ("tiny:capped", {}),
         ("tiny", {"cap": "capped"}),
+        ("tiny", {"cap": "capped+mirror+answer"}),
+        ("tiny", {"cap": "capped+target+half-life=3"}),
         ("tiny", {"steer": [{"alpha": 0.5}]}),
     ):
         made = client.chat.completions.create(
             model=model, messages=HELLO, temperature=0, max_tokens=9, logprobs=True, extra_body={"persona": persona}
         )
         told = made.persona
-        held = [space.cap()] if model != "tiny" or "cap" in persona else []
+        held = [space.hold(persona.get("cap", "capped"))] if model != "tiny" or "cap" in persona else []
         held += [space.steer(0.5)] if "steer" in persona else []
         (ours,) = engine.respond(
             [ps.Prompt(tuple(HELLO))], ps.Sampling(temperature=0, max_new_tokens=9), read=[1], interventions=held
@@ -223,7 +225,7 @@ def test_a_replys_persona_is_what_replay_reads_capped_and_not(client, engine, sp
         nearest = space.nearest(ours.activation[0], 5)
         assert [name for name, _ in told["nearest"]] == [name for name, _ in nearest]
         assert [c for _, c in told["nearest"]] == pytest.approx([c for _, c in nearest], abs=1e-3)
-        if held and not persona.get("steer"):
+        if held and held == [space.cap()]:
             assert told["projection"] >= dict(zip(space.cap().layers, space.cap().floor, strict=True))[1] - 1e-2
 
 
@@ -288,6 +290,7 @@ def test_a_history_of_drifts_raises_the_alert_over_several_turns(client):
         ({"model": "tiny", "messages": HELLO * 300}, 400, "300 messages"),
         ({"model": "tiny", "messages": HELLO, "persona": {"cap": "lid"}}, 400, "no cap 'lid'"),
         ({"model": "tiny", "messages": HELLO, "persona": {"cap": ""}}, 400, "no cap ''"),
+        ({"model": "tiny", "messages": HELLO, "persona": {"cap": "capped+loud"}}, 400, "'loud': expected target"),
         ({"model": "tiny", "messages": HELLO, "persona": {"steer": [{"direction": "gost", "alpha": 1}]}}, 400, "ghost"),
         ({"model": "tiny:capped", "messages": HELLO, "persona": {"cap": "all-p75@1:3"}}, 400, "persona.cap says"),
         ({"messages": HELLO}, 400, "model"),

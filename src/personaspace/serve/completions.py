@@ -143,7 +143,9 @@ class Requests:
                 row.end_ids = ends | frozenset(body.stop_token_ids)
                 emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
-                text = tools.reply_text(chat.splitter(ids)) if is_chat else ReplyText(chat.decode)
+                splitter = chat.splitter(ids) if is_chat else None
+                text = tools.reply_text(splitter) if is_chat else ReplyText(chat.decode)
+                row.answered = splitter.answered if splitter else None
                 reply.job = Job(row, emit, text, tuple(body.stop), body.stream, follow)
         try:
             self.worker.submit([r.job for r in pending.replies if r.job])

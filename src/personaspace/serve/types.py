@@ -67,7 +67,8 @@ class Steer(Nullable):
 
 
 class Persona(Nullable):
-    """What is done to a reply, and what is told of it. history: the drifts of earlier turns, for an alert over several."""
+    """What is done to a reply, and what is told of it. cap: a cap, or a way of holding by one, as `capped+mirror+answer`;
+    history: the drifts of earlier turns, for an alert over several."""
 
     cap: Text | None = None
     steer: list[Steer] = Field(default=[], max_length=8)

@@ -29,11 +29,11 @@ from personaspace.engines.transformers.memory import (
 )
 from personaspace.engines.transformers.onset import OnsetReader
 from personaspace.engines.transformers.replay import Read, Replayer, pooled
-from personaspace.engines.transformers.sampling import check_bias, logprobs_after, uniforms
+from personaspace.engines.transformers.sampling import check_bias, uniforms
+from personaspace.engines.transformers.scoring import scores_of
 from personaspace.model import loading
-from personaspace.model.interventions import Intervention
+from personaspace.model.interventions import Intervention, Where
 from personaspace.model.residual import (
-    Intervening,
     base_model,
     check_interventions,
     check_layers,
@@ -41,8 +41,6 @@ from personaspace.model.residual import (
     input_device,
     text_config,
 )
-
-SCORED_TOKENS = 256
 
 ROWS_DIFFER = 0.05
 """By what share of its length a row's residual stream may differ at the first layer beside another: half precision gives under
@@ -144,6 +142,8 @@ class TransformersEngine(BaseEngine):
             if loop is None:
                 loop = self._loop(waiting, options)
                 splitters = {r.key: s for r in waiting if (s := self._splitter(prompts[r.key], r)) is not None}
+                for r in waiting:
+                    r.answered = splitters[r.key].answered if r.key in splitters else None
                 watch = self._answers_alone(loop, splitters) if options.span == "answer" and options.layers else None
             in_flight, finished = list(loop.rows), None
             try:
@@ -266,26 +266,31 @@ class TransformersEngine(BaseEngine):
         # The loop has read an answer up to the reply's end, or all of it; what is neither is read once more.
         is_read = options.span == "all" or (options.span == "answer" and end == len(row.out))
         if mean is not None and splitter and row.out and not is_read:
-            again = self._read_again(prompt, row, ranges, options)
+            again = self._read_again(prompt, row, ranges, parts.answer[0], options)
             mean, norms, touched = again.activation, again.norms, again.touched
         projections = torch.stack(row.projections[start:end]) if row.projections[start:end] else None
         ids = tuple(row.out)
         response = Response(prompt, text, ids, row.finish, mean, norms, done.before, touched, projections, thinking)
         return replace(response, answer=parts.answer, read=(start, end)) if splitter else response
 
-    def _read_again(self, prompt: Prompt, row: Row, ranges: Sequence[tuple[int, int]], options: ReadOptions) -> Read:
-        """The mean over ranges of a reply's tokens, which are all generated ones to interventions."""
+    def _read_again(
+        self, prompt: Prompt, row: Row, ranges: Sequence[tuple[int, int]], answer_start: int, options: ReadOptions
+    ) -> Read:
+        """The mean over ranges of a reply's tokens, intervened in as they were when it was made."""
         edges = sorted({0, len(row.out), *(place for stretch in ranges for place in stretch)})
         stretches = [*pairwise(edges)]
         start, applied = len(row.ids), options.interventions_of(prompt)
         span = Span((*row.ids, *row.out), tuple((start + a, start + b) for a, b in stretches))
+        begins: dict[Where, int] = {"generated": start, "answer": start + answer_start}
         with in_one_piece(self.info.id, f"a reply of {len(row.out):,} tokens"):
-            (reads,) = Replayer(self.model, self.layers, options.layers, self.hidden, applied).batch([span])
+            replayer = Replayer(self.model, self.layers, options.layers, self.hidden, applied, begins=begins)
+            (reads,) = replayer.batch([span])
         return pooled([read for read, stretch in zip(reads, stretches, strict=True) if stretch in ranges], reads[0])
 
     def _stream(self, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Iterator[Token]:
         row = self._row(0, prompt, sampling, options)
         reply = ReplyText(self.chat.decode, self._splitter(prompt, row))
+        row.answered = reply.splitter.answered if reply.splitter else None
         touched, what = 0, f"a reply of up to {sampling.max_new_tokens:,} tokens to {len(row.ids):,}"
         with in_one_piece(self.info.id, what):
             loop = self._loop([row], options)
@@ -333,21 +338,8 @@ class TransformersEngine(BaseEngine):
         """How probable a text's tokens are, from the second one on: each one's log-probability, and the `top` most probable
         tokens in its place with theirs. Raises `OutOfMemory`."""
         check_interventions(interventions, len(self.layers), self.hidden)
-        applied = Intervening()
-        applied.groups = [(None, tuple(i for i in interventions if i.where == "all"))]
-        scores: list[tuple[float, list[tuple[int, float]]]] = []
-        # Some tokens at a time: the vocabulary's logits of a long text would not fit. All of them where a state cannot
-        # be gone on with by several tokens at once.
-        piecewise = self.layout.goes_on
-        size = SCORED_TOKENS if piecewise else len(ids)
-        past = {self.layout.name: self.layout.empty(), "use_cache": True} if piecewise else {"use_cache": False}
-        what = f"a text of {len(ids):,} tokens"
-        with in_one_piece(self.info.id, what), torch.inference_mode(), applied.on(self.layers):
-            for k in range(0, len(ids) - 1, size):
-                fed = torch.tensor([ids[k : min(k + size, len(ids) - 1)]], device=self.device)
-                logits = self.model(input_ids=fed, **past).logits
-                scores.extend(logprobs_after(logits[0], ids[k + 1 :], top))
-        return scores
+        with in_one_piece(self.info.id, f"a text of {len(ids):,} tokens"):
+            return scores_of(self.model, self.layers, self.layout, ids, top, interventions)
 
     def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
         unread = list(range(len(ids)))
