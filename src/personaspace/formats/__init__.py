@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from personaspace.formats.spaces import unknown as unknown
     from personaspace.formats.transcripts import Transcript as Transcript
     from personaspace.formats.transcripts import read_transcripts as read_transcripts
+    from personaspace.formats.vectors import read_vectors as read_vectors
 
 NAMES = {
     "FORMATS": "personaspace.formats.spaces",
@@ -38,6 +39,7 @@ NAMES = {
     "write_reference": "personaspace.formats.reference",
     "Transcript": "personaspace.formats.transcripts",
     "read_transcripts": "personaspace.formats.transcripts",
+    "read_vectors": "personaspace.formats.vectors",
 }
 __all__ = list(NAMES)
 __getattr__, __dir__ = lazy_names(__name__, NAMES)

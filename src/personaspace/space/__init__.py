@@ -16,7 +16,8 @@ from personaspace.errors import SpaceError
 from personaspace.files import space_file, write_whole
 from personaspace.model.interventions import Add, Cap, Where
 from personaspace.space import certainty, layout
-from personaspace.space.contents import SpaceContents, number_or_none
+from personaspace.space.contents import number_or_none
+from personaspace.space.directions import SpaceDirections
 from personaspace.space.layout import BUNDLED
 from personaspace.space.layout import FORMAT as FORMAT
 from personaspace.space.readings import REPLY, part
@@ -59,7 +60,7 @@ class Location:
 
 
 @dataclass(frozen=True)
-class PersonaSpace(SpaceContents):
+class PersonaSpace(SpaceDirections):
     """Everything about one model's characters (the paper's sections on persona space and the Assistant Axis).
 
     >>> space = PersonaSpace.load("smollm2")
@@ -71,7 +72,9 @@ class PersonaSpace(SpaceContents):
     [roles]`, `role_reliability [roles]`, `role_interval [roles, 2]`, `axis_split_half` and `separation` `[layers]`,
     `components [layers, k, hidden]` and `variance [layers, components]` (PC1's sign is the axis'), `residual_norm [layers]`,
     `quantiles_default` and `quantiles_roles` `[101, layers]` (of responses' projections; `…_tokens` of tokens', after
-    calibration), `default_moments [2, layers]` (mean and standard deviation of the default responses' projections).
+    calibration), `default_moments [2, layers]` (mean and standard deviation of the default responses' projections), and at the
+    space's layer `reply_mean [hidden]`, `reply_factor [k, hidden]` and `reply_rest` (how the default's replies lie about their
+    mean, `moments_along`), `trait_vectors [traits, layers, hidden]`, `own_vectors [own, hidden]`.
     meta: what stands in the file's metadata: `format`, `model`, `layer`, `roles`, `caps`, provenance. A compact space has role
     vectors at one layer only, and says which: `role_layers`.
     """
@@ -90,12 +93,6 @@ class PersonaSpace(SpaceContents):
                 f"a map with read={reading} adds it"
             )
         return self if reading == self.reading else PersonaSpace(*part(self.meta, self.tensors, reading))
-
-    def axis_at(self, layer: int | None = None) -> Tensor:
-        """The axis `[hidden]` as a unit vector; up is Assistant."""
-        axis = self.tensors["axis"][self._layer(layer)]
-        unit: Tensor = axis / axis.norm()
-        return unit
 
     def project(self, activations: Tensor, layer: int | None = None) -> Tensor:
         """⟨activation, unit axis⟩ of `[…, layers, hidden]`, or of `[…, hidden]` at the layer: `[…]`. Nothing subtracted.
@@ -127,23 +124,6 @@ class PersonaSpace(SpaceContents):
         best = cosines.topk(min(k, len(cosines)))
         return [(self.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
 
-    def role_vectors_at(self, layer: int | None = None) -> Tensor:
-        """Role vectors `[roles, hidden]` at a layer. Raises `SpaceError` where the space does not hold them."""
-        chosen_layer, available = self._layer(layer), self.meta.get("role_layers")
-        if available is None:
-            return self.tensors["role_vectors"][:, chosen_layer]
-        if chosen_layer not in available:
-            raise SpaceError(
-                f"layer {chosen_layer}: this compact space holds role vectors at layer {available[0]} only; map the model"
-            )
-        return self.tensors["role_vectors"][:, available.index(chosen_layer)]
-
-    def centred(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
-        """Role vectors `[roles, hidden]` at a layer less their mean, and the mean `[hidden]`."""
-        vectors = self.role_vectors_at(layer)
-        mean = vectors.mean(0)
-        return vectors - mean, mean
-
     def centre(self, layer: int | None = None, reading: str = REPLY) -> Tensor:
         """What activations of a reading lie about, `[hidden]`: the mean of that reading's role vectors, or of the space's own
         where it does not hold it."""
@@ -152,20 +132,6 @@ class PersonaSpace(SpaceContents):
         chosen_layer, tensors = self._layer(layer), self.of(reading).tensors
         mean: Tensor = tensors["default_vector"][chosen_layer] - tensors["axis"][chosen_layer]
         return mean
-
-    def direction(self, name: str, layer: int | None = None) -> Tensor:
-        """The axis (`axis`) or a role less the mean role, `[hidden]`, of unit length. Raises `SpaceError`."""
-        if name == "axis":
-            return self.axis_at(layer)
-        vector = self.centred(layer)[0][self._role(name)]
-        unit: Tensor = vector / vector.norm()
-        return unit
-
-    def steer(self, alpha: float, direction: str = "axis", layer: int | None = None, where: Where = "all") -> Add:
-        """Steering along the axis (positive is towards the Assistant) or towards a role, α in units of the layer's mean
-        residual norm (the paper's section on steering). Raises `SpaceError`."""
-        norm = float(self._tensor("residual_norm")[self._layer(layer)])
-        return Add(self.direction(direction, layer), self._layer(layer), alpha, norm=norm, where=where)
 
     def cap(self, name: str = "capped", where: Where = "all") -> Cap:
         """The named cap that calibration stored. Raises `SpaceError` with the names there are."""
@@ -236,11 +202,17 @@ class PersonaSpace(SpaceContents):
         monitor, steer and cap, and for a report of that layer."""
         tensors = {name: t for name, t in self.tensors.items() if name in layout.compact(self.tensors)}
         tensors["role_vectors"] = self.role_vectors_at()[:, None].clone()
+        if self.traits:
+            tensors["trait_vectors"] = self.trait_vectors_at()[:, None].clone()
+        if "reply_factor" in tensors:
+            tensors |= layout.fewer(tensors["reply_factor"], tensors["reply_rest"])
         meta = {k: v for k, v in self.meta.items() if k not in ("samples", "made_from")}
         for reading, reading_meta in meta.get("other", {}).items():
             smaller = {k: v for k, v in reading_meta.items() if k not in ("samples", "made_from", "histogram")}
             meta["other"] = {reading: {**smaller, "axis_pc1": self.of(reading).axis_pc1()}}
-        return PersonaSpace({**meta, "role_layers": [self.layer], "axis_pc1": self.axis_pc1()}, tensors)
+        if self.knows_pc1:
+            meta["axis_pc1"] = self.axis_pc1()
+        return PersonaSpace({**meta, "role_layers": [self.layer]}, tensors)
 
     def similar(self, role: str, k: int = 5) -> list[tuple[str, float]]:
         """The roles most like one, by cosine; shrunk by its noise where the space knows that. Raises `SpaceError` for a role

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -21,12 +22,15 @@ FORMAT, IN_HALVES = 1, 2
 
 BUNDLED = Path(__file__).parent.parent / "data" / "smollm2.safetensors"
 
-ONE_LAYER = ("role_vectors", "components", "variance")
+ONE_LAYER = ("role_vectors", "trait_vectors", "components", "variance")
 """What a compact space leaves out, or has at its own layer alone."""
 
 OF_ROLES = ("counts", "role_reliability", "role_interval", "cosine_error", "cosine_corrected")
-SPREAD = ("quantiles_default", "quantiles_roles", "default_moments")
+SPREAD = ("quantiles_default", "quantiles_roles", "default_moments", "reply_mean", "reply_factor", "reply_rest")
 """What a compact space leaves out of its other reading: what has roles in it, and how responses lie on that one's axis."""
+
+REPLIES_KEPT, REPLIES_COMPACT = 256, 48
+"""Of how the default's replies spread: the most directions that a space keeps, and that a compact one does."""
 
 HALVES = 30_000.0
 """In half precision role vectors are stored so that their largest number is that: models' own numbers may not fit."""
@@ -40,6 +44,15 @@ def compact(names: Mapping[str, Tensor]) -> list[str]:
         if plain not in ONE_LAYER and not (dot and reading in READINGS and plain in (*OF_ROLES, *SPREAD)):
             unchanged.append(name)
     return unchanged
+
+
+def fewer(factor: Tensor, rest: Tensor, most: int = REPLIES_COMPACT) -> dict[str, Tensor]:
+    """`reply_factor [k, hidden]` (each row a direction times its standard deviation, greatest first) and `reply_rest` (the
+    variance in any direction that it does not hold), with at most so many rows."""
+    kept, dropped = factor[:most], factor[most:]
+    outside = max(factor.shape[1] - len(kept), 1)
+    variance = float(rest) * max(factor.shape[1] - len(factor), 0) + float(dropped.double().square().sum())
+    return {"reply_factor": kept.clone(), "reply_rest": torch.tensor([variance / outside])}
 
 
 def written(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
