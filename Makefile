@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs experiments \
+.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs site experiments \
     bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
@@ -93,6 +93,12 @@ experiments: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/docs.py
 
+# The documentation as a site, into site/: no link or reference that leads nowhere. Then its size, how soon pages are there in a
+# Chromium, and what axe finds on them, on the served page and on the report; anything serious fails.
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/site_check.py
+
 # The compact space that comes with the package, from the quickstart's run.
 bundled: quickstart
 	$(BIN)/personaspace calibrate $(RUN) --sweep
@@ -121,4 +127,4 @@ licences: $(VENV)/.dev
 	$(BIN)/python scripts/licences.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .venv-gpu dist
+	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .venv-gpu dist site
