@@ -88,9 +88,9 @@ def _written_by(model: Any, hidden: int) -> Iterator[tuple[str, Tensor, int]]:
         if isinstance(module, nn.Embedding) and id(module) not in inside and module.embedding_dim == hidden:
             yield names[id(module.weight)], module.weight, 1
     for path, module in layers.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        if path.rpartition(".")[2] in WRITERS and "weight" in own:
-            weight = own["weight"]
+        parameters = dict(module.named_parameters(recurse=False))
+        if path.rpartition(".")[2] in WRITERS and "weight" in parameters:
+            weight = parameters["weight"]
             if weight.dim() == 3:
                 yield names[id(weight)], weight, _stream_dim(weight, hidden)
             else:
@@ -98,9 +98,9 @@ def _written_by(model: Any, hidden: int) -> Iterator[tuple[str, Tensor, int]]:
                 dim = 1 if hasattr(module, "nf") else 0
                 if weight.shape[dim] == hidden:
                     yield names[id(weight)], weight, dim
-                    if own.get("bias") is not None:
-                        yield names[id(own["bias"])], own["bias"], 0
-        for name, tensor in own.items():
+                    if parameters.get("bias") is not None:
+                        yield names[id(parameters["bias"])], parameters["bias"], 0
+        for name, tensor in parameters.items():
             # Experts side by side, `[experts, …]`, with their biases `[experts, hidden]`.
             if name in WRITERS and tensor.dim() == 3:
                 yield names[id(tensor)], tensor, _stream_dim(tensor, hidden)

@@ -52,10 +52,10 @@ def compact(names: Mapping[str, Tensor]) -> list[str]:
 def fewer(factor: Tensor, rest: Tensor, most: int = REPLIES_COMPACT) -> dict[str, Tensor]:
     """`reply_factor [k, hidden]` (each row a direction times its standard deviation, greatest first) and `reply_rest` (the
     variance in any direction that it does not hold), with at most so many rows."""
-    kept, dropped = factor[:most], factor[most:]
-    outside = max(factor.shape[1] - len(kept), 1)
+    kept_rows, dropped = factor[:most], factor[most:]
+    outside = max(factor.shape[1] - len(kept_rows), 1)
     variance = float(rest) * max(factor.shape[1] - len(factor), 0) + float(dropped.double().square().sum())
-    return {"reply_factor": kept.clone(), "reply_rest": torch.tensor([variance / outside])}
+    return {"reply_factor": kept_rows.clone(), "reply_rest": torch.tensor([variance / outside])}
 
 
 def written(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:

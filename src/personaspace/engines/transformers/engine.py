@@ -291,13 +291,13 @@ class TransformersEngine(BaseEngine):
         row = self._row(0, prompt, sampling, options)
         reply = ReplyText(self.chat.decode, self._splitter(prompt, row))
         row.answered = reply.splitter.answered if reply.splitter else None
-        touched, what = 0, f"a reply of up to {sampling.max_new_tokens:,} tokens to {len(row.ids):,}"
-        with in_one_piece(self.info.id, what):
+        touched, work = 0, f"a reply of up to {sampling.max_new_tokens:,} tokens to {len(row.ids):,}"
+        with in_one_piece(self.info.id, work):
             loop = self._loop([row], options)
             loop.join([row])
         while not row.finish:
             fed, thought = len(row.out), len(reply.thinking)
-            with in_one_piece(self.info.id, what):
+            with in_one_piece(self.info.id, work):
                 loop.step()
             activation = loop.means.last[:, 0].cpu().clone() if fed and options.layers else None
             new = row.out[-1] if len(row.out) > fed else None
@@ -382,10 +382,10 @@ class TransformersEngine(BaseEngine):
             except (MemoryError, RuntimeError) as e:
                 if not is_out_of_memory(e):
                     raise
-            if left := [len(spans[k].token_ids) for k in unread if k not in results]:
+            if unread_tokens := [len(spans[k].token_ids) for k in unread if k not in results]:
                 free_memory()
-                if tokens < 2 * max(left):  # it was alone in its pass
-                    raise too_large(self.info.id, f"a conversation of {max(left):,} tokens")
+                if tokens < 2 * max(unread_tokens):  # it was alone in its pass
+                    raise too_large(self.info.id, f"a conversation of {max(unread_tokens):,} tokens")
                 self._take_less(self.max_rows)
         for k in range(len(spans)):
             yield results[k]
