@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs site experiments \
+.PHONY: quickstart test test-fast test-slow soak test-vllm accelerator check bench docs site experiments \
     bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
@@ -72,6 +72,13 @@ MODEL ?= meta-llama/Llama-3.1-8B-Instruct
 
 accelerator: .venv-gpu/.installed
 	$(GPU_BIN)/python scripts/accelerator.py $(MODEL)
+
+# 64 clients at once, mixed, for ten minutes: no reply is wrong, memory stays, metrics add up.
+SECONDS ?= 600
+CLIENTS ?= 64
+SPACE ?= smollm2
+soak: $(VENV)/.dev
+	$(BIN)/python scripts/soak.py --seconds $(SECONDS) --clients $(CLIENTS) --space $(SPACE)
 
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_BIN)/pytest tests/vllm

@@ -308,7 +308,9 @@ class Requests:
                 unfinished -= 1
                 reply.finish = event.finish
                 job = reply.job
-                if job and event.finish not in LOST:
+                if job is None:
+                    self._count(pending.body, reply)
+                elif event.finish not in LOST:
                     persona = self.reader.turn(event.mean, job.tokens_read, job.touched, pending.body.persona.history)
                     if job.reply.calls and (calls := job.reply.calls.calls):
                         is_one = isinstance(pending.body, ChatCompletion) and not pending.body.parallel_tool_calls
@@ -316,14 +318,15 @@ class Requests:
                         reply.finish = "tool_calls" if reply.finish == "stop" else reply.finish
                     if is_finite(persona):
                         reply.persona = persona
-                        self._count(pending.body.model, reply)
+                        self._count(pending.body, reply)
                     else:
                         reply.finish = NOT_FINITE
             yield reply, event
 
-    def _count(self, model: str, reply: CompletedReply) -> None:
-        m = self.metrics
-        m.tokens.labels(model, "prompt").inc(len(reply.ids))
+    def _count(self, body: Completion, reply: CompletedReply) -> None:
+        m, model = self.metrics, body.model
+        is_first = reply.index % body.n == 0  # of a prompt's replies, which is counted once, as in `usage`
+        m.tokens.labels(model, "prompt").inc(len(reply.ids) if is_first else 0)
         m.tokens.labels(model, "completion").inc(reply.tokens)
         m.reply(model, reply.persona)
 
