@@ -36,9 +36,9 @@ from personaspace.model.residual import (
     base_model,
     check_interventions,
     check_layers,
-    find_layers,
     input_device,
     text_config,
+    text_layers,
 )
 
 SCORED_TOKENS = 256
@@ -72,7 +72,7 @@ class TransformersEngine(BaseEngine):
     ) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.layers = find_layers(model)
+        self.layers = text_layers(model)
         check_layers(model, self.layers)
         self.device = input_device(model)
         ends = end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer)
