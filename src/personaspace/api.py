@@ -16,6 +16,7 @@ from personaspace.engines.prompts import Sampling
 from personaspace.engines.thoughts import PARTS, Part
 from personaspace.errors import PersonaSpaceError, RunError, UsageError
 from personaspace.experiments.compare import findings as comparison
+from personaspace.experiments.compare.sources import spaces_of
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Judges, Trials
 from personaspace.experiments.registry import find
@@ -252,13 +253,27 @@ def experiment(
     return chosen.conduct(trials)
 
 
-def compare(spaces: Mapping[str, PersonaSpace], seed: int = 0) -> list[comparison.Pair]:
-    """Sets spaces of several models, or versions of one, side by side, each two of them by the names given. Raises
-    `UsageError` where two share too few roles.
+def compare(
+    spaces: Mapping[str, PersonaSpace | str | Path],
+    seed: int = 0,
+    *,
+    out: str | Path | None = None,
+    roles: str = "all",
+    prompts_per_role: int | None = None,
+    catalog: str | Path | None = None,
+    watcher: Watcher | None = None,
+) -> list[comparison.Pair]:
+    """Sets spaces of several models, or versions of one, side by side, each two of them by the names given. A model's name, a
+    folder, `BASE + ADAPTER` in a space's place is mapped before its first word, all on the same prompts, into a folder of
+    `out`; the same call goes on there. The other options are a map's. Raises `UsageError` where two share too few roles,
+    and what a map raises.
 
     >>> ps.compare({"before": a, "after": b})[0].axis
+    >>> ps.compare({"base": "Qwen/Qwen3-0.6B", "tuned": "Qwen/Qwen3-0.6B + ./my-lora"}, out="runs/tuned")[0].moved
     """
-    return comparison.compare(list(spaces.items()), seed)
+    options = options_of(read="prompt", prompts=_known(per_role=prompts_per_role), seed=seed)
+    loaded = spaces_of(spaces, out, load_catalog(catalog).select(roles), options, watcher=watcher)
+    return comparison.compare(list(loaded.items()), seed)
 
 
 @dataclass(frozen=True)
