@@ -1,5 +1,5 @@
-"""A hook of mkdocs and an extension of griffe (mkdocs.yml): brings pages from outside docs/ onto the site, mends links that lead out
-of it, and shows docstrings' examples as code.
+"""A hook of mkdocs and an extension of griffe (mkdocs.yml): brings pages from outside docs/ onto the site, mends links that
+lead out of it, and shows docstrings' examples as code.
 
 Files are named on the site as in the repository, less `docs/`. A link to a file that is not on the site, a test say, keeps its
 text and goes nowhere: the site knows no repository's address.

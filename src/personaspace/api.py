@@ -28,6 +28,7 @@ from personaspace.judges import KEPT, Agreement, agreement_of, make_judge
 from personaspace.judges.score import Judge
 from personaspace.mapping.ask import score_replies
 from personaspace.mapping.mapper import MapOptions, Mapper, named
+from personaspace.report import tables
 from personaspace.runs import KeptScore, Run
 from personaspace.space import PersonaSpace
 from personaspace.watcher import Watcher
@@ -167,6 +168,9 @@ class Trajectory:
     name: str
     turns: Sequence[TurnReading]
     problem: str | None = None
+
+    def _repr_html_(self) -> str:
+        return tables.of_turns(self.name, self.turns, self.problem)
 
 
 def project(
