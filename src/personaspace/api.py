@@ -30,6 +30,7 @@ from personaspace.judges.score import Judge
 from personaspace.mapping.ask import score_replies
 from personaspace.mapping.mapper import Mapper
 from personaspace.mapping.options import MapOptions, named
+from personaspace.report import tables
 from personaspace.runs import KeptScore, Run
 from personaspace.space import PersonaSpace
 from personaspace.watcher import Watcher
@@ -171,6 +172,9 @@ class Trajectory:
     name: str
     turns: Sequence[TurnReading]
     problem: str | None = None
+
+    def _repr_html_(self) -> str:
+        return tables.of_turns(self.name, self.turns, self.problem)
 
 
 def project(

@@ -18,6 +18,7 @@ from personaspace.engines import Engine
 from personaspace.engines.prompts import Message
 from personaspace.engines.thoughts import Part
 from personaspace.errors import SpaceError, UsageError
+from personaspace.report import tables
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import REPLY
 
@@ -264,6 +265,9 @@ class TurnReading:
     each: tuple[float, ...] = field(repr=False)
     fell_text: str = ""
     thinking: ThoughtReading | None = None
+
+    def _repr_html_(self) -> str:
+        return tables.of_turns("An assistant turn on the axis", [self])
 
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
         """Plain values for JSON; `each` only where tokens are asked for, `thinking` where there is any."""

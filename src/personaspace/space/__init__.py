@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from personaspace._lazy import lazy_method
 from personaspace.catalog import DEFAULT
 from personaspace.errors import SpaceError
 from personaspace.files import space_file, write_whole
@@ -59,6 +60,8 @@ class Location:
     drift: float | None
     nearest: list[tuple[str, float]]
 
+    _repr_html_ = lazy_method("personaspace.report.tables:of_location")
+
 
 @dataclass(frozen=True)
 class PersonaSpace(SpaceDirections):
@@ -84,6 +87,8 @@ class PersonaSpace(SpaceDirections):
         default_factory=dict, init=False, repr=False, compare=False
     )
     _alikes: list[certainty.Alike] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    _repr_html_ = lazy_method("personaspace.report.tables:of_space")
 
     def of(self, reading: str) -> PersonaSpace:
         """The space of one of its readings; a compact space's other one has its axis and reliabilities, and no roles. Raises
