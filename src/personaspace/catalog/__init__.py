@@ -247,13 +247,13 @@ def _in_one_line(path: Path, line: int) -> Iterator[None]:
         yield
     except ValidationError as e:
         first = e.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the line"
+        where = json_text.shown(".".join(map(str, first["loc"])), 80) or "the line"
         # Pydantic's own sentences begin with a capital, as ours don't.
         own = first["msg"].removeprefix("Value error, ")
         problem = own if own != first["msg"] else own.lower()
-        raise CatalogError(f"{path}:{line or 1}: {where}: {problem}") from None
+        raise CatalogError(f"{path}:{line or 1}: {where}: {json_text.shown(problem, 300)}") from None
     except ValueError as e:
-        raise CatalogError(f"{path}{f':{line}' if line else ''}: {e}") from None
+        raise CatalogError(f"{path}{f':{line}' if line else ''}: {json_text.shown(e, 300)}") from None
 
 
 def _text(path: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from personaspace.json_text import shown
 from personaspace.space.readings import READINGS, part
 
 _STRICT = ConfigDict(extra="allow", strict=True)
@@ -193,9 +194,8 @@ def wrong(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
             parts[f"{reading}."] = SpaceMeta.model_validate(part(dict(meta), {}, reading)[0])
     except ValidationError as e:
         first = e.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        shown = str(first["input"])
-        return f"its metadata: {where}: {first['msg'].lower()}, found {shown if len(shown) < 40 else shown[:40] + '…'}"
+        where = shown(".".join(map(str, first["loc"])), 80)
+        return f"its metadata: {where}: {first['msg'].lower()}, found {shown(first['input'])}"
     return next(
         (problem for start, of_part in parts.items() if (problem := _wrong_part(start, of_part, tensors))), None
     )
@@ -226,7 +226,7 @@ def _wrong_part(start: str, meta: SpaceMeta, tensors: Mapping[str, Tensor]) -> s
         return f"its metadata: role_layers: lacks the space's own layer, {meta.layer}"
     for name, cap in meta.caps.items():
         if len(cap.layers) != len(cap.floors) or max(cap.layers) >= layers or len(set(cap.layers)) != len(cap.layers):
-            return f"its metadata: caps.{name}: expected a floor for each layer, of 0 to {layers - 1}"
+            return f"its metadata: caps.{shown(name)}: expected a floor for each layer, of 0 to {layers - 1}"
     if meta.histogram and not len(meta.histogram.edges) - 1 == len(meta.histogram.default) == len(meta.histogram.roles):
         return "its metadata: histogram: expected an edge more than there are counts"
     if meta.axis_pc1 and len(meta.axis_pc1) != layers:

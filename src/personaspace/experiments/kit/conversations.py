@@ -12,7 +12,7 @@ from personaspace.engines import Engine
 from personaspace.engines.prompts import Message, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials
-from personaspace.files import write_whole
+from personaspace.files import read_json, write_whole
 from personaspace.holding.controls import MEASURED_ON
 from personaspace.holding.monitor import AlertRule, Monitor, alert_rule
 from personaspace.space import PersonaSpace
@@ -129,7 +129,7 @@ def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:
 def together(path: Path, keys: Sequence[str]) -> list[list[str]]:
     """The dialogues of a turn in the groups in which they are asked. One that could not go on in an earlier call is asked in a
     group of its own by a later one, so that what was asked before stays as it is."""
-    groups: list[list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    groups = read_json(path, list[list[str]]) or []
     grouped = {key for group in groups for key in group}
     if new := [key for key in keys if key not in grouped]:
         groups.append(new)
