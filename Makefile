@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs site experiments \
+.PHONY: quickstart test test-fast test-slow soak test-vllm accelerator check bench docs site experiments \
     bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
@@ -25,9 +25,15 @@ quickstart: $(VENV)/.installed
 	$(BIN)/personaspace map smollm2 --out $(RUN) --per-role 1 --default-responses 300 --max-new-tokens 32
 	@echo "open it in a browser: file://$(CURDIR)/$(RUN)/report.html"
 
+# OpenAI's client in JavaScript, for one test of the server, which is skipped where there is no npm or nothing to be had by it.
+$(VENV)/js/.installed: $(VENV)/.dev
+	mkdir -p $(@D)
+	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6.49.0 || echo "no openai by npm: its test is skipped"
+	touch $@
+
 # On two cores, a file of tests each: what a test does runs on one. The share of lines and branches that ran stands at the end.
 WORKERS ?= 2
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/js/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=
 	@echo "coverage, branches counted: $$($(BIN)/coverage report --format=total)%"
 
@@ -66,6 +72,13 @@ MODEL ?= meta-llama/Llama-3.1-8B-Instruct
 
 accelerator: .venv-gpu/.installed
 	$(GPU_BIN)/python scripts/accelerator.py $(MODEL)
+
+# 64 clients at once, mixed, for ten minutes: no reply is wrong, memory stays, metrics add up.
+SECONDS ?= 600
+CLIENTS ?= 64
+SPACE ?= smollm2
+soak: $(VENV)/.dev
+	$(BIN)/python scripts/soak.py --seconds $(SECONDS) --clients $(CLIENTS) --space $(SPACE)
 
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_BIN)/pytest tests/vllm

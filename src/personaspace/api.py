@@ -14,8 +14,9 @@ from personaspace.catalog import EARLIER, Catalog, earlier, load_catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.thoughts import PARTS, Part
-from personaspace.errors import PersonaSpaceError, UsageError
+from personaspace.errors import PersonaSpaceError, RunError, UsageError
 from personaspace.experiments.compare import findings as comparison
+from personaspace.experiments.compare.sources import spaces_of
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Judges, Trials
 from personaspace.experiments.registry import find
@@ -27,7 +28,8 @@ from personaspace.holding.outcomes import CapOutcome
 from personaspace.judges import KEPT, Agreement, agreement_of, make_judge
 from personaspace.judges.score import Judge
 from personaspace.mapping.ask import score_replies
-from personaspace.mapping.mapper import MapOptions, Mapper, named
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions, named
 from personaspace.report import tables
 from personaspace.runs import KeptScore, Run
 from personaspace.space import PersonaSpace
@@ -108,7 +110,7 @@ def calibrate(
     of, percentile: whose tokens, and which floor is recommended as `capped`; why: what is noted beside it. layers: from 60% to
     87% of the depth unless given. try_caps: tries ranges and percentiles on so many role prompts, and takes the best; judge:
     made from the engine, it says whether replies are in role. engine: loads the model, which is only done where replies are
-    replayed. Raises `UsageError`, `DesignError`, `RunLocked`.
+    replayed. Raises `UsageError`, `DesignError`, `RunError` where the run is not what was written, `RunLocked`.
 
     >>> ps.calibrate("runs/smollm2").space.cap("capped")
     """
@@ -117,6 +119,8 @@ def calibrate(
     if not run_folder.exists:
         raise UsageError(f"{run}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
     calibration.check_kind(of, percentile)
+    for shard in run_folder.lost():
+        raise RunError(f"{run_folder.fault(shard)}; the map's command does it again")
     space = PersonaSpace.load(run_folder.space_file)
     axis = space.tensors["axis"]
     layer_range = layers or calibration.default_range(len(axis))
@@ -168,9 +172,7 @@ class Trajectory:
     name: str
     turns: Sequence[TurnReading]
     problem: str | None = None
-
-    def _repr_html_(self) -> str:
-        return tables.of_turns(self.name, self.turns, self.problem)
+    _repr_html_ = tables.of_trajectory
 
 
 def project(
@@ -183,7 +185,7 @@ def project(
 ) -> tuple[list[Trajectory], AlertRule | None]:
     """Reads where the assistant turns of conversations, or of those in files, lie on the axis; and the rule that alerts went by
     (None for a space that was never calibrated). span: of each turn its answer, its thoughts where it has any, or all. Warns of
-    what of a file is not read, and of a model that thinks otherwise than the space's did. Raises `UsageError` that names file,
+    what of a file is not read, and of a model or a span that is not the space's. Raises `UsageError` that names file,
     conversation and message.
 
     >>> (talk,), rule = ps.project("smollm2", "talk.json")
@@ -204,6 +206,8 @@ def project(
             warnings.warn(note, stacklevel=2)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
     model = engine or load_engine("transformers", loaded.meta["model"]["id"], **loaded.thinking_options)
+    if warning := loaded.check_model(model.info, span):
+        warnings.warn(warning, stacklevel=2)
     rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None
     return [
         Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule, part=span)) for t in conversations
@@ -251,13 +255,27 @@ def experiment(
     return chosen.conduct(trials)
 
 
-def compare(spaces: Mapping[str, PersonaSpace], seed: int = 0) -> list[comparison.Pair]:
-    """Sets spaces of several models, or versions of one, side by side, each two of them by the names given. Raises
-    `UsageError` where two share too few roles.
+def compare(
+    spaces: Mapping[str, PersonaSpace | str | Path],
+    seed: int = 0,
+    *,
+    out: str | Path | None = None,
+    roles: str = "all",
+    prompts_per_role: int | None = None,
+    catalog: str | Path | None = None,
+    watcher: Watcher | None = None,
+) -> list[comparison.Pair]:
+    """Sets spaces of several models, or versions of one, side by side, each two of them by the names given. A model's name, a
+    folder, `BASE + ADAPTER` in a space's place is mapped before its first word, all on the same prompts, into a folder of
+    `out`; the same call goes on there. The other options are a map's. Raises `UsageError` where two share too few roles,
+    and what a map raises.
 
     >>> ps.compare({"before": a, "after": b})[0].axis
+    >>> ps.compare({"base": "Qwen/Qwen3-0.6B", "tuned": "Qwen/Qwen3-0.6B + ./my-lora"}, out="runs/tuned")[0].moved
     """
-    return comparison.compare(list(spaces.items()), seed)
+    options = options_of(read="prompt", prompts=_known(per_role=prompts_per_role), seed=seed)
+    loaded = spaces_of(spaces, out, load_catalog(catalog).select(roles), options, watcher=watcher)
+    return comparison.compare(list(loaded.items()), seed)
 
 
 @dataclass(frozen=True)

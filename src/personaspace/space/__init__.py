@@ -15,10 +15,11 @@ from personaspace._lazy import lazy_method
 from personaspace.catalog import DEFAULT
 from personaspace.errors import SpaceError
 from personaspace.files import space_file, write_whole
-from personaspace.model.interventions import Add, Cap, Where
+from personaspace.model.interventions import Cap, Intervention, Where
 from personaspace.space import certainty, layout
 from personaspace.space.contents import number_or_none
 from personaspace.space.directions import SpaceDirections
+from personaspace.space.holds import Hold
 from personaspace.space.layout import BUNDLED
 from personaspace.space.layout import FORMAT as FORMAT
 from personaspace.space.readings import REPLY, part
@@ -147,17 +148,22 @@ class PersonaSpace(SpaceDirections):
         axis = torch.stack([self.axis_at(layer) for layer in layers])
         return Cap(axis, tuple(layers), floor=tuple(self.caps[name]["floors"]), where=where)
 
+    def hold(self, name: str) -> Intervention:
+        """A cap, or what `space.holds` makes of one: `capped+mirror+answer`, … Raises `SpaceError`, `UsageError`."""
+        hold = Hold.parse(name, self.caps)
+        return hold.of(self.cap(hold.cap, hold.where), lambda layer: self.default_moments(layer)[0])
+
     def interventions(
         self, cap: str | None = None, steer: float | Sequence[tuple[float, str]] = 0.0
-    ) -> tuple[Add | Cap, ...]:
-        """Steering, then the cap, which so holds what was steered. cap: its name, None for none; steer: α along the axis, 0
-        for none, or several of (α, direction) as `steer` has them. Raises `SpaceError`.
+    ) -> tuple[Intervention, ...]:
+        """Steering, then the cap, which so holds what was steered. cap: as `hold` has it, None for none; steer: α along the
+        axis, 0 for none, or several of (α, direction) as `steer` has them. Raises `SpaceError`, `UsageError`.
 
         >>> engine.respond(prompts, interventions=space.interventions(cap="capped", steer=[(-0.3, "axis"), (0.1, "poet")]))
         """
         steps = steer if isinstance(steer, Sequence) else [(steer, "axis")] if steer else []
         added = [self.steer(alpha, direction) for alpha, direction in steps]
-        return (*added, self.cap(cap)) if cap is not None else tuple(added)
+        return (*added, self.hold(cap)) if cap is not None else tuple(added)
 
     def read(self, mean: Tensor, k: int = 5, layer: int | None = None) -> Location:
         """Where the mean activation of a reply lies, `[hidden]` or `[1, hidden]` at the layer or `[layers, hidden]`, with its
@@ -182,9 +188,9 @@ class PersonaSpace(SpaceDirections):
         mean, std = self.default_moments(layer)
         return (mean - projection) / std
 
-    def check_model(self, model: ModelLike) -> str | None:
-        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ, or
-        whether it thinks before it answers."""
+    def check_model(self, model: ModelLike, span: str = "answer") -> str | None:
+        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ,
+        whether it thinks before it answers, or the part of its replies that is read (`span`)."""
         layers, hidden = self.tensors["axis"].shape
         if (layers, hidden) != (model.layers, model.hidden):
             raise SpaceError(
@@ -200,6 +206,10 @@ class PersonaSpace(SpaceDirections):
             )
         if difference := self.thinks_otherwise(model.id, getattr(model, "notes", {}).get("thinking")):
             differences.append(difference)
+        if span != self.span:
+            differences.append(
+                f"the space was mapped with span={self.span}, here span={span} is read; drifts may differ"
+            )
         return "; ".join(differences) or None
 
     def compact(self) -> PersonaSpace:

@@ -146,7 +146,7 @@ class SpaceDirections(SpaceContents):
         """The same space with vectors of one's own, by name: each `[hidden]`, or `[layers, hidden]`, of which the space's
         layer's is taken. Raises `SpaceError` for another shape, a vector that is zero or not finite, or a name with a colon."""
         layers, hidden = self.tensors["axis"].shape
-        own = dict(zip(self.own, self.tensors["own_vectors"], strict=True)) if self.own else {}
+        by_name = dict(zip(self.own, self.tensors["own_vectors"], strict=True)) if self.own else {}
         for name, vector in vectors.items():
             if not name or ":" in name or name == AXIS:
                 raise SpaceError(f"a vector named {name!r}: expected a name without a colon that is not 'axis'")
@@ -157,9 +157,9 @@ class SpaceDirections(SpaceContents):
             at_layer = vector.float() if vector.dim() == 1 else vector[self.layer].float()
             if not bool(at_layer.isfinite().all()) or not bool(at_layer.any()):
                 raise SpaceError(f"the vector {name} is zero, or has NaN or Inf in it; expected a direction")
-            own[name] = at_layer
-        meta = {**self.meta, "own": list(own)}
-        return replace(self, meta=meta, tensors={**self.tensors, "own_vectors": torch.stack(list(own.values()))})
+            by_name[name] = at_layer
+        meta = {**self.meta, "own": list(by_name)}
+        return replace(self, meta=meta, tensors={**self.tensors, "own_vectors": torch.stack(list(by_name.values()))})
 
     def steer(self, alpha: float, direction: str = AXIS, layer: int | None = None, where: Where = "all") -> Add:
         """Steering along the axis (positive is towards the Assistant) or towards another direction, α in units of the layer's
@@ -174,9 +174,9 @@ class SpaceDirections(SpaceContents):
         by_kind = {ROLE: self.roles, TRAIT: self.traits, OWN: self.own}
         kind, colon, plain_name = name.partition(":")
         candidates = [(kind, plain_name)] if colon and kind in KINDS else [(k, name) for k in KINDS]
-        for candidate, wanted in candidates:
-            if wanted in by_kind[candidate]:
-                return candidate, wanted
+        for candidate, wanted_name in candidates:
+            if wanted_name in by_kind[candidate]:
+                return candidate, wanted_name
         every = [n for k in dict(candidates) for n in by_kind[k]]
         close = difflib.get_close_matches(candidates[0][1], dict.fromkeys(every), 3)
         hint = f"; nearest: {', '.join(close)}" if close else ""

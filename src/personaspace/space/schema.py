@@ -97,7 +97,7 @@ class SpaceMeta(BaseModel):
     traits: list[str] = []
     own: list[str] = []
     caps: dict[str, _CapRecord] = {}
-    left_out: dict[str, Count] = {}
+    left_out: dict[str, Count | str] = {}
     role_layers: list[Count] | None = None
     role_unit: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     n_responses: Count | None = None
@@ -121,6 +121,7 @@ class SpaceMeta(BaseModel):
     catalog: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
     version: str = ""
+    span: Literal["answer", "thinking", "all"] = "answer"
     role_interval: str = ""
     layer_chosen: str = ""
     reference: dict[str, Any] = {}
