@@ -173,9 +173,7 @@ class Trajectory:
     name: str
     turns: Sequence[TurnReading]
     problem: str | None = None
-
-    def _repr_html_(self) -> str:
-        return tables.of_turns(self.name, self.turns, self.problem)
+    _repr_html_ = tables.of_trajectory
 
 
 def project(

@@ -34,6 +34,17 @@ class ReadTurn(Protocol):
     def alert(self) -> bool: ...
 
 
+class ReadTalk(Protocol):
+    """What is shown of a conversation (`Trajectory` has it)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def turns(self) -> Sequence[ReadTurn]: ...
+    @property
+    def problem(self) -> str | None: ...
+
+
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
     """A table as HTML, its texts as text whatever is in them; notes stand below it.
 
@@ -82,6 +93,11 @@ def of_turns(name: str, turns: Sequence[ReadTurn], problem: str | None = None) -
         for t in turns
     ]
     return table(name, ["message", "tokens", *PLACE, ""], rows, [problem or "", HINT])
+
+
+def of_trajectory(talk: ReadTalk) -> str:
+    """The same of a conversation as `ps.project` gives it."""
+    return of_turns(talk.name, talk.turns, talk.problem)
 
 
 PLACE = ("projection", "drift", "nearest")
