@@ -83,7 +83,7 @@ def export_command(
     space: SpaceArg,
     to: Annotated[str, typer.Option("--format", help="gguf (llama.cpp), reference (the study's files) or compact.")],
     out_path: Annotated[Path, typer.Option("--out", help="The file, or for reference a new folder.")],
-    direction: Annotated[str, typer.Option(help="gguf: axis, or a role.")] = "axis",
+    direction: Annotated[str, typer.Option(help="gguf: axis, a role, trait:NAME, ….")] = "axis",
     scale: Annotated[float, typer.Option(help="gguf: what to multiply the vectors with.")] = 1.0,
     as_json: Json = False,
 ) -> None:

@@ -28,6 +28,7 @@ from personaspace.cli.common import (
     judging_engine,
     out,
 )
+from personaspace.cli.tables import print_traits
 from personaspace.engines.registry import DEFAULT_ENGINE, ENGINES_HELP
 from personaspace.errors import UsageError
 from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge, read_options
@@ -99,6 +100,8 @@ def map_command(
     shards: Annotated[
         str | None, typer.Option(help="Where replies and activations go: s3://…, gs://…, …; the run's folder.")
     ] = None,
+    traits: Annotated[str | None, typer.Option(help="Read traits, too: all, a number of them, or names.")] = None,
+    trait_questions: Annotated[int | None, typer.Option(help="Questions a trait, each asked twice; 8.", min=2)] = None,
     catalog: Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")] = None,
     engine: Annotated[str, typer.Option(help=ENGINES_HELP)] = DEFAULT_ENGINE,
     address: Annotated[
@@ -156,6 +159,8 @@ def map_command(
         keep=keep,
         blocks=blocks,
         shards=shards,
+        traits=traits,
+        trait_questions=trait_questions,
     )
     chosen_catalog = catalog_of(out_folder, options, catalog, roles, questions)
     if on:
@@ -179,7 +184,8 @@ def map_command(
         plans = mapper.plan()
         if as_json:
             by_reading = {reading: vars(plan) for reading, plan in plans.items()}
-            out.print(json.dumps({**list(by_reading.values())[-1], "readings": by_reading}))
+            last = [plan for reading, plan in by_reading.items() if reading != "traits"][-1]
+            out.print(json.dumps({**last, "readings": by_reading}))
         else:
             out.print("\n".join(bar.line(plan) for plan in plans.values()))
         return
@@ -354,6 +360,8 @@ def _print_result(s: dict[str, Any], n: int = 10) -> None:
         out.print(line)
     out.print()
     _print_roles(s, n)
+    if s["traits"]:
+        print_traits(s["traits"])
     if caps := s["caps"]:
         is_ = caps.get("capped", {}).get("is")
         out.print(f"\ncaps: {', '.join(c for c in caps if c != 'capped')}" + (f"; capped is {is_}" if is_ else ""))

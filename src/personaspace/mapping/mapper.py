@@ -24,9 +24,11 @@ from personaspace.judges import Judge
 from personaspace.mapping import agreement, estimate
 from personaspace.mapping.stages import Aim, Stage
 from personaspace.mapping.sums import BLOCKS
+from personaspace.mapping.trait_stage import TraitStage
 from personaspace.model.sources import AND
 from personaspace.report.map import write_report
 from personaspace.runs import Run
+from personaspace.runs.folder import TRAITS
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import OF_REPLIES, PROMPT, REPLY, joined
 from personaspace.stats.forecast import NAMES
@@ -49,6 +51,8 @@ class MapOptions(BaseModel):
     design). keep: `all` activations, `sums` in their place, or `layers:A:B`, sums and the activations of those layers; other
     than `all`, it is the run's, and so is the judge. blocks: of questions, for sums and what is made of them; None is 20 for
     sums, else each question is one. shards: the address that they lie at, where not in the run's folder.
+    traits: which traits' prompts are read as well (`all`, a number or names), trait_questions of each; both as in the run, and
+    none or 8, unless given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +69,8 @@ class MapOptions(BaseModel):
     keep: str = Field("all", pattern=r"^(all|sums|layers:\d+:\d+)$")
     blocks: int | None = Field(None, ge=2)
     shards: str | None = None
+    traits: str | None = None
+    trait_questions: int | None = Field(None, ge=2)
 
     @field_validator("until", mode="before")
     @classmethod
@@ -165,6 +171,8 @@ class Mapper:
         )
         read = options.read
         self.stages = {r: self._stage(r) for r in (PROMPT, REPLY) if read in (r, "both")}
+        asked_of_traits = (options.traits, options.trait_questions, options.seed)
+        self.traits = TraitStage(self.run, self.engine, self.catalog, *asked_of_traits, self.watcher)
 
     def _stage(self, reading: str) -> Stage:
         options, prompt = self.options, reading == PROMPT
@@ -183,12 +191,12 @@ class Mapper:
         )
 
     def plan(self) -> dict[str, Plan]:
-        """What the first round of each reading will take, without doing any of it; nothing is written."""
+        """What the first round of each reading, and of traits, will take, without doing any of it; nothing is written."""
         plans = {}
         for reading, stage in self.stages.items():
             groups = assign(self.catalog, [stage.design.first_round(self.catalog)], stage.seed, stage.design.complete)
             plans[reading] = stage.plan(stage.cut(groups), set(stage.shards.done() if self.run.exists else ()))
-        return plans
+        return {**plans, TRAITS: self.traits.plan_first()} if self.options.traits else plans
 
     def map(self, judge: Judge | None) -> PersonaSpace:
         """Maps until the design, or `until`, is fulfilled; writes space and report, and returns the space. Killed at any
@@ -221,8 +229,15 @@ class Mapper:
                     aim = Aim(options.until, options.prompt_budget if reading == PROMPT else options.budget, layer)
                 included_by_reading[reading] = stage.read(manifest, judge, aim)
             self.included = included_by_reading[next(iter(included_by_reading))]
-            # 4) Estimates, caps, and the files.
-            return self._finish(included_by_reading, manifest, judge)
+            # 4) Traits, which change nothing of what the others give.
+            self.traits.ask(manifest)
+            # 5) Estimates, caps, and the files.
+            space = self._finish(included_by_reading, manifest, judge)
+            if with_traits := self.traits.added_to(space, self.included, manifest):
+                space = with_traits
+                space.save(self.run.space_file)
+                write_report(space, self.run.report_file)
+            return space
 
     def _begin(self, judge: Judge | None) -> dict[str, Any]:
         """The run's manifest, begun or gone on with. Raises `RunMismatch`."""

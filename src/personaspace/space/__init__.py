@@ -15,7 +15,7 @@ from personaspace.catalog import DEFAULT
 from personaspace.errors import SpaceError
 from personaspace.files import space_file, write_whole
 from personaspace.model.interventions import Add, Cap, Where
-from personaspace.space import certainty, layout
+from personaspace.space import certainty, layout, traits
 from personaspace.space.contents import number_or_none
 from personaspace.space.directions import SpaceDirections
 from personaspace.space.layout import BUNDLED
@@ -300,6 +300,7 @@ class PersonaSpace(SpaceDirections):
             "published": PUBLISHED,
             "caps": self.caps,
             "judge": self.meta.get("judge"),
+            "traits": traits.ranking(self),
         }
 
     def worth(self) -> dict[str, Any]:
