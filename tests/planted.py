@@ -60,6 +60,10 @@ class PlantedEngine:
             unmoved = activation - moved if moved is not None else None
             yield Response(p, text, tuple(range(8)), "stop", activation, None, unmoved, 8 if at != free else 0)
 
+    def onsets(self, prompts, *, read, interventions=()) -> Iterator[Response]:
+        """Before the first word it is where its reply would be."""
+        yield from self.respond(prompts, None, read=read)
+
     def replay(self, conversations, *, read, interventions=(), each=False, logprobs=False) -> Iterator[list[Turn]]:
         floor = max((float(i.floor[0]) for i in interventions if isinstance(i, Cap)), default=-np.inf)
         for messages in conversations:

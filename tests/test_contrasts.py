@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personaspace.stats.contrasts import Contrast, cosines_with, tells
+from personaspace.stats.contrasts import Contrast, agreement, cosines_with, tells
 from personaspace.stats.forecast import spearman_brown
 
 HIDDEN = 12
@@ -113,3 +113,22 @@ def test_sides_that_lie_apart_altogether_are_not_said_to_be_sure():
     few, many = (tells(np.ones(n) + np.arange(n), -np.arange(n), range(n)) for n in (5, 40))
     assert few.value == many.value == 1
     assert few.low < 0.8 < many.low < 1
+
+
+def test_two_readings_of_the_same_vectors_agree_whatever_their_noise_and_two_of_others_do_not():
+    rng = np.random.default_rng(4)
+    vectors = [3 * np.eye(HIDDEN)[k % HIDDEN] for k in range(40)]
+
+    def read(noise, of):
+        words = np.arange(6) % 2
+        return [
+            Contrast(v + 0.5 * rng.normal(size=(2, HIDDEN))[words] + noise * rng.normal(size=(6, HIDDEN)), words)
+            for v in of
+        ]
+
+    same = agreement(read(1.0, vectors), read(0.5, vectors))
+    assert same.low <= 1 <= same.high + 0.05
+    assert abs(same.value - 1) < 0.15
+    other = agreement(read(2.0, vectors), read(1.0, vectors[1:] + vectors[:1]))
+    assert other.low <= 0 <= other.high
+    assert math.isnan(agreement(*[[Contrast(np.ones((4, 3)), np.zeros(4, int))]] * 2).value), "one wording"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from personaspace.mapping.traits import QUESTIONS, TraitReadings, check_question
 from personaspace.runs import Run, Shards
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import PROMPT
-from personaspace.space.traits import with_traits
+from personaspace.space.traits import FIGURES, with_traits
 from personaspace.stats import reliability
 from personaspace.stats.contrasts import cosines_with
 from personaspace.stats.forecast import spearman_brown
@@ -45,6 +46,7 @@ class TraitStage(Stage):
     ) -> None:
         super().__init__(PROMPT, run, engine, catalog, Design(), None, seed, None, None, None, watcher)
         self.selection, self.questions = selection, questions
+        self.earlier: PersonaSpace | None = None  # the space as it was before
         self.places: dict[str, int] = {}
         self.texts: dict[str, Trait] = {}
         if selection or run.exists:
@@ -99,6 +101,8 @@ class TraitStage(Stage):
 
     def ask(self, manifest: dict[str, Any]) -> None:
         """Reads what is not there yet of what is asked for. Raises `RunMismatch` where texts changed since some were read."""
+        with contextlib.suppress(SpaceError):
+            self.earlier = PersonaSpace.load(self.run.space_file) if self.run.space_file.is_file() else None
         if not self.selected:
             return
         rounds = self._rounds(manifest)
@@ -118,8 +122,27 @@ class TraitStage(Stage):
     def added_to(
         self, space: PersonaSpace, included: estimate.IncludedResponses, manifest: Mapping[str, Any]
     ) -> PersonaSpace | None:
-        """The space with the traits that were read; None where it has them already, or none was read whole. included: what its
-        own reading was estimated from."""
+        """The space with the traits that were read, and with those from descriptions that the earlier one had; None where it
+        has all of them already. included: what its own reading was estimated from."""
+        with_read = self._with_read(space, included, manifest) or space
+        described = []
+        if self.earlier and self.earlier.layer == space.layer:
+            records = self.earlier.meta.get("trait_records", {})
+            described = [n for n in self.earlier.traits if records.get(n, {}).get("from") and n not in with_read.traits]
+        if described and self.earlier:
+            rows = [self.earlier.traits.index(name) for name in described]
+            vectors, known = self.earlier.tensors["trait_vectors"][rows], self.earlier.tensors
+            # Cosines with the axis go by the axis that was.
+            staying = [n for n in FIGURES if n != "trait_cosine" and n in known]
+            figures = {n: known[n][rows] for n in staying}
+            with_read = with_traits(
+                with_read, described, vectors, figures, {n: {**records[n], "clear": None} for n in described}
+            )
+        return None if with_read is space else with_read
+
+    def _with_read(
+        self, space: PersonaSpace, included: estimate.IncludedResponses, manifest: Mapping[str, Any]
+    ) -> PersonaSpace | None:
         if not self.is_whole(manifest):
             return None
         rounds = manifest[self.key("rounds")]

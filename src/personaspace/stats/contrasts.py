@@ -150,3 +150,26 @@ def tells(above: Floats, below: Floats, groups: Sequence[int], seed: int = 0) ->
     within = places[np.abs(places - drawn.value) <= z * np.sqrt(variance) + 1e-12]
     low, high = min(drawn.low, float(within.min())), max(drawn.high, float(within.max()))
     return Estimate(drawn.value, low, high, drawn.n)
+
+
+def agreement(first: Sequence[Contrast], second: Sequence[Contrast], seed: int = 0) -> Estimate:
+    """How far two readings of the same contrasts have the same vectors, noise taken out of both: their products over the roots of
+    both shared squares, summed over contrasts, with an interval by drawing those. Only products of different wordings are
+    taken, so that a text that leads off does so in neither; contrasts of one wording are left out. NaN where nothing is
+    shared."""
+    sums = []
+    for a, b in zip(first, second, strict=True):
+        both = np.intersect1d(a.wording, b.wording)
+        if len(both) < 2:
+            continue
+        of_a, of_b = (np.stack([c.differences[c.wording == k].mean(0) for k in both]) for c in (a, b))
+        n, across = len(both), of_a @ of_b.T
+        shared = (across.sum() - np.trace(across)) / (n * (n - 1))
+        sums.append((shared, shared_square(of_a @ of_a.T), shared_square(of_b @ of_b.T)))
+    products = np.array(sums).reshape(-1, 3)
+
+    def ratio(rows: NDArray[np.int64]) -> float:
+        across, of_first, of_second = products[rows].sum(0)
+        return float(across / math.sqrt(of_first * of_second)) if min(of_first, of_second) > 0 else math.nan
+
+    return estimate(range(len(products)), ratio, seed)
