@@ -183,10 +183,12 @@ def project(
     false_alarms: float = 0.01,
     alert_turns: int = 2,
     span: Part = "answer",
+    along: Sequence[str] = (),
 ) -> tuple[list[Trajectory], AlertRule | None]:
     """Reads where the assistant turns of conversations, or of those in files, lie on the axis; and the rule that alerts went by
-    (None for a space that was never calibrated). span: of each turn its answer, its thoughts where it has any, or all. Warns of
-    what of a file is not read, and of a model or a span that is not the space's. Raises `UsageError` that names file,
+    (None for a space that was never calibrated). span: of each turn its answer, its thoughts where it has any, or all. along:
+    further directions that turns are read on, by their names in the space (`PersonaSpace.along`). Warns of what of a file is
+    not read, and of a model or a span that is not the space's. Raises `UsageError` that names file,
     conversation and message.
 
     >>> (talk,), rule = ps.project("smollm2", "talk.json")
@@ -210,8 +212,10 @@ def project(
     if warning := loaded.check_model(model.info, span):
         warnings.warn(warning, stacklevel=2)
     rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None
+    directions = loaded.along(along)
     return [
-        Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule, part=span)) for t in conversations
+        Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule, part=span, along=directions))
+        for t in conversations
     ], rule
 
 

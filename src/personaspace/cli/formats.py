@@ -85,7 +85,7 @@ def export_command(
         str, typer.Option("--format", help="gguf (llama.cpp), reference (the study's files), compact or weights.")
     ],
     out_path: Annotated[Path, typer.Option("--out", help="The file, or for reference and weights a new folder.")],
-    direction: Annotated[str, typer.Option(help="gguf: axis, or a role.")] = "axis",
+    direction: Annotated[str, typer.Option(help="gguf: axis, a role, trait:NAME, ….")] = "axis",
     scale: Annotated[float, typer.Option(help="gguf: what to multiply the vectors with.")] = 1.0,
     ablate: Annotated[
         str | None, typer.Option(help="weights: what to take out of the model's weights, axis or a role.")

@@ -25,7 +25,7 @@ from personaspace.runs.places import claim, folder_locked, leased
 from personaspace.runs.shards import Shards
 
 FORMAT = 1
-ONSETS = "onsets"
+ONSETS, TRAITS = "onsets", "traits"
 
 
 class _Manifest(BaseModel):
@@ -270,8 +270,16 @@ class Run(Folder, Shards):
     @property
     def onsets(self) -> Shards:
         """The shards of prompts that were read before the first word, beside those of the replies."""
+        return self._beside(ONSETS)
+
+    @property
+    def trait_onsets(self) -> Shards:
+        """The same of traits' prompts."""
+        return self._beside(TRAITS)
+
+    def _beside(self, name: str) -> Shards:
         root = self.folder if self.place.local is not None else self.place.root
-        return Shards(Place(f"{root}/{ONSETS}"), self.folder / ".at-hand" / ONSETS)
+        return Shards(Place(f"{root}/{name}"), self.folder / ".at-hand" / name)
 
     @property
     def space_file(self) -> Path:
@@ -317,3 +325,4 @@ class Run(Folder, Shards):
             self._take_place(self.manifest())
         self.clean_shards()
         self.onsets.clean_shards()
+        self.trait_onsets.clean_shards()

@@ -16,7 +16,7 @@ from personaspace.catalog import DEFAULT
 from personaspace.errors import SpaceError
 from personaspace.files import space_file, write_whole
 from personaspace.model.interventions import Cap, Intervention, Where
-from personaspace.space import certainty, layout
+from personaspace.space import certainty, layout, traits
 from personaspace.space.contents import number_or_none
 from personaspace.space.directions import SpaceDirections
 from personaspace.space.holds import Hold
@@ -315,6 +315,7 @@ class PersonaSpace(SpaceDirections):
             "published": PUBLISHED,
             "caps": self.caps,
             "judge": self.meta.get("judge"),
+            "traits": traits.ranking(self),
         }
 
     def worth(self) -> dict[str, Any]:

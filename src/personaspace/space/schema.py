@@ -87,6 +87,14 @@ class _Corrected(BaseModel):
     corrected_interval: dict[str, Pair | list[Pair] | None] | None = None
 
 
+class _TraitRecord(BaseModel):
+    model_config = _STRICT
+    description: str = ""
+    clear: bool | None = None
+    questions: Count | None = None
+    wordings: Count | None = None
+
+
 class SpaceMeta(BaseModel):
     """Metadata of a space, of one reading. Only model, layer and roles must be there: imported spaces have no more."""
 
@@ -97,6 +105,7 @@ class SpaceMeta(BaseModel):
     reading: Literal["prompt", "reply"] = "reply"
     traits: list[str] = []
     own: list[str] = []
+    trait_records: dict[str, _TraitRecord] = {}
     caps: dict[str, _CapRecord] = {}
     left_out: dict[str, Count | str] = {}
     role_layers: list[Count] | None = None
@@ -139,7 +148,9 @@ SHAPES = {
     "default_vector": "layers hidden",
     "axis": "layers hidden",
     "trait_vectors": "traits * hidden",
-    "trait_split_half": "traits",
+    "trait_reliability": "traits",
+    "trait_reliability_by_wording": "traits",
+    "trait_cosine": "traits 3",
     "own_vectors": "own hidden",
     "reply_mean": "hidden",
     "reply_factor": "* hidden",
@@ -178,7 +189,9 @@ REQUIRED = ("role_vectors", "default_vector", "axis")
 UNKNOWN_AS_NAN = {
     name
     for name in SHAPES
-    if "split_half" in name or name.startswith(("beginnings", "cosine", "role_reliability", "role_interval"))
+    if "split_half" in name
+    or name.startswith(("beginnings", "cosine", "role_reliability", "role_interval"))
+    or name.startswith(("trait_reliability", "trait_cosine"))
 } | {"separation", "variance_ratio", "default_moments", "variance"}
 """Tensors in which NaN stands for what is not known; in all others every number must be finite."""
 
