@@ -360,12 +360,12 @@ class Worker:
         job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, token_count, thinking, job.tokens_read))
 
 
-def _why(error: Exception, what: str) -> str:
+def _why(error: Exception, message: str) -> str:
     """How replies end that an exception ended, which the log is told."""
     if is_out_of_memory(error):
-        log.warning("out of memory: %s", what)
+        log.warning("out of memory: %s", message)
         return OUT_OF_MEMORY
-    log.error(what, exc_info=error)
+    log.error(message, exc_info=error)
     return "error"
 
 

@@ -60,11 +60,11 @@ def ranking(space: SpaceDirections) -> list[dict[str, Any]]:
         return []
     vectors = space.trait_vectors_at().float()
     measured = torch.cosine_similarity(vectors, space.axis_at()[None], dim=-1).tolist()
-    known = {name: space.tensors.get(name) for name in FIGURES}
+    figures = {name: space.tensors.get(name) for name in FIGURES}
     records = space.meta.get("trait_records", {})
 
     def figure(name: str, trait: int, *place: int) -> float | None:
-        tensor = known[name]
+        tensor = figures[name]
         return None if tensor is None else number_or_none(float(tensor[(trait, *place)]))
 
     rows = []
