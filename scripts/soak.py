@@ -157,7 +157,7 @@ class Clients:
 
     def __init__(self, http: httpx.AsyncClient, models: Sequence[str], context: int, seed: int) -> None:
         self.http, self.models, self.context = http, models, context
-        self.random = random.Random(seed)  # noqa: S311 - which request comes next is no secret
+        self.random = random.Random(seed)
         self.tally = Tally()
         self.greedy = requests(models, context)
         self.refused = refused(models[0], context)

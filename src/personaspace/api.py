@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from personaspace.catalog import EARLIER, Catalog, earlier, load_catalog
+from personaspace.catalog import Catalog, load_catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.thoughts import PARTS, Part
-from personaspace.errors import PersonaSpaceError, RunError, UsageError
+from personaspace.errors import RunError, UsageError
 from personaspace.experiments.compare import findings as comparison
 from personaspace.experiments.compare.sources import spaces_of
 from personaspace.experiments.kit.results import Result
@@ -29,7 +29,8 @@ from personaspace.judges import KEPT, Agreement, agreement_of, make_judge
 from personaspace.judges.score import Judge
 from personaspace.mapping.ask import score_replies
 from personaspace.mapping.mapper import Mapper
-from personaspace.mapping.options import MapOptions, named
+from personaspace.mapping.options import MapOptions
+from personaspace.mapping.questions import catalog_of
 from personaspace.report import tables
 from personaspace.runs import KeptScore, Run
 from personaspace.space import PersonaSpace
@@ -347,35 +348,6 @@ def judge(run: str | Path, *judges: Judge, catalog: str | Path | None = None, sh
         for name, every in of_replies.items()
     }
     return Judged(counts, problems, comparison_of_two, differ)
-
-
-def catalog_of(
-    out: str | Path,
-    options: MapOptions,
-    folder: str | Path | None,
-    roles: str | None = None,
-    questions: int | None = None,
-) -> Catalog:
-    """The part of a catalogue that a map asks: what is not given is as in the run that is there, or all roles and as many
-    questions as what is read of them bears. A run that was begun on the texts of an earlier version goes on with those."""
-    catalog, run = load_catalog(folder), Run(out)
-    if not run.exists:
-        chosen = catalog.select(roles or "all", questions)
-        resolved = options.resolved(None, chosen)
-        design = resolved.design if options.read == "reply" else resolved.prompts
-        return chosen if questions else chosen.select("all", design.questions(chosen))
-    begun_with = run.manifest()["config"]["catalog"]
-    role_names, n = ",".join(begun_with["roles"]), questions or begun_with["questions"]
-    candidates = [catalog, *(load_catalog(EARLIER / name) for name in earlier() if folder is None)]
-    for candidate in candidates:
-        try:
-            chosen = candidate.select(roles or role_names, n)
-        except PersonaSpaceError:
-            continue
-        model = run.manifest()["config"]["model"]["id"]
-        if named(chosen, model).fingerprint == begun_with["fingerprint"]:
-            return chosen
-    return catalog.select(roles or "all", n)
 
 
 def _known(**values: Any) -> dict[str, Any]:

@@ -167,30 +167,35 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Set spaces of several models, or versions of one, side by side; a base and its fine-tune are mapped for that."""
-    from personaspace.api import options_of
-    from personaspace.catalog import load_catalog
-    from personaspace.cli.progress import Bar
-    from personaspace.engines import Engine, load_engine
     from personaspace.experiments.compare.findings import compare
+    from personaspace.experiments.compare.names import is_model
     from personaspace.experiments.compare.page import headline, write_comparison
-    from personaspace.experiments.compare.sources import spaces_of
     from personaspace.files import plain
     from personaspace.report import words
+    from personaspace.space import PersonaSpace
 
     is_page = out_path.suffix == ".html"
     folder, out_file = (out_path.with_suffix(""), out_path) if is_page else (out_path, out_path / "compare.html")
+    if any(map(is_model, spaces)):
+        from personaspace.api import options_of
+        from personaspace.catalog import load_catalog
+        from personaspace.cli.progress import Bar
+        from personaspace.engines import Engine, load_engine
+        from personaspace.experiments.compare.sources import spaces_of
 
-    def load(name: str) -> Engine:
-        err.print(f"{name}:")
-        return load_engine("transformers", name, device=device, dtype=dtype)
+        def load(name: str) -> Engine:
+            err.print(f"{name}:")
+            return load_engine("transformers", name, device=device, dtype=dtype)
 
-    prompts = {} if prompts_per_role is None else {"per_role": prompts_per_role}
-    options = options_of(read="prompt", prompts=prompts, seed=seed)
-    with Bar(err) as bar:
-        sources = {source: source for source in spaces}
-        loaded = named(
-            list(spaces_of(sources, folder, load_catalog(catalog).select(roles), options, load, bar).items())
-        )
+        prompts = {} if prompts_per_role is None else {"per_role": prompts_per_role}
+        options = options_of(read="prompt", prompts=prompts, seed=seed)
+        with Bar(err) as bar:
+            mapped = spaces_of(
+                dict(zip(spaces, spaces, strict=True)), folder, load_catalog(catalog).select(roles), options, load, bar
+            )
+        loaded = named([(source, mapped[source]) for source in spaces])
+    else:
+        loaded = named([(source, PersonaSpace.load(source)) for source in spaces])
     pairs = compare(loaded, seed)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     page = write_comparison(out_file, loaded, pairs)

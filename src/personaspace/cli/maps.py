@@ -128,10 +128,11 @@ def map_command(
     as_json: Json = False,
 ) -> None:
     """Map MODEL: read its prompts and replies as roles and as the default, and write the space and its report."""
-    from personaspace.api import catalog_of, options_of
+    from personaspace.api import options_of
     from personaspace.cli.progress import Bar
     from personaspace.engines import load_engine
     from personaspace.mapping.mapper import Mapper
+    from personaspace.mapping.questions import catalog_of
     from personaspace.model.loading import with_adapters
 
     check_judge(judge)
