@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs experiments \
+.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs site experiments \
     bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
@@ -25,9 +25,15 @@ quickstart: $(VENV)/.installed
 	$(BIN)/personaspace map smollm2 --out $(RUN) --per-role 1 --default-responses 300 --max-new-tokens 32
 	@echo "open it in a browser: file://$(CURDIR)/$(RUN)/report.html"
 
+# OpenAI's client in JavaScript, for one test of the server, which is skipped where there is no npm or nothing to be had by it.
+$(VENV)/js/.installed: $(VENV)/.dev
+	mkdir -p $(@D)
+	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6.49.0 || echo "no openai by npm: its test is skipped"
+	touch $@
+
 # On two cores, a file of tests each: what a test does runs on one. The share of lines and branches that ran stands at the end.
 WORKERS ?= 2
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/js/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=
 	@echo "coverage, branches counted: $$($(BIN)/coverage report --format=total)%"
 
@@ -87,6 +93,12 @@ experiments: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/docs.py
 
+# The documentation as a site, into site/: no link or reference that leads nowhere. Then its size, how soon pages are there in a
+# Chromium, and what axe finds on them, on the served page and on the report; anything serious fails.
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/site_check.py
+
 # The compact space that comes with the package, from the quickstart's run.
 bundled: quickstart
 	$(BIN)/personaspace calibrate $(RUN) --sweep
@@ -115,4 +127,4 @@ licences: $(VENV)/.dev
 	$(BIN)/python scripts/licences.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .venv-gpu dist
+	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .venv-gpu dist site

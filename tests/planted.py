@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from personaspace.engines import ModelInfo, Response, Turn
-from personaspace.model.interventions import Add, Cap
+from personaspace.engines import ModelInfo, Response, Span, Turn
+from personaspace.errors import UsageError
+from personaspace.model.interventions import Add, Cap, Mirror, SetTo
 from personaspace.space import PersonaSpace
 from personaspace.space.layout import FORMAT
 
@@ -61,6 +62,8 @@ class PlantedEngine:
             yield Response(p, text, tuple(range(8)), "stop", activation, None, unmoved, 8 if at != free else 0)
 
     def replay(self, conversations, *, read, interventions=(), each=False, logprobs=False) -> Iterator[list[Turn]]:
+        if any(isinstance(messages, Span) for messages in conversations):
+            raise UsageError("a made-up engine reads no token ids")
         floor = max((float(i.floor[0]) for i in interventions if isinstance(i, Cap)), default=-np.inf)
         for messages in conversations:
             turns = []
@@ -79,6 +82,9 @@ class PlantedEngine:
 class PlantedChat:
     """Words are its tokens."""
 
+    def splitter(self, ids: list[int]) -> None:
+        """It thinks nothing."""
+
     def prompt_ids(self, messages: Messages) -> list[int]:
         return [0 for m in messages for _ in m["content"].split()]
 
@@ -88,6 +94,10 @@ def _held(at: float, i: object, any_direction: bool) -> float:
         length = i.alpha * NORM if i.relative else float(i.step.norm())
         along = float(i.vector @ UNIT / i.vector.norm())
         return at + length * (1.0 if any_direction else along)
+    if isinstance(i, SetTo):
+        return i.target_at(LAYER)
+    if isinstance(i, Mirror):
+        return max(at, 2 * i.floor_at(LAYER) - at)
     assert isinstance(i, Cap)
     return max(at, float(dict(zip(i.layers, i.floor, strict=True))[LAYER]))
 

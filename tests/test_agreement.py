@@ -12,7 +12,8 @@ import personaspace as ps
 from personaspace.catalog import load_catalog
 from personaspace.errors import UsageError
 from personaspace.judges import OpenAIJudge, agreement_of, make_judge
-from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions
 from personaspace.runs import Run
 from test_cli import run as command
 from wild import answering, content

@@ -8,7 +8,8 @@ from endpoint import Endpoint
 from personaspace.catalog import Role, load_catalog
 from personaspace.errors import JudgeError
 from personaspace.judges import Item, LocalJudge, OpenAIJudge, RulesJudge, make_judge, score_all
-from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions
 from personaspace.runs import Run
 
 GHOST = Role(role="ghost", description="A ghost.", instructions=("Be a ghost.",))

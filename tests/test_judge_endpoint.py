@@ -20,7 +20,8 @@ from personaspace.catalog import Role, load_catalog
 from personaspace.errors import JudgeError, RunMismatch, UsageError
 from personaspace.judges import Item, OpenAIJudge, make_judge, read_options, score_all
 from personaspace.judges.endpoint import answer_of, retry_after
-from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions
 from personaspace.runs import Run
 from test_cli import run as command
 from wild import answering, bomb, completion, content, drip, hang, in_turn, raw, status

@@ -18,7 +18,8 @@ from personaspace.engines.transformers.decode_loop import DecodeLoop
 from personaspace.errors import ActivationError
 from personaspace.experiments.kit.options import Cost
 from personaspace.mapping import pace
-from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions
 from personaspace.watcher import Plan, Watcher
 from planted import PlantedChat
 

@@ -23,6 +23,7 @@ from personaspace.report import words
 from personaspace.runs import Run
 from personaspace.serve.persona import Reader
 from personaspace.stats.vectors import Cells
+from personaspace.watcher import Watcher
 from test_map import engine, finish, start, texts
 
 BOTH = {"prompts_per_role": 8, "default_prompts": 30, "per_role": 4, "default_responses": 30, "max_new_tokens": 6}
@@ -92,7 +93,9 @@ def test_a_map_ends_with_caps_that_replaying_its_replies_gives_too(mapped):
     assert (
         "tiny:capped" in Reader.of(ps.PersonaSpace.load(folder), "tiny").models
     )  # what `serve RUN` serves right after
-    replies = list(calibrate._replies(Run(folder)))
+    run = Run(folder)
+    places = [(s, k) for s in run.done() for k, n in enumerate(run.read(s, ["tokens"])["tokens"].to_pylist()) if n]
+    replies = list(calibrate._replies(run, places).values())
     axis = space.tensors["axis"]
     default, roles, names = calibrate.projections_while_mapping(Run(folder), axis / axis.norm(dim=-1, keepdim=True))
     assert (len(default), len(roles)) == (
@@ -103,6 +106,46 @@ def test_a_map_ends_with_caps_that_replaying_its_replies_gives_too(mapped):
     replayed = calibrate.token_projections(engine(), space, [r for r in replies if r.role == DEFAULT])
     for taken, again in zip(default, replayed, strict=True):
         assert torch.allclose(taken, again, rtol=1e-3, atol=1e-4)
+
+
+REPLIES = {"read": "reply", "per_role": 4, "default_responses": 40, "max_new_tokens": 6}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        REPLIES,
+        {**REPLIES, "complete": True, "min_responses": 1, "questions": 4},
+        {**REPLIES, "keep": "sums", "blocks": 4},
+    ],
+    ids=["reply", "published", "sums"],
+)
+def test_a_map_of_replies_alone_ends_with_the_caps_that_calibration_would_make(
+    tmp_path, small_catalog, options, monkeypatch
+):
+    space = ps.map(engine(), tmp_path, catalog=small_catalog, **options)
+    assert space.meta["caps"]["capped"]["is"] == "default-p25@2:3"
+    assert "tiny:capped" in Reader.of(ps.PersonaSpace.load(tmp_path), "tiny").models
+    calibrated = ps.calibrate(tmp_path, engine=engine).space
+    for name, cap in calibrated.meta["caps"].items():
+        assert space.meta["caps"][name]["floors"] == pytest.approx(cap["floors"], abs=1e-5)
+    # However many are read at once.
+    monkeypatch.setattr(calibrate, "EACH", 1)
+    # Caps are of the default's tokens: a quarter of them lie under their floor.
+    sample = calibrate.draw_sample(Run(tmp_path))
+    tokens = torch.cat(calibrate.token_projections(engine(), space, sample.default))[:, 2]
+    assert (tokens < space.meta["caps"]["capped"]["floors"][0]).float().mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_map_of_too_few_replies_for_caps_says_how_many_it_takes(tmp_path, small_catalog):
+    notes: list[str] = []
+    watcher = Watcher()
+    watcher.note = notes.append
+    options = {**REPLIES, "default_responses": 20, "watcher": watcher}
+    assert not ps.map(engine(), tmp_path, catalog=small_catalog, **options).caps
+    (line,) = [n for n in notes if "caps" in n]
+    assert line.startswith("no caps yet: ")
+    assert "20 replies of the default and 24 of roles; calibration needs 32 and 16" in line
 
 
 def test_projections_on_another_axis_are_not_taken_for_these(mapped):
@@ -173,14 +216,14 @@ def test_a_reading_is_added_to_a_run_that_has_the_other(tmp_path, small_catalog)
 
 @pytest.mark.long
 def test_prompts_are_added_to_a_run_of_replies_whose_options_need_not_be_said_again(tmp_path, small_catalog):
-    only = {k: v for k, v in BOTH.items() if "prompt" not in k}
+    only = {**{k: v for k, v in BOTH.items() if "prompt" not in k}, "default_responses": 40}
     replies = ps.map(engine(), tmp_path, catalog=small_catalog, read="reply", questions=9, **only)
     assert replies.readings == ("reply",)
     both = ps.map(engine(), tmp_path, catalog=small_catalog, prompts_per_role=8)
     assert both.summary()["readings"]["reply"]["n_responses"] == replies.summary()["n_responses"]
     assert torch.equal(both.of("reply").tensors["axis"], replies.tensors["axis"])
-    # Its replies were not projected while they were given: there was no axis yet.
-    assert not both.meta.get("caps")
+    # Its replies were not projected while they were given, as there was no axis yet: some are replayed.
+    assert "default-p25@2:3" in both.caps
 
 
 def test_more_prompts_are_asked_of_a_run_that_has_fewer(tmp_path, small_catalog):

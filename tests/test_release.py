@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib.util
 import re
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = SETTINGS["project"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE.replace("\\\n", " "), re.M)[1].split())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -55,11 +58,28 @@ def test_what_is_to_be_cited_has_the_packages_version_licence_and_study():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert (citation["title"], citation["version"], citation["license"], citation["abstract"]) == (
         PROJECT["name"],
-        PROJECT["version"],
+        SETTINGS["tool"]["hatch"]["version"]["fallback-version"],
         PROJECT["license"],
         PROJECT["description"],
     )
     assert citation["references"][0]["url"] == "https://arxiv.org/abs/2601.10387"
+
+
+def test_the_version_is_the_tags_which_what_is_installed_follows():
+    assert PROJECT["dynamic"] == ["version"]
+    options = SETTINGS["tool"]["hatch"]["version"]
+    assert options["raw-options"]["fallback_version"] == options["fallback-version"]
+    assert Version(version("personaspace")) >= Version(options["fallback-version"])
+
+
+def test_a_release_is_built_from_a_tag_and_tried_before_it_is_published():
+    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
+    assert release[True]["push"] == {"tags": ["v*"]}  # YAML reads the key `on` as true
+    build, publish = release["jobs"]["build"], release["jobs"]["publish"]
+    assert "make wheel" in [step.get("run") for step in build["steps"]]
+    assert build["steps"][0]["with"]["fetch-depth"] == 0, "without the tags there is no version"
+    assert publish["needs"] == "build"
+    assert publish["permissions"] == {"id-token": "write"}
 
 
 def test_the_page_of_licences_lists_every_requirement_or_says_that_it_does_not():

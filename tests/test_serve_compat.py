@@ -148,7 +148,12 @@ RESPONSES = {
     "max_tool_calls": [(5, DONE)],
     "previous_response_id": [("resp_1", REFUSED)],
     "prompt": [({"id": "pmpt_1"}, REFUSED)],
-    "reasoning": [({"effort": None, "summary": None}, DONE), ({"effort": "high"}, REFUSED)],
+    "reasoning": [
+        ({"effort": None, "summary": None}, DONE),
+        ({"effort": "high", "summary": "auto"}, DONE),
+        ({"effort": "loud"}, REFUSED),
+        ({"summary": "detailed"}, REFUSED),
+    ],
     "stream_options": [({"include_obfuscation": False}, DONE)],
     "text": [({"format": {"type": "text"}}, DONE), ({"format": {"type": "json_object"}}, REFUSED)],
     "tool_choice": [("auto", DONE), ("required", REFUSED)],
@@ -449,6 +454,7 @@ def test_a_response_says_what_a_chat_completion_says_streamed_and_not(client, se
 def test_a_responses_items_are_a_chats_messages(server):
     items = [
         *HELLO,
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Let me see."}]},
         {"type": "function_call", "call_id": "1", "name": "add", "arguments": "{}", "id": "fc_1"},
         {"type": "function_call", "call_id": "2", "name": "take", "arguments": "{}"},

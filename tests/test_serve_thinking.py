@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import httpx
+import openai
 import pytest
 
 from personaspace.engines.chat import Chat
@@ -66,6 +67,63 @@ def test_a_request_may_turn_thinking_on_and_gets_thoughts_beside_the_answer(serv
     assert "".join(d.get("content", "") for d in deltas) == reply.text
     assert "".join(d.get("reasoning_content", "") for d in deltas) == reply.thinking
     assert [t["index"] for t in tokens] == list(range(*reply.answer))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "cut short in its thoughts"])
+def test_a_response_has_its_thoughts_as_an_item_of_their_own_streamed_and_not(server, is_cut):
+    client, engine = openai.OpenAI(base_url=server, api_key="none"), thinking_engine(id="tiny", thinking=True)
+    prompts = [Prompt(({"role": "user", "content": f"why {k}?"},)) for k in range(40)]
+    thoughts = engine.respond(prompts, Sampling(temperature=0, max_new_tokens=24), span="thinking")
+    reply = next(r for r in thoughts if len(r.thinking) > 2 and r.text)
+    most = reply.read[1] if is_cut else 24
+    (reply,) = engine.respond([reply.prompt], Sampling(temperature=0, max_new_tokens=most), span="thinking")
+    assert bool(reply.text) != is_cut
+    # Not streamed: the same as a chat's.
+    asked_for = {
+        "model": "tiny",
+        "input": reply.prompt.messages[0]["content"],
+        "temperature": 0,
+        "max_output_tokens": most,
+        "reasoning": {"effort": "low", "summary": "auto"},
+    }
+    chat = asked(server, messages=reply.prompt.messages, temperature=0, max_tokens=most, reasoning_effort="low")
+    made = client.responses.create(**asked_for)
+    assert [item.type for item in made.output] == ["reasoning", "message"][: 1 if is_cut else 2]
+    assert (made.output[0].content[0].text, made.output[0].summary) == (reply.thinking, [])
+    assert made.output[0].status == ("incomplete" if is_cut else "completed")
+    assert (made.output_text, made.reasoning.effort, made.persona) == (reply.text, "low", chat["persona"])
+    assert made.usage.output_tokens == chat["usage"]["completion_tokens"]
+    assert made.usage.output_tokens_details.reasoning_tokens == reply.tokens > 1
+    # Streamed: each item is begun, told in deltas and ended before the next.
+    events = list(client.responses.create(stream=True, **asked_for))
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    told = [(e.type, e.output_index, e.item_id, e.delta) for e in events if e.type.endswith("text.delta")]
+    for place, (item, kind) in enumerate(zip(made.output, ("reasoning_text", "output_text"), strict=False)):
+        (ended,) = [e for e in events if e.type == f"response.{kind}.done"]
+        deltas = [delta for *of, delta in told if of == [f"response.{kind}.delta", place, ended.item_id]]
+        assert "".join(deltas) == ended.text == item.content[0].text
+    types = [e.type.removeprefix("response.") for e in events if "delta" not in e.type]
+    around = ["output_item.added", "content_part.added", "content_part.done", "output_item.done"]
+    kinds = ("reasoning_text", "output_text")[: len(made.output)]
+    items = [step for kind in kinds for step in (*around[:2], f"{kind}.done", *around[2:])]
+    assert types == ["created", "in_progress", *items, made.status]
+    last = events[-1].response
+    assert [item.content for item in last.output] == [item.content for item in made.output]
+    assert (last.usage, last.persona) == (made.usage, made.persona)
+    with client.responses.stream(**asked_for) as stream:
+        assert sum(e.type == "response.reasoning_text.delta" for e in stream) > 0
+
+
+@pytest.mark.long
+def test_a_response_without_thoughts_is_one_message(server):
+    client = openai.OpenAI(base_url=server, api_key="none")
+    for how in ({}, {"reasoning": {"effort": "none"}}, {"include": ["reasoning.encrypted_content"]}):
+        made = client.responses.create(model="tiny", input="why 3?", temperature=0, max_output_tokens=8, **how)
+        assert [item.type for item in made.output] == ["message"]
+        assert made.usage.output_tokens_details.reasoning_tokens == 0
+    with pytest.raises(openai.BadRequestError, match="but thoughts"):
+        client.responses.create(model="tiny", input=[{"type": "reasoning", "id": "rs_1", "summary": []}])
 
 
 @pytest.mark.long

@@ -78,6 +78,7 @@ def test_the_space_from_sums_is_that_from_activations_under_the_same_blocks(tmp_
     kept, summed = mapped(tmp_path / "all"), mapped(tmp_path / "sums", keep="sums")
     same(kept, summed)
     assert list(summed.meta["left_out"]) == ["hermit"]
+    assert PersonaSpace.load(tmp_path / "sums").summary()["left_out"] == summed.meta["left_out"]  # it can be read again
     assert np.allclose(kept.meta["axis_pc1_interval"], summed.meta["axis_pc1_interval"], atol=1e-5)
     assert kept.meta["histogram"]["default"] == summed.meta["histogram"]["default"]
     assert sum(summed.meta["histogram"]["default"]) == 30  # the sample, of 40 responses

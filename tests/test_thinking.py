@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,15 +11,19 @@ from hypothesis import strategies as st
 
 import personaspace as ps
 from conftest import TEMPLATE, make_model, make_tokenizer
+from personaspace.catalog import load_catalog
 from personaspace.engines.chat import NEUTRAL_BEGINNING, Chat
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.thoughts import THOUGHT_MARKERS, ReplyText, split_text
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import ModelError, RunMismatch, UsageError
 from personaspace.formats.transcripts import Transcript
+from personaspace.holding import calibrate
 from personaspace.holding.trajectories import write_trajectories
+from personaspace.mapping.sums import FromSums, Sums
 from personaspace.model.interventions import Add
 from personaspace.runs import Run
+from personaspace.stats.vectors import Cells, blocks_of
 from test_control import FAMILIES, family_tokenizer
 from test_engine import close, plain
 
@@ -346,6 +352,81 @@ def test_a_map_of_a_model_that_thinks_keeps_answers_and_what_is_read_of_them(tmp
         parts = engine.chat.parts([*system, {"role": "user", "content": row["user"]}], row["token_ids"])
         assert row["tokens"] == parts.answer[1] - parts.answer[0]
         assert row["text"] == engine.chat.decode(row["token_ids"][slice(*parts.answer)]).lstrip()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("span", ["thinking", "all"])
+def test_a_map_along_thoughts_sums_what_a_plain_loop_reads(tmp_path, small_catalog, span):
+    engine, how = thinking_engine(thinking=True, id="tiny"), {"catalog": small_catalog, "keep": "sums", "blocks": 4}
+    how |= {"questions": 12}
+    design = {"per_role": 4, "default_responses": 12, "max_new_tokens": 16, "layer": 1}
+    space = ps.map(engine, tmp_path, read="reply", span=span, judge="none", **how, **design)
+    run, roles, block_of = Run(tmp_path), [r.role for r in load_catalog(small_catalog).roles], blocks_of(12, 4, 0)
+    assert run.manifest()["config"]["span"] == space.span == ps.PersonaSpace.load(tmp_path).span == span
+    counted, cut_short, summed = 0, 0, {}
+    for shard in run.done():
+        for row in run.read(shard).to_pylist():
+            system = [{"role": "system", "content": row["system"]}] if row["system"] else []
+            ids, prompt = row["token_ids"], engine.chat.prompt_ids([*system, {"role": "user", "content": row["user"]}])
+            thoughts, answer = expected_parts(engine, ids, inside=True)
+            start, end = thoughts if span == "thinking" else (0, len(ids))
+            assert row["tokens"] == end - start
+            cut_short += start < end and answer[0] == answer[1]
+            if start < end and row["text"]:
+                counted += 1
+                of = (["default", *roles].index(row["role"]), block_of[row["question"]])
+                mean = plain(engine, prompt + ids[:end], len(prompt) + start).double()
+                summed[of] = summed.get(of, 0) + mean
+    source = FromSums(Sums(run, tmp_path / "sums", 1 + len(roles), block_of))
+    cells = Cells.counted((), source.n, block_of)
+    assert source.n.sum() == counted > 12
+    assert cut_short > 0  # a thought that no answer follows counts for nobody
+    for of, total in zip(zip(cells.role, cells.block, strict=True), source.sums(cells, slice(0, 3)), strict=False):
+        assert torch.allclose(total, summed.pop(of), atol=1e-4)
+    assert not summed
+
+
+def test_a_map_along_thoughts_is_refused_where_there_are_none(tmp_path, small_catalog):
+    how = {"catalog": small_catalog, "span": "thinking"}
+    with pytest.raises(UsageError, match="span=thinking: tiny knows no thoughts: all of its replies is answer"):
+        ps.map(TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny"), tmp_path, **how)
+    with pytest.raises(UsageError, match="tiny answers without thinking here; turn thinking on"):
+        ps.map(thinking_engine(id="tiny"), tmp_path, **how)
+    with pytest.raises(UsageError, match="read=prompt asks for none"):
+        ps.map(thinking_engine(thinking=True), tmp_path, read="prompt", **how)
+    with pytest.raises(UsageError, match="span=thoughts"):
+        ps.map(thinking_engine(thinking=True), tmp_path, catalog=small_catalog, span="thoughts")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.long
+def test_what_uses_a_map_along_thoughts_reads_them_or_warns_once(tmp_path, small_catalog):
+    engine = thinking_engine(thinking=True, id="tiny")
+    design = {"per_role": 6, "default_responses": 64, "max_new_tokens": 12, "layer": 1}
+    prompts_first = {"catalog": small_catalog, "prompts_per_role": 4, "default_prompts": 8, "judge": "none"}
+    ps.map(engine, tmp_path, read="prompt", **prompts_first)
+    space = ps.map(engine, tmp_path, read="both", span="thinking", **prompts_first, **design)
+    assert (space.span, space.of("reply").span) == ("thinking", "thinking")
+    again = ps.map(engine, tmp_path, read="both", **prompts_first, **design)  # the run knows what is read of it
+    assert again.meta["made_from"] == space.meta["made_from"]
+    with pytest.raises(RunMismatch, match="span"):
+        ps.map(engine, tmp_path, read="both", span="answer", **prompts_first, **design)
+    # Calibration replays what the map read.
+    sample = calibrate.draw_sample(Run(tmp_path), default=16, roles=16, held_out=8)
+    for reply, turn in zip(sample.roles, calibrate.replayed(engine, sample.roles, space.span, read=[1]), strict=True):
+        prompt = engine.chat.prompt_ids(reply.messages)
+        (start, end), _ = expected_parts(engine, list(reply.token_ids), inside=True)
+        assert turn.tokens == end - start
+        expected = plain(engine, [*prompt, *reply.token_ids[:end]], len(prompt) + start)[1:2]
+        assert close(turn.activation, expected)
+    # Who reads another part is told so, once.
+    talk = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "<think>a b</think>c d"})
+    with pytest.warns(UserWarning, match="mapped with span=thinking, here span=answer is read") as told:
+        ps.project(space, Transcript("talk", talk), engine=engine)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ps.project(space, Transcript("talk", talk), engine=engine, span="thinking")
 
 
 def test_project_reads_answers_with_thoughts_beside_them_or_either_alone(thinking_space, tmp_path):

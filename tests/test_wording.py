@@ -9,7 +9,8 @@ import pytest
 
 from personaspace.catalog import Role
 from personaspace.judges import Item, RulesJudge, refuses, speaks_as_ai
-from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions
 from personaspace.runs import Run
 
 FILES = {"first set": "replies_labelled.jsonl", "second set": "replies_labelled_2.jsonl"}

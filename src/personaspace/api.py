@@ -14,7 +14,7 @@ from personaspace.catalog import EARLIER, Catalog, earlier, load_catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.thoughts import PARTS, Part
-from personaspace.errors import PersonaSpaceError, UsageError
+from personaspace.errors import PersonaSpaceError, RunError, UsageError
 from personaspace.experiments.compare import findings as comparison
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Judges, Trials
@@ -27,7 +27,8 @@ from personaspace.holding.outcomes import CapOutcome
 from personaspace.judges import KEPT, Agreement, agreement_of, make_judge
 from personaspace.judges.score import Judge
 from personaspace.mapping.ask import score_replies
-from personaspace.mapping.mapper import MapOptions, Mapper, named
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions, named
 from personaspace.runs import KeptScore, Run
 from personaspace.space import PersonaSpace
 from personaspace.watcher import Watcher
@@ -107,7 +108,7 @@ def calibrate(
     of, percentile: whose tokens, and which floor is recommended as `capped`; why: what is noted beside it. layers: from 60% to
     87% of the depth unless given. try_caps: tries ranges and percentiles on so many role prompts, and takes the best; judge:
     made from the engine, it says whether replies are in role. engine: loads the model, which is only done where replies are
-    replayed. Raises `UsageError`, `DesignError`, `RunLocked`.
+    replayed. Raises `UsageError`, `DesignError`, `RunError` where the run is not what was written, `RunLocked`.
 
     >>> ps.calibrate("runs/smollm2").space.cap("capped")
     """
@@ -116,6 +117,8 @@ def calibrate(
     if not run_folder.exists:
         raise UsageError(f"{run}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
     calibration.check_kind(of, percentile)
+    for shard in run_folder.lost():
+        raise RunError(f"{run_folder.fault(shard)}; the map's command does it again")
     space = PersonaSpace.load(run_folder.space_file)
     axis = space.tensors["axis"]
     layer_range = layers or calibration.default_range(len(axis))
@@ -179,7 +182,7 @@ def project(
 ) -> tuple[list[Trajectory], AlertRule | None]:
     """Reads where the assistant turns of conversations, or of those in files, lie on the axis; and the rule that alerts went by
     (None for a space that was never calibrated). span: of each turn its answer, its thoughts where it has any, or all. Warns of
-    what of a file is not read, and of a model that thinks otherwise than the space's did. Raises `UsageError` that names file,
+    what of a file is not read, and of a model or a span that is not the space's. Raises `UsageError` that names file,
     conversation and message.
 
     >>> (talk,), rule = ps.project("smollm2", "talk.json")
@@ -200,6 +203,8 @@ def project(
             warnings.warn(note, stacklevel=2)
     loaded = space if isinstance(space, PersonaSpace) else PersonaSpace.load(space)
     model = engine or load_engine("transformers", loaded.meta["model"]["id"], **loaded.thinking_options)
+    if warning := loaded.check_model(model.info, span):
+        warnings.warn(warning, stacklevel=2)
     rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None
     return [
         Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule, part=span)) for t in conversations

@@ -4,6 +4,7 @@ PersonaSpaceError            anything below; the command line prints its one lin
 ├── UsageError               an option or argument that makes no sense (exit 2)
 ├── CatalogError             a catalogue file that cannot be read, or a role that is not in it
 ├── ModelError               a model that cannot be found, loaded or understood
+│   └── OutOfMemory          … because no memory is left for what it is asked
 ├── ActivationError          NaN or Inf in what was read from a model
 ├── RunError                 a run's folder that cannot be used
 │   ├── RunMismatch          … because it holds a run of another configuration
@@ -28,6 +29,10 @@ class CatalogError(PersonaSpaceError):
 
 class ModelError(PersonaSpaceError):
     """A model that cannot be found, loaded or understood."""
+
+
+class OutOfMemory(ModelError):
+    """No memory is left for what a model is asked."""
 
 
 class ActivationError(PersonaSpaceError):

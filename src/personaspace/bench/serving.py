@@ -81,8 +81,8 @@ def throughput(server: Server, clients: int, tokens: int) -> float:
     """Pieces of text a second, a token each, that so many clients get together, one reply each."""
 
     def count(client: int) -> int:
-        asked = {"role": "user", "content": f"{ASKED[client % len(ASKED)]} ({client})"}
-        return sum(1 for _ in server.ask([asked], tokens))
+        question = {"role": "user", "content": f"{ASKED[client % len(ASKED)]} ({client})"}
+        return sum(1 for _ in server.ask([question], tokens))
 
     began = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
@@ -112,19 +112,21 @@ def gaps_beside(server: Server, words: int, salt: int) -> tuple[float, float, fl
     prompt = f"{salt}. " + LONG * (words // len(LONG.split()))
     times: list[float] = []
     with ThreadPoolExecutor(1) as pool:
-        asked: Any = None
+        first_piece: Any = None
         began = ended = 0.0
         behind = STARTED
         for at, _ in server.ask([{"role": "user", "content": f"Write a long story about the sea ({salt})."}], 4096):
             times.append(at)
-            if asked is None and len(times) > STARTED:
+            if first_piece is None and len(times) > STARTED:
                 began = at
-                asked = pool.submit(lambda: next(iter(server.ask([{"role": "user", "content": prompt}], 8)), None))
-            elif asked is not None and asked.done():
+                first_piece = pool.submit(
+                    lambda: next(iter(server.ask([{"role": "user", "content": prompt}], 8)), None)
+                )
+            elif first_piece is not None and first_piece.done():
                 ended, behind = ended or at, behind - 1
                 if not behind:
                     break
-        if asked is None or asked.result() is None or not ended:
+        if first_piece is None or first_piece.result() is None or not ended:
             raise UsageError(f"{server.address}: a stream ended before a prompt of {words} words had its first token")
     gaps = [(b - a, b) for a, b in pairwise(times)]
     return statistics.median(g for g, at in gaps if at <= began), max(g for g, at in gaps if at > began), ended - began

@@ -67,9 +67,10 @@ def space_and_engine(
     device: str | None = None,
     dtype: str | None = None,
     adapters: list[str] | None = None,
+    span: str | None = "answer",
 ) -> tuple[PersonaSpace, LocalEngine]:
     """A space and the model it is of, loaded with adapters on it, which thinks as it did while it was mapped; one warning
-    where the weights are a variant's."""
+    where the weights are a variant's, or another part of replies is read than was mapped (span; None for that part)."""
     from personaspace.engines.transformers.engine import TransformersEngine
     from personaspace.space import PersonaSpace
 
@@ -78,7 +79,7 @@ def space_and_engine(
     engine = TransformersEngine.load(
         name, device=device, dtype=dtype, adapters=adapters or (), **space.thinking_options
     )
-    if warning := space.check_model(engine.info):
+    if warning := space.check_model(engine.info, span or space.span):
         err.print(f"warning: {warning}")
     return space, engine
 

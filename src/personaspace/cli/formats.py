@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from personaspace.cli.common import Json, SpaceArg, app, out
+from personaspace.cli.common import Dtype, Json, ModelArg, SpaceArg, app, out
 from personaspace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,18 +81,51 @@ def _space_path(source: str, out_path: Path | None) -> Path:
 @app.command("export", epilog="Example: personaspace export runs/smollm2 --format gguf --out axis.gguf")
 def export_command(
     space: SpaceArg,
-    to: Annotated[str, typer.Option("--format", help="gguf (llama.cpp), reference (the study's files) or compact.")],
-    out_path: Annotated[Path, typer.Option("--out", help="The file, or for reference a new folder.")],
+    to: Annotated[
+        str, typer.Option("--format", help="gguf (llama.cpp), reference (the study's files), compact or weights.")
+    ],
+    out_path: Annotated[Path, typer.Option("--out", help="The file, or for reference and weights a new folder.")],
     direction: Annotated[str, typer.Option(help="gguf: axis, or a role.")] = "axis",
     scale: Annotated[float, typer.Option(help="gguf: what to multiply the vectors with.")] = 1.0,
+    ablate: Annotated[
+        str | None, typer.Option(help="weights: what to take out of the model's weights, axis or a role.")
+    ] = None,
+    model: ModelArg = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Write SPACE for other programs: a control vector, files laid out like the study's, or a small space."""
+    """Write SPACE for other programs: a control vector, files laid out like the study's, a small space, or its model's weights
+    without a direction."""
     from personaspace.formats import export_space
     from personaspace.space import PersonaSpace
 
+    if to == "weights":
+        _export_weights(space, out_path, ablate, model, dtype, as_json)
+        return
+    if ablate or model or dtype:
+        raise UsageError(f"--format {to}: --ablate, --model and --dtype are for --format weights")
     export_space(PersonaSpace.load(space), to, out_path, direction, scale)
     out.print(json.dumps({"out": str(out_path)}) if as_json else f"{to}: {out_path}")
+
+
+def _export_weights(
+    space: str, folder: Path, ablate: str | None, model: str | None, dtype: str | None, as_json: bool
+) -> None:
+    from personaspace.files import plain
+    from personaspace.formats import export_weights
+    from personaspace.space import PersonaSpace
+
+    if ablate is None:
+        raise UsageError("--format weights: --ablate says what to take out of them: axis, or a role")
+    ablated = export_weights(PersonaSpace.load(space), ablate, folder, model, dtype)
+    if as_json:
+        out.print(json.dumps({"out": str(folder), **plain(ablated)}))
+        return
+    untied = "; the lm_head, which was the embedding, is a matrix of its own now" if ablated.untied else ""
+    out.print(
+        f"weights: {folder}\n{ablate} is out of {len(ablated.names)} tensors: of the residual stream at most "
+        f"{ablated.before:.1%} lay along it, now {ablated.after:.1e}{untied}"
+    )
 
 
 @app.command(epilog="Example: personaspace push runs/smollm2 hf://owner/smollm2-space --private")

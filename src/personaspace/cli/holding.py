@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,7 +100,7 @@ def calibrate(
             key_env=judge_key_env,
         ),
         controls=controls,
-        engine=lambda: space_and_engine(space, model, device, dtype, adapter)[1],
+        engine=lambda: space_and_engine(space, model, device, dtype, adapter, span=None)[1],
         seed=seed,
         why="it was asked for" if of or percentile is not None or layers else "no sweep was made",
         watcher=Bar(err),
@@ -161,15 +162,16 @@ def project(
     notes = [note for file in files for note in file.notes]
     for note in notes:
         err.print(note)
-    loaded, engine = space_and_engine(space, model, device, dtype, adapter)
-    trajectories, rule = api.project(
-        loaded,
-        *parsed_transcripts,
-        engine=engine,
-        false_alarms=false_alarms,
-        alert_turns=alert_turns,
-        span=span,
-    )
+    loaded, engine = space_and_engine(space, model, device, dtype, adapter, span)
+    with warnings.catch_warnings(action="ignore"):  # what there is to warn of was told with the model
+        trajectories, rule = api.project(
+            loaded,
+            *parsed_transcripts,
+            engine=engine,
+            false_alarms=false_alarms,
+            alert_turns=alert_turns,
+            span=span,
+        )
     for t in trajectories:
         if t.problem:
             err.print(f"warning: {t.name}: {t.problem}")

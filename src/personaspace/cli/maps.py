@@ -34,7 +34,7 @@ from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge,
 
 if TYPE_CHECKING:
     from personaspace.catalog import Catalog
-    from personaspace.mapping.mapper import MapOptions
+    from personaspace.mapping.options import MapOptions
 
 
 PUBLISHED_LEAST = 50
@@ -116,6 +116,10 @@ def map_command(
     thinking: Annotated[
         bool, typer.Option("--thinking", help="Let the model think before it answers; what is read is the answer.")
     ] = False,
+    span: Annotated[
+        str | None,
+        typer.Option(help="What of a thinking model's replies is read: answer (unless given), thinking, all."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     on: Annotated[
@@ -156,6 +160,7 @@ def map_command(
         keep=keep,
         blocks=blocks,
         shards=shards,
+        span=span,
     )
     chosen_catalog = catalog_of(out_folder, options, catalog, roles, questions)
     if on:

@@ -30,6 +30,7 @@ from personaspace.engines.thoughts import (
     thought_markers,
 )
 from personaspace.engines.thoughts import ReplyText as ReplyText
+from personaspace.engines.tool_calls import CallForm
 from personaspace.engines.tools import ToolForms, joined, uses_tools
 from personaspace.errors import ModelError
 
@@ -81,6 +82,7 @@ class Chat:
         if self.has_template:
             self.tool_forms = ToolForms.of(lambda messages, tools: self._template(messages, False, None, tools))
             self.control = ControlTokens(tokenizer, text, self._written_ids())
+        self.call_form = CallForm.of(tokenizer, self.decode, text) if self.tool_forms.offered else None
         self.text_end_ids = frozenset(end_ids)
         self.end_of_turn = ""  # what the template writes after a reply
         self.end_ids = self.text_end_ids | self._end_of_turn()

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from personaspace.engines.tool_calls import CallReader
+
 Part = Literal["answer", "thinking", "all"]
 PARTS: tuple[Part, ...] = ("answer", "thinking", "all")
 """What of a reply is read: its answer, its thoughts, or all that was generated, markers as well."""
@@ -139,6 +141,11 @@ class ReplySplitter:
         self.parts = self._parts(len(ids))
         return self.parts
 
+    def answered(self, ids: Sequence[int]) -> int:
+        """How many tokens of the answer there are by now; 0 while the reply thinks, and while it cannot be told."""
+        start, end = self.follow(ids).answer
+        return 0 if self.is_open or end < len(ids) else end - start
+
     def without_marker(self, thinking: str) -> str:
         """The thoughts' text by now, less what may be the beginning of a marker."""
         return thinking
@@ -259,17 +266,26 @@ class ChannelReplySplitter(ReplySplitter):
 
 class ReplyText:
     """A reply's answer and its thoughts as text while they are made. decode: from token ids to text; splitter: who tells them
-    apart (None: all is answer).
+    apart (None: all is answer); calls: who tells calls of tools from the answer's text (None: they are text).
 
     A character's bytes may be spread over tokens: it is a part of the text once it is whole, or the reply is at its end.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], splitter: ReplySplitter | None = None) -> None:
-        self.decode, self.splitter = decode, splitter
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        splitter: ReplySplitter | None = None,
+        calls: CallReader | None = None,
+    ) -> None:
+        self.decode, self.splitter, self.calls = decode, splitter, calls
         self.text = self.thinking = ""
 
     def add(self, token_ids: Sequence[int], final: bool = False) -> str:
         """What the tokens, all that there are by now, add to the answer's text."""
+        added = self._added(token_ids, final)
+        return self.calls.add(added, final) if self.calls else added
+
+    def _added(self, token_ids: Sequence[int], final: bool) -> str:
         shown = len(self.text)
         if self.splitter is None:
             self.text = self._longer(self.text, self.decode(token_ids), final)

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from personaspace.formats.spaces import unknown as unknown
     from personaspace.formats.transcripts import Transcript as Transcript
     from personaspace.formats.transcripts import read_transcripts as read_transcripts
+    from personaspace.formats.vectors import read_vectors as read_vectors
+    from personaspace.formats.weights import export_weights as export_weights
 
 NAMES = {
     "FORMATS": "personaspace.formats.spaces",
     "export_space": "personaspace.formats.spaces",
+    "export_weights": "personaspace.formats.weights",
     "fetch_reference": "personaspace.formats.hub",
     "import_space": "personaspace.formats.spaces",
     "push": "personaspace.formats.hub",
@@ -38,6 +41,7 @@ NAMES = {
     "write_reference": "personaspace.formats.reference",
     "Transcript": "personaspace.formats.transcripts",
     "read_transcripts": "personaspace.formats.transcripts",
+    "read_vectors": "personaspace.formats.vectors",
 }
 __all__ = list(NAMES)
 __getattr__, __dir__ = lazy_names(__name__, NAMES)

@@ -5,7 +5,7 @@ It asks nothing new of the model: replies that were given are replayed (the pape
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,13 @@ A_ROLE = 4
 """Replies of a role that are replayed, at most."""
 
 CHUNK = 32
+"""Replies that are replayed together, at most."""
+
+EACH = 1 << 30
+"""Bytes of every token's activations that are held at once: of a model of 80 layers, one reply's."""
+
+ReplyPlace = tuple[int, int]
+"""Where a reply stands in a run: its shard, and its row there."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,14 @@ class RunReply:
     token_ids: tuple[int, ...]
     text: str
 
-    def span(self, prompt_ids: Sequence[int], splitter: ReplySplitter | None = None) -> Span:
-        """The whole conversation as token ids, the reply marked; its answer, where a splitter tells that from thoughts."""
+    def span(self, prompt_ids: Sequence[int], splitter: ReplySplitter | None = None, part: str = "answer") -> Span:
+        """The whole conversation as token ids, with a part of the reply marked, where a splitter tells answer from thoughts."""
         start = len(prompt_ids)
-        a, b = splitter.follow(self.token_ids).answer if splitter else (0, len(self.token_ids))
+        a, b = 0, len(self.token_ids)
+        if splitter and part != "all":
+            parts = splitter.follow(self.token_ids)
+            thoughts = parts.thinking or ((0, 0),)
+            a, b = parts.answer if part == "answer" else (thoughts[0][0], thoughts[-1][1])
         return Span((*prompt_ids, *self.token_ids), ((start + a, start + b),))
 
 
@@ -68,11 +79,15 @@ def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int
     >>> space = calibrate(engine, space, sample, default_range(engine.info.layers))
     """
     rng = np.random.default_rng(seed)
-    by_role: dict[str, list[RunReply]] = {}
-    for reply in _replies(run):
-        by_role.setdefault(reply.role, []).append(reply)
+    # Drawn are places: a run may hold more replies than memory does.
+    by_role: dict[str, list[ReplyPlace]] = {}
+    for shard in run.done():
+        columns = run.read(shard, ["role", "tokens"]).to_pydict()
+        for row, (role, tokens) in enumerate(zip(columns["role"], columns["tokens"], strict=True)):
+            if tokens:
+                by_role.setdefault(role, []).append((shard, row))
     default_replies = by_role.pop(DEFAULT, [])
-    role_replies: list[RunReply] = []
+    role_replies: list[ReplyPlace] = []
     for name in rng.permutation(sorted(by_role)).tolist():
         of_this_role = by_role[name]
         role_replies += [of_this_role[k] for k in sorted(rng.permutation(len(of_this_role))[:A_ROLE].tolist())]
@@ -86,26 +101,32 @@ def draw_sample(run: Run, *, default: int = 240, roles: int = 192, held_out: int
     # Floors are set on the ones and priced on the others: what a cap costs is not to be read off what it was made from.
     shuffled = [default_replies[k] for k in rng.permutation(len(default_replies))]
     held_out_count = min(held_out, len(shuffled) // 2)
-    return ReplySample(
-        tuple(shuffled[held_out_count:][:default]), tuple(role_replies), tuple(shuffled[:held_out_count])
-    )
+    drawn = (shuffled[held_out_count:][:default], role_replies, shuffled[:held_out_count])
+    replies = _replies(run, set().union(*drawn))
+    return ReplySample(*(tuple(replies[place] for place in places) for places in drawn))
 
 
-def _replies(run: Run) -> Iterator[RunReply]:
-    for shard in run.done():
-        for row in run.read(shard, ["role", "system", "user", "token_ids", "tokens", "text"]).to_pylist():
-            if row["tokens"]:
-                system = [{"role": "system", "content": row["system"]}] if row["system"] else []
-                messages = (*system, {"role": "user", "content": row["user"]})
-                yield RunReply(row["role"], messages, tuple(row["token_ids"]), row["text"])
+def _replies(run: Run, places: Collection[ReplyPlace]) -> dict[ReplyPlace, RunReply]:
+    replies: dict[ReplyPlace, RunReply] = {}
+    for shard in sorted({shard for shard, _ in places}):
+        rows = run.read(shard, ["role", "system", "user", "token_ids", "text"])
+        for k in [k for of_shard, k in places if of_shard == shard]:
+            (row,) = rows.slice(k, 1).to_pylist()
+            system = [{"role": "system", "content": row["system"]}] if row["system"] else []
+            messages = (*system, {"role": "user", "content": row["user"]})
+            replies[shard, k] = RunReply(row["role"], messages, tuple(row["token_ids"]), row["text"])
+    return replies
 
 
-def replayed(engine: Engine, replies: Sequence[RunReply], **options: Any) -> Iterator[Turn]:
-    """Each reply as `Engine.replay` reads it, in order, so many at a time that every token's own may be asked for."""
-    chat = engine.chat
-    for k in range(0, len(replies), CHUNK):
-        prompts = [chat.prompt_ids(r.messages) for r in replies[k : k + CHUNK]]
-        spans = [r.span(ids, chat.splitter(ids)) for r, ids in zip(replies[k : k + CHUNK], prompts, strict=True)]
+def replayed(engine: Engine, replies: Sequence[RunReply], part: str = "answer", **options: Any) -> Iterator[Turn]:
+    """Each reply's part as `Engine.replay` reads it, in order, so many at a time that every token's own may be asked for."""
+    chat, size = engine.chat, CHUNK
+    if options.get("each") and replies:
+        longest = max(len(r.token_ids) for r in replies)
+        size = max(1, min(CHUNK, EACH // (4 * len(options["read"]) * engine.info.hidden * longest)))
+    for k in range(0, len(replies), size):
+        prompts = [chat.prompt_ids(r.messages) for r in replies[k : k + size]]
+        spans = [r.span(ids, chat.splitter(ids), part) for r, ids in zip(replies[k : k + size], prompts, strict=True)]
         for turns in engine.replay(spans, **options):
             yield turns[0]
 
@@ -117,7 +138,7 @@ def token_projections(engine: Engine, space: PersonaSpace, replies: Sequence[Run
     all_layers = range(len(axis))
     return [
         torch.einsum("tld,ld->tl", turn.each, unit)
-        for turn in replayed(engine, replies, read=all_layers, each=True)
+        for turn in replayed(engine, replies, space.span, read=all_layers, each=True)
         if turn.each is not None
     ]
 

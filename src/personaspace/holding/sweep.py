@@ -242,7 +242,7 @@ class Trial:
     def _activations(self, replies: Sequence[RunReply]) -> Tensor:
         """Each reply's mean activation at the space's layer `[replies, hidden]`, as the model is; NaN for an empty
         one."""
-        turns = replayed(self.engine, replies, read=[self.space.layer])
+        turns = replayed(self.engine, replies, self.space.span, read=[self.space.layer])
         return torch.stack(
             [
                 t.activation[0].float().cpu() if t.tokens else torch.full_like(self.space.axis_at(), math.nan)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from personaspace.catalog import DEFAULT, Catalog, Role
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Prompt, Sampling
+from personaspace.engines.thoughts import Part
 from personaspace.errors import JudgeError, RunMismatch
 from personaspace.files import Place
 from personaspace.judges import Item, Judge, Score, WordsJudge, rubric_of, score_kept
@@ -24,13 +26,14 @@ of the published size some 300 MB."""
 @dataclass(frozen=True)
 class ShardTask:
     """A shard to ask, and where to write it. sampling None: it is read before the first word, and nothing is said. along: the
-    directions `[layers, hidden]` that the replies' tokens are projected on."""
+    directions `[layers, hidden]` that the replies' tokens are projected on. span: which part of the replies is read."""
 
     number: int
     prompts: Sequence[Prompt]
     sampling: Sampling | None
     place: str
     along: Tensor | None = None
+    span: Part = "answer"
 
 
 def answer(engine: Engine, task: ShardTask, tell: Callable[[], None] = lambda: None) -> tuple[int, int]:
@@ -41,12 +44,14 @@ def answer(engine: Engine, task: ShardTask, tell: Callable[[], None] = lambda: N
         return task.number, len(task.prompts)
     responses = []
     layers = range(engine.info.layers)
+    # An engine need not know of what nobody asks for.
+    asked: dict[str, Any] = {} if task.along is None else {"along": task.along}
+    if task.span != "answer":
+        asked["span"] = task.span
     if task.sampling is None:
         stream = engine.onsets(task.prompts, read=layers)
-    elif task.along is None:
-        stream = engine.respond(task.prompts, task.sampling, read=layers)
     else:
-        stream = engine.respond(task.prompts, task.sampling, read=layers, along=task.along)
+        stream = engine.respond(task.prompts, task.sampling, read=layers, **asked)
     for response in stream:
         projected_replies = PROJECTED_DEFAULT if response.prompt.role == DEFAULT else PROJECTED_ROLE
         responses.append(response if response.prompt.index < projected_replies else replace(response, projections=None))

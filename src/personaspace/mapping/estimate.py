@@ -14,8 +14,7 @@ from torch import Tensor
 from personaspace.catalog import DEFAULT
 from personaspace.errors import DesignError
 from personaspace.mapping.sums import Source
-from personaspace.space import PersonaSpace
-from personaspace.space.layout import FORMAT
+from personaspace.space import PersonaSpace, layout
 from personaspace.space.readings import PROMPT
 from personaspace.stats import corrected, mixed, reliability, vectors
 from personaspace.stats.components import principal_components
@@ -107,7 +106,25 @@ def on_replies(
     the residual norm; and the histogram at a layer."""
     projections = _project_by_layer(included, axis)
     is_default = included.source.role[included.sampled] == 0
-    return _spread(included, projections, is_default), _histogram(projections[:, layer], is_default)
+    spread = _spread(included, projections, is_default) | default_replies(included, layer)
+    return spread, _histogram(projections[:, layer], is_default)
+
+
+def default_replies(included: IncludedResponses, layer: int) -> dict[str, Tensor]:
+    """How the sampled replies of the default lie about their mean at a layer, so that along any direction their mean and
+    deviation are known: `reply_mean [hidden]`, `reply_factor [k, hidden]` and `reply_rest` (see `space.layout.fewer`)."""
+    blocks = [block[:, 0] for block in included.source.sample(included.sampled, slice(layer, layer + 1))]
+    of_default = torch.cat(blocks)[torch.from_numpy(included.source.role[included.sampled] == 0)].double()
+    if len(of_default) < 2:
+        return {}
+    mean = of_default.mean(0)
+    _, deviations, directions = torch.linalg.svd(
+        (of_default - mean) / (len(of_default) - 1) ** 0.5, full_matrices=False
+    )
+    # Rank is one less than there are replies: the last direction is rounding.
+    rank = min(len(of_default) - 1, len(directions))
+    factor = (deviations[:rank, None] * directions[:rank]).float()
+    return {"reply_mean": mean.float(), **layout.fewer(factor, torch.zeros(1), layout.REPLIES_KEPT)}
 
 
 def own_role_near(included: IncludedResponses, space: PersonaSpace, k: int = 5) -> dict[str, float]:
@@ -275,10 +292,11 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
         "components": components,
         "variance": variance,
         **_spread(included, projections, is_default),
+        **default_replies(included, chosen),
     }
     meta = {
         **meta,
-        "format": FORMAT,
+        "format": layout.FORMAT,
         "layer": chosen,
         "layer_chosen": "auto" if layer is None else "given",
         "roles": list(cells.names[1:]),

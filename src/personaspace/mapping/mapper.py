@@ -2,139 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
-from personaspace.engines.prompts import Design, Sampling, assign
-from personaspace.errors import SpaceError, UsageError
-from personaspace.files import check_address
+from personaspace.engines.prompts import assign
+from personaspace.errors import DesignError, OutOfMemory, SpaceError, UsageError
 from personaspace.holding import calibrate
 from personaspace.judges import Judge
 from personaspace.mapping import agreement, estimate
+from personaspace.mapping.options import MapOptions, check_span, configuration, named
 from personaspace.mapping.stages import Aim, Stage
 from personaspace.mapping.sums import BLOCKS
-from personaspace.model.sources import AND
 from personaspace.report.map import write_report
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import OF_REPLIES, PROMPT, REPLY, joined
-from personaspace.stats.forecast import NAMES
 from personaspace.stats.vectors import blocks_of
 from personaspace.watcher import Plan, Watcher
-
-PROMPTS_A_ROLE, MOST_DEFAULT_PROMPTS = 16, 250
-REPLIES_A_ROLE, REPLIES_BESIDE_PROMPTS = 4, 2
-"""How much is read unless told otherwise; beside prompts, which make the map, replies show what it means, and are fewer
-(docs/decisions/0011-reading-before-the-first-word.md)."""
-
-
-class MapOptions(BaseModel):
-    """How to map. Only design, sampling and seed determine responses; the rest may change when a run goes on.
-
-    read: prompts before the first word, replies as in the study, or both. design: of replies, prompts: of prompts; what is
-    not given of either is the run's, or a default. min_responses: a role needs that many kept ones; None is half of what it
-    was asked. until: go on in rounds until the reliabilities are those (`axis:0.95,order:0.9,map:0.8`, or a number, the
-    axis'), of prompts where they are read, or `budget` replies or `prompt_budget` prompts are spent (None: four times the
-    design). keep: `all` activations, `sums` in their place, or `layers:A:B`, sums and the activations of those layers; other
-    than `all`, it is the run's, and so is the judge. blocks: of questions, for sums and what is made of them; None is 20 for
-    sums, else each question is one. shards: the address that they lie at, where not in the run's folder.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    read: Literal["prompt", "reply", "both"] = "both"
-    design: Design = Design()
-    prompts: Design = Design()
-    sampling: Sampling = Sampling()
-    seed: int = 0
-    layer: int | None = Field(None, ge=0)
-    min_responses: int | None = Field(None, ge=1)
-    until: dict[str, float] | None = None
-    budget: int | None = Field(None, ge=1)
-    prompt_budget: int | None = Field(None, ge=1)
-    keep: str = Field("all", pattern=r"^(all|sums|layers:\d+:\d+)$")
-    blocks: int | None = Field(None, ge=2)
-    shards: str | None = None
-
-    @field_validator("until", mode="before")
-    @classmethod
-    def _parse_until(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return {"axis": value} if isinstance(value, int | float) else value
-        named = {}
-        for part in value.split(","):
-            name, colon, number = part.strip().rpartition(":")
-            try:
-                named[name if colon else "axis"] = float(number)
-            except ValueError:
-                raise ValueError("expected axis:0.95,order:0.9,map:0.8, some of them, or a number") from None
-        return named
-
-    @field_validator("shards", mode="before")
-    @classmethod
-    def _check_shards(cls, value: Any) -> Any:
-        # Not a ValueError, whose message would show what was given.
-        if isinstance(value, str):
-            check_address(value)
-        return value
-
-    @field_validator("until")
-    @classmethod
-    def _check_until(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value is not None and (
-            not value or not set(value) <= set(NAMES) or not all(0 < v < 1 for v in value.values())
-        ):
-            raise ValueError(
-                "expected reliabilities between 0 and 1, of axis, order or map: axis:0.95,order:0.9,map:0.8"
-            )
-        return value
-
-    def resolved(self, config: Mapping[str, Any] | None, catalog: Catalog) -> MapOptions:
-        """With what was not given filled in: from an earlier call's configuration of replies, or by default."""
-        replies_a_role = REPLIES_A_ROLE if self.read == "reply" else REPLIES_BESIDE_PROMPTS
-        of_replies, sampling = {"per_role": replies_a_role}, {}
-        if config:
-            of_replies, sampling = config["design"], config["sampling"]
-        design = Design(**{**of_replies, **self.design.model_dump(exclude_unset=True)})
-        prompts = {"per_role": PROMPTS_A_ROLE, **self.prompts.model_dump(exclude_unset=True)}
-        if not prompts.get("default_responses"):
-            prompts["default_responses"] = min(
-                MOST_DEFAULT_PROMPTS, max(2, -(-prompts["per_role"] * len(catalog.roles) // 2))
-            )
-        sampling = {**sampling, **self.sampling.model_dump(exclude_unset=True)}
-        return self.model_copy(
-            update={"design": design, "prompts": Design(**prompts), "sampling": Sampling(**sampling)}
-        )
-
-
-def configuration(engine: Engine, catalog: Catalog, options: MapOptions) -> dict[str, Any]:
-    """What determines a run's responses."""
-    model = engine.info
-    # Where thinking is off, a run is what it was before anybody asked.
-    rule = model.notes.get("thinking")
-    thinking = {"thinking": rule} if rule not in (None, "off", "always") else {}
-    identity = {"id": model.id, "fingerprint": model.fingerprint, "dtype": model.dtype, "template": model.template}
-    return {
-        "model": identity | thinking,
-        "catalog": {
-            "fingerprint": catalog.fingerprint,
-            "roles": [r.role for r in catalog.roles],
-            "questions": len(catalog.questions),
-        },
-        "design": options.design.model_dump(),
-        "sampling": options.sampling.model_dump(),
-        "seed": options.seed,
-    }
 
 
 class Mapper:
@@ -145,6 +38,8 @@ class Mapper:
     ) -> None:
         if options.layer is not None and options.layer >= engine.info.layers:
             raise UsageError(f"layer={options.layer}: {engine.info.id} has layers 0 to {engine.info.layers - 1}")
+        if options.span not in (None, "answer"):
+            check_span(options, engine)
         self.engine, self.catalog = engine, named(catalog, engine.info.id)
         self.run, self.watcher = Run(out), watcher or Watcher()
         manifest = self.run.manifest() if self.run.exists else {}
@@ -180,6 +75,7 @@ class Mapper:
             self.block_of,
             None if prompt else options.min_responses,
             self.watcher,
+            options.span or "answer",
         )
 
     def plan(self) -> dict[str, Plan]:
@@ -233,7 +129,9 @@ class Mapper:
             config["keep"] = {**keep, "judge": judge.name if judge else "none"}
         if self.run.exists and not (manifest := self.run.manifest()).get("rounds"):
             # No reply was asked for yet: how they are to be asked for is still open.
-            manifest["config"] |= {name: config[name] for name in ("design", "sampling")}
+            open_yet = ("design", "sampling", "span")
+            manifest["config"] = {k: v for k, v in manifest["config"].items() if k not in open_yet}
+            manifest["config"] |= {name: config[name] for name in open_yet if name in config}
             self.run.update(manifest)
         model = asdict(self.engine.info)
         # Who timed this map: seconds of another engine or machine say nothing of this one.
@@ -275,8 +173,13 @@ class Mapper:
         # What an earlier call made from the same replies stays, with what calibration has added to it; another version's, or
         # a broken one, is made again.
         if self.run.space_file.is_file() and self.run.report_file.is_file():
-            with contextlib.suppress(SpaceError):
+            try:
                 existing = PersonaSpace.load(self.run.space_file)
+            except SpaceError as e:
+                self.watcher.note(
+                    f"{str(e).partition('; ')[0]}; it is made again, without what calibration has added to it"
+                )
+            else:
                 if existing.meta.get("made_from") == json.loads(json.dumps(made_from)):
                     return existing
         began = time.monotonic()
@@ -332,17 +235,23 @@ class Mapper:
         return joint
 
     def _with_caps(self, space: PersonaSpace) -> PersonaSpace:
-        """The space with caps, where tokens were projected on its axis while the replies were given."""
+        """The space with caps: from tokens that were projected on its axis while the replies were given, or else from a sample
+        of replies that are replayed, as calibration does. Without them where there are too few, or an engine cannot."""
         axis = space.tensors["axis"]
         default, roles, names = calibrate.projections_while_mapping(self.run, axis / axis.norm(dim=-1, keepdim=True))
         layers = calibrate.default_range(len(axis))
-        if len(default) < calibrate.LEAST or len(roles) < calibrate.LEAST:
-            too_few = f"{len(default)} replies of the default and {len(roles)} of roles have their tokens projected on the axis"
-            self.watcher.note(
-                f"no caps yet: {too_few}, {calibrate.LEAST} of each are needed; `personaspace calibrate` makes them"
-            )
-            return space
-        capped_space = calibrate.with_caps(space, default, roles, layers, names)
+        if min(len(default), len(roles)) >= calibrate.LEAST:
+            capped_space = calibrate.with_caps(space, default, roles, layers, names)
+        else:
+            # Replies alone give the axis at the end only: nobody could project on it before.
+            try:
+                sample = calibrate.draw_sample(self.run, seed=self.options.seed)
+                n_default, n_roles = len(sample.default), len(sample.roles)
+                self.watcher.note(f"caps: replaying {n_default} default and {n_roles} role replies")
+                capped_space = calibrate.calibrate(self.engine, space, sample, layers)
+            except (DesignError, OutOfMemory, UsageError) as e:
+                self.watcher.note(f"no caps yet: {e}; `personaspace calibrate` makes them once that is so")
+                return space
         name, _ = calibrate.named_cap(capped_space, "default", 25, layers)
         return calibrate.recommended(capped_space, name, {"because": calibrate.WITHOUT_SWEEP})
 
@@ -361,6 +270,7 @@ class Mapper:
             "design": config["design"] if reading == REPLY else stage.design.model_dump(),
             "sampling": config["sampling"],
             "seed": self.options.seed,
+            **({"span": config["span"]} if "span" in config else {}),
             "version": manifest["version"],
             "judge": {
                 "name": judge.name if judge else "none",
@@ -373,11 +283,3 @@ class Mapper:
             "history": manifest.get(stage.key("history"), []),
             "seconds": {"responses": manifest[stage.key("seconds")]},
         }
-
-
-def named(catalog: Catalog, model: str) -> Catalog:
-    """The catalogue with the model's own name in the default prompts."""
-    base = model.partition(AND)[0]  # an adapter's folder is no name of a model
-    name = "SmolLM2" if base == "smollm2" else Path(base).name.partition(":")[0].removesuffix(".gguf")
-    defaults = tuple(t.replace("{model}", name) if t else t for t in catalog.defaults)
-    return replace(catalog, defaults=defaults)

@@ -18,6 +18,7 @@ from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines import Engine
 from personaspace.engines.prefix import unshared_length
 from personaspace.engines.prompts import Design, Prompt, Sampling, assign, next_round, shards
+from personaspace.engines.thoughts import Part
 from personaspace.errors import RunMismatch
 from personaspace.judges import Judge
 from personaspace.mapping import estimate
@@ -57,7 +58,7 @@ class Aim:
 class Stage:
     """A reading of a run. sampling None: prompts, which nobody judges. kept_layers, block_of: where sums stand in place of
     activations, the layers that stay beside them, and each question's block. min_responses: what a role needs; half of what it
-    was asked unless given."""
+    was asked unless given. span: which part of replies is read."""
 
     def __init__(
         self,
@@ -72,10 +73,12 @@ class Stage:
         block_of: Ints | None,
         min_responses: int | None,
         watcher: Watcher,
+        span: Part = "answer",
     ) -> None:
         self.reading, self.run, self.engine, self.catalog = reading, run, engine, catalog
         self.design, self.sampling, self.seed, self.watcher = design, sampling, seed, watcher
         self.kept_layers, self.block_of, self.min_responses = kept_layers, block_of, min_responses
+        self.span = span
         self.counted_rounds: Rounds = []
         self.pace: Pace | None = None  # measured once
         self.checked: set[int] = set()  # shards that this process has seen to be well, or has asked itself
@@ -183,7 +186,7 @@ class Stage:
         where one answers other prompts than these."""
         done = set(self.shards.done())
         summed = set(self.sums.state().shards) if self.sums else set()
-        for shard in sorted(done.intersection(range(len(work))) - self.checked):
+        for shard in sorted((done | set(self.shards.lost())).intersection(range(len(work))) - self.checked):
             # What is in the sums needs no activations, but for the layers that stay.
             needed = shard not in summed or bool(self.kept_layers)
             if fault := self.shards.fault(shard, needed):
@@ -192,7 +195,7 @@ class Stage:
                 if self.reading != PROMPT:
                     self.run.drop_scores({(p.role, p.index) for p in work[shard]})
                 self.shards.discard(shard)
-                done.remove(shard)
+                done.discard(shard)
                 continue
             columns = self.shards.read(shard, ["role", "index", "question"]).to_pydict().values()
             if set(zip(*columns, strict=True)) != {(p.role, p.index, p.question) for p in work[shard]}:
@@ -220,7 +223,7 @@ class Stage:
                 self.watcher.planned(self.plan(work, done))
             place = self.shards.place
             address = place.root if place.local is None else str(place.local.absolute())
-            tasks = [ShardTask(k, work[k], self.sampling, address, self.along) for k in missing]
+            tasks = [ShardTask(k, work[k], self.sampling, address, self.along, self.span) for k in missing]
             began = time.monotonic()
             sizes: Iterable[int]
             if spread := getattr(self.engine, "spread", None):
@@ -259,11 +262,12 @@ class Stage:
         sampled_shards = [s for k, s in enumerate(work) if k not in done]
         sampled_shards = sampled_shards[:: max(1, len(sampled_shards) // 3)]
         chat = getattr(self.engine, "chat", None)
-        length = 64.0
+        length = whole_length = 64.0
         if chat and sampled_shards:
             # A shared prefix is computed once.
             token_lists = [[chat.prompt_ids(p.messages) for p in shard] for shard in sampled_shards]
             length = sum(map(unshared_length, token_lists)) / sum(map(len, token_lists))
+            whole_length = sum(len(ids) for lists in token_lists for ids in lists) / sum(map(len, token_lists))
         longest = self.sampling.max_new_tokens if self.sampling else 0
         model, new_tokens = self.engine.info, longest * len(missing)
         requested = sum(map(len, work))
@@ -273,19 +277,24 @@ class Stage:
             done=requested - len(missing),
             prompt_tokens=int(length * len(missing)),
             new_tokens=new_tokens,
-            seconds=self._seconds(sampled_shards, length * len(missing), len(missing)),
+            seconds=self._seconds(sampled_shards, length, whole_length, len(missing)),
             bytes=len(missing) * bytes_per_response(model.layers, model.hidden, longest),
         )
 
-    def _seconds(self, left: Sequence[Sequence[Prompt]], prompt_tokens: float, responses: int) -> float | None:
-        """How long so many tokens of prompts, and the responses to them, will take; None where it cannot be known."""
+    def _seconds(
+        self, left: Sequence[Sequence[Prompt]], length: float, whole_length: float, responses: int
+    ) -> float | None:
+        """How long so many responses will take, to prompts of a mean length of which so much is their own; None where it cannot
+        be known."""
         if not responses:
             return 0.0
         if self.pace is None:
             self.pace = measure(self.engine, left[0], self.sampling, together=max(map(len, left)), along=self.along)
         if self.pace is None:
             return None
-        return self.pace.seconds(prompt_tokens, responses * self._reply_tokens())
+        if self.span == "thinking" and self.sampling:  # what was said is read once more
+            length += whole_length + self._reply_tokens()
+        return self.pace.seconds(length * responses, responses * self._reply_tokens())
 
     def _reply_tokens(self) -> float:
         """How long a reply will be: as those that are there already, or else as long as it may be."""
@@ -303,7 +312,9 @@ class Stage:
             if fault := self.run.drop_broken_scores(judge.name):
                 self.watcher.note(f"{fault}; the replies are scored again")
             scores = judged(self.run, self.catalog, judge, numbers)
-        return Responses.read(self.shards, numbers, [r.role for r in self.catalog.roles], scores, self.seed)
+        # A reply that is cut short in its thoughts counts for nobody, also where thoughts are what is read.
+        answered = self.reading != PROMPT and self.span != "answer"
+        return Responses.read(self.shards, numbers, [r.role for r in self.catalog.roles], scores, self.seed, answered)
 
     # -- going on ----------------------------------------------------------------------------------------------------
 

@@ -64,16 +64,19 @@ class Responses:
         roles: Sequence[str],
         scores: Mapping[tuple[str, int], KeptScore] | None,
         seed: int,
+        answered: bool = False,
     ) -> Responses:
-        """Those of a run; scores None: nobody judged. A response without a score is of class 0."""
+        """Those of a run of which a token was read; scores None: nobody judged. A response without a score is of class 0.
+        answered: those alone that have an answer, whatever part of them was read."""
         role_index = {DEFAULT: 0, **{name: k + 1 for k, name in enumerate(roles)}}
         rows = []
         for shard in shards:
-            table = run.read(shard, ["role", "index", "question", "tokens", "instruction"]).to_pydict()
+            table = run.read(shard, ["role", "index", "question", "tokens", "instruction", "text"]).to_pydict()
+            answers = table.pop("text")
             for row, (role, index, question, tokens, text) in enumerate(zip(*table.values(), strict=True)):
                 judged = scores is not None and role != DEFAULT
                 score = (scores or {}).get((role, index), (0, 0.0))[0] if judged else ALL
-                if tokens:
+                if tokens and (answers[row] or not answered):
                     lot = row_seed(seed, f"sample/{role}", index) >> 1
                     rows.append((shard, row, role_index[role], question, tokens, score, lot, text))
         return cls(*np.array(rows, dtype=np.int64).reshape(-1, 8).T)

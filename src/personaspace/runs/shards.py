@@ -62,13 +62,19 @@ class Shards:
             for name in names:
                 if name.startswith(".part-") and LEFT_OVER.fullmatch(name):
                     self.place.remove(f"{folder}/{name}")
-            # What has no parquet file: the process died before it wrote that.
-            for shard in set(_numbers(names, ending)) - done:
+            # What has no parquet file: the process died before it wrote that, or somebody took it away. Digests stay, by
+            # which that is named.
+            for shard in set(_numbers(names, ending)) - done if folder != "digests" else ():
                 self.place.remove(_name(folder, shard))
 
     def done(self) -> list[int]:
         """The numbers of the shards that are whole."""
         return _numbers(self.place.names("responses"), ".parquet")
+
+    def lost(self) -> list[int]:
+        """The numbers of the shards that have digests and no parquet file: a process was stopped while it wrote them, or the
+        file was deleted."""
+        return sorted(set(_numbers(self.place.names("digests"), ".sha256")) - set(self.done()))
 
     def has(self, shard: int) -> bool:
         """Whether a shard is whole."""
@@ -167,9 +173,9 @@ class Shards:
         return self._records.get(shard)
 
     def fault(self, shard: int, activations: bool = True) -> str | None:
-        """What is wrong with a shard that is there, in words: a file is missing, or is not what was written; None where nothing
-        is. activations: whether they must be there. Of a shard without digests (of an earlier version) it is seen that its
-        files can be read and fit each other, and it gets them."""
+        """What is wrong with a shard that is there or lost, in words: a file is missing, or is not what was written; None where
+        nothing is. activations: whether they must be there. Of a shard without digests (of an earlier version) it is seen
+        that its files can be read and fit each other, and it gets them."""
         self._records.pop(shard, None)
         try:
             digests = self._recorded(shard)
@@ -178,7 +184,7 @@ class Shards:
         if digests is None:
             return self._give_digests(shard, activations)
         wanted_files = [
-            *digests,
+            *sorted(digests, key=lambda name: name != _responses(shard)),
             *([_activations(shard)] if activations and _activations(shard) not in digests else []),
         ]
         own_names = {_responses(shard), _activations(shard), _projections(shard)}

@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from personaspace.catalog import load_catalog
 from personaspace.engines.transformers.batching import NOT_FINITE
 from personaspace.engines.transformers.engine import TransformersEngine
-from personaspace.errors import PersonaSpaceError, UsageError
+from personaspace.errors import OutOfMemory, PersonaSpaceError, UsageError
 from personaspace.holding.monitor import project
 from personaspace.serve.assets import add_pages
 from personaspace.serve.bodies import CountedRoute
@@ -260,6 +260,10 @@ def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
         message = f"The queue of {worker.queue} replies is full; try again later"
         headers = {"Retry-After": str(worker.retry_after)}
         return answer(request, 429, error_body(message, "rate_limit_error", None, "queue_full"), headers)
+
+    @app.exception_handler(OutOfMemory)
+    async def short(request: Request, e: OutOfMemory) -> JSONResponse:
+        return answer(request, 503, error_body(str(e), "server_error", None, "out_of_memory"))
 
     @app.exception_handler(PersonaSpaceError)
     async def ours(request: Request, e: PersonaSpaceError) -> JSONResponse:

@@ -23,15 +23,22 @@ from personaspace.serve.metrics import Metrics
 from personaspace.serve.persona import BadRequest, Reader, is_finite, tokens_of
 from personaspace.serve.record import Record
 from personaspace.serve.replies import AnswerFormat, CompletedReply, Logged, ReplyFormat, ReplyStep
-from personaspace.serve.scheduler import Ended, Event, Job, Worker
+from personaspace.serve.scheduler import OUT_OF_MEMORY, Ended, Event, Job, Worker
 from personaspace.serve.settings import Settings
 from personaspace.serve.texts import Texts
+from personaspace.serve.tools import OfferedTools
 from personaspace.serve.types import ChatCompletion, Completion, TextCompletion
 
 LOST = {
     "error": ("Decoding failed; the server's log says why", None, "server_error", 500),
     "stopping": ("The server is stopping and had no more time for this reply", None, "server_stopping", 503),
     "ended": ("Decoding has ended; the server's log says why", None, "server_error", 503),
+    OUT_OF_MEMORY: (
+        "There was no memory for this reply; ask for a shorter one, with a shorter prompt, or again when fewer are made",
+        None,
+        "out_of_memory",
+        503,
+    ),
     NOT_FINITE: (
         "The model's numbers became NaN or Inf while this reply was made; persona.steer may be too strong",
         "persona",
@@ -101,7 +108,8 @@ class Requests:
     async def begin(self, body: Completion, answer: AnswerFormat | None = None) -> Pending:
         """Puts a request's replies in the queue. answer: how they are told; None for the body's own endpoint's way. Raises
         `BadRequest`, `QueueFull`."""
-        prompts, messages = await self._prompts(body)
+        tools = OfferedTools.of(body, self.engine.chat)
+        prompts, messages = await self._prompts(body, tools)
         n = body.n * len(prompts)
         if n > self.settings.max_n:
             raise BadRequest(f"{n} replies in one request; at most {self.settings.max_n} are made", "n")
@@ -135,7 +143,9 @@ class Requests:
                 row.end_ids = ends | frozenset(body.stop_token_ids)
                 emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
-                text = ReplyText(chat.decode, chat.splitter(ids) if is_chat else None)
+                splitter = chat.splitter(ids) if is_chat else None
+                text = tools.reply_text(splitter) if is_chat else ReplyText(chat.decode)
+                row.answered = splitter.answered if splitter else None
                 reply.job = Job(row, emit, text, tuple(body.stop), body.stream, follow)
         try:
             self.worker.submit([r.job for r in pending.replies if r.job])
@@ -153,23 +163,18 @@ class Requests:
     def _vocabulary(self) -> int:
         return int(self.engine.model.get_input_embeddings().num_embeddings)
 
-    async def _prompts(self, body: Completion) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
+    async def _prompts(
+        self, body: Completion, tools: OfferedTools
+    ) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
         chat = self.engine.chat
         if isinstance(body, ChatCompletion):
             self.check_messages(body.messages)
             messages = [m.plain() for m in body.messages]
-            offered = [t.model_dump(exclude_unset=True) for t in body.tools] if body.tool_choice != "none" else []
-            if offered and not chat.tool_forms.offered:
-                raise BadRequest(
-                    "Unsupported parameter: 'tools': the model's chat template tells it of none",
-                    "tools",
-                    "unsupported_parameter",
-                )
             text = "\n".join(str(m["content"]) for m in messages)
             ids = await self.texts.tokens(
-                text, lambda: chat.prompt_ids(messages, offered, body.continued, body.thinking)
+                text, lambda: chat.prompt_ids(messages, tools.offered, body.continued, body.thinking)
             )
-            return [ids], messages
+            return [tools.after(ids)], messages
         assert isinstance(body, TextCompletion)
         vocabulary = self._vocabulary
         prompts = []
@@ -305,6 +310,10 @@ class Requests:
                 job = reply.job
                 if job and event.finish not in LOST:
                     persona = self.reader.turn(event.mean, job.tokens_read, job.touched, pending.body.persona.history)
+                    if job.reply.calls and (calls := job.reply.calls.calls):
+                        is_one = isinstance(pending.body, ChatCompletion) and not pending.body.parallel_tool_calls
+                        reply.calls = calls[:1] if is_one else calls
+                        reply.finish = "tool_calls" if reply.finish == "stop" else reply.finish
                     if is_finite(persona):
                         reply.persona = persona
                         self._count(pending.body.model, reply)
@@ -325,7 +334,12 @@ class Requests:
         self._answered(pending, 200)
         if pending.messages is not None:
             replies = [
-                {"text": r.text, "persona": r.persona, **({"thinking": r.thinking} if r.thinking else {})}
+                {
+                    "text": r.text,
+                    "persona": r.persona,
+                    **({"thinking": r.thinking} if r.thinking else {}),
+                    **({"tool_calls": [vars(call) for call in r.calls]} if r.calls else {}),
+                }
                 for r in pending.replies
             ]
             self.record.add(pending.body.model, pending.messages, replies)

@@ -3,6 +3,7 @@ and limits. Nothing here takes part in answering."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -50,13 +51,29 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class CalledFunctionTold(BaseModel):
+    """A function that the model calls; arguments: JSON, as text."""
+
+    name: str
+    arguments: str
+
+
+class CallTold(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunctionTold
+
+
 class MessageTold(BaseModel):
-    """A reply's text; reasoning_content: what was thought before it, where anything was."""
+    """A reply's text, null where it only calls tools; reasoning_content: what was thought before it, where anything was."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
     reasoning_content: str = ""
+    tool_calls: list[CallTold] = []
 
 
 class TokenTold(BaseModel):
@@ -91,11 +108,12 @@ class TextLogprobs(BaseModel):
 
 class _Choice(BaseModel):
     index: int
-    finish_reason: Literal["stop", "length"]
 
 
 class ChatChoice(_Choice):
     """One of a chat's replies."""
+
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
     message: MessageTold
     logprobs: ChatLogprobs | None
@@ -104,6 +122,7 @@ class ChatChoice(_Choice):
 class TextChoice(_Choice):
     """One of a text completion's replies."""
 
+    finish_reason: Literal["stop", "length"]
     text: str
     logprobs: TextLogprobs | None
 
@@ -150,6 +169,34 @@ class OutputMessage(BaseModel):
     content: list[OutputText]
 
 
+class ReasoningText(BaseModel):
+    """A part of a response's thoughts."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputReasoning(BaseModel):
+    """What was thought before a response's message; there is no summary of it."""
+
+    id: str
+    type: Literal["reasoning"]
+    summary: list[Any]
+    status: Literal["completed", "incomplete"]
+    content: list[ReasoningText]
+
+
+class OutputCall(BaseModel):
+    """A call of a tool; arguments: JSON, as text."""
+
+    id: str
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed", "incomplete"]
+
+
 class ResponseUsage(BaseModel):
     """Counts of tokens, by the Responses API's names."""
 
@@ -168,7 +215,7 @@ class WholeResponse(BaseModel):
     created_at: int
     status: Literal["completed", "incomplete"]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputReasoning | OutputMessage | OutputCall]
     usage: ResponseUsage
     persona: PersonaTold | None
 
@@ -288,7 +335,13 @@ def _named(
                 option["maximum"] = settings.max_n
     for name in ("ChatCompletion", "Conversation"):
         schemas[name]["properties"]["messages"]["maxItems"] = settings.max_messages
-    schemas["Persona"]["properties"]["cap"]["anyOf"][0]["enum"] = list(caps)
+    cap = schemas["Persona"]["properties"]["cap"]["anyOf"]
+    cap[0]["enum"] = list(caps)
+    if caps:
+        # JavaScript's regular expressions know fewer escapes than `re.escape` writes.
+        names = "|".join(re.sub(r"([.*+?^${}()|\[\]\\])", r"\\\1", name) for name in caps)
+        ways = r"(\+(target|mirror))?(\+(generated|answer))?(\+half-life=[1-9][0-9]{0,3})?"
+        cap.insert(1, {"type": "string", "pattern": f"^({names}){ways}$", "maxLength": 200})
     schemas["Steer"]["properties"]["direction"]["enum"] = ["axis", *roles]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
 
+from personaspace.engines.tool_calls import CalledTool
 from personaspace.serve.refusals import error_body
 from personaspace.serve.scheduler import Job
 
@@ -25,7 +26,8 @@ LEAST = -9999.0
 class CompletedReply:
     """One of a request's replies, complete once it has a `finish`. ids: its prompt's; job: None where no token is wanted;
     alternatives: how many tokens' log-probabilities are told in each one's place, None for none at all. echo: where the
-    prompt is given back, the log-probabilities of its tokens from the second one on; prompt: its text then."""
+    prompt is given back, the log-probabilities of its tokens from the second one on; prompt: its text then. calls: the tools
+    that it calls, known at its end."""
 
     index: int
     ids: list[int]
@@ -37,10 +39,17 @@ class CompletedReply:
     persona: dict[str, Any] | None = None
     echo: list[Logged] | None = None
     prompt: str = ""
+    calls: tuple[CalledTool, ...] = ()
 
     @property
     def tokens(self) -> int:
         return len(self.job.row.out) if self.job else 0
+
+    @property
+    def thought_tokens(self) -> int:
+        """How many of its tokens are thoughts, their markers not among them."""
+        splitter = self.job.reply.splitter if self.job else None
+        return sum(end - start for start, end in splitter.parts.thinking) if splitter else 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,15 @@ class ReplyFormat:
         for r in replies:
             text = r.prompt + r.text
             thoughts = {"reasoning_content": r.thinking} if r.thinking else {}
-            message = {"role": "assistant", "content": text, "refusal": None, **thoughts}
+            calls = {"tool_calls": [_call(c) for c in r.calls]} if r.calls else {}
+            # As at OpenAI, whose clients take null for nothing said.
+            message = {
+                "role": "assistant",
+                "content": text or (None if calls else ""),
+                "refusal": None,
+                **thoughts,
+                **calls,
+            }
             content = {"message": message} if self.chat else {"text": text}
             choices.append({"index": r.index, **content, "logprobs": self.logprobs(r), "finish_reason": r.finish})
         personas = [r.persona for r in replies]
@@ -141,10 +158,12 @@ class ReplyFormat:
         if self.chat:
             delta: dict[str, Any] = {"role": "assistant"} if step.first else {}
             delta |= {"reasoning_content": step.thinking} if step.thinking else {}
-            content: dict[str, Any] = {"delta": {**delta, "content": step.text} if step.text or step.first else delta}
+            delta |= {"content": step.text} if step.text or step.first else {}
+            delta |= {"tool_calls": [{"index": k, **_call(c)} for k, c in enumerate(r.calls)]} if r.calls else {}
+            content: dict[str, Any] = {"delta": delta}
         else:
-            content = {"text": step.text}
-        logprobs = self.logprobs(r, step.logged)
+            content = {"text": (r.prompt if step.first else "") + step.text}
+        logprobs = self.logprobs(r, step.logged, step.first)
         choice = {"index": r.index, **content, "logprobs": logprobs, "finish_reason": r.finish or None}
         return {**self._head(True), "choices": [choice], **({"persona": step.persona} if step.persona else {})}
 
@@ -152,8 +171,11 @@ class ReplyFormat:
         """The last chunk where usage is asked for: no choices, the counts."""
         return {**self._head(True), "choices": [], "usage": usage(replies)}
 
-    def logprobs(self, r: CompletedReply, which: slice = slice(0, None)) -> dict[str, Any] | None:
-        """The log-probabilities of those of a reply's tokens, in the endpoint's own shape."""
+    def logprobs(
+        self, r: CompletedReply, which: slice = slice(0, None), with_prompt: bool = True
+    ) -> dict[str, Any] | None:
+        """The log-probabilities of those of a reply's tokens, in the endpoint's own shape; with_prompt: and of the prompt's,
+        where it is echoed."""
         if r.alternatives is None:
             return None
         tokens: list[tuple[int, float, list[tuple[int, float]]]] = []
@@ -163,7 +185,7 @@ class ReplyFormat:
             token_ids = row.out if self.chat or row.end is None else [*row.out, row.end]
             tokens = [(t, *logged) for t, logged in list(zip(token_ids, row.logs, strict=False))[which]]
         if not self.chat:
-            return self._text_logprobs(r, tokens, which.start)
+            return self._text_logprobs(r, tokens, which.start, with_prompt)
         return {
             "content": [
                 {**self._token(t, lp), "top_logprobs": [self._token(*pair) for pair in top]} for t, lp, top in tokens
@@ -171,14 +193,17 @@ class ReplyFormat:
             "refusal": None,
         }
 
-    def _text_logprobs(self, r: CompletedReply, tokens: list[tuple[int, float, Any]], since: int) -> dict[str, Any]:
+    def _text_logprobs(
+        self, r: CompletedReply, tokens: list[tuple[int, float, Any]], since: int, with_prompt: bool
+    ) -> dict[str, Any]:
         """Lists side by side; an echoed prompt's come first, its first token without a probability."""
-        ids = r.ids if r.echo is not None else []
+        echoed = r.ids if r.echo is not None else []
+        ids = echoed if with_prompt else []
         logged: list[Any] = [(None, None), *(r.echo or [])] if ids else []
         every = [*((t, *logprobs) for t, logprobs in zip(ids, logged, strict=True)), *tokens]
         before = r.job.row.out[:since] if r.job else []
         texts = [self.name(t) for t, _, _ in every]
-        start = len(self.decode(before))
+        start = len(self.decode(before)) + (0 if with_prompt else sum(len(self.name(t)) for t in echoed))
         offsets = [start, *(start + n for n in accumulate(map(len, texts[:-1])))][: len(texts)]
         return {
             "tokens": texts,
@@ -196,6 +221,10 @@ class ReplyFormat:
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         return {"token": self.name(token), "logprob": max(LEAST, logprob), "bytes": list(self.raw(token))}
+
+
+def _call(call: CalledTool) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def usage(replies: Sequence[CompletedReply]) -> dict[str, int]:

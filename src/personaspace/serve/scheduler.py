@@ -21,6 +21,7 @@ from personaspace.engines.chat import ReplyText
 from personaspace.engines.transformers.batching import NOT_FINITE, Row
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
 from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.engines.transformers.memory import free_memory, is_out_of_memory
 from personaspace.engines.transformers.prefill import Prefill
 from personaspace.serve.lock import ModelLock, QueueFull
 from personaspace.serve.stops import StopTexts
@@ -40,6 +41,8 @@ SLICE = 0.25
 LONG, APART = 1024, 2
 """Tokens that a prompt has at the least for its reply to be decoded apart from shorter ones, and how many may be: a pass for
 each takes as long as a step of a few rows, while together every row looks at as many columns as the longest has."""
+
+OUT_OF_MEMORY = "memory"
 
 FAILURES = 8
 """Steps that may fail one after the other before decoding is given up."""
@@ -206,15 +209,20 @@ class Worker:
                         for done in finished:
                             self._end(done)
                         self.failures = 0
-            except Exception:  # a thread that dies would leave every request waiting
-                log.exception("a decoding step failed; its %d replies are given up", len(self.running))
-                self._give_up("error")
-                self.failures += 1
+                continue
+            except Exception as e:  # a thread that dies would leave every request waiting
+                finish = _why(e, f"a decoding step failed; its {len(self.running)} replies are given up")
+                if finish == OUT_OF_MEMORY:  # so many together did not fit
+                    self.rows = max(1, min(self.rows, len(self.running)) // 2)
+                self._give_up(finish)
+                self.failures += finish != OUT_OF_MEMORY
                 if self.failures >= FAILURES:
                     raise
-                # A device that has failed for good fails here too, which ends the thread: only a new process can go on.
-                torch.ones(1, device=self.engine.device).add(1).item()
-                loop = self._fresh()
+            # The exception is gone, and with it the tensors that it held. A device that has failed for good fails here too,
+            # which ends the thread: only a new process can go on.
+            free_memory()
+            torch.ones(1, device=self.engine.device).add(1).item()
+            loop = self._fresh()
 
     def _join(self, loop: DecodeLoop, jobs: list[Job]) -> None:
         """Replies come in: those with a short prompt at once and together, prompts that are long, or that have begun before, in
@@ -231,22 +239,22 @@ class Worker:
     def _join_whole(self, loop: DecodeLoop, jobs: list[Job]) -> None:
         """Takes replies in; one whose prompt fails is given up alone."""
         try:
-            loop.join([job.row for job in jobs])
-        except Exception:
-            if len(jobs) > 1:
-                for job in jobs:
-                    self._join_whole(loop, [job])
+            return loop.join([job.row for job in jobs])
+        except Exception as e:  # noqa: BLE001 - told below
+            if len(jobs) == 1:
+                self._prompt_failed(loop, jobs[0].row, e)
                 return
-            log.exception("a prompt failed; its reply is given up")
-            self._prompt_failed(loop, jobs[0].row)
+        for job in jobs:
+            self._join_whole(loop, [job])
 
-    def _prompt_failed(self, loop: DecodeLoop, row: Row) -> None:
+    def _prompt_failed(self, loop: DecodeLoop, row: Row, error: Exception) -> None:
         """Gives up the reply whose prompt raised an exception."""
+        finish = _why(error, "a prompt failed; its reply is given up")
         if loop.device.type != "cpu":
             torch.ones(1, device=loop.device).add(1).item()  # a device that failed for good fails here too
         with self.changed:
             job = self.running.pop(row.key)
-        job.emit(Event(finish="error"))
+        job.emit(Event(finish=finish))
 
     def _prefill(self, loop: DecodeLoop) -> None:
         """Computes some of the prompts that come in pieces, the one with the least left first, for no longer than the rows in
@@ -271,10 +279,9 @@ class Worker:
                     else:
                         loop.join_computed(prefill)
                     self.prefills.remove(prefill)
-            except Exception:
-                log.exception("a prompt failed; its reply is given up")
+            except Exception as e:  # noqa: BLE001 - told below
                 self.prefills.remove(prefill)
-                self._prompt_failed(loop, prefill.row)
+                self._prompt_failed(loop, prefill.row, e)
             seconds = until - time.monotonic()
 
     def _give_up(self, finish: str, waiting_too: bool = False) -> None:
@@ -361,6 +368,15 @@ class Worker:
         token_count = len(done.row.out) + (done.row.end is not None)
         thinking = _new_thinking(job)
         job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, token_count, thinking, job.tokens_read))
+
+
+def _why(error: Exception, what: str) -> str:
+    """How replies end that an exception ended, which the log is told."""
+    if is_out_of_memory(error):
+        log.warning("out of memory: %s", what)
+        return OUT_OF_MEMORY
+    log.error(what, exc_info=error)
+    return "error"
 
 
 def _new_thinking(job: Job) -> str:

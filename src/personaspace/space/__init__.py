@@ -14,9 +14,11 @@ from torch import Tensor
 from personaspace.catalog import DEFAULT
 from personaspace.errors import SpaceError
 from personaspace.files import space_file, write_whole
-from personaspace.model.interventions import Add, Cap, Where
+from personaspace.model.interventions import Cap, Intervention, Where
 from personaspace.space import certainty, layout
-from personaspace.space.contents import SpaceContents, number_or_none
+from personaspace.space.contents import number_or_none
+from personaspace.space.directions import SpaceDirections
+from personaspace.space.holds import Hold
 from personaspace.space.layout import BUNDLED
 from personaspace.space.layout import FORMAT as FORMAT
 from personaspace.space.readings import REPLY, part
@@ -59,7 +61,7 @@ class Location:
 
 
 @dataclass(frozen=True)
-class PersonaSpace(SpaceContents):
+class PersonaSpace(SpaceDirections):
     """Everything about one model's characters (the paper's sections on persona space and the Assistant Axis).
 
     >>> space = PersonaSpace.load("smollm2")
@@ -71,7 +73,9 @@ class PersonaSpace(SpaceContents):
     [roles]`, `role_reliability [roles]`, `role_interval [roles, 2]`, `axis_split_half` and `separation` `[layers]`,
     `components [layers, k, hidden]` and `variance [layers, components]` (PC1's sign is the axis'), `residual_norm [layers]`,
     `quantiles_default` and `quantiles_roles` `[101, layers]` (of responses' projections; `…_tokens` of tokens', after
-    calibration), `default_moments [2, layers]` (mean and standard deviation of the default responses' projections).
+    calibration), `default_moments [2, layers]` (mean and standard deviation of the default responses' projections), and at the
+    space's layer `reply_mean [hidden]`, `reply_factor [k, hidden]` and `reply_rest` (how the default's replies lie about their
+    mean, `moments_along`), `trait_vectors [traits, layers, hidden]`, `own_vectors [own, hidden]`.
     meta: what stands in the file's metadata: `format`, `model`, `layer`, `roles`, `caps`, provenance. A compact space has role
     vectors at one layer only, and says which: `role_layers`.
     """
@@ -90,12 +94,6 @@ class PersonaSpace(SpaceContents):
                 f"a map with read={reading} adds it"
             )
         return self if reading == self.reading else PersonaSpace(*part(self.meta, self.tensors, reading))
-
-    def axis_at(self, layer: int | None = None) -> Tensor:
-        """The axis `[hidden]` as a unit vector; up is Assistant."""
-        axis = self.tensors["axis"][self._layer(layer)]
-        unit: Tensor = axis / axis.norm()
-        return unit
 
     def project(self, activations: Tensor, layer: int | None = None) -> Tensor:
         """⟨activation, unit axis⟩ of `[…, layers, hidden]`, or of `[…, hidden]` at the layer: `[…]`. Nothing subtracted.
@@ -127,23 +125,6 @@ class PersonaSpace(SpaceContents):
         best = cosines.topk(min(k, len(cosines)))
         return [(self.roles[i], float(c)) for c, i in zip(best.values, best.indices.tolist(), strict=True)]
 
-    def role_vectors_at(self, layer: int | None = None) -> Tensor:
-        """Role vectors `[roles, hidden]` at a layer. Raises `SpaceError` where the space does not hold them."""
-        chosen_layer, available = self._layer(layer), self.meta.get("role_layers")
-        if available is None:
-            return self.tensors["role_vectors"][:, chosen_layer]
-        if chosen_layer not in available:
-            raise SpaceError(
-                f"layer {chosen_layer}: this compact space holds role vectors at layer {available[0]} only; map the model"
-            )
-        return self.tensors["role_vectors"][:, available.index(chosen_layer)]
-
-    def centred(self, layer: int | None = None) -> tuple[Tensor, Tensor]:
-        """Role vectors `[roles, hidden]` at a layer less their mean, and the mean `[hidden]`."""
-        vectors = self.role_vectors_at(layer)
-        mean = vectors.mean(0)
-        return vectors - mean, mean
-
     def centre(self, layer: int | None = None, reading: str = REPLY) -> Tensor:
         """What activations of a reading lie about, `[hidden]`: the mean of that reading's role vectors, or of the space's own
         where it does not hold it."""
@@ -152,20 +133,6 @@ class PersonaSpace(SpaceContents):
         chosen_layer, tensors = self._layer(layer), self.of(reading).tensors
         mean: Tensor = tensors["default_vector"][chosen_layer] - tensors["axis"][chosen_layer]
         return mean
-
-    def direction(self, name: str, layer: int | None = None) -> Tensor:
-        """The axis (`axis`) or a role less the mean role, `[hidden]`, of unit length. Raises `SpaceError`."""
-        if name == "axis":
-            return self.axis_at(layer)
-        vector = self.centred(layer)[0][self._role(name)]
-        unit: Tensor = vector / vector.norm()
-        return unit
-
-    def steer(self, alpha: float, direction: str = "axis", layer: int | None = None, where: Where = "all") -> Add:
-        """Steering along the axis (positive is towards the Assistant) or towards a role, α in units of the layer's mean
-        residual norm (the paper's section on steering). Raises `SpaceError`."""
-        norm = float(self._tensor("residual_norm")[self._layer(layer)])
-        return Add(self.direction(direction, layer), self._layer(layer), alpha, norm=norm, where=where)
 
     def cap(self, name: str = "capped", where: Where = "all") -> Cap:
         """The named cap that calibration stored. Raises `SpaceError` with the names there are."""
@@ -176,17 +143,22 @@ class PersonaSpace(SpaceContents):
         axis = torch.stack([self.axis_at(layer) for layer in layers])
         return Cap(axis, tuple(layers), floor=tuple(self.caps[name]["floors"]), where=where)
 
+    def hold(self, name: str) -> Intervention:
+        """A cap, or what `space.holds` makes of one: `capped+mirror+answer`, … Raises `SpaceError`, `UsageError`."""
+        hold = Hold.parse(name, self.caps)
+        return hold.of(self.cap(hold.cap, hold.where), lambda layer: self.default_moments(layer)[0])
+
     def interventions(
         self, cap: str | None = None, steer: float | Sequence[tuple[float, str]] = 0.0
-    ) -> tuple[Add | Cap, ...]:
-        """Steering, then the cap, which so holds what was steered. cap: its name, None for none; steer: α along the axis, 0
-        for none, or several of (α, direction) as `steer` has them. Raises `SpaceError`.
+    ) -> tuple[Intervention, ...]:
+        """Steering, then the cap, which so holds what was steered. cap: as `hold` has it, None for none; steer: α along the
+        axis, 0 for none, or several of (α, direction) as `steer` has them. Raises `SpaceError`, `UsageError`.
 
         >>> engine.respond(prompts, interventions=space.interventions(cap="capped", steer=[(-0.3, "axis"), (0.1, "poet")]))
         """
         steps = steer if isinstance(steer, Sequence) else [(steer, "axis")] if steer else []
         added = [self.steer(alpha, direction) for alpha, direction in steps]
-        return (*added, self.cap(cap)) if cap is not None else tuple(added)
+        return (*added, self.hold(cap)) if cap is not None else tuple(added)
 
     def read(self, mean: Tensor, k: int = 5, layer: int | None = None) -> Location:
         """Where the mean activation of a reply lies, `[hidden]` or `[1, hidden]` at the layer or `[layers, hidden]`, with its
@@ -211,9 +183,9 @@ class PersonaSpace(SpaceContents):
         mean, std = self.default_moments(layer)
         return (mean - projection) / std
 
-    def check_model(self, model: ModelLike) -> str | None:
-        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ, or
-        whether it thinks before it answers."""
+    def check_model(self, model: ModelLike, span: str = "answer") -> str | None:
+        """Whether the space is of that model: raises `SpaceError` for other shapes; a sentence where the weights differ,
+        whether it thinks before it answers, or the part of its replies that is read (`span`)."""
         layers, hidden = self.tensors["axis"].shape
         if (layers, hidden) != (model.layers, model.hidden):
             raise SpaceError(
@@ -229,6 +201,10 @@ class PersonaSpace(SpaceContents):
             )
         if difference := self.thinks_otherwise(model.id, getattr(model, "notes", {}).get("thinking")):
             differences.append(difference)
+        if span != self.span:
+            differences.append(
+                f"the space was mapped with span={self.span}, here span={span} is read; drifts may differ"
+            )
         return "; ".join(differences) or None
 
     def compact(self) -> PersonaSpace:
@@ -236,11 +212,17 @@ class PersonaSpace(SpaceContents):
         monitor, steer and cap, and for a report of that layer."""
         tensors = {name: t for name, t in self.tensors.items() if name in layout.compact(self.tensors)}
         tensors["role_vectors"] = self.role_vectors_at()[:, None].clone()
+        if self.traits:
+            tensors["trait_vectors"] = self.trait_vectors_at()[:, None].clone()
+        if "reply_factor" in tensors:
+            tensors |= layout.fewer(tensors["reply_factor"], tensors["reply_rest"])
         meta = {k: v for k, v in self.meta.items() if k not in ("samples", "made_from")}
         for reading, reading_meta in meta.get("other", {}).items():
             smaller = {k: v for k, v in reading_meta.items() if k not in ("samples", "made_from", "histogram")}
             meta["other"] = {reading: {**smaller, "axis_pc1": self.of(reading).axis_pc1()}}
-        return PersonaSpace({**meta, "role_layers": [self.layer], "axis_pc1": self.axis_pc1()}, tensors)
+        if self.knows_pc1:
+            meta["axis_pc1"] = self.axis_pc1()
+        return PersonaSpace({**meta, "role_layers": [self.layer]}, tensors)
 
     def similar(self, role: str, k: int = 5) -> list[tuple[str, float]]:
         """The roles most like one, by cosine; shrunk by its noise where the space knows that. Raises `SpaceError` for a role

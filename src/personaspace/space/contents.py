@@ -111,6 +111,11 @@ class SpaceContents:
         rule = self.meta["model"].get("notes", {}).get("thinking", "off")
         return {} if rule in ("off", "always") else {"thinking": rule if rule != "on" else True}
 
+    @property
+    def span(self) -> str:
+        """What of replies was read while it was mapped: `answer`, `thinking` or `all`."""
+        return str(self.meta.get("span", "answer"))
+
     def thinks_otherwise(self, model: str, rule: str | None) -> str | None:
         """A sentence where a model is used with thinking on and its space was mapped with thinking off, or the other way round.
         rule: the model's (`ModelInfo.notes`); None for one that knows no thoughts."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -19,14 +21,19 @@ from personaspace.space.readings import READINGS
 FORMAT, IN_HALVES = 1, 2
 """A file's format; the second is a compact space's, whose role vectors are in half precision."""
 
+DIGEST = "sha256"
+
 BUNDLED = Path(__file__).parent.parent / "data" / "smollm2.safetensors"
 
-ONE_LAYER = ("role_vectors", "components", "variance")
+ONE_LAYER = ("role_vectors", "trait_vectors", "components", "variance")
 """What a compact space leaves out, or has at its own layer alone."""
 
 OF_ROLES = ("counts", "role_reliability", "role_interval", "cosine_error", "cosine_corrected")
-SPREAD = ("quantiles_default", "quantiles_roles", "default_moments")
+SPREAD = ("quantiles_default", "quantiles_roles", "default_moments", "reply_mean", "reply_factor", "reply_rest")
 """What a compact space leaves out of its other reading: what has roles in it, and how responses lie on that one's axis."""
+
+REPLIES_KEPT, REPLIES_COMPACT = 256, 48
+"""Of how the default's replies spread: the most directions that a space keeps, and that a compact one does."""
 
 HALVES = 30_000.0
 """In half precision role vectors are stored so that their largest number is that: models' own numbers may not fit."""
@@ -42,6 +49,15 @@ def compact(names: Mapping[str, Tensor]) -> list[str]:
     return unchanged
 
 
+def fewer(factor: Tensor, rest: Tensor, most: int = REPLIES_COMPACT) -> dict[str, Tensor]:
+    """`reply_factor [k, hidden]` (each row a direction times its standard deviation, greatest first) and `reply_rest` (the
+    variance in any direction that it does not hold), with at most so many rows."""
+    kept_rows, dropped = factor[:most], factor[most:]
+    outside = max(factor.shape[1] - len(kept_rows), 1)
+    variance = float(rest) * max(factor.shape[1] - len(factor), 0) + float(dropped.double().square().sum())
+    return {"reply_factor": kept_rows.clone(), "reply_rest": torch.tensor([variance / outside])}
+
+
 def written(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     """The file's bytes. A compact space's role vectors are in half precision, in units of `role_unit`."""
     stored, meta = {name: t.contiguous() for name, t in tensors.items()}, dict(meta)
@@ -49,15 +65,27 @@ def written(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
         meta["format"] = IN_HALVES
         meta["role_unit"] = max(float(stored["role_vectors"].abs().max()), 1e-30) / HALVES
         stored["role_vectors"] = (stored["role_vectors"] / meta["role_unit"]).half()
-    data: bytes = save(stored, {"personaspace": json.dumps(meta)})
+    header = json.dumps(meta)
+    data: bytes = save(stored, {"personaspace": header, DIGEST: digest_of(header, stored)})
     return data
+
+
+def digest_of(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a file holds, whatever order it is in: its metadata, and of each tensor name, kind, shape and bytes."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of a file. Raises `SpaceError` for anything that is not a space's."""
     try:
         with safe_open(path, framework="pt") as f:
-            header = (f.metadata() or {}).get("personaspace", "null")
+            metadata = f.metadata() or {}
+            header = metadata.get("personaspace", "null")
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as e:
         raise SpaceError(
@@ -73,6 +101,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise SpaceError(
             f"{path}: found format {str(meta['format'])[:40]}, expected {FORMAT} or {IN_HALVES}; written by another version?"
         )
+    # A space of an earlier version has no digest.
+    if metadata.get(DIGEST) not in (None, digest_of(header, tensors)):
+        raise SpaceError(f"{path}: found other content than was written; map the model again, or fetch the file again")
     if problem := schema.wrong(meta, tensors):
         raise SpaceError(f"{path}: {problem}; map the model again, or fetch the file again")
     if meta["format"] == IN_HALVES:

@@ -15,7 +15,10 @@ from torch import Tensor
 PROMPT, REPLY = "prompt", "reply"
 READINGS = (PROMPT, REPLY)
 
-OF_REPLIES = ("residual_norm", "quantiles_default", "quantiles_roles", "default_moments")
+OF_REPLIES = (
+    *("residual_norm", "quantiles_default", "quantiles_roles", "default_moments"),
+    *("reply_mean", "reply_factor", "reply_rest"),
+)
 """Tensors that are always of replies, projected on the axis that the space's own reading found: what holding goes by."""
 
 Meta = dict[str, Any]

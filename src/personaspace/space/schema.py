@@ -95,8 +95,9 @@ class SpaceMeta(BaseModel):
     roles: list[str] = Field(min_length=1)
     reading: Literal["prompt", "reply"] = "reply"
     traits: list[str] = []
+    own: list[str] = []
     caps: dict[str, _CapRecord] = {}
-    left_out: dict[str, Count] = {}
+    left_out: dict[str, Count | str] = {}
     role_layers: list[Count] | None = None
     role_unit: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     n_responses: Count | None = None
@@ -120,6 +121,7 @@ class SpaceMeta(BaseModel):
     catalog: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
     version: str = ""
+    span: Literal["answer", "thinking", "all"] = "answer"
     role_interval: str = ""
     layer_chosen: str = ""
     reference: dict[str, Any] = {}
@@ -135,7 +137,12 @@ SHAPES = {
     "role_vectors": "roles stored hidden",
     "default_vector": "layers hidden",
     "axis": "layers hidden",
-    "trait_vectors": "traits layers hidden",
+    "trait_vectors": "traits * hidden",
+    "trait_split_half": "traits",
+    "own_vectors": "own hidden",
+    "reply_mean": "hidden",
+    "reply_factor": "* hidden",
+    "reply_rest": "1",
     "counts": "roles",
     "role_reliability": "roles",
     "role_interval": "roles 2",
@@ -212,8 +219,9 @@ def _wrong_part(start: str, meta: SpaceMeta, tensors: Mapping[str, Tensor]) -> s
     for name, expected in (("layers", layers), ("hidden", hidden)):
         if (stated := getattr(meta.model, name)) not in (None, expected):
             return f"its metadata: model.{name}: found {stated}, and the axis has {expected}"
-    if len(set(meta.roles)) != len(meta.roles):
-        return "its metadata: roles: a name stands there twice"
+    for kind in ("roles", "traits", "own"):
+        if len(set(names := getattr(meta, kind))) != len(names):
+            return f"its metadata: {kind}: a name stands there twice"
     if not start and meta.role_layers is not None and meta.layer not in meta.role_layers:
         return f"its metadata: role_layers: lacks the space's own layer, {meta.layer}"
     for name, cap in meta.caps.items():
@@ -226,6 +234,7 @@ def _wrong_part(start: str, meta: SpaceMeta, tensors: Mapping[str, Tensor]) -> s
     sizes = {
         "roles": len(meta.roles),
         "traits": len(meta.traits),
+        "own": len(meta.own),
         "layers": layers,
         "hidden": hidden,
         "stored": layers if meta.role_layers is None else len(meta.role_layers),
@@ -245,6 +254,11 @@ def _wrong_part(start: str, meta: SpaceMeta, tensors: Mapping[str, Tensor]) -> s
             return f"{start}{name} holds {str(tensor.dtype).removeprefix('torch.')}, expected {kind} numbers"
         if name not in UNKNOWN_AS_NAN and not bool(tensor.isfinite().all()):
             return f"{start}{name} has NaN or Inf in it"
+    if "trait_vectors" in own and own["trait_vectors"].shape[1] not in (layers, sizes["stored"]):
+        return f"{start}trait_vectors has {own['trait_vectors'].shape[1]} layers, expected {sizes['stored']}"
+    for name, of in (("trait_vectors", "traits"), ("own_vectors", "own")):
+        if sizes[of] and name not in own and not start:
+            return f"its metadata names {sizes[of]} {of}, and it lacks the tensor {name}"
     if "beginnings_default" in own:
         calibration = meta.calibration or _Calibration()
         columns = own["beginnings_roles"].shape[1] if "beginnings_roles" in own else -1

@@ -266,13 +266,13 @@ class SideBySide:
         row."""
         copied = self.layout.empty()
         first = self.window.column - length
-        for layer, held in zip(copied.layers, self.layers, strict=True):
-            if getattr(held, "keys", None) is not None:
+        for layer, source in zip(copied.layers, self.layers, strict=True):
+            if getattr(source, "keys", None) is not None:
                 columns = (slice(slot, slot + 1), slice(None), slice(first, first + tokens))
                 if self.adopted:
-                    layer.keys, layer.values = held.keys[columns], held.values[columns]
+                    layer.keys, layer.values = source.keys[columns], source.values[columns]
                 else:
-                    layer.update(held.keys[columns], held.values[columns])  # which copies them
+                    layer.update(source.keys[columns], source.values[columns])  # which copies them
         return copied
 
     def inputs(self, rows: Sequence[Row]) -> tuple[list[list[int]], dict[str, Any]]:
@@ -316,11 +316,11 @@ class SideBySide:
             return
         while columns < needed:
             columns = min(2 * columns, self.columns)
-        held = self._columns_of(max((r.length for r in rows), default=0))
+        in_use = self._columns_of(max((r.length for r in rows), default=0))
         for layer in self._held:
-            layer.widen(len(rows), held, columns)
+            layer.widen(len(rows), in_use, columns)
         old, self.mask = self.mask, self.mask.new_zeros(self.rows, columns)
-        self.mask[: len(rows), held] = old[: len(rows), held]
+        self.mask[: len(rows), in_use] = old[: len(rows), in_use]
         self.window.columns = columns
 
     def _align(self, rows: Sequence[Row], column: int) -> None:

@@ -96,13 +96,13 @@ class Columns(CacheLayerMixin):  # type: ignore[misc]
         self.keys[target] = computed.keys[row, :, :length]
         self.values[target] = computed.values[row, :, :length]
 
-    def widen(self, rows: int, held: slice, columns: int) -> None:
+    def widen(self, rows: int, columns_in_use: slice, columns: int) -> None:
         """Makes room for so many columns; what the first rows hold stays."""
         if self.is_initialized:
             old = self.keys, self.values
             self.keys, self.values = (zeros(o, *o.shape[:2], columns, o.shape[-1]) for o in old)
             for new, o in zip((self.keys, self.values), old, strict=True):
-                new[:rows, :, held] = o[:rows, :, held]
+                new[:rows, :, columns_in_use] = o[:rows, :, columns_in_use]
 
     def shift(self, row: int, old: slice, new: slice) -> None:
         """Moves a row's columns."""
@@ -169,7 +169,7 @@ class States(LinearAttentionLayer):  # type: ignore[misc]
         for key, state in self.whole.items():
             state[slot] = computed_states[key][row] if length else 0
 
-    def widen(self, rows: int, held: slice, columns: int) -> None:
+    def widen(self, rows: int, columns_in_use: slice, columns: int) -> None:
         """States have no columns."""
 
     def shift(self, row: int, old: slice, new: slice) -> None:
@@ -200,8 +200,8 @@ class ColumnsAndStates(States, Columns):
         Columns.place(self, slot, computed, row, length)
         States.place(self, slot, computed, row, length)
 
-    def widen(self, rows: int, held: slice, columns: int) -> None:
-        Columns.widen(self, rows, held, columns)
+    def widen(self, rows: int, columns_in_use: slice, columns: int) -> None:
+        Columns.widen(self, rows, columns_in_use, columns)
 
     def shift(self, row: int, old: slice, new: slice) -> None:
         Columns.shift(self, row, old, new)

@@ -20,15 +20,20 @@ from personaspace.engines.thoughts import ReplyParts, ReplySplitter, texts
 from personaspace.engines.transformers.batching import NOT_FINITE, Row, computed_tokens
 from personaspace.engines.transformers.cache import CacheLayout
 from personaspace.engines.transformers.decode_loop import DecodeLoop, Done
-from personaspace.engines.transformers.memory import LEAST_TOKENS, free_memory, is_out_of_memory
+from personaspace.engines.transformers.memory import (
+    LEAST_TOKENS,
+    free_memory,
+    in_one_piece,
+    is_out_of_memory,
+    too_large,
+)
 from personaspace.engines.transformers.onset import OnsetReader
 from personaspace.engines.transformers.replay import Read, Replayer, pooled
 from personaspace.engines.transformers.sampling import check_bias, uniforms
-from personaspace.errors import ModelError
+from personaspace.engines.transformers.scoring import scores_of
 from personaspace.model import loading
-from personaspace.model.interventions import Intervention
+from personaspace.model.interventions import Intervention, Where
 from personaspace.model.residual import (
-    Intervening,
     base_model,
     check_interventions,
     check_layers,
@@ -36,8 +41,6 @@ from personaspace.model.residual import (
     input_device,
     text_config,
 )
-
-SCORED_TOKENS = 256
 
 ROWS_DIFFER = 0.05
 """By what share of its length a row's residual stream may differ at the first layer beside another: half precision gives under
@@ -139,6 +142,8 @@ class TransformersEngine(BaseEngine):
             if loop is None:
                 loop = self._loop(waiting, options)
                 splitters = {r.key: s for r in waiting if (s := self._splitter(prompts[r.key], r)) is not None}
+                for r in waiting:
+                    r.answered = splitters[r.key].answered if r.key in splitters else None
                 watch = self._answers_alone(loop, splitters) if options.span == "answer" and options.layers else None
             in_flight, finished = list(loop.rows), None
             try:
@@ -163,13 +168,10 @@ class TransformersEngine(BaseEngine):
 
     def _take_less(self, rows: int) -> None:
         """After memory ran out with so many rows: half of them and of a pass' tokens from now on, which is told once. Raises
-        `ModelError` where there is nothing to halve."""
+        `OutOfMemory` where there is nothing to halve."""
         free_memory()
         if rows <= 1 and self.prefill_tokens <= LEAST_TOKENS:
-            raise ModelError(
-                f"{self.info.id}: out of memory with one reply in flight; shorter replies (max_new_tokens), a smaller dtype, "
-                "another device or several (device=auto) take less on each"
-            )
+            raise too_large(self.info.id, "one reply in flight")
         if not self._short_of_memory:
             log.warning("%s: out of memory with %d rows in flight; half as many from now on", self.info.id, rows)
         self._short_of_memory = True
@@ -264,31 +266,39 @@ class TransformersEngine(BaseEngine):
         # The loop has read an answer up to the reply's end, or all of it; what is neither is read once more.
         is_read = options.span == "all" or (options.span == "answer" and end == len(row.out))
         if mean is not None and splitter and row.out and not is_read:
-            again = self._read_again(prompt, row, ranges, options)
+            again = self._read_again(prompt, row, ranges, parts.answer[0], options)
             mean, norms, touched = again.activation, again.norms, again.touched
         projections = torch.stack(row.projections[start:end]) if row.projections[start:end] else None
         ids = tuple(row.out)
         response = Response(prompt, text, ids, row.finish, mean, norms, done.before, touched, projections, thinking)
         return replace(response, answer=parts.answer, read=(start, end)) if splitter else response
 
-    def _read_again(self, prompt: Prompt, row: Row, ranges: Sequence[tuple[int, int]], options: ReadOptions) -> Read:
-        """The mean over ranges of a reply's tokens, which are all generated ones to interventions."""
+    def _read_again(
+        self, prompt: Prompt, row: Row, ranges: Sequence[tuple[int, int]], answer_start: int, options: ReadOptions
+    ) -> Read:
+        """The mean over ranges of a reply's tokens, intervened in as they were when it was made."""
         edges = sorted({0, len(row.out), *(place for stretch in ranges for place in stretch)})
         stretches = [*pairwise(edges)]
         start, applied = len(row.ids), options.interventions_of(prompt)
         span = Span((*row.ids, *row.out), tuple((start + a, start + b) for a, b in stretches))
-        (reads,) = Replayer(self.model, self.layers, options.layers, self.hidden, applied).batch([span])
+        begins: dict[Where, int] = {"generated": start, "answer": start + answer_start}
+        with in_one_piece(self.info.id, f"a reply of {len(row.out):,} tokens"):
+            replayer = Replayer(self.model, self.layers, options.layers, self.hidden, applied, begins=begins)
+            (reads,) = replayer.batch([span])
         return pooled([read for read, stretch in zip(reads, stretches, strict=True) if stretch in ranges], reads[0])
 
     def _stream(self, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Iterator[Token]:
         row = self._row(0, prompt, sampling, options)
-        loop = self._loop([row], options)
         reply = ReplyText(self.chat.decode, self._splitter(prompt, row))
-        touched = 0
-        loop.join([row])
+        row.answered = reply.splitter.answered if reply.splitter else None
+        touched, work = 0, f"a reply of up to {sampling.max_new_tokens:,} tokens to {len(row.ids):,}"
+        with in_one_piece(self.info.id, work):
+            loop = self._loop([row], options)
+            loop.join([row])
         while not row.finish:
             fed, thought = len(row.out), len(reply.thinking)
-            loop.step()
+            with in_one_piece(self.info.id, work):
+                loop.step()
             activation = loop.means.last[:, 0].cpu().clone() if fed and options.layers else None
             new = row.out[-1] if len(row.out) > fed else None
             if row.finish == NOT_FINITE or (activation is not None and not torch.isfinite(activation).all()):
@@ -326,22 +336,10 @@ class TransformersEngine(BaseEngine):
         self, ids: Sequence[int], top: int, interventions: Sequence[Intervention] = ()
     ) -> list[tuple[float, list[tuple[int, float]]]]:
         """How probable a text's tokens are, from the second one on: each one's log-probability, and the `top` most probable
-        tokens in its place with theirs."""
+        tokens in its place with theirs. Raises `OutOfMemory`."""
         check_interventions(interventions, len(self.layers), self.hidden)
-        applied = Intervening()
-        applied.groups = [(None, tuple(i for i in interventions if i.where == "all"))]
-        scores: list[tuple[float, list[tuple[int, float]]]] = []
-        # Some tokens at a time: the vocabulary's logits of a long text would not fit. All of them where a state cannot
-        # be gone on with by several tokens at once.
-        piecewise = self.layout.goes_on
-        size = SCORED_TOKENS if piecewise else len(ids)
-        past = {self.layout.name: self.layout.empty(), "use_cache": True} if piecewise else {"use_cache": False}
-        with torch.inference_mode(), applied.on(self.layers):
-            for k in range(0, len(ids) - 1, size):
-                fed = torch.tensor([ids[k : min(k + size, len(ids) - 1)]], device=self.device)
-                logits = self.model(input_ids=fed, **past).logits
-                scores.extend(_logprobs(logits[0], ids[k + 1 :], top))
-        return scores
+        with in_one_piece(self.info.id, f"a text of {len(ids):,} tokens"):
+            return scores_of(self.model, self.layers, self.layout, ids, top, interventions)
 
     def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
         unread = list(range(len(ids)))
@@ -374,9 +372,21 @@ class TransformersEngine(BaseEngine):
         )
         spans, places = self._spans(conversations, options.span)
         results: dict[int, list[Turn]] = {}
-        for batch, reads_of_batch in replayer.batches(spans, self.prefill_tokens):
-            for k, reads in zip(batch, reads_of_batch, strict=True):
-                results[k] = [Turn(i, **vars(r)) for i, r in zip(places[k], reads, strict=True)]
+        while unread := [k for k in range(len(spans)) if k not in results]:
+            tokens = self.prefill_tokens
+            try:
+                for batch, reads_of_batch in replayer.batches([spans[k] for k in unread], tokens):
+                    for place, reads in zip(batch, reads_of_batch, strict=True):
+                        k = unread[place]
+                        results[k] = [Turn(i, **vars(r)) for i, r in zip(places[k], reads, strict=True)]
+            except (MemoryError, RuntimeError) as e:
+                if not is_out_of_memory(e):
+                    raise
+            if unread_tokens := [len(spans[k].token_ids) for k in unread if k not in results]:
+                free_memory()
+                if tokens < 2 * max(unread_tokens):  # it was alone in its pass
+                    raise too_large(self.info.id, f"a conversation of {max(unread_tokens):,} tokens")
+                self._take_less(self.max_rows)
         for k in range(len(spans)):
             yield results[k]
 
@@ -384,13 +394,3 @@ class TransformersEngine(BaseEngine):
 def _fresh(row: Row) -> Row:
     """A row before its first token."""
     return replace(row, touched=0, logs=[], out=[], length=0, finish="", end=None, projections=[])
-
-
-def _logprobs(logits: Tensor, ids: Sequence[int], top: int) -> list[tuple[float, list[tuple[int, float]]]]:
-    """Of the token after each place, and of the `top` most probable ones there. logits: `[tokens, vocabulary]`."""
-    logprobs = logits.float().log_softmax(-1)
-    best = logprobs.topk(top)
-    scored = torch.tensor(list(ids[: len(logprobs)]), device=logprobs.device)
-    token_logprobs = logprobs.gather(1, scored[:, None])[:, 0].tolist()
-    pairs = [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-    return list(zip(token_logprobs, pairs, strict=True))

@@ -45,7 +45,7 @@ class KeptPrefixes:
     def keep(self, row: Row, copy: Callable[[int], Cache]) -> None:
         """Keeps what can be gone on with of a row. copy: hands out the row's first so many tokens' keys and values."""
         fed = [*row.ids, *row.out][: row.length]
-        if any(i.where == "generated" for i in row.interventions):
+        if any(i.where != "all" for i in row.interventions):
             # As a part of the next turn's prompt, the reply is not intervened in.
             fed = fed[: len(row.ids)]
         size = len(fed) * self.layout.per_token

@@ -129,3 +129,13 @@ def _narrow(logits: Tensor, row: Row, settings: Tensor) -> None:
 
 def _ids(token_ids: Sequence[int], logits: Tensor) -> Tensor:
     return torch.tensor(token_ids, dtype=torch.long, device=logits.device)
+
+
+def logprobs_after(logits: Tensor, ids: Sequence[int], top: int) -> list[tuple[float, list[tuple[int, float]]]]:
+    """Of the token after each place, and of the `top` most probable ones there. logits: `[tokens, vocabulary]`."""
+    logprobs = logits.float().log_softmax(-1)
+    best = logprobs.topk(top)
+    scored = torch.tensor(list(ids[: len(logprobs)]), device=logprobs.device)
+    token_logprobs = logprobs.gather(1, scored[:, None])[:, 0].tolist()
+    pairs = [list(zip(i, v, strict=True)) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return list(zip(token_logprobs, pairs, strict=True))

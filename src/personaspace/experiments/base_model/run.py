@@ -33,7 +33,8 @@ from personaspace.experiments.kit.options import Cost, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Ask, Condition, Trials, steered
 from personaspace.judges import ADHERENCE
-from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions
 from personaspace.space.readings import PROMPT
 from personaspace.stats.intervals import shares_of, trend
 

@@ -18,7 +18,7 @@ from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, 
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.tasks import ALL, COLUMNS, HEAD, Outcomes
 from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Reading, Trials, beside_plain
-from personaspace.mapping.mapper import named
+from personaspace.mapping.options import named
 from personaspace.report.charts import across, beside
 from personaspace.report.page import Chart, Page
 from personaspace.stats.intervals import Estimate, bootstrap

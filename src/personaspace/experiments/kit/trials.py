@@ -31,6 +31,7 @@ from personaspace.experiments.kit.conditions import Condition as Condition
 from personaspace.experiments.kit.conditions import beside_plain as beside_plain
 from personaspace.experiments.kit.conditions import capped as capped
 from personaspace.experiments.kit.conditions import controls as controls
+from personaspace.experiments.kit.conditions import shuffled as shuffled
 from personaspace.experiments.kit.conditions import steered as steered
 from personaspace.experiments.kit.options import SHARD, Options
 from personaspace.files import read_rows, write_table, write_whole
@@ -238,9 +239,9 @@ class Trials(Folder, Generic[Chosen]):
         path = self.folder / "displacements.json"
         measured: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if cap not in measured:
-            clamp = self.space.cap(cap)
+            hold = self.space.hold(cap)
             different = [json.loads(p) for p in dict.fromkeys(json.dumps(list(p)) for p in prompts)]
-            measured[cap] = displacement(self.engine, self.space, clamp, different)
+            measured[cap] = displacement(self.engine, self.space, hold, different)
             write_whole(path, json.dumps(measured, indent=1).encode())
         return measured[cap]
 

@@ -1,0 +1,87 @@
+"""Vectors of one's own, from whatever file they were kept in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from personaspace import json_text
+from personaspace.errors import SpaceError
+from personaspace.formats.gguf import read_control_vector
+from personaspace.formats.tensor_files import load_tensor_file
+
+SUFFIXES = (".safetensors", ".pt", ".npy", ".gguf")
+
+
+def read_vectors(path: str | Path, layers: int, hidden: int) -> dict[str, Tensor]:
+    """Vectors by name, each `[hidden]` or `[layers, hidden]`: of a safetensors file (its tensors by their names, or `vectors`
+    with their names in its metadata, as `experiment traits` writes them), a `.pt` (a tensor, or a dict of some), a `.npy` or a
+    control vector for llama.cpp (`.gguf`). A vector that stands alone is called as its file
+    is. Raises `SpaceError` for anything else.
+
+    >>> space = space.with_own(read_vectors("sycophancy.pt", layers=30, hidden=576))
+    """
+    file = Path(path)
+    if file.suffix not in SUFFIXES:
+        raise SpaceError(f"{file}: expected vectors in a file that ends in {', '.join(SUFFIXES)}")
+    if not file.is_file():
+        raise SpaceError(f"{file}: no such file; expected vectors")
+    if file.suffix == ".safetensors":
+        vectors = _safetensors(file)
+    elif file.suffix == ".pt":
+        vectors = _torch_file(file)
+    elif file.suffix == ".npy":
+        try:
+            vectors = {file.stem: torch.from_numpy(np.load(file, allow_pickle=False))}
+        except (ValueError, OSError, EOFError, TypeError) as e:
+            raise SpaceError(f"{file}: not a whole .npy file of numbers ({str(e).splitlines()[0]})") from None
+    else:
+        by_layer = read_control_vector(file)
+        every = torch.zeros(layers, hidden)
+        for layer, direction in by_layer.items():
+            if layer >= layers or len(direction) != hidden:
+                raise SpaceError(
+                    f"{file}: direction.{layer} of {len(direction)} numbers; the space has layers 0 to {layers - 1} of {hidden}"
+                )
+            every[layer] = direction
+        vectors = {file.stem: every}
+    named: dict[str, Tensor] = {}
+    for name, vector in vectors.items():
+        if not vector.is_floating_point() or vector.shape not in ((hidden,), (1, hidden), (layers, hidden)):
+            raise SpaceError(
+                f"{file}: {name} has the shape {list(vector.shape)} ({str(vector.dtype).removeprefix('torch.')}); expected "
+                f"real numbers, [{hidden}] or [{layers}, {hidden}]"
+            )
+        named[name] = vector[0] if vector.shape == (1, hidden) and layers != 1 else vector
+    return named
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = (opened.metadata() or {}).get("personaspace", "null")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+        about = json_text.parse(header)
+    except (OSError, SafetensorError, ValueError, json.JSONDecodeError) as e:
+        raise SpaceError(f"{file}: not a whole safetensors file ({e})") from None
+    names = about.get("traits") if isinstance(about, dict) else None
+    if isinstance(names, list) and set(tensors) == {"vectors"} and len(names) == len(tensors["vectors"]):
+        return {str(name): vector for name, vector in zip(names, tensors["vectors"], strict=True)}
+    return {file.stem if len(tensors) == 1 else name: vector for name, vector in tensors.items()}
+
+
+def _torch_file(file: Path) -> dict[str, Tensor]:
+    loaded = load_tensor_file(file)
+    if isinstance(loaded, Tensor):
+        return {file.stem: loaded}
+    if isinstance(loaded, dict):
+        if isinstance(loaded.get("vector"), Tensor):
+            return {file.stem: loaded["vector"]}
+        if tensors := {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}:
+            return tensors
+    raise SpaceError(f"{file}: expected a tensor, or a dict of some, found {type(loaded).__name__}")
