@@ -153,8 +153,8 @@ def tells(above: Floats, below: Floats, groups: Sequence[int], seed: int = 0) ->
 
 
 def agreement(first: Sequence[Contrast], second: Sequence[Contrast], seed: int = 0) -> Estimate:
-    """How far two readings of the same contrasts have the same vectors, noise taken out of both: their products over the roots of
-    both shared squares, summed over contrasts, with an interval by drawing those. Only products of different wordings are
+    """How far two readings of the same contrasts have the same vectors, noise taken out of both: their products over the roots
+    of both shared squares, summed over contrasts, with an interval by drawing those. Only products of different wordings are
     taken, so that a text that leads off does so in neither; contrasts of one wording are left out. NaN where nothing is
     shared."""
     sums = []
