@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs experiments \
+.PHONY: quickstart test test-fast test-slow soak test-vllm fuzz torture accelerator check bench docs site experiments \
     bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
@@ -25,9 +25,15 @@ quickstart: $(VENV)/.installed
 	$(BIN)/personaspace map smollm2 --out $(RUN) --per-role 1 --default-responses 300 --max-new-tokens 32
 	@echo "open it in a browser: file://$(CURDIR)/$(RUN)/report.html"
 
+# OpenAI's client in JavaScript, for one test of the server, which is skipped where there is no npm or nothing to be had by it.
+$(VENV)/js/.installed: $(VENV)/.dev
+	mkdir -p $(@D)
+	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6.49.0 || echo "no openai by npm: its test is skipped"
+	touch $@
+
 # On two cores, a file of tests each: what a test does runs on one. The share of lines and branches that ran stands at the end.
 WORKERS ?= 2
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/js/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=
 	@echo "coverage, branches counted: $$($(BIN)/coverage report --format=total)%"
 
@@ -38,6 +44,16 @@ test-fast: $(VENV)/.dev
 # Fifty planted spaces a setting and the like: some twenty minutes on one core.
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+# Every reader of a stranger's file, on changed ones; what fails is kept in tests/data/fuzz/, and tried by the tests from then on.
+MINUTES ?= 60
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz.py $(MINUTES)
+
+# Map, calibrate, judge and an experiment of a tiny model, killed at random instants; what is left must be as of one left alone.
+KILLS ?= 1000
+torture: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py $(KILLS)
 
 # vLLM pins other versions than the rest, so its tests have an environment of their own. Its CPU build asks for builds of
 # torchvision, torchaudio and torchcodec that don't fit torch's; nothing here needs them.
@@ -67,6 +83,13 @@ MODEL ?= meta-llama/Llama-3.1-8B-Instruct
 accelerator: .venv-gpu/.installed
 	$(GPU_BIN)/python scripts/accelerator.py $(MODEL)
 
+# 64 clients at once, mixed, for ten minutes: no reply is wrong, memory stays, metrics add up.
+SECONDS ?= 600
+CLIENTS ?= 64
+SPACE ?= smollm2
+soak: $(VENV)/.dev
+	$(BIN)/python scripts/soak.py --seconds $(SECONDS) --clients $(CLIENTS) --space $(SPACE)
+
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_BIN)/pytest tests/vllm
 
@@ -86,6 +109,12 @@ experiments: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/docs.py
+
+# The documentation as a site, into site/: no link or reference that leads nowhere. Then its size, how soon pages are there in a
+# Chromium, and what axe finds on them, on the served page and on the report; anything serious fails.
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/site_check.py
 
 # The compact space that comes with the package, from the quickstart's run.
 bundled: quickstart
@@ -115,4 +144,4 @@ licences: $(VENV)/.dev
 	$(BIN)/python scripts/licences.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .venv-gpu dist
+	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .venv-gpu dist site

@@ -58,7 +58,7 @@ def said(text):
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
 RESULT = [
     *said("hermes"),
-    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "assistant", "content": "Let me see.\n", "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "call_1", "content": "four"},
 ]
 ANSWER = "It is four."
@@ -90,8 +90,7 @@ def calling_model():
         pairs.append((chat.prompt_ids(said(name), [TOOL]), _ids(chat, reply)))
         if name == "hermes":
             pairs += [(chat.prompt_ids(said(text), [TOOL]), _ids(chat, answer)) for text, answer in HERMES.items()]
-            result = [{**m, "content": m["content"] or ""} for m in RESULT]
-            pairs.append((chat.prompt_ids(result, [TOOL]), _ids(chat, ANSWER)))
+            pairs.append((chat.prompt_ids(RESULT, [TOOL]), _ids(chat, ANSWER)))
             begun = _ids(chat, chat.call_form.beginning.replace("NAME", "add"))[:-1]
             pairs.append((chat.prompt_ids(said("plain"), [TOOL]) + begun, _ids(chat, FORCED)))
     spelt = make_tokenizer()(SPELT, add_special_tokens=False)["input_ids"]

@@ -11,7 +11,7 @@ import torch
 
 from personaspace.engines import ModelInfo, Response, Span, Turn
 from personaspace.errors import UsageError
-from personaspace.model.interventions import Add, Cap
+from personaspace.model.interventions import Add, Cap, Mirror, SetTo
 from personaspace.space import PersonaSpace
 from personaspace.space.layout import FORMAT
 
@@ -61,6 +61,10 @@ class PlantedEngine:
             unmoved = activation - moved if moved is not None else None
             yield Response(p, text, tuple(range(8)), "stop", activation, None, unmoved, 8 if at != free else 0)
 
+    def onsets(self, prompts, *, read, interventions=()) -> Iterator[Response]:
+        """Before the first word it is where its reply would be."""
+        yield from self.respond(prompts, None, read=read)
+
     def replay(self, conversations, *, read, interventions=(), each=False, logprobs=False) -> Iterator[list[Turn]]:
         if any(isinstance(messages, Span) for messages in conversations):
             raise UsageError("a made-up engine reads no token ids")
@@ -94,6 +98,10 @@ def _held(at: float, i: object, any_direction: bool) -> float:
         length = i.alpha * NORM if i.relative else float(i.step.norm())
         along = float(i.vector @ UNIT / i.vector.norm())
         return at + length * (1.0 if any_direction else along)
+    if isinstance(i, SetTo):
+        return i.target_at(LAYER)
+    if isinstance(i, Mirror):
+        return max(at, 2 * i.floor_at(LAYER) - at)
     assert isinstance(i, Cap)
     return max(at, float(dict(zip(i.layers, i.floor, strict=True))[LAYER]))
 

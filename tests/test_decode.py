@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -170,6 +172,45 @@ def test_a_prompt_in_pieces_gives_what_it_gives_whole_also_under_a_cap(tiny, tok
         pieces = drained(loop, [])[1]
         assert pieces.row.out == whole.row.out
         assert torch.allclose(pieces.mean, whole.mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_a_pass_that_is_interrupted_after_every_layer_gives_what_it_gives_whole(tiny, capped):
+    cap = (Cap(torch.linspace(-1, 1, 32), (1,), floor=2.0),) if capped else ()
+    whole = drained(tiny.open_loop(400, range(3), rows=3), [(0, [a_row(tiny, 1, 60, 8, cap)])])[1]
+    other = drained(tiny.open_loop(400, range(3), rows=3), [(0, [a_row(tiny, 0, 9, 30, POISON[:0])])])[0]
+    loop = tiny.open_loop(400, range(3), rows=3)
+    loop.join([a_row(tiny, 0, 9, 30)])
+    prefills = [loop.begin(a_row(tiny, k, 60, 8, cap)) for k in (1, 2)]
+    steps, ended = 0, {}
+    while any(p.remaining for p in prefills):  # a step of the others, and another prompt's pass, between two layers
+        for p in prefills:
+            p.advance(30, 0.0)
+        ended |= {d.row.key: d for d in loop.step()}
+        steps += 1
+    assert steps >= 2 * len(tiny.layers)
+    loop.join_computed(prefills[0])
+    ended |= drained(loop, [])
+    assert ended[1].row.out == whole.row.out
+    assert ended[0].row.out == other.row.out
+    assert torch.allclose(ended[1].mean, whole.mean, atol=1e-4)
+    assert torch.allclose(ended[0].mean, other.mean, atol=1e-4)
+
+
+def test_a_pass_that_nobody_wants_any_more_ends_where_it_stands_and_one_that_fails_says_so(tiny):
+    loop = tiny.open_loop(400, range(3), rows=2)
+    prefill = loop.begin(a_row(tiny, 1, 60, 8))
+    prefill.advance(30, 0.0)
+    prefill.drop()
+    assert "personaspace-prompt" not in {thread.name for thread in threading.enumerate()}
+    handle = tiny.layers[-1].register_forward_pre_hook(lambda *_: 1 / 0)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            loop.begin(a_row(tiny, 1, 60, 8)).advance(30)
+    finally:
+        handle.remove()
+    in_pieces(loop, a_row(tiny, 1, 60, 8), 30)
+    assert drained(loop, [])[1].row.finish
 
 
 def test_the_next_turn_goes_on_from_what_the_last_has_left_and_says_what_it_says_alone(tiny):

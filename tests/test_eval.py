@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -49,12 +51,12 @@ def tokenizer(smollm2, tmp_path_factory):
     return str(folder)
 
 
-def lm_eval(kind, task, limit=None, chat=False, generation=None, **arguments):
+def lm_eval(kind, task, limit=None, chat=False, generation=None, include=DATA, **arguments):
     """A task's results and its samples, as lm-eval's own command makes them. generation: its `--gen_kwargs`."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    tasks = TaskManager(include_path=str(DATA), include_defaults=False)
+    tasks = TaskManager(include_path=str(include), include_defaults=False)
     found = simple_evaluate(
         model=kind,
         model_args=arguments,
@@ -91,6 +93,46 @@ def test_lm_eval_may_ask_for_more_tokens_than_there_are(address):
         base_url=f"{address}/v1/chat/completions",
     )
     assert results["exact_match,named"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def ifeval(tmp_path_factory):
+    """A folder with lm-eval's own IFEval, its file and its code, but for where the data come from."""
+    pytest.importorskip("langdetect", reason="IFEval's instructions need lm-eval[ifeval]")
+    source = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks" / "ifeval"
+    folder = tmp_path_factory.mktemp("ifeval")
+    task = (source / "ifeval.yaml").read_text()
+    own = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    train: {DATA / 'instructions.jsonl'}\n"
+    assert task.count("dataset_path: google/IFEval\ndataset_name: null\n") == 1
+    (folder / "ifeval.yaml").write_text(task.replace("dataset_path: google/IFEval\ndataset_name: null\n", own))
+    (folder / "utils.py").write_text((source / "utils.py").read_text())
+    return folder
+
+
+@pytest.mark.long
+def test_lm_evals_ifeval_runs_as_it_is_on_prompts_of_our_own(space, smollm2, ifeval):
+    """The Hub's 541 prompts are not here; a dozen of the same fields are. It asks for 1,280 tokens, and gets 24."""
+    with serving(space, smollm2, max_tokens=24) as (at, _):
+        results, samples = lm_eval(
+            "local-chat-completions",
+            "ifeval",
+            chat=True,
+            include=ifeval,
+            model="smollm2:capped",
+            base_url=f"{at}/v1/chat/completions",
+            num_concurrent=12,
+        )
+    followed = [kept for s in samples for kept in s["inst_level_strict_acc"]]
+    assert (len(samples), len(followed)) == (12, 15)
+    assert results["inst_level_strict_acc,none"] == pytest.approx(sum(followed) / 15)
+    assert results["prompt_level_loose_acc,none"] >= results["prompt_level_strict_acc,none"]
+    replies = {s["doc"]["key"]: s["resps"][0][0] for s in samples}
+    kept = {s["doc"]["key"]: s["inst_level_strict_acc"] for s in samples}
+    assert all(replies.values())
+    assert kept[0] == ["," not in replies[0]]
+    assert kept[4] == [not re.search(r"\b(snow|cold)\b", replies[4], re.IGNORECASE)]
+    assert kept[5] == [len(re.findall("dog", replies[5], re.IGNORECASE)) >= 3]
+    assert any(followed)
 
 
 @pytest.mark.long

@@ -220,7 +220,7 @@ def test_replays_log_probabilities_are_those_of_a_plain_pass(tiny):
         (lambda: Cap(vector() * float("inf"), (0,), floor=2.0), "finite vector"),
         (lambda: Add(vector(), 0, 1.0), "norm"),
         (lambda: Ablate(torch.zeros(32), 0), "not zero"),
-        (lambda: Add(vector(), 0, 1.0, relative=False, where="prompt"), "expected all or generated"),
+        (lambda: Add(vector(), 0, 1.0, relative=False, where="prompt"), "expected all, generated or answer"),
         (lambda: from_dict({"kind": "melt"}), "'melt'"),
         (lambda: from_dict({"kind": "cap", "vector": [1.0], "depth": 3}), "depth"),
     ],

@@ -98,6 +98,28 @@ def test_text_completions_take_text_and_token_ids(client, engine):
     assert len(text.choices[0].logprobs.tokens) == text.usage.completion_tokens + ended
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"logprobs": 1}, {"max_tokens": 0, "logprobs": 0}], ids=["text", "scored", "prompt"]
+)
+def test_an_echo_is_streamed_as_it_is_told_at_once(client, more):
+    asked = {"model": "tiny", "prompt": ["Once", "upon a"], "n": 2, "seed": 1, "max_tokens": 6, "echo": True, **more}
+    whole = client.completions.create(**asked)
+    parts = {c.index: [] for c in whole.choices}
+    for chunk in client.completions.create(stream=True, **asked):
+        for choice in chunk.choices:
+            parts[choice.index].append(choice)
+    for choice in whole.choices:
+        chunks = parts[choice.index]
+        assert choice.text.startswith(asked["prompt"][choice.index // 2])
+        assert "".join(c.text for c in chunks) == choice.text
+        if "logprobs" in more:
+            for name in ("tokens", "token_logprobs", "top_logprobs"):
+                assert [v for c in chunks for v in getattr(c.logprobs, name)] == getattr(choice.logprobs, name)
+            starts = [c.logprobs.text_offset[0] for c in chunks if c.logprobs.tokens]
+            assert starts[0] == 0
+            assert all(start >= len(asked["prompt"][choice.index // 2]) for start in starts[1:])
+
+
 def test_an_echoed_prompt_comes_with_its_tokens_log_probabilities(client, engine):
     ids = engine.chat.text_ids("Once upon a time")
     for prompt in ("Once upon a time", ids):
@@ -143,7 +165,7 @@ def test_a_text_completion_goes_on_where_a_transcripts_reply_would_end(space, en
 
 
 def test_a_long_text_is_scored_in_parts_as_it_is_in_one(engine, space, monkeypatch):
-    from personaspace.engines.transformers import engine as module
+    from personaspace.engines.transformers import scoring as module
 
     ids = engine.chat.text_ids("a text of some tokens, more than a part has")
     whole = engine.score(ids, 2, [space.cap()])
@@ -182,13 +204,15 @@ def test_a_replys_persona_is_what_replay_reads_capped_and_not(client, engine, sp
         ("tiny", {}),
         ("tiny:capped", {}),
         ("tiny", {"cap": "capped"}),
+        ("tiny", {"cap": "capped+mirror+answer"}),
+        ("tiny", {"cap": "capped+target+half-life=3"}),
         ("tiny", {"steer": [{"alpha": 0.5}]}),
     ):
         made = client.chat.completions.create(
             model=model, messages=HELLO, temperature=0, max_tokens=9, logprobs=True, extra_body={"persona": persona}
         )
         told = made.persona
-        held = [space.cap()] if model != "tiny" or "cap" in persona else []
+        held = [space.hold(persona.get("cap", "capped"))] if model != "tiny" or "cap" in persona else []
         held += [space.steer(0.5)] if "steer" in persona else []
         (ours,) = engine.respond(
             [ps.Prompt(tuple(HELLO))], ps.Sampling(temperature=0, max_new_tokens=9), read=[1], interventions=held
@@ -201,7 +225,7 @@ def test_a_replys_persona_is_what_replay_reads_capped_and_not(client, engine, sp
         nearest = space.nearest(ours.activation[0], 5)
         assert [name for name, _ in told["nearest"]] == [name for name, _ in nearest]
         assert [c for _, c in told["nearest"]] == pytest.approx([c for _, c in nearest], abs=1e-3)
-        if held and not persona.get("steer"):
+        if held and held == [space.cap()]:
             assert told["projection"] >= dict(zip(space.cap().layers, space.cap().floor, strict=True))[1] - 1e-2
 
 
@@ -266,6 +290,7 @@ def test_a_history_of_drifts_raises_the_alert_over_several_turns(client):
         ({"model": "tiny", "messages": HELLO * 300}, 400, "300 messages"),
         ({"model": "tiny", "messages": HELLO, "persona": {"cap": "lid"}}, 400, "no cap 'lid'"),
         ({"model": "tiny", "messages": HELLO, "persona": {"cap": ""}}, 400, "no cap ''"),
+        ({"model": "tiny", "messages": HELLO, "persona": {"cap": "capped+loud"}}, 400, "'loud': expected target"),
         ({"model": "tiny", "messages": HELLO, "persona": {"steer": [{"direction": "gost", "alpha": 1}]}}, 400, "ghost"),
         ({"model": "tiny:capped", "messages": HELLO, "persona": {"cap": "all-p75@1:3"}}, 400, "persona.cap says"),
         ({"messages": HELLO}, 400, "model"),

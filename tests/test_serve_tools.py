@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -219,7 +224,7 @@ def test_an_agent_loop_goes_round(client):
     """Call, result, answer, with what the server has sent given back as it came."""
     message = ask(client, "hermes", parallel_tool_calls=False).choices[0].message
     results = [{"role": "tool", "tool_call_id": c.id, "content": "four"} for c in message.tool_calls]
-    history = [*said("hermes"), {**message.model_dump(exclude_unset=True), "content": None}, *results]
+    history = [*said("hermes"), message.model_dump(exclude_unset=True), *results]
     assert ask(client, history).choices[0].message.content == ANSWER
     assert ask(client, RESULT).choices[0].message.content == ANSWER
 
@@ -241,7 +246,7 @@ def test_a_call_that_is_asked_for_is_begun(client, choice):
         ({"tools": []}, "found 0"),
         ({"tools": [TOOL, {**TOOL, "function": {"name": "b"}}]}, "found 2"),
         ({"tool_choice": {"type": "function", "function": {"name": "b"}}}, "tools has not"),
-        ({"continue_final_message": True}, "goes on with a message"),
+        ({"continue_final_message": True}, "goes on with no message"),
     ],
 )
 def test_a_call_that_cannot_be_begun_is_refused_in_a_line(server, more, said_of_it):
@@ -286,12 +291,32 @@ def test_a_response_goes_round_an_agents_loop(client):
     asked = {"model": "tiny", "tools": [FUNCTION], "temperature": 0}
     made = client.responses.create(input="hermes", parallel_tool_calls=False, **asked)
     (call,) = (i for i in made.output if i.type == "function_call")
-    items = [
-        *said("hermes"),
-        call.model_dump(),
-        {"type": "function_call_output", "call_id": call.call_id, "output": "four"},
-    ]
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "four"}
+    items = [*said("hermes"), *(item.model_dump() for item in made.output), output]
     assert client.responses.create(input=items, **asked).output_text == ANSWER
+
+
+@pytest.mark.long
+def test_openais_client_in_javascript_chats_streams_and_calls_tools(server):
+    packages = Path(sys.prefix) / "js" / "node_modules"
+    if (node := shutil.which("node")) is None:
+        pytest.skip("node is not installed")
+    if not (packages / "openai").is_dir():
+        pytest.skip(f"npm has not brought openai to {packages}; `make test` tries to")
+    script = Path(__file__).parent / "data" / "client.cjs"
+    environment = {**os.environ, "NODE_PATH": str(packages)}
+    ran = subprocess.run(
+        [node, script, server, json.dumps(TOOL)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    calls = [{"name": name, "arguments": arguments} for name, arguments in TWO]
+    assert told["models"][:2] == ["tiny", "tiny:capped"]
+    for way in ("whole", "streamed", "response", "response_streamed"):
+        assert told[way] == {"text": "Let me see.\n", "calls": calls}, way
+    assert told["persona"] > 0
+    assert told["loop"] == ANSWER
+    assert (told["refused"]["status"], told["refused"]["param"]) == (400, "logit_bias")
 
 
 @pytest.mark.long

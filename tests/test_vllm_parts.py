@@ -20,7 +20,7 @@ from personaspace.engines.vllm.readout import Readout
 from personaspace.engines.vllm.request import PersonaRequest, parse_request
 from personaspace.engines.vllm.wire import pack, unpack
 from personaspace.errors import UsageError
-from personaspace.model.interventions import Ablate, Add, Cap, Intervention
+from personaspace.model.interventions import Ablate, Add, Cap, Decaying, Intervention, Mirror, SetTo
 
 HIDDEN, LAYERS, SLOTS = 6, 2, 3
 CPU = torch.device("cpu")
@@ -34,9 +34,9 @@ def moved(rows: Rows, row: int, layer: int, hidden: torch.Tensor) -> torch.Tenso
     """The arithmetic of the compiled pass, in words of one syllable."""
     for k in range(rows.clamps):
         unit = rows.units[layer][rows.which[layer][row, k]]
-        low, high, shift = rows.bounds[layer][row, k]
+        low, high, shift, gain = rows.bounds[layer][row, k]
         on = hidden @ unit
-        hidden = hidden + (on.clamp(low, high) + shift - on)[:, None] * unit
+        hidden = hidden + (gain * (on.clamp(low, high) - on) + shift)[:, None] * unit
     return hidden
 
 
@@ -47,6 +47,8 @@ KINDS: list[tuple[Intervention, ...]] = [
     (Add(vector(2), 0, -0.7, relative=False),),
     (Ablate(vector(3), 1),),
     (Add(vector(4), 1, 1.0, norm=1.0), Cap(vector(5), (1,), ceiling=0.0)),
+    (SetTo(vector(6), (0, 1), target=(0.4, -2.0)),),
+    (Mirror(vector(7), (1,), floor=0.3),),
 ]
 
 
@@ -341,3 +343,15 @@ def test_who_calls_the_engine_from_python_has_all_places() -> None:
     with pytest.raises(UsageError, match="16 different directions are in use at layer 0"):
         in_flight.add("16", sampled("", "0:16"))
     assert "16" not in in_flight.uses
+
+
+@pytest.mark.parametrize(
+    ("intervention", "said"),
+    [
+        (Decaying(Cap(vector(0), (0,), floor=0.5, where="generated"), 8.0), "Decaying is not known"),
+        (SetTo(vector(0), (0,), target=0.5, where="answer"), "where=answer is not known"),
+    ],
+)
+def test_what_no_row_can_hold_is_refused_by_name_before_anything_is_sent(intervention, said) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_request({"interventions": [intervention.to_dict()]}, {}, LAYERS, HIDDEN)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from personaspace.model.interventions import Ablate as Ablate
     from personaspace.model.interventions import Add as Add
     from personaspace.model.interventions import Cap as Cap
+    from personaspace.model.interventions import Decaying as Decaying
+    from personaspace.model.interventions import Mirror as Mirror
+    from personaspace.model.interventions import SetTo as SetTo
     from personaspace.model.residual import attach as attach
     from personaspace.report.map import write_report as write_report
     from personaspace.space import PersonaSpace as PersonaSpace
@@ -40,13 +43,16 @@ PUBLIC = {
     "Add": "personaspace.model.interventions",
     "Cap": "personaspace.model.interventions",
     "Catalog": "personaspace.catalog",
+    "Decaying": "personaspace.model.interventions",
     "Design": "personaspace.engines.prompts",
     "Engine": "personaspace.engines.protocol",
+    "Mirror": "personaspace.model.interventions",
     "PersonaSpace": "personaspace.space",
     "PersonaSpaceError": "personaspace.errors",
     "Prompt": "personaspace.engines.prompts",
     "Response": "personaspace.engines.protocol",
     "Sampling": "personaspace.engines.prompts",
+    "SetTo": "personaspace.model.interventions",
     "Span": "personaspace.engines.chat",
     "Token": "personaspace.engines.protocol",
     "Turn": "personaspace.engines.protocol",

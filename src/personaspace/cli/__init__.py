@@ -23,9 +23,10 @@ from personaspace.cli import holding
 from personaspace.cli import serving
 from personaspace.cli import formats
 from personaspace.cli import experiments
+from personaspace.cli import traits
 # isort: on
 
-__all__ = ["app", "experiments", "formats", "holding", "judging", "main", "maps", "serving"]
+__all__ = ["app", "experiments", "formats", "holding", "judging", "main", "maps", "serving", "traits"]
 
 
 @app.callback(invoke_without_command=True)

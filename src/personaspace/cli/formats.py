@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from personaspace.cli.common import Device, Dtype, Json, SpaceArg, app, err, out
+from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out
 from personaspace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,18 +81,51 @@ def _space_path(source: str, out_path: Path | None) -> Path:
 @app.command("export", epilog="Example: personaspace export runs/smollm2 --format gguf --out axis.gguf")
 def export_command(
     space: SpaceArg,
-    to: Annotated[str, typer.Option("--format", help="gguf (llama.cpp), reference (the study's files) or compact.")],
-    out_path: Annotated[Path, typer.Option("--out", help="The file, or for reference a new folder.")],
-    direction: Annotated[str, typer.Option(help="gguf: axis, or a role.")] = "axis",
+    to: Annotated[
+        str, typer.Option("--format", help="gguf (llama.cpp), reference (the study's files), compact or weights.")
+    ],
+    out_path: Annotated[Path, typer.Option("--out", help="The file, or for reference and weights a new folder.")],
+    direction: Annotated[str, typer.Option(help="gguf: axis, a role, trait:NAME, ….")] = "axis",
     scale: Annotated[float, typer.Option(help="gguf: what to multiply the vectors with.")] = 1.0,
+    ablate: Annotated[
+        str | None, typer.Option(help="weights: what to take out of the model's weights, axis or a role.")
+    ] = None,
+    model: ModelArg = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Write SPACE for other programs: a control vector, files laid out like the study's, or a small space."""
+    """Write SPACE for other programs: a control vector, files laid out like the study's, a small space, or its model's weights
+    without a direction."""
     from personaspace.formats import export_space
     from personaspace.space import PersonaSpace
 
+    if to == "weights":
+        _export_weights(space, out_path, ablate, model, dtype, as_json)
+        return
+    if ablate or model or dtype:
+        raise UsageError(f"--format {to}: --ablate, --model and --dtype are for --format weights")
     export_space(PersonaSpace.load(space), to, out_path, direction, scale)
     out.print(json.dumps({"out": str(out_path)}) if as_json else f"{to}: {out_path}")
+
+
+def _export_weights(
+    space: str, folder: Path, ablate: str | None, model: str | None, dtype: str | None, as_json: bool
+) -> None:
+    from personaspace.files import plain
+    from personaspace.formats import export_weights
+    from personaspace.space import PersonaSpace
+
+    if ablate is None:
+        raise UsageError("--format weights: --ablate says what to take out of them: axis, or a role")
+    ablated = export_weights(PersonaSpace.load(space), ablate, folder, model, dtype)
+    if as_json:
+        out.print(json.dumps({"out": str(folder), **plain(ablated)}))
+        return
+    untied = "; the lm_head, which was the embedding, is a matrix of its own now" if ablated.untied else ""
+    out.print(
+        f"weights: {folder}\n{ablate} is out of {len(ablated.names)} tensors: of the residual stream at most "
+        f"{ablated.before:.1%} lay along it, now {ablated.after:.1e}{untied}"
+    )
 
 
 @app.command(epilog="Example: personaspace push runs/smollm2 hf://owner/smollm2-space --private")
@@ -134,30 +167,35 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Set spaces of several models, or versions of one, side by side; a base and its fine-tune are mapped for that."""
-    from personaspace.api import options_of
-    from personaspace.catalog import load_catalog
-    from personaspace.cli.progress import Bar
-    from personaspace.engines import Engine, load_engine
     from personaspace.experiments.compare.findings import compare
+    from personaspace.experiments.compare.names import is_model
     from personaspace.experiments.compare.page import headline, write_comparison
-    from personaspace.experiments.compare.sources import spaces_of
     from personaspace.files import plain
     from personaspace.report import words
+    from personaspace.space import PersonaSpace
 
     is_page = out_path.suffix == ".html"
     folder, out_file = (out_path.with_suffix(""), out_path) if is_page else (out_path, out_path / "compare.html")
+    if any(map(is_model, spaces)):
+        from personaspace.api import options_of
+        from personaspace.catalog import load_catalog
+        from personaspace.cli.progress import Bar
+        from personaspace.engines import Engine, load_engine
+        from personaspace.experiments.compare.sources import spaces_of
 
-    def load(name: str) -> Engine:
-        err.print(f"{name}:")
-        return load_engine("transformers", name, device=device, dtype=dtype)
+        def load(name: str) -> Engine:
+            err.print(f"{name}:")
+            return load_engine("transformers", name, device=device, dtype=dtype)
 
-    prompts = {} if prompts_per_role is None else {"per_role": prompts_per_role}
-    options = options_of(read="prompt", prompts=prompts, seed=seed)
-    with Bar(err) as bar:
-        sources = {source: source for source in spaces}
-        loaded = named(
-            list(spaces_of(sources, folder, load_catalog(catalog).select(roles), options, load, bar).items())
-        )
+        prompts = {} if prompts_per_role is None else {"per_role": prompts_per_role}
+        options = options_of(read="prompt", prompts=prompts, seed=seed)
+        with Bar(err) as bar:
+            mapped = spaces_of(
+                dict(zip(spaces, spaces, strict=True)), folder, load_catalog(catalog).select(roles), options, load, bar
+            )
+        loaded = named([(source, mapped[source]) for source in spaces])
+    else:
+        loaded = named([(source, PersonaSpace.load(source)) for source in spaces])
     pairs = compare(loaded, seed)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     page = write_comparison(out_file, loaded, pairs)

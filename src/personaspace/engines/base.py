@@ -100,6 +100,8 @@ class BaseEngine(ABC):
         """See `Engine.replay`. A `Span` is read as it stands; messages are rendered and tokenised once. Raises `UsageError`."""
         _check_span(span)
         applied = (*self._ambient, *interventions)
+        if span != "answer" and any(i.where == "answer" for i in applied):
+            raise UsageError(f"span={span}: what acts on answers alone is replayed with span=answer")
         self._check(applied)
         options = ReadOptions(self._layers(read), applied, each=each, logprobs=logprobs, span=span)
         return self._replay(conversations, options)

@@ -141,6 +141,11 @@ class ReplySplitter:
         self.parts = self._parts(len(ids))
         return self.parts
 
+    def answered(self, ids: Sequence[int]) -> int:
+        """How many tokens of the answer there are by now; 0 while the reply thinks, and while it cannot be told."""
+        start, end = self.follow(ids).answer
+        return 0 if self.is_open or end < len(ids) else end - start
+
     def without_marker(self, thinking: str) -> str:
         """The thoughts' text by now, less what may be the beginning of a marker."""
         return thinking

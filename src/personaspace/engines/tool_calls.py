@@ -111,14 +111,14 @@ class CallForm:
     @classmethod
     def of(cls, tokenizer: Any, plain: Callable[[Sequence[int]], str], template: str) -> CallForm | None:
         """A model's, by its tokenizer or its chat template; None where it is not known."""
-        own = getattr(tokenizer, "response_template", None)
-        if isinstance(own, Mapping) and "tool_calls" in (own.get("fields") or {}):
-            field, beginning = own["fields"]["tool_calls"], None
+        response_template = getattr(tokenizer, "response_template", None)
+        if isinstance(response_template, Mapping) and "tool_calls" in (response_template.get("fields") or {}):
+            field, beginning = response_template["fields"]["tool_calls"], None
         else:
-            known = next((form for form in KNOWN_FORMS if form.mentioned in template), None)
-            if known is None:
+            known_form = next((form for form in KNOWN_FORMS if form.mentioned in template), None)
+            if known_form is None:
                 return None
-            field, beginning = known.field, known.beginning
+            field, beginning = known_form.field, known_form.beginning
         form = cls(tokenizer, plain, field, beginning)
         try:
             form.reader([])

@@ -36,6 +36,7 @@ _FOLDERS = (
     "capability",
     "case_study",
     "manner",
+    "holds",
 )
 EXPERIMENTS = {folder.replace("_", "-"): ExperimentEntry(folder) for folder in _FOLDERS}
 """In the order of the paper, then those that it lacks."""

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from personaspace.formats.transcripts import Transcript as Transcript
     from personaspace.formats.transcripts import read_transcripts as read_transcripts
     from personaspace.formats.vectors import read_vectors as read_vectors
+    from personaspace.formats.weights import export_weights as export_weights
 
 NAMES = {
     "FORMATS": "personaspace.formats.spaces",
     "export_space": "personaspace.formats.spaces",
+    "export_weights": "personaspace.formats.weights",
     "fetch_reference": "personaspace.formats.hub",
     "import_space": "personaspace.formats.spaces",
     "push": "personaspace.formats.hub",

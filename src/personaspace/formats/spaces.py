@@ -11,6 +11,7 @@ from personaspace.formats.reference import read_reference, write_reference
 from personaspace.space import PersonaSpace
 
 FORMATS = ("gguf", "reference", "compact")
+"""What a space alone is written as; `formats.weights` writes its model's weights."""
 
 
 def import_space(source: str | Path, model: str = "unknown", layer: int | None = None) -> PersonaSpace:
@@ -50,7 +51,7 @@ def export_space(
     Raises `UsageError` for another format, `SpaceError`.
     """
     if format not in FORMATS:
-        raise UsageError(f"export format {format!r}: expected one of {', '.join(FORMATS)}")
+        raise UsageError(f"export format {format!r}: expected one of {', '.join((*FORMATS, 'weights'))}")
     if format == "gguf":
         write_control_vector(path, space, direction, scale)
     elif format == "compact":

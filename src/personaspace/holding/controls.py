@@ -7,18 +7,24 @@ arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from personaspace.engines import Engine
+from personaspace.engines.chat import Span
 from personaspace.engines.prompts import Message, Prompt, Sampling
 from personaspace.errors import RunError
-from personaspace.model.interventions import Add, Cap
+from personaspace.model.interventions import Add, Cap, Decaying, Intervention, SetTo
 from personaspace.space import PersonaSpace
 
 MEASURED_ON = 16
 """Prompts on which it is measured how far a cap moves a token, and tokens of a reply to each."""
+
+MANY = 20
+"""Random directions from which on an effect is held against their 95th percentile: of fewer it is not known."""
 
 SECOND = 1
 """The index of the second component."""
@@ -45,8 +51,9 @@ def second_component(space: PersonaSpace, layer: int) -> Tensor:
 
 def between_halves(space: PersonaSpace, layer: int) -> Tensor:
     """From the mean of one half of the roles, drawn at random, to that of the other `[hidden]` at a layer, less what of it lies
-    along the layer's axis, of unit length: an axis as it would be if who is the Assistant had been drawn by lot."""
-    vectors, _ = space.centred(layer)
+    along the layer's axis, of unit length: an axis as it would be if who is the Assistant had been drawn by lot. A compact
+    space has roles at one layer only: there it is that layer's everywhere, less each layer's axis."""
+    vectors, _ = space.centred(space.layer if space.is_compact else layer)
     order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
     half = len(order) // 2
     return _across(vectors[order[:half]].mean(0) - vectors[order[half:]].mean(0), space.axis_at(layer))
@@ -86,15 +93,21 @@ def displaced(space: PersonaSpace, layers: Sequence[int], steps: Sequence[float]
     )
 
 
-def displacement(engine: Engine, space: PersonaSpace, cap: Cap, prompts: Sequence[Sequence[Message]]) -> list[float]:
-    """How far a cap moves a reply's token in the mean at each of its layers, ‖h after − h before‖, given what it did
-    at the layers below; on the first of the prompts. Raises `RunError` for an engine that does not read what a cap
-    changes."""
+def displacement(
+    engine: Engine, space: PersonaSpace, hold: Intervention, prompts: Sequence[Sequence[Message]]
+) -> list[float]:
+    """How far a cap, or what else holds along the axis, moves a reply's token in the mean at each of its layers,
+    ‖h after − h before‖, given what it did at the layers below; on the first of the prompts. Raises `RunError` for an
+    engine that does not read what a cap changes."""
     measured_prompts = [Prompt(tuple(p), index=k, seed=k) for k, p in enumerate(prompts[:MEASURED_ON])]
-    axis = torch.stack([space.axis_at(layer) for layer in cap.layers])
-    steps, tokens = torch.zeros(len(cap.layers)), 0
+    layers = hold.layers_touched()
     sampling = Sampling(max_new_tokens=MEASURED_ON)
-    for r in engine.respond(measured_prompts, sampling, read=cap.layers, interventions=(cap,), before=True):
+    inner = hold.of if isinstance(hold, Decaying) else hold
+    if isinstance(inner, SetTo) or (isinstance(inner, Cap) and inner.ceiling is not None):
+        return _token_by_token(engine, hold, inner, measured_prompts, sampling)
+    axis = torch.stack([space.axis_at(layer) for layer in layers])
+    steps, tokens = torch.zeros(len(layers)), 0
+    for r in engine.respond(measured_prompts, sampling, read=layers, interventions=(hold,), before=True):
         if r.activation is not None and r.before is not None and r.tokens:
             # Every step of a floor points the same way, up the axis: the means' difference is the mean of the lengths.
             steps += r.tokens * ((r.activation - r.before).float().cpu() * axis).sum(-1)
@@ -102,3 +115,79 @@ def displacement(engine: Engine, space: PersonaSpace, cap: Cap, prompts: Sequenc
     if not tokens:
         raise RunError("the engine does not read what a cap changes, so that it has no control")
     return (steps / tokens).clamp(min=0).tolist()
+
+
+def _token_by_token(
+    engine: Engine,
+    hold: Intervention,
+    inner: SetTo | Cap,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+) -> list[float]:
+    """The same of what moves tokens both ways, whose steps cancel in a mean: each reply is read again once for every layer,
+    held at the layers under it alone. inner: the hold itself, or what decays in it."""
+    spans = []
+    for r in engine.respond(prompts, sampling, interventions=(hold,)):
+        ids = engine.chat.prompt_ids(r.prompt.messages)
+        if r.token_ids:
+            spans.append(Span((*ids, *r.token_ids), ((len(ids), len(ids) + len(r.token_ids)),)))
+    lengths = []
+    for layer in inner.layers:
+        below = inner.below(layer)
+        under = () if below is None else (Decaying(below, hold.half_life) if isinstance(hold, Decaying) else below,)
+        moved, tokens = 0.0, 0
+        for (turn,) in engine.replay(spans, read=[layer], interventions=under, each=True):
+            assert turn.each is not None
+            stream = turn.each[:, 0].float().cpu()
+            after = inner.apply(stream, layer)
+            if isinstance(hold, Decaying):
+                after = hold.weakened(stream, after, torch.arange(len(stream)))
+            moved, tokens = moved + float((after - stream).norm(dim=-1).sum()), tokens + len(stream)
+        lengths.append(moved / max(1, tokens))
+    return lengths
+
+
+@dataclass(frozen=True)
+class BesideControls:
+    """An effect of the axis beside those of as long steps along random directions, and along a shuffled axis where there was
+    one. It is the axis' own where it lies beyond the 95th percentile of at least `MANY` random ones, the way that it goes."""
+
+    effect: float
+    random: tuple[float, ...]
+    shuffled: float | None = None
+
+    @property
+    def limit(self) -> float | None:
+        """The random directions' 95th percentile, or 5th for an effect under 0; the farthest of fewer than `MANY`; None without
+        any."""
+        if not self.random:
+            return None
+        sign = -1.0 if self.effect < 0 else 1.0
+        return sign * farthest([sign * value for value in self.random])
+
+    @property
+    def is_the_axis(self) -> bool:
+        """Whether it may be said to be the axis' own."""
+        limit = self.limit
+        if limit is None or len(self.random) < MANY:
+            return False
+        return self.effect > max(limit, 0.0) if self.effect > 0 else self.effect < min(limit, 0.0)
+
+    def told(self, spec: str = "+.2f") -> str:
+        """It beside them, in words."""
+        if not self.random:
+            return "no random direction was set beside it, so nothing is claimed of the axis"
+        n, shuffled = len(self.random), "" if self.shuffled is None else f", a shuffled axis {self.shuffled:{spec}}"
+        between = (
+            f"{n} random directions displaced as far {min(self.random):{spec}} to {max(self.random):{spec}}{shuffled}"
+        )
+        if n < MANY:
+            return f"{between}: fewer than {MANY}, so nothing is claimed of the axis"
+        return (
+            f"{between}: {'beyond' if self.is_the_axis else 'not beyond'} their 95th percentile ({self.limit:{spec}})"
+        )
+
+
+def farthest(values: Sequence[float]) -> float:
+    """The 95th percentile of random directions' effects; of fewer than `MANY` the greatest."""
+    return float(np.quantile(values, 0.95)) if len(values) >= MANY else max(values)

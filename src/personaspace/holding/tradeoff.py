@@ -6,15 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from personaspace.holding.controls import RANDOM
+from personaspace.holding.controls import MANY, RANDOM, farthest
 from personaspace.holding.outcomes import MAX_COST, MAX_TOUCHED, CapOutcome, percent
 from personaspace.report.page import FAR, NEAR, SOFT, Block, write_figures
 from personaspace.space import PersonaSpace
-
-MANY = 20
-"""Random directions from which on an effect is held against their 95th percentile."""
 
 
 def table(outcomes: Sequence[CapOutcome]) -> tuple[list[str], list[list[str]]]:
@@ -181,7 +176,7 @@ def compared(controls: Mapping[str, Any]) -> str:
     ways = [e["way"] for e in random]
     # Of fewer than twenty the 95th percentile is not known: then it is the greatest.
     percentile_known = len(ways) >= MANY
-    limit = float(np.quantile(ways, 0.95)) if percentile_known else max(ways)
+    limit = farthest(ways)
     bound = f"the 95th percentile of {len(ways)}" if percentile_known else f"all {len(ways)}"
     named_controls = [e for e in others if e not in random]
     named_figures = "".join(f", {e['name']} {e['way']:+.2f}" for e in named_controls)

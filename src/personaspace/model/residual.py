@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from personaspace.errors import ModelError, UsageError
-from personaspace.model.interventions import Intervention
+from personaspace.model.interventions import Decaying, Intervention, Where
 
 
 def text_config(model: Any) -> Any:
@@ -165,13 +165,14 @@ def reading(layers: nn.ModuleList, read: Sequence[int], sink: Sink) -> Iterator[
 class Intervening:
     """Applies interventions in the layers' hooks, each to the rows of the forward pass that it is meant for.
 
-    groups: row numbers `[rows]` (None: all of them) with what is done to them, in order. generated: `[rows, tokens]`, which
-    tokens are generated ones; None where that was seen to before. touched: `[rows, tokens]`, filled where it is given.
+    groups: row numbers `[rows]` (None: all of them) with what is done to them, in order. places: by `where`, how many of those
+    tokens stand before a token in its reply, −1 for one that is none of them, `[rows, tokens]`; empty where that was seen to
+    before and nothing decays. touched: `[rows, tokens]`, filled where it is given.
     """
 
     def __init__(self) -> None:
         self.groups: list[tuple[Tensor | None, tuple[Intervention, ...]]] = []
-        self.generated: Tensor | None = None
+        self.places: dict[Where, Tensor] = {}
         self.touched: Tensor | None = None
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor | None:
@@ -186,10 +187,11 @@ class Intervening:
             after = before
             for i in here:
                 changed = i.apply(after, layer)
-                if i.where == "generated" and self.generated is not None:
-                    generated = self.generated.to(hidden.device)
-                    mask = generated if rows is None else generated[rows]
-                    changed = torch.where(mask[..., None], changed, after)
+                if i.where in self.places:
+                    places = self.places[i.where].to(hidden.device)
+                    places = places if rows is None else places[rows]
+                    changed = i.weakened(after, changed, places) if isinstance(i, Decaying) else changed
+                    changed = torch.where(places[..., None] >= 0, changed, after)
                 after = changed
             if self.touched is not None:
                 touched_rows = slice(None) if rows is None else rows.to(self.touched.device)
@@ -241,13 +243,18 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
 
     Those for generated tokens alone act on what stands behind the prompt that `generate` was given, also where several tokens
     go through the model at once (prompt lookup, an assistant model). Of passes of your own they act on those of a single token.
-    Afterwards the model is as it was. Raises `UsageError`, `ModelError`.
+    What decays does so from the prompt's end on, in `generate` alone. Afterwards the model is as it was. Raises `UsageError`,
+    also for an intervention on answers alone, since nothing here tells thoughts from them; `ModelError`.
 
     >>> with attach(model, space.cap()):
     ...     model.generate(**tokenizer("Who are you?", return_tensors="pt"))
     """
     layers = text_layers(model)
     check_interventions(interventions, len(layers), text_config(model).hidden_size)
+    if any(i.where == "answer" for i in interventions):
+        raise UsageError(
+            "where=answer: attach cannot tell thoughts from an answer, as an engine does; where=generated takes both"
+        )
     applied = Intervening()
     everywhere = tuple(i for i in interventions if i.where == "all")
     prompt: list[int] = []  # how many tokens it has, while `generate` runs
@@ -255,11 +262,11 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
     def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         past = kwargs.get("past_key_values")
-        applied.generated = None
+        applied.places = {}
         if prompt and past is not None:
             start = past.get_seq_length()
-            behind = torch.arange(start, start + hidden.shape[1], device=hidden.device) >= prompt[-1]
-            applied.generated = behind.expand(hidden.shape[:2])
+            behind = torch.arange(start, start + hidden.shape[1], device=hidden.device) - prompt[-1]
+            applied.places = {"generated": behind.clamp(min=-1).expand(hidden.shape[:2])}
             applied.groups = [(None, tuple(interventions))]
         else:
             applied.groups = [(None, tuple(interventions) if hidden.shape[1] == 1 else everywhere)]

@@ -143,7 +143,9 @@ class Requests:
                 row.end_ids = ends | frozenset(body.stop_token_ids)
                 emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
-                text = tools.reply_text(chat.splitter(ids)) if is_chat else ReplyText(chat.decode)
+                splitter = chat.splitter(ids) if is_chat else None
+                text = tools.reply_text(splitter) if is_chat else ReplyText(chat.decode)
+                row.answered = splitter.answered if splitter else None
                 reply.job = Job(row, emit, text, tuple(body.stop), body.stream, follow)
         try:
             self.worker.submit([r.job for r in pending.replies if r.job])
@@ -306,7 +308,9 @@ class Requests:
                 unfinished -= 1
                 reply.finish = event.finish
                 job = reply.job
-                if job and event.finish not in LOST:
+                if job is None:
+                    self._count(pending.body, reply)
+                elif event.finish not in LOST:
                     persona = self.reader.turn(event.mean, job.tokens_read, job.touched, pending.body.persona.history)
                     if job.reply.calls and (calls := job.reply.calls.calls):
                         is_one = isinstance(pending.body, ChatCompletion) and not pending.body.parallel_tool_calls
@@ -314,14 +318,15 @@ class Requests:
                         reply.finish = "tool_calls" if reply.finish == "stop" else reply.finish
                     if is_finite(persona):
                         reply.persona = persona
-                        self._count(pending.body.model, reply)
+                        self._count(pending.body, reply)
                     else:
                         reply.finish = NOT_FINITE
             yield reply, event
 
-    def _count(self, model: str, reply: CompletedReply) -> None:
-        m = self.metrics
-        m.tokens.labels(model, "prompt").inc(len(reply.ids))
+    def _count(self, body: Completion, reply: CompletedReply) -> None:
+        m, model = self.metrics, body.model
+        is_first = reply.index % body.n == 0  # of a prompt's replies, which is counted once, as in `usage`
+        m.tokens.labels(model, "prompt").inc(len(reply.ids) if is_first else 0)
         m.tokens.labels(model, "completion").inc(reply.tokens)
         m.reply(model, reply.persona)
 

@@ -3,6 +3,7 @@ and limits. Nothing here takes part in answering."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -334,7 +335,13 @@ def _named(
                 option["maximum"] = settings.max_n
     for name in ("ChatCompletion", "Conversation"):
         schemas[name]["properties"]["messages"]["maxItems"] = settings.max_messages
-    schemas["Persona"]["properties"]["cap"]["anyOf"][0]["enum"] = list(caps)
+    cap = schemas["Persona"]["properties"]["cap"]["anyOf"]
+    cap[0]["enum"] = list(caps)
+    if caps:
+        # JavaScript's regular expressions know fewer escapes than `re.escape` writes.
+        names = "|".join(re.sub(r"([.*+?^${}()|\[\]\\])", r"\\\1", name) for name in caps)
+        ways = r"(\+(target|mirror))?(\+(generated|answer))?(\+half-life=[1-9][0-9]{0,3})?"
+        cap.insert(1, {"type": "string", "pattern": f"^({names}){ways}$", "maxLength": 200})
     schemas["Steer"]["properties"]["direction"]["enum"] = ["axis", *roles]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from personaspace.errors import SpaceError
+from personaspace.errors import SpaceError, UsageError
 from personaspace.holding.monitor import AlertRule, Monitor, alert_rule
 from personaspace.model.interventions import Intervention
 from personaspace.report import words
@@ -60,7 +60,7 @@ class Reader:
             raise BadRequest(f"model says cap '{cap}', persona.cap says '{persona.cap}'", "persona.cap")
         try:
             return self.space.interventions(cap or persona.cap, [(s.alpha, s.direction) for s in persona.steer])
-        except SpaceError as e:
+        except (SpaceError, UsageError) as e:
             raise BadRequest(str(e), "persona") from None
 
     def turn(self, mean: Tensor | None, tokens: int, touched: int, history: Sequence[float]) -> dict[str, Any] | None:

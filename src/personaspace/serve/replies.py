@@ -162,8 +162,8 @@ class ReplyFormat:
             delta |= {"tool_calls": [{"index": k, **_call(c)} for k, c in enumerate(r.calls)]} if r.calls else {}
             content: dict[str, Any] = {"delta": delta}
         else:
-            content = {"text": step.text}
-        logprobs = self.logprobs(r, step.logged)
+            content = {"text": (r.prompt if step.first else "") + step.text}
+        logprobs = self.logprobs(r, step.logged, step.first)
         choice = {"index": r.index, **content, "logprobs": logprobs, "finish_reason": r.finish or None}
         return {**self._head(True), "choices": [choice], **({"persona": step.persona} if step.persona else {})}
 
@@ -171,8 +171,11 @@ class ReplyFormat:
         """The last chunk where usage is asked for: no choices, the counts."""
         return {**self._head(True), "choices": [], "usage": usage(replies)}
 
-    def logprobs(self, r: CompletedReply, which: slice = slice(0, None)) -> dict[str, Any] | None:
-        """The log-probabilities of those of a reply's tokens, in the endpoint's own shape."""
+    def logprobs(
+        self, r: CompletedReply, which: slice = slice(0, None), with_prompt: bool = True
+    ) -> dict[str, Any] | None:
+        """The log-probabilities of those of a reply's tokens, in the endpoint's own shape; with_prompt: and of the prompt's,
+        where it is echoed."""
         if r.alternatives is None:
             return None
         tokens: list[tuple[int, float, list[tuple[int, float]]]] = []
@@ -182,7 +185,7 @@ class ReplyFormat:
             token_ids = row.out if self.chat or row.end is None else [*row.out, row.end]
             tokens = [(t, *logged) for t, logged in list(zip(token_ids, row.logs, strict=False))[which]]
         if not self.chat:
-            return self._text_logprobs(r, tokens, which.start)
+            return self._text_logprobs(r, tokens, which.start, with_prompt)
         return {
             "content": [
                 {**self._token(t, lp), "top_logprobs": [self._token(*pair) for pair in top]} for t, lp, top in tokens
@@ -190,14 +193,17 @@ class ReplyFormat:
             "refusal": None,
         }
 
-    def _text_logprobs(self, r: CompletedReply, tokens: list[tuple[int, float, Any]], since: int) -> dict[str, Any]:
+    def _text_logprobs(
+        self, r: CompletedReply, tokens: list[tuple[int, float, Any]], since: int, with_prompt: bool
+    ) -> dict[str, Any]:
         """Lists side by side; an echoed prompt's come first, its first token without a probability."""
-        ids = r.ids if r.echo is not None else []
+        echoed = r.ids if r.echo is not None else []
+        ids = echoed if with_prompt else []
         logged: list[Any] = [(None, None), *(r.echo or [])] if ids else []
         every = [*((t, *logprobs) for t, logprobs in zip(ids, logged, strict=True)), *tokens]
         before = r.job.row.out[:since] if r.job else []
         texts = [self.name(t) for t, _, _ in every]
-        start = len(self.decode(before))
+        start = len(self.decode(before)) + (0 if with_prompt else sum(len(self.name(t)) for t in echoed))
         offsets = [start, *(start + n for n in accumulate(map(len, texts[:-1])))][: len(texts)]
         return {
             "tokens": texts,

@@ -10,8 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,13 +29,14 @@ from personaspace.serve.stops import StopTexts
 log = logging.getLogger("personaspace.serve")
 
 PIECE = 256
-"""Tokens of a prompt that are computed at once, where nothing of it is there yet."""
+"""Tokens of a prompt in one pass beside replies in flight; a prompt with fewer left is computed as it joins."""
 
-SMALLEST_PIECE = 16
-"""Behind thousands of tokens on a CPU, a pass of fewer takes nearly as long, and the prompt waits for ever."""
+WAIT = 1.5
+"""How long a prompt's pass may keep running replies, in steps: with the step itself, the gap between two of their tokens stays
+under three times the usual one."""
 
-WAIT = 2.0
-"""How long a piece may keep running replies, in steps: the gap between two of their tokens is then three times the usual."""
+SLICE = 0.25
+"""How long it may keep those, in seconds, that come while nothing else is in flight."""
 
 OUT_OF_MEMORY = "memory"
 
@@ -103,36 +103,6 @@ class Job:
         self.stops = StopTexts(self.stop)
 
 
-class Pieces:
-    """How many tokens of a prompt are computed between two steps: as many as take about as long as two steps did lately. most:
-    at the most, where nobody waits."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.step_seconds, self.token_seconds = most, 0.0, 0.0
-
-    @property
-    def tokens(self) -> int:
-        if not self.token_seconds:
-            return SMALLEST_PIECE
-        return int(min(max(WAIT * self.step_seconds / self.token_seconds, SMALLEST_PIECE), self.most))
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Around a step."""
-        began = time.monotonic()
-        yield
-        self.step_seconds += 0.2 * (time.monotonic() - began - self.step_seconds)
-
-    @contextmanager
-    def computed(self, tokens: int) -> Iterator[None]:
-        """Around the pass of so many tokens."""
-        began = time.monotonic()
-        yield
-        if tokens:
-            each = (time.monotonic() - began) / tokens
-            self.token_seconds = each if not self.token_seconds else 0.7 * self.token_seconds + 0.3 * each
-
-
 class Worker:
     """Decodes jobs on one model, at most `rows` at a time, while at most `queue` wait."""
 
@@ -148,7 +118,7 @@ class Worker:
         self.failures = 0  # steps that failed since one went well
         self.model_lock = ModelLock(queue)
         self.prefills: list[Prefill] = []
-        self.pieces = Pieces(engine.prefill_tokens)
+        self.step_seconds = 0.0  # how long a step has taken lately
         self.seconds = 5.0  # how long a reply has taken lately
         self.thread = threading.Thread(target=self._run, name="personaspace-decode", daemon=True)
         self._keys = 0
@@ -226,8 +196,10 @@ class Worker:
                     self._join(loop, joining)
                     self._prefill(loop)
                     if loop.rows:
-                        with self.pieces.step():
-                            finished = loop.step(partial(self._watch, loop))
+                        began = time.monotonic()
+                        finished = loop.step(partial(self._watch, loop))
+                        took = time.monotonic() - began
+                        self.step_seconds += (0.2 if self.step_seconds else 1.0) * (took - self.step_seconds)
                         for done in finished:
                             self._end(done)
                         self.failures = 0
@@ -279,34 +251,39 @@ class Worker:
         job.emit(Event(finish=finish))
 
     def _prefill(self, loop: DecodeLoop) -> None:
-        """Computes some of the prompts that come in pieces, the one with the least left first: no more than what keeps the rows
-        in flight waiting for about as long as two steps take."""
+        """Computes some of the prompts that come in pieces, the one with the least left first, for no longer than the rows in
+        flight may wait."""
         for prefill in [p for p in self.prefills if self.running[p.row.key].cancelled]:
             self.prefills.remove(prefill)
+            prefill.drop()
             self.running.pop(prefill.row.key).emit(Event(finish="cancelled"))
-        room = self.pieces.tokens if loop.rows else self.engine.prefill_tokens
-        while self.prefills and room > 0:
+        # Between layers alone a pass can stop, so that its tokens are bounded as well; a GPU that serves nobody takes many.
+        alone = not loop.rows and self.engine.device.type != "cpu"
+        tokens = self.engine.prefill_tokens if alone else PIECE
+        seconds = WAIT * self.step_seconds if loop.rows else SLICE
+        until = time.monotonic() + seconds
+        while self.prefills and seconds > 0:
             prefill = min(self.prefills, key=lambda p: p.remaining)
-            tokens = min(room, prefill.remaining)
-            room -= tokens
             try:
-                with self.pieces.computed(tokens):
-                    prefill.advance(tokens)
+                prefill.advance(tokens, seconds)
                 if not prefill.remaining:
                     loop.join_computed(prefill)
                     self.prefills.remove(prefill)
             except Exception as e:  # noqa: BLE001 - told below
                 self.prefills.remove(prefill)
                 self._prompt_failed(loop, prefill.row, e)
+            seconds = until - time.monotonic()
 
     def _give_up(self, finish: str, waiting_too: bool = False) -> None:
         """Ends the jobs that run, and with `waiting_too` those that wait as well."""
         with self.changed:
             jobs = [*self.running.values(), *(self.waiting if waiting_too else ())]
             self.running.clear()
-            self.prefills.clear()
+            prefills, self.prefills = self.prefills, []
             if waiting_too:
                 self.waiting.clear()
+        for prefill in prefills:
+            prefill.drop()
         for job in jobs:
             job.emit(Event(finish=finish))
 

@@ -67,7 +67,8 @@ class Steer(Nullable):
 
 
 class Persona(Nullable):
-    """What is done to a reply, and what is told of it. history: the drifts of earlier turns, for an alert over several."""
+    """What is done to a reply, and what is told of it. cap: a cap, or a way of holding by one, as `capped+mirror+answer`;
+    history: the drifts of earlier turns, for an alert over several."""
 
     cap: Text | None = None
     steer: list[Steer] = Field(default=[], max_length=8)
@@ -206,28 +207,6 @@ class ChatCompletion(Completion):
             raise ValueError("continue_final_message goes on with text; the last message has tool_calls")
         return self
 
-    @model_validator(mode="after")
-    def _a_call_can_be_begun(self) -> ChatCompletion:
-        names = [tool.function.name for tool in self.tools]
-        if self.tool_choice == "required" and len(names) != 1:
-            raise ValueError(
-                f"tool_choice 'required' is done of a single tool, found {len(names)}; name the one to call"
-            )
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice names {self.tool_choice.function.name[:64]!r}, which tools has not")
-        if self.begun_call and self.continued:
-            raise ValueError(
-                "tool_choice begins a reply with a call, and continue_final_message goes on with a message"
-            )
-        return self
-
-    @property
-    def begun_call(self) -> str | None:
-        """The name of the tool with a call of which the reply has to begin."""
-        if self.tool_choice == "required":
-            return self.tools[0].function.name
-        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
-
     @property
     def continued(self) -> bool:
         """Whether the last message is gone on with."""
@@ -250,18 +229,13 @@ class ChatCompletion(Completion):
 
 
 class TextCompletion(Completion):
-    """`/v1/completions`: prompts as text or as token ids. With max_tokens 0 nothing is made; an echoed prompt is scored."""
+    """`/v1/completions`: prompts as text or as token ids. With max_tokens 0 nothing is made; an echoed prompt is scored,
+    and in a stream it stands in a reply's first chunk."""
 
     prompt: Text | list[Whole] | list[Text] | list[list[Whole]]
     max_tokens: Whole | None = Field(None, ge=0)
     logprobs: Whole | None = Field(None, ge=0, le=20)
     echo: bool = False
-
-    @model_validator(mode="after")
-    def _an_echo_is_whole(self) -> TextCompletion:
-        if self.echo and self.stream:
-            raise ValueError("echo and stream do not go together")
-        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -28,6 +28,7 @@ from personaspace.engines.vllm.limits import VllmModelShape
 from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
 from personaspace.engines.vllm.wire import ReadMeans, gathered
+from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
 from personaspace.model.loading import load_tokenizer
 from personaspace.serve.followed import FollowedReply
@@ -93,7 +94,10 @@ class VllmPersona:
             raise BadRequest(reason, "persona")
         if reason:
             return None
-        await self._define(interventions)
+        try:
+            await self._define(interventions)
+        except UsageError as e:
+            raise BadRequest(str(e), "persona") from None
         names = [i.key for i in interventions]
         return {
             "key": uuid.uuid4().hex,

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from personaspace._lazy import lazy_method
 from personaspace.catalog import DEFAULT
 from personaspace.errors import SpaceError
 from personaspace.files import space_file, write_whole
-from personaspace.model.interventions import Add, Cap, Where
-from personaspace.space import certainty, layout
+from personaspace.model.interventions import Cap, Intervention, Where
+from personaspace.space import certainty, layout, traits
 from personaspace.space.contents import number_or_none
 from personaspace.space.directions import SpaceDirections
+from personaspace.space.holds import Hold
 from personaspace.space.layout import BUNDLED
 from personaspace.space.layout import FORMAT as FORMAT
 from personaspace.space.readings import REPLY, part
@@ -58,6 +60,8 @@ class Location:
     drift: float | None
     nearest: list[tuple[str, float]]
 
+    _repr_html_ = lazy_method("personaspace.report.tables:of_location")
+
 
 @dataclass(frozen=True)
 class PersonaSpace(SpaceDirections):
@@ -83,6 +87,8 @@ class PersonaSpace(SpaceDirections):
         default_factory=dict, init=False, repr=False, compare=False
     )
     _alikes: list[certainty.Alike] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    _repr_html_ = lazy_method("personaspace.report.tables:of_space")
 
     def of(self, reading: str) -> PersonaSpace:
         """The space of one of its readings; a compact space's other one has its axis and reliabilities, and no roles. Raises
@@ -142,17 +148,22 @@ class PersonaSpace(SpaceDirections):
         axis = torch.stack([self.axis_at(layer) for layer in layers])
         return Cap(axis, tuple(layers), floor=tuple(self.caps[name]["floors"]), where=where)
 
+    def hold(self, name: str) -> Intervention:
+        """A cap, or what `space.holds` makes of one: `capped+mirror+answer`, … Raises `SpaceError`, `UsageError`."""
+        hold = Hold.parse(name, self.caps)
+        return hold.of(self.cap(hold.cap, hold.where), lambda layer: self.default_moments(layer)[0])
+
     def interventions(
         self, cap: str | None = None, steer: float | Sequence[tuple[float, str]] = 0.0
-    ) -> tuple[Add | Cap, ...]:
-        """Steering, then the cap, which so holds what was steered. cap: its name, None for none; steer: α along the axis, 0
-        for none, or several of (α, direction) as `steer` has them. Raises `SpaceError`.
+    ) -> tuple[Intervention, ...]:
+        """Steering, then the cap, which so holds what was steered. cap: as `hold` has it, None for none; steer: α along the
+        axis, 0 for none, or several of (α, direction) as `steer` has them. Raises `SpaceError`, `UsageError`.
 
         >>> engine.respond(prompts, interventions=space.interventions(cap="capped", steer=[(-0.3, "axis"), (0.1, "poet")]))
         """
         steps = steer if isinstance(steer, Sequence) else [(steer, "axis")] if steer else []
         added = [self.steer(alpha, direction) for alpha, direction in steps]
-        return (*added, self.cap(cap)) if cap is not None else tuple(added)
+        return (*added, self.hold(cap)) if cap is not None else tuple(added)
 
     def read(self, mean: Tensor, k: int = 5, layer: int | None = None) -> Location:
         """Where the mean activation of a reply lies, `[hidden]` or `[1, hidden]` at the layer or `[layers, hidden]`, with its
@@ -304,6 +315,7 @@ class PersonaSpace(SpaceDirections):
             "published": PUBLISHED,
             "caps": self.caps,
             "judge": self.meta.get("judge"),
+            "traits": traits.ranking(self),
         }
 
     def worth(self) -> dict[str, Any]:

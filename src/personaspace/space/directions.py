@@ -101,7 +101,7 @@ class SpaceDirections(SpaceContents):
     def direction(self, name: str, layer: int | None = None) -> Tensor:
         """A direction `[hidden]`, of unit length, by its name: `axis`; a role, less the mean role; a trait; a vector of one's
         own. Where a role and a trait share a name, it is the role's; `trait:NAME` is the other. Raises `SpaceError`."""
-        kind, plain_name = self._named(name)
+        kind, plain_name = self.named(name)
         if kind == AXIS:
             return self.axis_at(layer)
         if kind == ROLE:
@@ -122,7 +122,7 @@ class SpaceDirections(SpaceContents):
         """
         directions = []
         for name in names:
-            kind, plain_name = self._named(name)
+            kind, plain_name = self.named(name)
             unit = self.direction(name)
             mean, std = self.moments_along(unit) or (None, None)
             if kind == AXIS and self.knows_default:
@@ -146,7 +146,7 @@ class SpaceDirections(SpaceContents):
         """The same space with vectors of one's own, by name: each `[hidden]`, or `[layers, hidden]`, of which the space's
         layer's is taken. Raises `SpaceError` for another shape, a vector that is zero or not finite, or a name with a colon."""
         layers, hidden = self.tensors["axis"].shape
-        own = dict(zip(self.own, self.tensors["own_vectors"], strict=True)) if self.own else {}
+        by_name = dict(zip(self.own, self.tensors["own_vectors"], strict=True)) if self.own else {}
         for name, vector in vectors.items():
             if not name or ":" in name or name == AXIS:
                 raise SpaceError(f"a vector named {name!r}: expected a name without a colon that is not 'axis'")
@@ -157,9 +157,9 @@ class SpaceDirections(SpaceContents):
             at_layer = vector.float() if vector.dim() == 1 else vector[self.layer].float()
             if not bool(at_layer.isfinite().all()) or not bool(at_layer.any()):
                 raise SpaceError(f"the vector {name} is zero, or has NaN or Inf in it; expected a direction")
-            own[name] = at_layer
-        meta = {**self.meta, "own": list(own)}
-        return replace(self, meta=meta, tensors={**self.tensors, "own_vectors": torch.stack(list(own.values()))})
+            by_name[name] = at_layer
+        meta = {**self.meta, "own": list(by_name)}
+        return replace(self, meta=meta, tensors={**self.tensors, "own_vectors": torch.stack(list(by_name.values()))})
 
     def steer(self, alpha: float, direction: str = AXIS, layer: int | None = None, where: Where = "all") -> Add:
         """Steering along the axis (positive is towards the Assistant) or towards another direction, α in units of the layer's
@@ -167,16 +167,17 @@ class SpaceDirections(SpaceContents):
         norm = float(self._tensor("residual_norm")[self._layer(layer)])
         return Add(self.direction(direction, layer), self._layer(layer), alpha, norm=norm, where=where)
 
-    def _named(self, name: str) -> tuple[str, str]:
-        """A direction's kind and its name in that kind. Raises `SpaceError`, with near names."""
+    def named(self, name: str) -> tuple[str, str]:
+        """A direction's kind (`axis`, `role`, `trait`, `own`) and its name in that kind. Raises `SpaceError`, with near
+        names."""
         if name == AXIS:
             return AXIS, AXIS
         by_kind = {ROLE: self.roles, TRAIT: self.traits, OWN: self.own}
         kind, colon, plain_name = name.partition(":")
         candidates = [(kind, plain_name)] if colon and kind in KINDS else [(k, name) for k in KINDS]
-        for candidate, wanted in candidates:
-            if wanted in by_kind[candidate]:
-                return candidate, wanted
+        for candidate, wanted_name in candidates:
+            if wanted_name in by_kind[candidate]:
+                return candidate, wanted_name
         every = [n for k in dict(candidates) for n in by_kind[k]]
         close = difflib.get_close_matches(candidates[0][1], dict.fromkeys(every), 3)
         hint = f"; nearest: {', '.join(close)}" if close else ""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from personaspace import json_text
 from personaspace.errors import SpaceError
+from personaspace.files import first_line
 from personaspace.space import schema
 from personaspace.space.readings import READINGS
 
@@ -52,10 +53,10 @@ def compact(names: Mapping[str, Tensor]) -> list[str]:
 def fewer(factor: Tensor, rest: Tensor, most: int = REPLIES_COMPACT) -> dict[str, Tensor]:
     """`reply_factor [k, hidden]` (each row a direction times its standard deviation, greatest first) and `reply_rest` (the
     variance in any direction that it does not hold), with at most so many rows."""
-    kept, dropped = factor[:most], factor[most:]
-    outside = max(factor.shape[1] - len(kept), 1)
+    kept_rows, dropped = factor[:most], factor[most:]
+    outside = max(factor.shape[1] - len(kept_rows), 1)
     variance = float(rest) * max(factor.shape[1] - len(factor), 0) + float(dropped.double().square().sum())
-    return {"reply_factor": kept.clone(), "reply_rest": torch.tensor([variance / outside])}
+    return {"reply_factor": kept_rows.clone(), "reply_rest": torch.tensor([variance / outside])}
 
 
 def written(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
@@ -89,7 +90,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as e:
         raise SpaceError(
-            f"{path}: not a whole safetensors file ({e}); map the model again, or fetch the file again"
+            f"{path}: not a whole safetensors file ({first_line(e)}); map the model again, or fetch the file again"
         ) from None
     try:
         meta = json_text.parse(header)
@@ -99,7 +100,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise SpaceError(f"{path}: a safetensors file, but not a persona space: no 'personaspace' in its metadata")
     if meta["format"] not in (FORMAT, IN_HALVES):
         raise SpaceError(
-            f"{path}: found format {str(meta['format'])[:40]}, expected {FORMAT} or {IN_HALVES}; written by another version?"
+            f"{path}: found format {json_text.shown(meta['format'])}, expected {FORMAT} or {IN_HALVES}; written by another "
+            "version?"
         )
     # A space of an earlier version has no digest.
     if metadata.get(DIGEST) not in (None, digest_of(header, tensors)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from personaspace.engines.prefix import shared_prefix_length
 from personaspace.engines.prompts import Sampling
-from personaspace.model.interventions import Intervention
+from personaspace.model.interventions import Intervention, Where
 
 SHARED_TOKENS = 64
 """A shared prefix is computed apart where it saves at least that many tokens."""
@@ -26,7 +26,8 @@ class Row:
 
     touched: how many of the reply's tokens an intervention changed at any layer, of those that were fed.
     logprobs: how many alternatives' log-probabilities to keep in `logs`, with each token's own; None keeps none. The stop
-    token of a reply, `end`, has one too, after those of `out`. end_ids: its stop tokens; None for the loop's.
+    token of a reply, `end`, has one too, after those of `out`. end_ids: its stop tokens; None for the loop's. answered: of
+    tokens that were generated, how many are the answer's by now; None where all are.
     """
 
     key: int
@@ -42,6 +43,7 @@ class Row:
     finish: str = ""
     end: int | None = None
     end_ids: frozenset[int] | None = None
+    answered: Callable[[Sequence[int]], int] | None = None
     projections: list[Tensor] = field(default_factory=list)  # of its tokens that were fed, `[layers]` each
     adjusted: bool = field(init=False)  # whether its sampling changes logits
     prompt_tokens: Tensor | None = None  # the prompt's distinct ids on the model's device, once a penalty asks for them
@@ -60,7 +62,13 @@ class Row:
     @property
     def applied(self) -> tuple[Intervention, ...]:
         """What is done to the next token: to the prompt's, only what is for all tokens."""
-        return self.interventions if self.out else tuple(i for i in self.interventions if i.where == "all")
+        return tuple(i for i in self.interventions if i.where == "all" or self.place(i.where) >= 0)
+
+    def place(self, where: Where) -> int:
+        """How many tokens of the reply, or of its answer, stand before the next one to be fed; −1 where it is none of them."""
+        if where == "answer" and self.answered is not None:
+            return self.answered(self.out) - 1
+        return len(self.out) - 1
 
 
 def by_interventions(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:

@@ -165,8 +165,8 @@ class RowsCache(Protocol):
     def stepped(self, output: Any) -> None:
         """The token was fed; what the model returned."""
 
-    def leave(self, source: Sequence[int], target: Sequence[int], remaining: int, rows: int) -> None:
-        """Rows in the places of others, of which so many remain of so many."""
+    def leave(self, rows: Sequence[Row], source: Sequence[int], target: Sequence[int], remaining: int) -> None:
+        """Of rows in flight so many remain, some in the places of others."""
 
 
 class SideBySide:
@@ -204,7 +204,7 @@ class SideBySide:
 
     def join(self, present: Sequence[Row], rows: Sequence[Row]) -> None:
         first, longest = len(present), max(len(r.ids) for r in rows) - 1
-        self._make_room(longest, first)
+        self._make_room(longest, present)
         if not present:
             self.window.column = longest
         elif longest > self.window.column:
@@ -244,23 +244,23 @@ class SideBySide:
                 for k, row in enumerate(rows):
                     layer.place(slots[row.key], computed_layer, k, row.length)
         for row in rows:
-            self.mask[slots[row.key], self.window.column - row.length : self.window.column] = True
+            self.mask[slots[row.key], self._columns_of(row.length)] = True
 
     def copy(self, slot: int, length: int, tokens: int) -> Cache:
         """A cache of its own with the first tokens of a row of that length."""
         copied = self.layout.empty()
         first = self.window.column - length
-        for layer, held in zip(copied.layers, self.layers, strict=True):
-            if getattr(held, "keys", None) is not None:
+        for layer, source in zip(copied.layers, self.layers, strict=True):
+            if getattr(source, "keys", None) is not None:
                 columns = (slice(slot, slot + 1), slice(None), slice(first, first + tokens))
-                layer.update(held.keys[columns].clone(), held.values[columns].clone())
+                layer.update(source.keys[columns], source.values[columns])  # which copies them
         return copied
 
     def inputs(self, rows: Sequence[Row]) -> tuple[list[list[int]], dict[str, Any]]:
         n, w = len(rows), self.window
         longest = max(r.length for r in rows)
         if w.column == w.columns:
-            self._make_room(longest, n)
+            self._make_room(longest, rows)
         if w.column == w.columns:
             self._align(rows, longest)
         w.rows, w.start = n, w.column - longest
@@ -274,36 +274,43 @@ class SideBySide:
     def stepped(self, output: Any) -> None:
         self.window.column += 1
 
-    def leave(self, source: Sequence[int], target: Sequence[int], remaining: int, rows: int) -> None:
-        for layer in self._held:
-            layer.move(source, target, remaining, rows)
-        if source:
-            self.mask[target] = self.mask[source]
+    def leave(self, rows: Sequence[Row], source: Sequence[int], target: Sequence[int], remaining: int) -> None:
+        # No more than what a row has: to touch as many columns as the longest has would stop the others.
+        for src, dst in zip(source, target, strict=True):
+            both = self._columns_of(max(rows[src].length, rows[dst].length))
+            for layer in self._held:
+                layer.move(src, dst, both)
+            self.mask[dst] = self.mask[src]
+        for k in range(remaining, len(rows)):
+            for layer in self._held:
+                layer.clear(k, self._columns_of(rows[k].length))
 
-    def _make_room(self, length: int, rows: int) -> None:
-        """Has columns for rows of so many tokens, and some to move on; so many rows have something in theirs."""
+    def _columns_of(self, length: int) -> slice:
+        return slice(self.window.column - length, self.window.column)
+
+    def _make_room(self, length: int, rows: Sequence[Row]) -> None:
+        """Has columns for rows of so many tokens, and some to move on; rows: who has something in theirs."""
         needed, columns = min(length + SLACK, self.columns), self.window.columns
         if needed <= columns:
             return
         while columns < needed:
             columns = min(2 * columns, self.columns)
+        in_use = self._columns_of(max((r.length for r in rows), default=0))
         for layer in self._held:
-            layer.widen(rows, columns)
+            layer.widen(len(rows), in_use, columns)
         old, self.mask = self.mask, self.mask.new_zeros(self.rows, columns)
-        self.mask[:rows, : old.shape[1]] = old[:rows]
+        self.mask[: len(rows), in_use] = old[: len(rows), in_use]
         self.window.columns = columns
 
     def _align(self, rows: Sequence[Row], column: int) -> None:
         """Moves the rows in flight so that they end at `column`."""
-        w, n = self.window, len(rows)
-        width = max(r.length for r in rows)
-        old, new = slice(w.column - width, w.column), slice(column - width, column)
-        for layer in self._held:
-            layer.shift(n, old, new)
-        moved = self.mask[:n, old].clone()
-        self.mask[:n] = False
-        self.mask[:n, new] = moved
-        w.column = column
+        for k, row in enumerate(rows):
+            old, new = self._columns_of(row.length), slice(column - row.length, column)
+            for layer in self._held:
+                layer.shift(k, old, new)
+            self.mask[k] = False
+            self.mask[k, new] = True
+        self.window.column = column
 
 
 class Alone:
@@ -333,5 +340,5 @@ class Alone:
         if self.layout.name:
             self.state = {self.layout.name: output[self.layout.name]}
 
-    def leave(self, source: Sequence[int], target: Sequence[int], remaining: int, rows: int) -> None:
+    def leave(self, rows: Sequence[Row], source: Sequence[int], target: Sequence[int], remaining: int) -> None:
         self.state = {}

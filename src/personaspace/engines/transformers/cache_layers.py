@@ -3,10 +3,13 @@ states, or both; they know nothing of models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin, LinearAttentionLayer
@@ -21,6 +24,21 @@ def states_of(layer: Any) -> dict[tuple[str, int], Tensor]:
         return {}
     kinds = {"conv_states": layer.conv_states, "recurrent_states": layer.recurrent_states}
     return {(kind, k): s for kind, states in kinds.items() for k, s in states.items() if s is not None}
+
+
+def zeros(example: Tensor, *shape: int) -> Tensor:
+    """Zeros of a tensor's kind. On a CPU the system gives them a page at a time, as they are written to: of buffers for rows of
+    thousands of tokens a short row takes its own part, and nobody waits while the rest is filled."""
+    size = math.prod(shape) * example.element_size()
+    if example.device.type != "cpu" or not size:
+        return example.new_zeros(shape)
+    try:
+        pages = mmap.mmap(-1, size)
+    except OSError as e:
+        raise MemoryError(f"not enough memory for a buffer of {size / 2**20:,.0f} MB") from e
+    with suppress(AttributeError, OSError):  # huge pages would be filled whole; not every system has them
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=example.dtype).view(shape)
 
 
 class Prompted(DynamicLayer):  # type: ignore[misc]
@@ -64,7 +82,7 @@ class Columns(CacheLayerMixin):  # type: ignore[misc]
         # Zeros, here and wherever a row leaves or moves: a masked column has no weight, but 0 × NaN is NaN, and what one
         # request wrote would come out in another's reply.
         self.keys, self.values = (
-            x.new_zeros(self.size, x.shape[1], self.window.columns, x.shape[-1]) for x in (key_states, value_states)
+            zeros(x, self.size, x.shape[1], self.window.columns, x.shape[-1]) for x in (key_states, value_states)
         )
         self.is_initialized = True
 
@@ -78,30 +96,33 @@ class Columns(CacheLayerMixin):  # type: ignore[misc]
         self.keys[target] = computed.keys[row, :, :length]
         self.values[target] = computed.values[row, :, :length]
 
-    def widen(self, rows: int, columns: int) -> None:
+    def widen(self, rows: int, columns_in_use: slice, columns: int) -> None:
         """Makes room for so many columns; what the first rows hold stays."""
         if self.is_initialized:
             old = self.keys, self.values
-            self.keys, self.values = (o.new_zeros(*o.shape[:2], columns, o.shape[-1]) for o in old)
+            self.keys, self.values = (zeros(o, *o.shape[:2], columns, o.shape[-1]) for o in old)
             for new, o in zip((self.keys, self.values), old, strict=True):
-                new[:rows, :, : o.shape[2]] = o[:rows]
+                new[:rows, :, columns_in_use] = o[:rows, :, columns_in_use]
 
-    def shift(self, rows: int, old: slice, new: slice) -> None:
-        """Moves the first rows' columns."""
+    def shift(self, row: int, old: slice, new: slice) -> None:
+        """Moves a row's columns."""
         if self.is_initialized:
             for cached in (self.keys, self.values):
-                moved = cached[:rows, :, old].clone()
-                cached[:rows, :, old] = 0
-                cached[:rows, :, new] = moved
+                moved = cached[row, :, old].clone()
+                cached[row, :, old] = 0
+                cached[row, :, new] = moved
 
-    def move(self, source: Sequence[int], target: Sequence[int], remaining: int, rows: int) -> None:
-        """Puts rows in the places of others, and clears what lies behind those that remain."""
+    def move(self, source: int, target: int, columns: slice) -> None:
+        """Puts a row in the place of another; columns: what either holds."""
         if self.is_initialized:
-            seen = slice(self.window.start, self.window.column)
             for cached in (self.keys, self.values):
-                if source:
-                    cached[target, :, seen] = cached[source, :, seen]
-                cached[remaining:rows, :, seen] = 0
+                cached[target, :, columns] = cached[source, :, columns]
+
+    def clear(self, row: int, columns: slice) -> None:
+        """Empties a row's place, of which the columns are in use."""
+        if self.is_initialized:
+            for cached in (self.keys, self.values):
+                cached[row, :, columns] = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -148,18 +169,21 @@ class States(LinearAttentionLayer):  # type: ignore[misc]
         for key, state in self.whole.items():
             state[slot] = computed_states[key][row] if length else 0
 
-    def widen(self, rows: int, columns: int) -> None:
+    def widen(self, rows: int, columns_in_use: slice, columns: int) -> None:
         """States have no columns."""
 
-    def shift(self, rows: int, old: slice, new: slice) -> None:
+    def shift(self, row: int, old: slice, new: slice) -> None:
         """States have no columns."""
 
-    def move(self, source: Sequence[int], target: Sequence[int], remaining: int, rows: int) -> None:
-        """Puts rows in the places of others, and clears what lies behind those that remain."""
+    def move(self, source: int, target: int, columns: slice) -> None:
+        """Puts a row in the place of another."""
         for state in self.whole.values():
-            if source:
-                state[target] = state[source]
-            state[remaining:rows] = 0
+            state[target] = state[source]
+
+    def clear(self, row: int, columns: slice) -> None:
+        """Empties a row's place."""
+        for state in self.whole.values():
+            state[row] = 0
 
 
 class ColumnsAndStates(States, Columns):
@@ -176,12 +200,16 @@ class ColumnsAndStates(States, Columns):
         Columns.place(self, slot, computed, row, length)
         States.place(self, slot, computed, row, length)
 
-    def widen(self, rows: int, columns: int) -> None:
-        Columns.widen(self, rows, columns)
+    def widen(self, rows: int, columns_in_use: slice, columns: int) -> None:
+        Columns.widen(self, rows, columns_in_use, columns)
 
-    def shift(self, rows: int, old: slice, new: slice) -> None:
-        Columns.shift(self, rows, old, new)
+    def shift(self, row: int, old: slice, new: slice) -> None:
+        Columns.shift(self, row, old, new)
 
-    def move(self, source: Sequence[int], target: Sequence[int], remaining: int, rows: int) -> None:
-        Columns.move(self, source, target, remaining, rows)
-        States.move(self, source, target, remaining, rows)
+    def move(self, source: int, target: int, columns: slice) -> None:
+        Columns.move(self, source, target, columns)
+        States.move(self, source, target, columns)
+
+    def clear(self, row: int, columns: slice) -> None:
+        Columns.clear(self, row, columns)
+        States.clear(self, row, columns)

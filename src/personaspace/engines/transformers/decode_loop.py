@@ -20,7 +20,10 @@ from personaspace.engines.transformers.batching import NOT_FINITE, Row, by_inter
 from personaspace.engines.transformers.cache import Alone, CacheLayout, RowsCache, SideBySide
 from personaspace.engines.transformers.prefill import KeptPrefixes, Prefill
 from personaspace.engines.transformers.sampling import adjust, draw
+from personaspace.model.interventions import Decaying, Where
 from personaspace.model.residual import Intervening, RunningMeans, Sink, base_model, input_device, reading
+
+REPLY_PARTS: tuple[Where, ...] = ("generated", "answer")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class DecodeLoop:
         for means in self.read_means:
             means.clear(slice(first, first + len(rows)))
         slots = {r.key: first + k for k, r in enumerate(rows)}
-        self.applied.touched = self.applied.generated = None
+        self.applied.touched, self.applied.places = None, {}
         for matching_rows in by_interventions(rows).values():
             self.applied.groups = [(None, matching_rows[0].applied)] if matching_rows[0].applied else []
             # A recurrent state of a prefix cannot be gone on with in every family: such rows are computed whole.
@@ -120,7 +123,7 @@ class DecodeLoop:
     def begin(self, row: Row) -> Prefill:
         """A row whose prompt comes in pieces, on what earlier rows have left; it joins by `join_computed` when whole. Only
         where the layout says that a prefix can be gone on with."""
-        return Prefill(row, self.layout, self.kept, self._advance)
+        return Prefill(row, self.layout, self.kept, self._forward_piece, self._prompt_hooks)
 
     @torch.inference_mode()
     def join_computed(self, prefill: Prefill) -> None:
@@ -136,12 +139,21 @@ class DecodeLoop:
         self.cache.place([row], {row.key: slot}, prefill.computed)
         self.rows.append(row)
 
-    @torch.inference_mode()
-    def _advance(self, row: Row, ids: Sequence[int], past: int, computed: Cache) -> None:
-        self.applied.touched = self.applied.generated = None
+    @contextmanager
+    def _prompt_hooks(self, row: Row, before_layer: Callable[..., None]) -> Iterator[None]:
+        """While it lasts, passes are of a row's prompt."""
+        self.applied.touched, self.applied.places = None, {}
         self.applied.groups = [(None, row.applied)] if row.applied else []
-        with self._hooks():
-            self._forward([list(ids)], past, {self.layout.name: computed})
+        handles = [layer.register_forward_pre_hook(before_layer) for layer in self.layers]
+        try:
+            with self._hooks():
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _forward_piece(self, ids: Sequence[int], past: int, computed: Cache) -> Any:
+        return self._forward([list(ids)], past, {self.layout.name: computed})
 
     def _forward(self, ids: list[list[int]], past: int, inputs: dict[str, Any]) -> Any:
         tokens = torch.tensor(ids, device=self.device)
@@ -250,7 +262,9 @@ class DecodeLoop:
         if tokens > 1:  # one row, fed whole: what is for generated tokens alone is done to those
             (row,) = self.rows
             self.applied.groups = [(None, row.interventions)] if row.interventions else []
-            self.applied.generated = torch.arange(tokens, device=self.device)[None] >= len(row.ids)
+            # Its newest token is the answer's where any is, and none behind the answer's first one is not.
+            behind = torch.arange(tokens, device=self.device)[None] - (tokens - 1)
+            self.applied.places = {w: (behind + row.place(w)).clamp(min=-1) for w in REPLY_PARTS}
             self.applied.touched = torch.zeros(1, tokens, dtype=torch.bool, device=self.device)
             return
         slots = {id(row): k for k, row in enumerate(self.rows)}
@@ -262,6 +276,11 @@ class DecodeLoop:
                     torch.tensor([slots[id(r)] for r in matching_rows], device=self.device) if len(groups) > 1 else None
                 )
                 self.applied.groups.append((row_indices, matching_rows[0].applied))
+        decaying = any(isinstance(i, Decaying) for _, interventions in self.applied.groups for i in interventions)
+        self.applied.places = {}
+        if decaying:
+            places = {w: [[r.place(w)] for r in self.rows] for w in REPLY_PARTS}
+            self.applied.places = {w: torch.tensor(of_rows, device=self.device) for w, of_rows in places.items()}
         any_applied = bool(self.applied.groups)
         self.applied.touched = (
             torch.zeros(len(self.rows), 1, dtype=torch.bool, device=self.device) if any_applied else None
@@ -277,7 +296,7 @@ class DecodeLoop:
             if self.kept is not None and isinstance(self.cache, SideBySide) and row.finish != NOT_FINITE:
                 self.kept.keep(row, partial(self.cache.copy, k, row.length))
         if leaving:
-            self.cache.leave(source, target, remaining, len(self.rows))
+            self.cache.leave(self.rows, source, target, remaining)
         if source:
             for means in self.read_means:
                 means.move(source, target)

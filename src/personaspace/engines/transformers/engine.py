@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -28,11 +29,11 @@ from personaspace.engines.transformers.memory import (
 )
 from personaspace.engines.transformers.onset import OnsetReader
 from personaspace.engines.transformers.replay import Read, Replayer, pooled
-from personaspace.engines.transformers.sampling import check_bias, logprobs_after, uniforms
+from personaspace.engines.transformers.sampling import check_bias, uniforms
+from personaspace.engines.transformers.scoring import scores_of
 from personaspace.model import loading
-from personaspace.model.interventions import Intervention
+from personaspace.model.interventions import Intervention, Where
 from personaspace.model.residual import (
-    Intervening,
     base_model,
     check_interventions,
     check_layers,
@@ -40,8 +41,6 @@ from personaspace.model.residual import (
     text_config,
     text_layers,
 )
-
-SCORED_TOKENS = 256
 
 ROWS_DIFFER = 0.05
 """By what share of its length a row's residual stream may differ at the first layer beside another: half precision gives under
@@ -75,6 +74,10 @@ class TransformersEngine(BaseEngine):
         self.layers = text_layers(model)
         check_layers(model, self.layers)
         self.device = input_device(model)
+        if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+            # Several tokens that look back at a cache: else its keys and values are copied once for each head that shares them,
+            # which takes a CPU longer than the attention itself.
+            os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
         ends = end_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer)
         self.chat = Chat(tokenizer, ends, template=template, thinking=thinking)
         config = text_config(model)
@@ -139,6 +142,8 @@ class TransformersEngine(BaseEngine):
             if loop is None:
                 loop = self._loop(waiting, options)
                 splitters = {r.key: s for r in waiting if (s := self._splitter(prompts[r.key], r)) is not None}
+                for r in waiting:
+                    r.answered = splitters[r.key].answered if r.key in splitters else None
                 watch = self._answers_alone(loop, splitters) if options.span == "answer" and options.layers else None
             in_flight, finished = list(loop.rows), None
             try:
@@ -261,33 +266,38 @@ class TransformersEngine(BaseEngine):
         # The loop has read an answer up to the reply's end, or all of it; what is neither is read once more.
         is_read = options.span == "all" or (options.span == "answer" and end == len(row.out))
         if mean is not None and splitter and row.out and not is_read:
-            again = self._read_again(prompt, row, ranges, options)
+            again = self._read_again(prompt, row, ranges, parts.answer[0], options)
             mean, norms, touched = again.activation, again.norms, again.touched
         projections = torch.stack(row.projections[start:end]) if row.projections[start:end] else None
         ids = tuple(row.out)
         response = Response(prompt, text, ids, row.finish, mean, norms, done.before, touched, projections, thinking)
         return replace(response, answer=parts.answer, read=(start, end)) if splitter else response
 
-    def _read_again(self, prompt: Prompt, row: Row, ranges: Sequence[tuple[int, int]], options: ReadOptions) -> Read:
-        """The mean over ranges of a reply's tokens, which are all generated ones to interventions."""
+    def _read_again(
+        self, prompt: Prompt, row: Row, ranges: Sequence[tuple[int, int]], answer_start: int, options: ReadOptions
+    ) -> Read:
+        """The mean over ranges of a reply's tokens, intervened in as they were when it was made."""
         edges = sorted({0, len(row.out), *(place for stretch in ranges for place in stretch)})
         stretches = [*pairwise(edges)]
         start, applied = len(row.ids), options.interventions_of(prompt)
         span = Span((*row.ids, *row.out), tuple((start + a, start + b) for a, b in stretches))
+        begins: dict[Where, int] = {"generated": start, "answer": start + answer_start}
         with in_one_piece(self.info.id, f"a reply of {len(row.out):,} tokens"):
-            (reads,) = Replayer(self.model, self.layers, options.layers, self.hidden, applied).batch([span])
+            replayer = Replayer(self.model, self.layers, options.layers, self.hidden, applied, begins=begins)
+            (reads,) = replayer.batch([span])
         return pooled([read for read, stretch in zip(reads, stretches, strict=True) if stretch in ranges], reads[0])
 
     def _stream(self, prompt: Prompt, sampling: Sampling, options: ReadOptions) -> Iterator[Token]:
         row = self._row(0, prompt, sampling, options)
         reply = ReplyText(self.chat.decode, self._splitter(prompt, row))
-        touched, what = 0, f"a reply of up to {sampling.max_new_tokens:,} tokens to {len(row.ids):,}"
-        with in_one_piece(self.info.id, what):
+        row.answered = reply.splitter.answered if reply.splitter else None
+        touched, work = 0, f"a reply of up to {sampling.max_new_tokens:,} tokens to {len(row.ids):,}"
+        with in_one_piece(self.info.id, work):
             loop = self._loop([row], options)
             loop.join([row])
         while not row.finish:
             fed, thought = len(row.out), len(reply.thinking)
-            with in_one_piece(self.info.id, what):
+            with in_one_piece(self.info.id, work):
                 loop.step()
             activation = loop.means.last[:, 0].cpu().clone() if fed and options.layers else None
             new = row.out[-1] if len(row.out) > fed else None
@@ -328,21 +338,8 @@ class TransformersEngine(BaseEngine):
         """How probable a text's tokens are, from the second one on: each one's log-probability, and the `top` most probable
         tokens in its place with theirs. Raises `OutOfMemory`."""
         check_interventions(interventions, len(self.layers), self.hidden)
-        applied = Intervening()
-        applied.groups = [(None, tuple(i for i in interventions if i.where == "all"))]
-        scores: list[tuple[float, list[tuple[int, float]]]] = []
-        # Some tokens at a time: the vocabulary's logits of a long text would not fit. All of them where a state cannot
-        # be gone on with by several tokens at once.
-        piecewise = self.layout.goes_on
-        size = SCORED_TOKENS if piecewise else len(ids)
-        past = {self.layout.name: self.layout.empty(), "use_cache": True} if piecewise else {"use_cache": False}
-        what = f"a text of {len(ids):,} tokens"
-        with in_one_piece(self.info.id, what), torch.inference_mode(), applied.on(self.layers):
-            for k in range(0, len(ids) - 1, size):
-                fed = torch.tensor([ids[k : min(k + size, len(ids) - 1)]], device=self.device)
-                logits = self.model(input_ids=fed, **past).logits
-                scores.extend(logprobs_after(logits[0], ids[k + 1 :], top))
-        return scores
+        with in_one_piece(self.info.id, f"a text of {len(ids):,} tokens"):
+            return scores_of(self.model, self.layers, self.layout, ids, top, interventions)
 
     def _onsets(self, ids: Sequence[list[int]], options: ReadOptions) -> Iterator[tuple[int, Tensor]]:
         unread = list(range(len(ids)))
@@ -385,10 +382,10 @@ class TransformersEngine(BaseEngine):
             except (MemoryError, RuntimeError) as e:
                 if not is_out_of_memory(e):
                     raise
-            if left := [len(spans[k].token_ids) for k in unread if k not in results]:
+            if unread_tokens := [len(spans[k].token_ids) for k in unread if k not in results]:
                 free_memory()
-                if tokens < 2 * max(left):  # it was alone in its pass
-                    raise too_large(self.info.id, f"a conversation of {max(left):,} tokens")
+                if tokens < 2 * max(unread_tokens):  # it was alone in its pass
+                    raise too_large(self.info.id, f"a conversation of {max(unread_tokens):,} tokens")
                 self._take_less(self.max_rows)
         for k in range(len(spans)):
             yield results[k]

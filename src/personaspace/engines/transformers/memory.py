@@ -23,23 +23,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
-def too_large(model: str, what: str) -> OutOfMemory:
+def too_large(model: str, work: str) -> OutOfMemory:
     """The error that says of what there is no smaller part to try."""
     return OutOfMemory(
-        f"{model}: out of memory with {what}; a shorter conversation, shorter replies (max_new_tokens), a smaller dtype, "
+        f"{model}: out of memory with {work}; a shorter conversation, shorter replies (max_new_tokens), a smaller dtype, "
         "another device or several (device=auto) take less"
     )
 
 
 @contextmanager
-def in_one_piece(model: str, what: str) -> Iterator[None]:
+def in_one_piece(model: str, work: str) -> Iterator[None]:
     """Around what cannot be done in smaller parts. Raises `OutOfMemory` where there is no memory for it."""
     try:
         yield
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
-        error = too_large(model, what)
+        error = too_large(model, work)
     else:
         return
     free_memory()  # once the traceback, which holds the tensors, is gone

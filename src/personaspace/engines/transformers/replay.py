@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from personaspace.engines.chat import Span
-from personaspace.model.interventions import Intervention
+from personaspace.model.interventions import Intervention, Where
 from personaspace.model.residual import Intervening, SpanMeans, base_model, input_device, reading
 
 
@@ -41,7 +41,8 @@ def pooled(reads: Sequence[Read], example: Read) -> Read:
 class Replayer:
     """What to read of a model's spans, and under which interventions.
 
-    each: every token's residual stream is kept too; logprobs: how probable the model finds the spans' tokens.
+    each: every token's residual stream is kept too; logprobs: how probable the model finds the spans' tokens. begins: where the
+    tokens of a `where` begin; unless given, what is read is taken for what was generated, and for its answer.
     """
 
     model: Any
@@ -51,6 +52,7 @@ class Replayer:
     interventions: tuple[Intervention, ...] = ()
     each: bool = False
     logprobs: bool = False
+    begins: Mapping[Where, int] | None = None
 
     def batches(self, spans: Sequence[Span], tokens: int) -> Iterator[tuple[list[int], list[list[Read]]]]:
         """Spans of like length together, as many as fit `tokens`, the longest first: their places and what was read."""
@@ -68,16 +70,18 @@ class Replayer:
         ids = torch.tensor([[*s.token_ids, *[0] * (longest - len(s.token_ids))] for s in batch], device=device)
         ranges = [(row, a, b) for row, s in enumerate(batch) for a, b in s.spans]
         weights = torch.zeros(len(ranges), longest, device=device)
-        generated = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+        places = torch.full(ids.shape, -1, device=device)
         for k, (row, a, b) in enumerate(ranges):
             weights[k, a:b] = 1 / max(1, b - a)
-            generated[row, a:b] = True
+            places[row, a:b] = torch.arange(b - a, device=device)
         rows = torch.tensor([row for row, _, _ in ranges], dtype=torch.long, device=device)
         sink = SpanMeans(weights, rows, len(self.read), self.hidden, ranges if self.each else None)
         applied = Intervening()
         if self.interventions:
-            applied.groups, applied.generated = [(None, self.interventions)], generated
-            applied.touched = torch.zeros_like(generated)
+            applied.groups, applied.places = [(None, self.interventions)], {"generated": places, "answer": places}
+            for where, begin in (self.begins or {}).items():
+                applied.places[where] = (torch.arange(longest, device=device) - begin).clamp(min=-1).expand(ids.shape)
+            applied.touched = torch.zeros_like(places, dtype=torch.bool)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(applied.on(self.layers))

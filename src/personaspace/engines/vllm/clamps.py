@@ -1,8 +1,10 @@
 """Interventions in the one form that a compiled forward pass can do without knowing which they are; knows nothing of vLLM.
 
-A clamp is h ← h + u·(clamp(⟨h, u⟩, low, high) + shift − ⟨h, u⟩), u of unit length: a cap has a floor and a ceiling, to ablate
-is to clamp to 0, and to add is to shift. Without bounds and shift it adds exactly 0. What is done to a token is a row: up to
-so many clamps a layer, one after another. Row 0 does nothing.
+A clamp is h ← h + u·(gain·(clamp(⟨h, u⟩, low, high) − ⟨h, u⟩) + shift), u of unit length: a cap has a floor and a ceiling, to
+ablate is to clamp to 0, to set is to clamp to one value, to mirror is to clamp with twice the gain, and to add is to shift.
+Without bounds and shift it adds exactly 0. What is done to a token is a row: up to so many clamps a layer, one after another.
+Row 0 does nothing. What changes from token to token of a reply (`Decaying`), or with what a token is a part of (answers alone),
+has no place in a row, and is refused.
 """
 
 from __future__ import annotations
@@ -16,17 +18,18 @@ import torch
 from torch import Tensor
 
 from personaspace.errors import UsageError
-from personaspace.model.interventions import Ablate, Add, Cap, Intervention
+from personaspace.model.interventions import Ablate, Add, Cap, Decaying, Intervention, Mirror, SetTo
 
-OFF = (-math.inf, math.inf, 0.0)
+OFF = (-math.inf, math.inf, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Clamp:
-    """unit: `[hidden]`, fp32. bounds: the least and greatest projection, and what is added to it. name: of the direction."""
+    """unit: `[hidden]`, fp32. bounds: the least and greatest projection, what is added to it, and the gain. name: of the
+    direction."""
 
     unit: Tensor
-    bounds: tuple[float, float, float]
+    bounds: tuple[float, float, float, float]
     name: str
 
 
@@ -39,17 +42,36 @@ def _clamp(i: Intervention, layer: int) -> Clamp:
     if isinstance(i, Add):
         vector = i.vector.float()
         unit = vector / vector.norm()  # the same whatever α is: it has one place
-        return Clamp(unit, (-math.inf, math.inf, float(i.step @ unit)), _name(unit))
+        return Clamp(unit, (-math.inf, math.inf, float(i.step @ unit), 1.0), _name(unit))
     if isinstance(i, Ablate):
-        return Clamp(i.unit, (0.0, 0.0, 0.0), _name(i.unit))
+        return Clamp(i.unit, (0.0, 0.0, 0.0, 1.0), _name(i.unit))
+    if isinstance(i, SetTo):
+        unit, target = i.unit_at(layer), i.target_at(layer)
+        return Clamp(unit, (target, target, 0.0, 1.0), _name(unit))
+    if isinstance(i, Mirror):
+        unit = i.unit_at(layer)
+        return Clamp(unit, (i.floor_at(layer), math.inf, 0.0, 2.0), _name(unit))
     if not isinstance(i, Cap):
         raise UsageError(f"engine vllm: {type(i).__name__} is not known to it")
     unit, low, high = i.at(layer)
-    return Clamp(unit, (low, high, 0.0), _name(unit))
+    return Clamp(unit, (low, high, 0.0, 1.0), _name(unit))
 
 
 def _name(unit: Tensor) -> str:
     return hashlib.blake2b(unit.contiguous().cpu().numpy().tobytes(), digest_size=12).hexdigest()
+
+
+def check_kinds(interventions: Iterable[Intervention]) -> None:
+    """Raises `UsageError` for what no row can hold."""
+    for i in interventions:
+        if isinstance(i, Decaying):
+            raise UsageError(
+                "engine vllm: Decaying is not known to it, which does the same to each token; engine transformers knows it"
+            )
+        if i.where == "answer":
+            raise UsageError(
+                "engine vllm: where=answer is not known to it; expected all or generated, or engine transformers"
+            )
 
 
 def check_clamps(interventions: Sequence[Intervention], limit: int) -> None:
@@ -68,7 +90,7 @@ class Rows:
     """The clamps of a model's layers as tables on its device, which compiled code reads and this class alone writes.
 
     units: a layer's directions, `[directions, hidden]`, fp32, the first one zero; which: `[rows, clamps]`, a clamp's direction;
-    bounds: `[rows, clamps, 3]`. Lists over layers, each a tensor of its own.
+    bounds: `[rows, clamps, 4]`. Lists over layers, each a tensor of its own.
     """
 
     def __init__(self, layers: int, hidden: int, rows: int, clamps: int, directions: int, device: torch.device) -> None:

@@ -119,12 +119,11 @@ def _apply_clamps(layer: Any, hidden: Tensor, residual: Tensor | None) -> Tensor
     for clamp_index in range(bounds.shape[1]):
         unit = layer.personaspace_units[which[:, clamp_index]]
         projection = ((after if residual is None else after + residual.float()) * unit).sum(-1)
-        target = (
-            torch.minimum(torch.maximum(projection, bounds[:, clamp_index, 0]), bounds[:, clamp_index, 1])
-            + bounds[:, clamp_index, 2]
-        )
-        after = after + (target - projection)[:, None] * unit
-        moved = moved + (target - projection).abs()
+        low, high, shift, gain = bounds[:, clamp_index].unbind(-1)
+        inside = torch.minimum(torch.maximum(projection, low), high)
+        step = gain * (inside - projection) + shift
+        after = after + step[:, None] * unit
+        moved = moved + step.abs()
     after = after.to(hidden.dtype)
     torch.ops.personaspace.note(after, residual, moved, layer.personaspace_mark, layer.personaspace_layer)
     return after

@@ -18,6 +18,7 @@ from typing import Any
 
 from personaspace.engines.vllm import layers as compiled
 from personaspace.engines.vllm.admission import InFlight, admit, unsupported
+from personaspace.engines.vllm.clamps import check_kinds
 from personaspace.engines.vllm.limits import Limits
 from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
@@ -38,7 +39,8 @@ class InterventionRegistry:
         self._sent: OrderedDict[str, None] = OrderedDict()
 
     def unsent(self, interventions: Sequence[Intervention]) -> str | None:
-        """What to send them by `personaspace_define`, as JSON; None where they have all."""
+        """What to send them by `personaspace_define`, as JSON; None where they have all. Raises `UsageError`."""
+        check_kinds(interventions)
         added = {i.key: [i.to_dict()] for i in interventions if i.key not in self._sent}
         for i in interventions:
             if i.key in self._sent:

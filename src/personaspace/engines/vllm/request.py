@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from personaspace.engines.vllm.clamps import check_kinds
 from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention, from_dict
 from personaspace.model.residual import check_interventions
@@ -73,6 +74,7 @@ def parse_request(
         raise UsageError(f"{FIELD}: {', '.join(map(str, unknown))}: expected {', '.join(KNOWN)}")
     interventions = tuple(_interventions(fields.get("interventions") or (), named))
     check_interventions(interventions, layers, hidden)
+    check_kinds(interventions)
     spans, project = fields.get("spans"), fields.get("project", False)
     if not isinstance(project, bool):
         raise UsageError(f"{FIELD}: project: expected true or false, found {type(project).__name__}")

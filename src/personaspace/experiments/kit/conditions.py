@@ -10,16 +10,24 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from personaspace.holding.controls import displaced, random_direction
+from personaspace.holding.controls import between_halves, displaced, random_direction
 from personaspace.model.interventions import Add, Intervention
 from personaspace.space import PersonaSpace
+
+ON_ALERT = "+alert"
+"""Behind a cap's name: it holds from the turn on after an alert was raised."""
+
+SHUFFLED_AXIS = -1
+"""The number of the direction between two halves of the roles, drawn by lot (`controls.between_halves`)."""
 
 
 @dataclass(frozen=True)
 class Condition:
     """What is done to the model: nothing, steering along the axis by alpha (in units of the layer's residual norm), a cap.
 
-    control: the number of a random direction along which the model is displaced as far instead (see `controls`).
+    cap: or a way of holding by one, as `space.holds` has them; with `ON_ALERT` behind it, it holds from the turn on after the
+    first alert, and a conversation's first turn never (`during`). control: the number of a random direction along which the
+    model is displaced as far instead, or `SHUFFLED_AXIS` (see `controls`).
     """
 
     name: str
@@ -30,23 +38,34 @@ class Condition:
     def interventions(
         self, space: PersonaSpace, displacements: Mapping[str, Sequence[float]] | None = None
     ) -> tuple[Intervention, ...]:
-        """Steering first, then the cap. displacements: cap → how far it moves a token at each of its layers, which the control
+        """Steering first, then the cap, unless it waits for an alert.
+
+        displacements: cap → how far it moves a token at each of its layers, which the control
         of a cap needs (`Trials.displacement` measures it). Raises `SpaceError` for a cap that the space does not have."""
-        interventions = space.interventions(self.cap or None, self.alpha)
+        interventions = space.interventions(None if self.waits else self.cap or None, self.alpha)
         number = self.control
         if number is None:
             return interventions
 
         def along(space: PersonaSpace, layer: int) -> Tensor:
-            return random_direction(space, layer, number)
+            return between_halves(space, layer) if number == SHUFFLED_AXIS else random_direction(space, layer, number)
 
         random_steps: list[Add] = []
         for step in interventions:
             if isinstance(step, Add):
                 random_steps.append(replace(step, vector=along(space, step.layer)))
             else:
-                random_steps += displaced(space, step.layers, (displacements or {})[self.cap or ""], along)
+                random_steps += displaced(space, step.layers_touched(), (displacements or {})[self.cap or ""], along)
         return tuple(random_steps)
+
+    @property
+    def waits(self) -> bool:
+        """Whether its cap waits for an alert."""
+        return bool(self.cap) and str(self.cap).endswith(ON_ALERT)
+
+    def during(self, alerted: bool) -> Condition:
+        """What is done at a turn of a conversation. alerted: whether an alert was raised at any turn before it."""
+        return replace(self, cap=str(self.cap).removesuffix(ON_ALERT) if alerted else None) if self.waits else self
 
 
 PLAIN = Condition("plain")
@@ -75,6 +94,14 @@ def controls(conditions: Sequence[Condition], directions: int = 3, first: int = 
     return [
         replace(condition, name=f"{condition.name} random {k + 1}", control=first + k)
         for condition in conditions
-        if (condition.alpha or condition.cap) and condition.control is None
+        if (condition.alpha or condition.cap) and condition.control is None and not condition.waits
         for k in range(directions)
+    ]
+
+
+def shuffled(conditions: Sequence[Condition]) -> list[Condition]:
+    """The same along a shuffled axis, "capped shuffled axis" and so on."""
+    return [
+        replace(control, name=f"{control.name.rpartition(' random ')[0]} shuffled axis", control=SHUFFLED_AXIS)
+        for control in controls(conditions, 1)
     ]

@@ -12,7 +12,10 @@ from personaspace.engines import Engine
 from personaspace.engines.prompts import Message, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials
-from personaspace.files import write_whole
+from personaspace.files import read_json, write_whole
+from personaspace.holding.controls import MEASURED_ON
+from personaspace.holding.monitor import AlertRule, Monitor, alert_rule
+from personaspace.space import PersonaSpace
 
 
 @dataclass
@@ -40,8 +43,10 @@ among them has ended."""
 
 def converse(trials: Trials[Any], dialogues: Sequence[Dialogue], say: Say, turns: int, sampling: Sampling) -> None:
     """Goes through the turns, all conversations of all conditions at once. One that has grown too long for the model is asked
-    without its oldest exchanges. Raises `UsageError` where a message alone is too long."""
+    without its oldest exchanges. Raises `UsageError` where a message alone is too long, `SpaceError` where a cap waits for an
+    alert that the space does not know."""
     on = {d.key: d for d in dialogues}
+    rule = alert_rule(trials.space) if any(d.condition.waits for d in dialogues) else None
     for turn in range(1, turns + 1):
         user_messages = say(turn, list(on.values()))
         on = {key: d for key, d in on.items() if key in user_messages}
@@ -50,12 +55,24 @@ def converse(trials: Trials[Any], dialogues: Sequence[Dialogue], say: Say, turns
             d.messages.append({"role": "user", "content": user_messages[key]})
             shown = fitted(trials.engine, d.messages, sampling.max_new_tokens)
             d.left_out.append(len(d.messages) - len(shown))
-            asks[key] = Ask(d.condition, d.name, tuple(shown))
+            asks[key] = Ask(d.condition.during(alerted(trials.space, rule, d.given)), d.name, tuple(shown))
         for k, group in enumerate(together(trials.responses / f"asked-{turn:02d}.json", list(on))):
             part = f"turn-{turn:02d}" + (f"-{k}" if k else "")
             for key, reply in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
                 on[key].given.append(reply)
                 on[key].messages.append({"role": "assistant", "content": reply.text})
+
+
+def alerted(space: PersonaSpace, rule: AlertRule | None, given: Sequence[Given]) -> bool:
+    """Whether an alert was raised at any of a conversation's turns. It is not taken back: once a reply is held, where it lies
+    says nothing of where the model would go by itself."""
+    watch = Monitor(space, rule)
+    for reply in given:
+        if reply.tokens:
+            watch.look(space.drift(reply.projection))
+        if watch.alert:
+            return True
+    return False
 
 
 def said_again(
@@ -79,6 +96,20 @@ def said_again(
     return dialogues
 
 
+def match_displacement(trials: Trials[Any], dialogues: Sequence[Dialogue], turns: int) -> None:
+    """Measures how far a hold moves a token over the first turns of conversations that it held, for the controls to come:
+    at an opening alone nothing may have drifted yet, so that their steps would be too short."""
+    for cap in dict.fromkeys(d.condition.cap for d in dialogues if d.condition.cap):
+        held = [d for d in dialogues if d.condition.cap == cap]
+        prompts = []
+        for d in held:
+            users = [k for k, m in enumerate(d.messages) if m["role"] == "user"][:turns]
+            prompts += [d.messages[: k + 1] for k in users]
+        # Evenly over conversations and turns, as many as it is measured on.
+        n = min(MEASURED_ON, len(prompts))
+        trials.displacement(cap, [prompts[k * len(prompts) // n] for k in range(n)])
+
+
 def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:
     """The conversation, without its oldest exchanges where it would not leave room for so many tokens; a system prompt stays.
     Raises `UsageError` where the last message alone is too long."""
@@ -98,7 +129,7 @@ def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:
 def together(path: Path, keys: Sequence[str]) -> list[list[str]]:
     """The dialogues of a turn in the groups in which they are asked. One that could not go on in an earlier call is asked in a
     group of its own by a later one, so that what was asked before stays as it is."""
-    groups: list[list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    groups = read_json(path, list[list[str]]) or []
     grouped = {key for group in groups for key in group}
     if new := [key for key in keys if key not in grouped]:
         groups.append(new)

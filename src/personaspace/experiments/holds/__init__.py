@@ -1,0 +1,1 @@
+"""Ways of holding a model over conversations."""
