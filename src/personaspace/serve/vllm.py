@@ -9,6 +9,7 @@ import os
 import sys
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from personaspace.engines.vllm.wire import ReadMeans, gathered
 from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
 from personaspace.model.loading import load_tokenizer
+from personaspace.serve.followed import FollowedReply
 from personaspace.serve.guard import Guard
 from personaspace.serve.keep_alive import with_keep_alive
 from personaspace.serve.metrics import PersonaMetrics
@@ -119,24 +121,82 @@ class VllmPersona:
         means = gathered(await self.client.collective_rpc("personaspace_take", args=([key], mode))).get(key)
         return means if means is not None and int(means.tokens[0]) else None
 
+    def follow(self, body: dict[str, Any], fields: dict[str, Any] | None) -> FollowedReply | None:
+        """Who follows a reply that may have thoughts before its answer, for which vLLM is asked for its token ids."""
+        if self.chat is None or not self.chat.thinks or fields is None:
+            return None
+        kept = bool(body.get("return_token_ids"))
+        body["return_token_ids"] = True
+        return FollowedReply(self.chat, kept)
+
+    async def ended(
+        self, model: str, fields: dict[str, Any], persona: Persona, reply: FollowedReply | None
+    ) -> dict[str, Any] | None:
+        """A whole reply's `persona`: of its answer, which is read once more where there were thoughts before it."""
+        means = await self.read(fields["key"])
+        if means is None or reply is None:
+            return self.turn(model, means, persona)
+        tokens = reply.tokens(tokens_of(means), final=True)
+        count = int(means.tokens[0])
+        start, end = reply.answer(count)
+        if start == end:
+            return None
+        span = "answer"
+        if (start, end) != (0, count):
+            try:
+                means = await self._read_again(fields, reply, start, end)
+            except Exception:
+                log.exception("the answer alone could not be read; persona is of all that was generated")
+                span = "all"
+        turn = self.turn(model, means, persona, tokens)
+        return turn and {**turn, "span": span}
+
+    async def _read_again(self, fields: dict[str, Any], reply: FollowedReply, start: int, end: int) -> ReadMeans | None:
+        """What is read of a reply's tokens from start to end, in a pass of its own over them."""
+        from vllm import SamplingParams
+
+        key, first = uuid.uuid4().hex, len(reply.prompt_ids)
+        # What was generated before the answer is generated to interventions, too.
+        spans = [[first, first + start]] * (start > 0) + [[first + start, first + end]]
+        asked = {**fields, "key": key, "spans": spans, "project": False}
+        params = SamplingParams(max_tokens=1, temperature=0, detokenize=False, extra_args={FIELD: json.dumps(asked)})
+        prompt = {"prompt_token_ids": [*reply.prompt_ids, *reply.ids[:end]]}
+        async for _ in self.client.generate(prompt, params, f"personaspace-{key}"):
+            pass
+        means = gathered(await self.client.collective_rpc("personaspace_take", args=([key], "final")))[key]
+        last = slice(len(spans) - 1, None)
+        return replace(
+            means,
+            activation=means.activation[last],
+            norms=means.norms[last],
+            tokens=means.tokens[last],
+            touched=means.touched[last],
+        )
+
     def drop(self, key: str) -> None:
         """Nobody waits for that reply any more: its reading is let go of."""
         task = asyncio.get_running_loop().create_task(self.read(key))
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
 
-    def turn(self, model: str, means: ReadMeans | None, persona: Persona) -> dict[str, Any] | None:
-        """A whole reply's `persona`, with the tokens that were not told yet where tokens are wanted."""
+    def turn(
+        self, model: str, means: ReadMeans | None, persona: Persona, tokens: list[dict[str, Any]] | None = None
+    ) -> dict[str, Any] | None:
+        """A whole reply's `persona`, with the tokens that were not told yet where tokens are wanted; None for those read."""
         if means is None:
             return None
         turn = self.reader.turn(means.activation[0, 0], int(means.tokens[0]), int(means.touched[0]), persona.history)
         if not is_finite(turn):  # JSON has no NaN, and a metric's sum would keep it
             return None
         self.metrics.reply(model, turn)
-        return turn and {**turn, **({"tokens": tokens_of(means)} if persona.report == "token" else {})}
+        untold = tokens_of(means) if tokens is None else tokens
+        return turn and {**turn, **({"tokens": untold} if persona.report == "token" else {})}
 
-    def so_far(self, means: ReadMeans) -> dict[str, Any]:
-        """Of a reply in the making."""
+    def so_far(self, means: ReadMeans, reply: FollowedReply | None = None) -> dict[str, Any]:
+        """Of a reply in the making; of one that may have thoughts, the answer's tokens alone."""
+        if reply is not None:
+            tokens = reply.tokens(tokens_of(means))
+            return {"tokens": tokens} if tokens else {}
         reading_fields = self.reader.reading(means.activation[0, 0], int(means.tokens[0]))
         return {**reading_fields, "tokens": tokens_of(means)}
 
@@ -220,6 +280,7 @@ async def chat(raw_request: Request) -> Any:
         if vllm_persona.chat is not None:
             body = as_rendered_here(body, vllm_persona.chat)
         fields = await vllm_persona.request_fields(model, persona, body)
+        reply = vllm_persona.follow(body, fields)
         if fields:
             body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(fields)}
         # The names of caps are known here alone: on vLLM's other routes they would be answered, and not held.
@@ -235,13 +296,16 @@ async def chat(raw_request: Request) -> Any:
             vllm_persona.drop(key)
         return Response(status_code=499)
     if isinstance(answer, StreamingResponse):
-        events = _streamed(answer.body_iterator, vllm_persona, model, key, persona)
+        events = _streamed(answer.body_iterator, vllm_persona, model, fields, persona, reply)
         answer.body_iterator = with_keep_alive(events, Settings.keep_alive_seconds)
         return answer
     if answer.status_code != 200:
         return answer
-    turn = vllm_persona.turn(model, await vllm_persona.read(key), persona) if key else None
-    return JSONResponse({**json.loads(bytes(answer.body)), "model": model, "persona": turn})
+    whole = json.loads(bytes(answer.body))
+    if reply is not None:
+        reply.take(whole)
+    turn = await vllm_persona.ended(model, fields, persona, reply) if fields else None
+    return JSONResponse({**whole, "model": model, "persona": turn})
 
 
 async def text(raw_request: Request) -> Any:
@@ -270,26 +334,35 @@ async def persona_space(raw_request: Request) -> dict[str, Any]:
 
 
 async def _streamed(
-    chunks: Any, vllm_persona: VllmPersona, model: str, key: str, persona: Persona
+    chunks: Any,
+    vllm_persona: VllmPersona,
+    model: str,
+    fields: dict[str, Any] | None,
+    persona: Persona,
+    reply: FollowedReply | None = None,
 ) -> AsyncGenerator[Any, None]:
     """vLLM's events under the model's name; the one with which the reply ends tells its persona, and where tokens are wanted,
     each event has those that were read since the one before."""
-    finished = not key
+    finished, key = fields is None, fields["key"] if fields else ""
     try:
         async for chunk in chunks:
             line = chunk if isinstance(chunk, str) else bytes(chunk).decode()
             if line.startswith("data: {"):
                 event = json.loads(line.removeprefix("data: "))
                 event.update({"model": model} if "model" in event else {})
-                if not finished and any(choice.get("finish_reason") for choice in event.get("choices", ())):
-                    event["persona"] = vllm_persona.turn(model, await vllm_persona.read(key), persona)
+                if reply is not None:
+                    reply.take(event)
+                ends = any(choice.get("finish_reason") for choice in event.get("choices", ()))
+                if not finished and fields and ends:
+                    event["persona"] = await vllm_persona.ended(model, fields, persona, reply)
                     finished = True
                 elif (
                     not finished
                     and persona.report == "token"
                     and (means := await vllm_persona.read(key, "continue")) is not None
+                    and (so_far := vllm_persona.so_far(means, reply))
                 ):
-                    event["persona"] = vllm_persona.so_far(means)
+                    event["persona"] = so_far
                 chunk = f"data: {json.dumps(event, allow_nan=False)}\n\n"
             yield chunk
     finally:
