@@ -9,6 +9,7 @@ import os
 import sys
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,14 @@ from personaspace.model.loading import load_tokenizer
 from personaspace.serve.guard import Guard
 from personaspace.serve.keep_alive import with_keep_alive
 from personaspace.serve.metrics import PersonaMetrics
-from personaspace.serve.persona import BadRequest, Reader, is_finite
-from personaspace.serve.settings import Settings, hash_key
+from personaspace.serve.persona import Reader, is_finite
+from personaspace.serve.refusals import BadRequest
+from personaspace.serve.replies import CompletedReply, ReplyFormat, ReplyStep
+from personaspace.serve.settings import Settings, WatchSettings, hash_key
 from personaspace.serve.thinking import as_rendered_here
 from personaspace.serve.types import Persona
+from personaspace.serve.watch import STOPPED, Act, with_vectors
+from personaspace.serve.webhook import teller
 from personaspace.space import PersonaSpace
 
 log = getLogger("vllm.personaspace")
@@ -45,6 +50,10 @@ SPACE = "PERSONASPACE_SPACE"
 
 OUTSIDE = "PERSONASPACE_OUTSIDE"
 """The environment's name for who may come in: digests of keys, names, origins, as JSON."""
+
+
+WATCHED = "PERSONASPACE_WATCHED"
+"""The environment's name for what `WatchSettings` has but the secret, and for files of vectors, as JSON."""
 
 
 class VllmGuard:
@@ -73,11 +82,18 @@ class VllmPersona:
     strangers' markers and thinking are the same here as elsewhere."""
 
     def __init__(
-        self, space: PersonaSpace, name: str, client: Any, why_not: str = "", chat: Chat | None = None
+        self,
+        space: PersonaSpace,
+        name: str,
+        client: Any,
+        why_not: str = "",
+        chat: Chat | None = None,
+        watch: WatchSettings | None = None,
     ) -> None:
         self.chat = chat
-        self.reader, self.client, self.why_not = Reader.of(space, name), client, why_not
+        self.reader, self.client, self.why_not = Reader.of(space, name, watch), client, why_not
         self.registry, self.metrics = plugin.InterventionRegistry(), PersonaMetrics(space)
+        self.tell_alerts = teller(self.reader.watch, self.metrics)
         self._dropping: set[asyncio.Task[Any]] = set()
 
     async def request_fields(self, model: str, persona: Persona, body: dict[str, Any]) -> dict[str, Any] | None:
@@ -125,15 +141,21 @@ class VllmPersona:
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
 
-    def turn(self, model: str, means: ReadMeans | None, persona: Persona) -> dict[str, Any] | None:
-        """A whole reply's `persona`, with the tokens that were not told yet where tokens are wanted."""
+    def turn(
+        self, model: str, means: ReadMeans | None, persona: Persona, reply_id: str = "", act: Act | None = None
+    ) -> dict[str, Any] | None:
+        """A whole reply's `persona`, with the tokens that were not told yet where tokens are wanted; alerts that begin with it
+        are told to whom they are sent."""
         if means is None:
             return None
-        turn = self.reader.turn(means.activation[0, 0], int(means.tokens[0]), int(means.touched[0]), persona.history)
-        if not is_finite(turn):  # JSON has no NaN, and a metric's sum would keep it
+        turn = self.reader.turn(means.activation[0, 0], int(means.tokens[0]), int(means.touched[0]), persona, act)
+        if turn is not None and not is_finite(turn.persona):  # JSON has no NaN, and a metric's sum would keep it
             return None
         self.metrics.reply(model, turn)
-        return turn and {**turn, **({"tokens": tokens_of(means)} if persona.report == "token" else {})}
+        self.tell_alerts(model, reply_id, turn, persona)
+        if turn is None:
+            return None
+        return {**turn.persona, **({"tokens": tokens_of(means)} if persona.report == "token" else {})}
 
     def so_far(self, means: ReadMeans) -> dict[str, Any]:
         """Of a reply in the making."""
@@ -168,7 +190,8 @@ class Endpoints:
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Reads the space that the environment names. Raises `SpaceError` where it is of a model of other shapes."""
-        space = PersonaSpace.load(os.environ[SPACE])
+        watched = json.loads(os.environ.get(WATCHED, "{}"))
+        space = with_vectors(PersonaSpace.load(os.environ[SPACE]), watched.pop("vectors", ()))
         name = (args.served_model_name or [args.model])[0]
         serve_caps(space.cap(cap) for cap in space.caps)
         tokenizer = load_tokenizer(engine_client.vllm_config.model_config.tokenizer, name)
@@ -177,7 +200,7 @@ class Endpoints:
         if warning := space.check_model(served):
             log.warning("%s", warning)
         why = next(filter(None, await engine_client.collective_rpc("personaspace_why_not")), "")
-        state.personaspace = VllmPersona(space, name, engine_client, why, rendered)
+        state.personaspace = VllmPersona(space, name, engine_client, why, rendered, WatchSettings.of(watched))
         if not why:
             await state.personaspace.aim()
 
@@ -224,10 +247,14 @@ async def chat(raw_request: Request) -> Any:
             body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(fields)}
         # The names of caps are known here alone: on vLLM's other routes they would be answered, and not held.
         request = ChatCompletionRequest.model_validate({**body, "model": vllm_persona.reader.name})
+        act = vllm_persona.reader.act(model, persona)
     except BadRequest as e:
         return _refused(str(e), e.param, e.status)
     except (ValidationError, ValueError, TypeError) as e:
         return _refused(str(e), None, 400)
+    vllm_persona.metrics.act(model, act)
+    if act == "stop":
+        return _stopped(model, body)
     answer = await api_router.create_chat_completion(request, raw_request=raw_request)
     key = fields["key"] if fields else ""
     if answer is None:  # the client is gone
@@ -235,13 +262,27 @@ async def chat(raw_request: Request) -> Any:
             vllm_persona.drop(key)
         return Response(status_code=499)
     if isinstance(answer, StreamingResponse):
-        events = _streamed(answer.body_iterator, vllm_persona, model, key, persona)
+        events = _streamed(answer.body_iterator, vllm_persona, model, key, persona, act)
         answer.body_iterator = with_keep_alive(events, Settings.keep_alive_seconds)
         return answer
     if answer.status_code != 200:
         return answer
-    turn = vllm_persona.turn(model, await vllm_persona.read(key), persona) if key else None
-    return JSONResponse({**json.loads(bytes(answer.body)), "model": model, "persona": turn})
+    completion = json.loads(bytes(answer.body))
+    means = await vllm_persona.read(key) if key else None
+    turn = vllm_persona.turn(model, means, persona, completion["id"], act) if key else None
+    return JSONResponse({**completion, "model": model, "persona": turn})
+
+
+def _stopped(model: str, body: dict[str, Any]) -> Response:
+    """The answer to a conversation that an alert ended; nothing is computed for it."""
+    answer = ReplyFormat(True, model, lambda _: "", str, lambda _: b"")
+    replies = [CompletedReply(0, [], finish="content_filter", note=STOPPED)]
+    if not body.get("stream"):
+        return JSONResponse(answer.completion(replies))
+    usage = bool((body.get("stream_options") or {}).get("include_usage"))
+    step = ReplyStep("", "", None, True, slice(0))
+    events = [*answer.step(replies[0], step), *answer.closing(replies, usage)]
+    return Response("".join(events), media_type="text/event-stream")
 
 
 async def text(raw_request: Request) -> Any:
@@ -270,7 +311,7 @@ async def persona_space(raw_request: Request) -> dict[str, Any]:
 
 
 async def _streamed(
-    chunks: Any, vllm_persona: VllmPersona, model: str, key: str, persona: Persona
+    chunks: Any, vllm_persona: VllmPersona, model: str, key: str, persona: Persona, act: Act | None = None
 ) -> AsyncGenerator[Any, None]:
     """vLLM's events under the model's name; the one with which the reply ends tells its persona, and where tokens are wanted,
     each event has those that were read since the one before."""
@@ -282,7 +323,8 @@ async def _streamed(
                 event = json.loads(line.removeprefix("data: "))
                 event.update({"model": model} if "model" in event else {})
                 if not finished and any(choice.get("finish_reason") for choice in event.get("choices", ())):
-                    event["persona"] = vllm_persona.turn(model, await vllm_persona.read(key), persona)
+                    means = await vllm_persona.read(key)
+                    event["persona"] = vllm_persona.turn(model, means, persona, event["id"], act)
                     finished = True
                 elif (
                     not finished
@@ -303,16 +345,29 @@ def _refused(message: str, param: str | None, status: int) -> JSONResponse:
 
 
 def command(
-    space: str, layer: int, folder: str, name: str, options: Sequence[str], settings: Settings
+    space: str,
+    layer: int,
+    folder: str,
+    name: str,
+    options: Sequence[str],
+    settings: Settings,
+    vectors: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """The command that starts vLLM's server with the extension, and its environment, which has keys' digests and no key. space:
-    a space's file or folder; layer: the one that it is read at; settings: who may come in."""
+    a space's file or folder; layer: the one that it is read at; settings: who may come in, and what is
+    watched; vectors: files of vectors of one's own."""
     allowed = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
     space_path = str(Path(space).resolve()) if Path(space).exists() else space
     environment = {
         **{variable: text for variable, text in os.environ.items() if variable != "PERSONASPACE_API_KEY"},
         SPACE: space_path,
         OUTSIDE: json.dumps({"keys": settings.keys, "hosts": settings.hosts or (), "origins": settings.origins}),
+        WATCHED: json.dumps(
+            {
+                **{name: value for name, value in asdict(settings.watch).items() if name != "secret"},
+                "vectors": [str(Path(file).resolve()) for file in vectors],
+            }
+        ),
         "PERSONASPACE_VLLM_PROJECT": str(layer),
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, "personaspace"])),
     }
