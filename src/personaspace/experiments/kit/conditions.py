@@ -13,9 +13,7 @@ from torch import Tensor
 from personaspace.holding.controls import between_halves, displaced, random_direction
 from personaspace.model.interventions import Add, Intervention
 from personaspace.space import PersonaSpace
-
-ON_ALERT = "+alert"
-"""Behind a cap's name: it holds from the turn on after an alert was raised."""
+from personaspace.space.holds import ON_ALERT
 
 SHUFFLED_AXIS = -1
 """The number of the direction between two halves of the roles, drawn by lot (`controls.between_halves`)."""
