@@ -87,7 +87,9 @@ def test_a_thinking_replys_persona_is_its_answers_streamed_and_not(folder: Path)
             assert told == list(range(start, end))
             last = [e["persona"] for e in events if "projection" in (e.get("persona") or {})][-1]
             assert last["projection"] == pytest.approx(expected, rel=1e-3, abs=1e-3)
-            held = client.post("/v1/chat/completions", json=ask(question, **ON, persona={"cap": "high"})).json()["persona"]
+            held = client.post("/v1/chat/completions", json=ask(question, **ON, persona={"cap": "high"})).json()[
+                "persona"
+            ]
             if held is not None:
                 assert held["capped_tokens"] == held["tokens_read"] > 0
                 assert held["projection"] == pytest.approx(FLOOR, rel=1e-3)

@@ -31,7 +31,7 @@ from personaspace.engines.vllm.wire import ReadMeans, gathered
 from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
 from personaspace.model.loading import load_tokenizer
-from personaspace.serve.followed import FollowedReply
+from personaspace.serve.followed import FollowedReply, tokens_of
 from personaspace.serve.guard import Guard
 from personaspace.serve.keep_alive import with_keep_alive
 from personaspace.serve.metrics import PersonaMetrics
@@ -125,9 +125,9 @@ class VllmPersona:
         """Who follows a reply that may have thoughts before its answer, for which vLLM is asked for its token ids."""
         if self.chat is None or not self.chat.thinks or fields is None:
             return None
-        kept = bool(body.get("return_token_ids"))
+        tells_ids = bool(body.get("return_token_ids"))
         body["return_token_ids"] = True
-        return FollowedReply(self.chat, kept)
+        return FollowedReply(self.chat, tells_ids)
 
     async def ended(
         self, model: str, fields: dict[str, Any], persona: Persona, reply: FollowedReply | None
@@ -158,8 +158,10 @@ class VllmPersona:
         key, first = uuid.uuid4().hex, len(reply.prompt_ids)
         # What was generated before the answer is generated to interventions, too.
         spans = [[first, first + start]] * (start > 0) + [[first + start, first + end]]
-        asked = {**fields, "key": key, "spans": spans, "project": False}
-        params = SamplingParams(max_tokens=1, temperature=0, detokenize=False, extra_args={FIELD: json.dumps(asked)})
+        answer_fields = {**fields, "key": key, "spans": spans, "project": False}
+        params = SamplingParams(
+            max_tokens=1, temperature=0, detokenize=False, extra_args={FIELD: json.dumps(answer_fields)}
+        )
         prompt = {"prompt_token_ids": [*reply.prompt_ids, *reply.ids[:end]]}
         async for _ in self.client.generate(prompt, params, f"personaspace-{key}"):
             pass
@@ -199,18 +201,6 @@ class VllmPersona:
             return {"tokens": tokens} if tokens else {}
         reading_fields = self.reader.reading(means.activation[0, 0], int(means.tokens[0]))
         return {**reading_fields, "tokens": tokens_of(means)}
-
-
-def tokens_of(means: ReadMeans) -> list[dict[str, Any]]:
-    """The projections of the last tokens that were read."""
-    if means.each is None:
-        return []
-    along, moved = means.each.tolist()
-    first = int(means.tokens[0]) - len(along)
-    return [
-        {"index": first + k, "projection": p, "capped": bool(m)}
-        for k, (p, m) in enumerate(zip(along, moved, strict=True))
-    ]
 
 
 class Endpoints:
@@ -301,11 +291,11 @@ async def chat(raw_request: Request) -> Any:
         return answer
     if answer.status_code != 200:
         return answer
-    whole = json.loads(bytes(answer.body))
+    payload = json.loads(bytes(answer.body))
     if reply is not None:
-        reply.take(whole)
+        reply.take(payload)
     turn = await vllm_persona.ended(model, fields, persona, reply) if fields else None
-    return JSONResponse({**whole, "model": model, "persona": turn})
+    return JSONResponse({**payload, "model": model, "persona": turn})
 
 
 async def text(raw_request: Request) -> Any:
