@@ -11,7 +11,8 @@ import torch
 import personaspace as ps
 from personaspace.catalog import load_catalog, load_traits
 from personaspace.errors import CatalogError, RunMismatch, UsageError
-from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions
 from personaspace.mapping.traits import chosen_traits, read_traits, trait_prompts
 from personaspace.space.traits import roles_along
 from personaspace.watcher import Watcher

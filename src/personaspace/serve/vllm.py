@@ -162,11 +162,11 @@ async def chat(raw_request: Request) -> Any:
         return answer
     if answer.status_code != 200:
         return answer
-    whole = json.loads(bytes(answer.body))
+    payload = json.loads(bytes(answer.body))
     if reply is not None:
-        reply.take(whole)
-    turn = await vllm_persona.ended(model, fields, persona, reply, whole["id"], act) if fields else None
-    return JSONResponse({**whole, "model": model, "persona": turn})
+        reply.take(payload)
+    turn = await vllm_persona.ended(model, fields, persona, reply, payload["id"], act) if fields else None
+    return JSONResponse({**payload, "model": model, "persona": turn})
 
 
 def _stopped(model: str, body: dict[str, Any]) -> Response:

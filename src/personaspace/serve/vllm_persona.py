@@ -17,7 +17,7 @@ from personaspace.engines.vllm.request import FIELD
 from personaspace.engines.vllm.wire import ReadMeans, gathered
 from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
-from personaspace.serve.followed import FollowedReply
+from personaspace.serve.followed import FollowedReply, tokens_of
 from personaspace.serve.metrics import PersonaMetrics
 from personaspace.serve.persona import Reader, is_finite
 from personaspace.serve.refusals import BadRequest
@@ -93,9 +93,9 @@ class VllmPersona:
         """Who follows a reply that may have thoughts before its answer, for which vLLM is asked for its token ids."""
         if self.chat is None or not self.chat.thinks or fields is None:
             return None
-        kept = bool(body.get("return_token_ids"))
+        tells_ids = bool(body.get("return_token_ids"))
         body["return_token_ids"] = True
-        return FollowedReply(self.chat, kept)
+        return FollowedReply(self.chat, tells_ids)
 
     async def ended(
         self,
@@ -132,8 +132,10 @@ class VllmPersona:
         key, first = uuid.uuid4().hex, len(reply.prompt_ids)
         # What was generated before the answer is generated to interventions, too.
         spans = [[first, first + start]] * (start > 0) + [[first + start, first + end]]
-        asked = {**fields, "key": key, "spans": spans, "project": False}
-        params = SamplingParams(max_tokens=1, temperature=0, detokenize=False, extra_args={FIELD: json.dumps(asked)})
+        answer_fields = {**fields, "key": key, "spans": spans, "project": False}
+        params = SamplingParams(
+            max_tokens=1, temperature=0, detokenize=False, extra_args={FIELD: json.dumps(answer_fields)}
+        )
         prompt = {"prompt_token_ids": [*reply.prompt_ids, *reply.ids[:end]]}
         async for _ in self.client.generate(prompt, params, f"personaspace-{key}"):
             pass
@@ -184,15 +186,3 @@ class VllmPersona:
             return {"tokens": tokens} if tokens else {}
         reading_fields = self.reader.reading(means.activation[0, 0], int(means.tokens[0]))
         return {**reading_fields, "tokens": tokens_of(means)}
-
-
-def tokens_of(means: ReadMeans) -> list[dict[str, Any]]:
-    """The projections of the last tokens that were read."""
-    if means.each is None:
-        return []
-    along, moved = means.each.tolist()
-    first = int(means.tokens[0]) - len(along)
-    return [
-        {"index": first + k, "projection": p, "capped": bool(m)}
-        for k, (p, m) in enumerate(zip(along, moved, strict=True))
-    ]

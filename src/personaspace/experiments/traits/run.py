@@ -159,9 +159,9 @@ def _beside_prompts(
     agreed = prompts.agreements(of_replies, readings, unit, trials.options.seed)
     note = "cosine of the traits' vectors, of other questions and wordings, noise taken out of both"
     result.page.figure("replies and prompts", agreed["vectors"], note, spec=".2f")
-    said = f" Prompts, read before the first word, give the same vectors to {agreed['vectors']}"
-    said += f", and the same places on the axis to {agreed['on_the_axis']}, noise taken out of both."
-    return replace(result, headline=result.headline + said, figures={**result.figures, "prompts_agree": agreed})
+    sentence = f" Prompts, read before the first word, give the same vectors to {agreed['vectors']}"
+    sentence += f", and the same places on the axis to {agreed['on_the_axis']}, noise taken out of both."
+    return replace(result, headline=result.headline + sentence, figures={**result.figures, "prompts_agree": agreed})
 
 
 def evaluate(
