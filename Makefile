@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow test-vllm accelerator check bench docs site experiments \
+.PHONY: quickstart test test-fast test-slow soak test-vllm fuzz torture accelerator check bench docs site experiments \
     bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
@@ -45,6 +45,16 @@ test-fast: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
+# Every reader of a stranger's file, on changed ones; what fails is kept in tests/data/fuzz/, and tried by the tests from then on.
+MINUTES ?= 60
+fuzz: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz.py $(MINUTES)
+
+# Map, calibrate, judge and an experiment of a tiny model, killed at random instants; what is left must be as of one left alone.
+KILLS ?= 1000
+torture: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/torture.py $(KILLS)
+
 # vLLM pins other versions than the rest, so its tests have an environment of their own. Its CPU build asks for builds of
 # torchvision, torchaudio and torchcodec that don't fit torch's; nothing here needs them.
 VLLM_VENV := .venv-vllm
@@ -72,6 +82,13 @@ MODEL ?= meta-llama/Llama-3.1-8B-Instruct
 
 accelerator: .venv-gpu/.installed
 	$(GPU_BIN)/python scripts/accelerator.py $(MODEL)
+
+# 64 clients at once, mixed, for ten minutes: no reply is wrong, memory stays, metrics add up.
+SECONDS ?= 600
+CLIENTS ?= 64
+SPACE ?= smollm2
+soak: $(VENV)/.dev
+	$(BIN)/python scripts/soak.py --seconds $(SECONDS) --clients $(CLIENTS) --space $(SPACE)
 
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_BIN)/pytest tests/vllm

@@ -50,16 +50,13 @@ def taken(browser: Browser, page: Page, name: str) -> None:
     print(f"{name}: {len(picture):,} bytes", flush=True)
 
 
-def in_every_form(browser: Browser, page: Page, name: str, above: str | None = None) -> None:
-    """Wide and narrow, light and dark. above: what stands at the picture's top, the page's own head unless given."""
+def in_every_form(browser: Browser, page: Page, name: str) -> None:
+    """Wide and narrow, light and dark."""
     for width in WIDTHS:
         for scheme in SCHEMES:
             page.set_viewport_size({"width": width, "height": HEIGHTS[width]})
             page.emulate_media(color_scheme=scheme)
             page.wait_for_timeout(1500)  # plots are drawn anew
-            if above:
-                page.locator(above).first.evaluate("e => e.scrollIntoView({block: 'start'})")
-                page.wait_for_timeout(300)
             taken(browser, page, f"{name}-{width}-{scheme}")
 
 
@@ -104,6 +101,7 @@ def talk(browser: Browser) -> None:
             page = browser.new_page(viewport={"width": 1000, "height": 640})
             page.goto(f"{address}talk.html", timeout=MINUTES)
             page.wait_for_timeout(2000)
+            page.locator("h2").first.evaluate("e => e.scrollIntoView()")
             taken(browser, page, "talk")
             page.close()
 

@@ -23,6 +23,7 @@ BROUGHT = (
     "CHANGELOG.md",
     "deploy/README.md",
     "deploy/Dockerfile",
+    "deploy/space.Dockerfile",
     "deploy/personaspace.service",
     "deploy/grafana.json",
 )

@@ -125,10 +125,8 @@ def tiny_folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def small_catalog(tmp_path_factory) -> Path:
+def write_catalog(folder: Path) -> Path:
     """A catalogue of six roles and twelve questions, in our layout."""
-    folder = tmp_path_factory.mktemp("catalog")
     names = ["ghost", "hermit", "clerk", "auditor", "whale", "pilot"]
     rows = [
         {"role": n, "description": f"The {n}.", "instructions": [f"You are a {n}, number {k}." for k in range(5)]}
@@ -138,6 +136,12 @@ def small_catalog(tmp_path_factory) -> Path:
     asked = [{"id": k, "question": f"What is thing {k} to you?"} for k in range(12)]
     (folder / "questions.jsonl").write_text("\n".join(json.dumps(q) for q in asked))
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_catalog(tmp_path_factory) -> Path:
+    """See `write_catalog`."""
+    return write_catalog(tmp_path_factory.mktemp("catalog"))
 
 
 @pytest.fixture

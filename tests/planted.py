@@ -61,6 +61,10 @@ class PlantedEngine:
             unmoved = activation - moved if moved is not None else None
             yield Response(p, text, tuple(range(8)), "stop", activation, None, unmoved, 8 if at != free else 0)
 
+    def onsets(self, prompts, *, read, interventions=()) -> Iterator[Response]:
+        """Before the first word it is where its reply would be."""
+        yield from self.respond(prompts, None, read=read)
+
     def replay(self, conversations, *, read, interventions=(), each=False, logprobs=False) -> Iterator[list[Turn]]:
         if any(isinstance(messages, Span) for messages in conversations):
             raise UsageError("a made-up engine reads no token ids")

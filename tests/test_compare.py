@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import personaspace as ps
 from personaspace.cli import app
-from personaspace.errors import UsageError
+from personaspace.errors import SpaceError, UsageError
 from personaspace.experiments.compare.findings import agreement, aligned, compare, correlation, pearson, spearman
 from personaspace.experiments.compare.page import headline, write_comparison
+from personaspace.runs import Run
 from personaspace.space import PersonaSpace
 from personaspace.space.layout import FORMAT
+from test_cli import run
 
 NAMES = [f"role{k}" for k in range(60)]
 
@@ -172,3 +177,52 @@ def test_where_an_order_is_not_known_neither_its_ranking_nor_who_moved_is_told(t
     told = CliRunner().invoke(app, ["compare", *files, "--out", str(tmp_path / "p.html")]).output
     assert "unsure, from replies: axis 0.95, order 0.30 (not known), map 0.20 (not known)" in told
     assert "moved most: not known, as is the order in unsure" in told
+
+
+@pytest.mark.long
+def test_a_base_its_fine_tune_and_its_adapter_are_mapped_on_the_same_prompts_and_compared(
+    tmp_path, tiny_folder, small_catalog
+):
+    pytest.importorskip("peft")
+    from test_adapters import trained
+
+    tuned = tmp_path / "tuned"
+    shutil.copytree(tiny_folder, tuned)
+    weights = load_file(tuned / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    moved = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in weights.items()}
+    save_file(moved, tuned / "model.safetensors", {"format": "pt"})
+    adapter = trained(tmp_path / "lora", tiny_folder, 1)
+    models = [str(tiny_folder), str(tuned), f"{tiny_folder} + {adapter}"]
+    options = ["--catalog", str(small_catalog), "--prompts-per-role", "6", "--out", str(tmp_path / "out")]
+    told = run("compare", *models, *options, "--json")
+    pairs = json.loads(told.stdout)["pairs"]
+    assert [p["shared"] for p in pairs] == [6, 6, 6]
+    assert all(p["readings"] == ["prompt", "prompt"] for p in pairs)
+    assert "moved" in pairs[0]
+    runs = [Run(folder) for folder in sorted((tmp_path / "out").iterdir()) if folder.is_dir()]
+    configs = [r.manifest()["config"] for r in runs]
+    assert len({c["model"]["fingerprint"] for c in configs}) == 3
+    assert len({(c["catalog"]["fingerprint"], c["seed"]) for c in configs}) == 1
+    asked = [
+        [row for shard in r.onsets.done() for row in r.onsets.read(shard, ["role", "system", "user"]).to_pylist()]
+        for r in runs
+    ]
+    assert asked[0] == asked[1] == asked[2] != []
+    # In Python it goes on with what is there, and reads nothing anew; a space that is there is taken as it is.
+    before = {path: path.stat().st_mtime_ns for r in runs for path in r.folder.rglob("*.safetensors")}
+    how = {"catalog": small_catalog, "prompts_per_role": 6}
+    (pair,) = ps.compare({models[0]: models[0], "lora": PersonaSpace.load(runs[0].folder)}, out=tmp_path / "out", **how)
+    assert pair.shared == 6
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_name_that_is_neither_a_space_nor_a_model_is_one_line(tmp_path, tiny_folder):
+    with pytest.raises(UsageError, match="a model is mapped to be compared; give a folder for that"):
+        ps.compare({"a": "smollm2", "b": tiny_folder})
+    with pytest.raises(UsageError, match="neither a space nor a model"):
+        ps.compare({"a": "smollm2", "b": str(tmp_path / "none")}, out=tmp_path / "out")
+    with pytest.raises(SpaceError, match="no such file"):
+        ps.compare({"a": tmp_path / "a.safetensors", "b": "smollm2"})
+    with pytest.raises(SpaceError, match=r"no space\.safetensors in the folder"):
+        ps.compare({"a": tmp_path, "b": "smollm2"})

@@ -141,7 +141,7 @@ def python_of(text: str, tiny_folder: Path, address: str | None) -> str:
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_a_pages_examples_run_from_first_to_last(page, mapped, model, tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Who are you?\n/quit\n")))
     if page.parent.name != "tutorial":  # which makes it
         shutil.copytree(mapped, tmp_path / "runs" / "smollm2")
     names: dict[str, object] = {}

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import personaspace as ps
-from personaspace.api import catalog_of, options_of
+from personaspace.api import options_of
 from personaspace.catalog import DEFAULT, EARLIER, load_catalog
 from personaspace.errors import RunMismatch, SpaceError, UsageError
 from personaspace.holding import calibrate
 from personaspace.mapping import agreement
 from personaspace.mapping.estimate import IncludedResponses
+from personaspace.mapping.questions import catalog_of
 from personaspace.report import words
 from personaspace.runs import Run
 from personaspace.serve.persona import Reader

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import os
 import re
 import socket
@@ -16,6 +18,11 @@ import httpx
 import pytest
 
 from served import engine, space
+
+spec = importlib.util.spec_from_file_location("soak", Path(__file__).parent.parent / "scripts" / "soak.py")
+soak = importlib.util.module_from_spec(spec)
+sys.modules["soak"] = soak  # its dataclasses look for their module
+spec.loader.exec_module(soak)
 
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
 PROGRAM = """
@@ -170,3 +177,14 @@ def test_another_address_of_this_machine_works_and_what_is_recorded_is_for_its_o
     assert httpx.get(f"{address}/v1/models", headers={"host": "evil.example"}).status_code == 400
     assert stat.S_IMODE(record.stat().st_mode) == 0o600
     assert len(record.read_text().splitlines()) == 1
+
+
+@pytest.mark.long
+def test_a_short_soak_finds_nothing_wrong(started):
+    """64 clients for ten seconds; `make soak` is the same for ten minutes, against the model that comes along."""
+    process, address, log = started()
+    wrong, figures = asyncio.run(soak.soak(address, process.pid, 10, 64))
+    assert wrong == []
+    assert figures["replies that such a gap may explain"] <= 2
+    assert set(figures["requests"]) == {"greedy", "stream", "nulls", "response", "sampled", "refused", "hang_up"}
+    assert "Traceback" not in log.read_text()

@@ -246,7 +246,7 @@ def test_a_call_that_is_asked_for_is_begun(client, choice):
         ({"tools": []}, "found 0"),
         ({"tools": [TOOL, {**TOOL, "function": {"name": "b"}}]}, "found 2"),
         ({"tool_choice": {"type": "function", "function": {"name": "b"}}}, "tools has not"),
-        ({"continue_final_message": True}, "goes on with a message"),
+        ({"continue_final_message": True}, "goes on with no message"),
     ],
 )
 def test_a_call_that_cannot_be_begun_is_refused_in_a_line(server, more, said_of_it):

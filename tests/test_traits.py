@@ -63,6 +63,11 @@ def test_planted_cosines_are_found_within_their_intervals(tmp_path):
         assert sorted(json.loads(f.metadata()["personaspace"])["traits"]) == sorted(names)
         assert f.get_tensor("vectors").shape == (12, HIDDEN)
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
+    # Prompts have the same traits planted, and are read with questions that no reply answers.
+    for agreed in result.figures["prompts_agree"].values():
+        assert abs(agreed.value - 1) < 0.1
+        assert agreed.low <= 1.05
+    assert "Prompts, read before the first word, give the same vectors to" in result.headline
 
 
 def test_traits_that_do_nothing_do_not_stand_out(tmp_path):
@@ -166,7 +171,7 @@ def test_other_texts_are_asked_anew(tmp_path, small_catalog):
         EXPERIMENT.conduct(Trials(engine, planted_space(), tmp_path / "out", "traits", options, catalog=texts))
         return engine.asked
 
-    assert (run("Be"), run("Be"), run("Act")) == (12, 0, 12)
+    assert (run("Be"), run("Be"), run("Act")) == (60, 0, 60), "12 replies and 48 prompts"
 
 
 @pytest.mark.long

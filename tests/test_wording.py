@@ -1,4 +1,4 @@
-"""The judge by words: what it tells of kinds that once failed, and how often it is right on 400 labelled replies."""
+"""The judge by words: what it tells of kinds that once failed, and how often it is right on 941 labelled replies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from personaspace.mapping.mapper import Mapper
 from personaspace.mapping.options import MapOptions
 from personaspace.runs import Run
 
-FILES = {"first set": "replies_labelled.jsonl", "second set": "replies_labelled_2.jsonl"}
+FILES = {
+    "first set": "replies_labelled.jsonl",
+    "second set": "replies_labelled_2.jsonl",
+    "third set": "replies_labelled_3.jsonl",
+}
 REPLIES = {
     name: [
         json.loads(line) for line in (Path(__file__).parent / "data" / file).read_text(encoding="utf-8").splitlines()
@@ -25,9 +29,9 @@ GHOST = Role(role="ghost", description="A ghost.", instructions=("Be a ghost.",)
 
 
 def figures(texts: str, name: str) -> tuple[int, int, int]:
-    """How many replies have it and are found, have it, and are found."""
-    replies_set, split = texts.split(", ")
-    replies = [r for r in REPLIES[replies_set] if r["split"] == split]
+    """How many replies have it and are found, have it, and are found. texts: a set, and a split or a source."""
+    replies_set, part = texts.split(", ")
+    replies = [r for r in REPLIES[replies_set] if part in (r["split"], r.get("source"))]
     told = [TELLS[name](r["reply"]) for r in replies]
     both = sum(t and r[name] for t, r in zip(told, replies, strict=True))
     return both, sum(r[name] for r in replies), sum(told)
@@ -45,6 +49,13 @@ def figures(texts: str, name: str) -> tuple[int, int, int]:
         # Measured once, after the rules were done: recall 87% and 84%, precision 87% and 98%, short of the 90% aimed at.
         ("second set, held out", "refusal", (26, 30, 30)),
         ("second set, held out", "speaks_as_ai", (56, 67, 57)),
+        # The rules were made on none of these; short of 90% but for what speaks as an AI among a model's own replies.
+        ("third set, written", "refusal", (55, 106, 61)),
+        ("third set, written", "speaks_as_ai", (97, 142, 101)),
+        ("third set, smollm2", "refusal", (2, 3, 5)),
+        ("third set, smollm2", "speaks_as_ai", (36, 39, 39)),
+        ("third set, held out", "refusal", (34, 62, 38)),
+        ("third set, held out", "speaks_as_ai", (74, 104, 79)),
     ],
 )
 def test_recall_and_precision_are_those_that_the_page_on_judges_says(texts, name, expected):

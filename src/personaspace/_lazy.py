@@ -22,3 +22,17 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
         return sorted({*vars(sys.modules[package]), *modules})
 
     return __getattr__, __dir__
+
+
+def lazy_method(place: str) -> Callable[[Any], Any]:
+    """A method that is a function of a room above, imported when it is called. place: `module:function`.
+
+    >>> class Shown:
+    ...     _repr_html_ = lazy_method("personaspace.report.tables:of_space")
+    """
+    module, _, name = place.partition(":")
+
+    def method(self: Any) -> Any:
+        return getattr(import_module(module), name)(self)
+
+    return method

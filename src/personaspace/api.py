@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from personaspace.catalog import EARLIER, Catalog, earlier, load_catalog
+from personaspace.catalog import Catalog, load_catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.thoughts import PARTS, Part
-from personaspace.errors import PersonaSpaceError, RunError, UsageError
+from personaspace.errors import RunError, UsageError
 from personaspace.experiments.compare import findings as comparison
+from personaspace.experiments.compare.sources import spaces_of
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Judges, Trials
 from personaspace.experiments.registry import find
@@ -28,7 +29,9 @@ from personaspace.judges import KEPT, Agreement, agreement_of, make_judge
 from personaspace.judges.score import Judge
 from personaspace.mapping.ask import score_replies
 from personaspace.mapping.mapper import Mapper
-from personaspace.mapping.options import MapOptions, named
+from personaspace.mapping.options import MapOptions
+from personaspace.mapping.questions import catalog_of
+from personaspace.report import tables
 from personaspace.runs import KeptScore, Run
 from personaspace.space import PersonaSpace
 from personaspace.watcher import Watcher
@@ -170,6 +173,7 @@ class Trajectory:
     name: str
     turns: Sequence[TurnReading]
     problem: str | None = None
+    _repr_html_ = tables.of_trajectory
 
 
 def project(
@@ -179,10 +183,12 @@ def project(
     false_alarms: float = 0.01,
     alert_turns: int = 2,
     span: Part = "answer",
+    along: Sequence[str] = (),
 ) -> tuple[list[Trajectory], AlertRule | None]:
     """Reads where the assistant turns of conversations, or of those in files, lie on the axis; and the rule that alerts went by
-    (None for a space that was never calibrated). span: of each turn its answer, its thoughts where it has any, or all. Warns of
-    what of a file is not read, and of a model or a span that is not the space's. Raises `UsageError` that names file,
+    (None for a space that was never calibrated). span: of each turn its answer, its thoughts where it has any, or all. along:
+    further directions that turns are read on, by their names in the space (`PersonaSpace.along`). Warns of what of a file is
+    not read, and of a model or a span that is not the space's. Raises `UsageError` that names file,
     conversation and message.
 
     >>> (talk,), rule = ps.project("smollm2", "talk.json")
@@ -206,8 +212,10 @@ def project(
     if warning := loaded.check_model(model.info, span):
         warnings.warn(warning, stacklevel=2)
     rule = monitor.alert_rule(loaded, rate=false_alarms, turns=alert_turns) if loaded.calibrated else None
+    directions = loaded.along(along)
     return [
-        Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule, part=span)) for t in conversations
+        Trajectory(t.name, *monitor.project(model, loaded, t.messages, rule, part=span, along=directions))
+        for t in conversations
     ], rule
 
 
@@ -252,13 +260,27 @@ def experiment(
     return chosen.conduct(trials)
 
 
-def compare(spaces: Mapping[str, PersonaSpace], seed: int = 0) -> list[comparison.Pair]:
-    """Sets spaces of several models, or versions of one, side by side, each two of them by the names given. Raises
-    `UsageError` where two share too few roles.
+def compare(
+    spaces: Mapping[str, PersonaSpace | str | Path],
+    seed: int = 0,
+    *,
+    out: str | Path | None = None,
+    roles: str = "all",
+    prompts_per_role: int | None = None,
+    catalog: str | Path | None = None,
+    watcher: Watcher | None = None,
+) -> list[comparison.Pair]:
+    """Sets spaces of several models, or versions of one, side by side, each two of them by the names given. A model's name, a
+    folder, `BASE + ADAPTER` in a space's place is mapped before its first word, all on the same prompts, into a folder of
+    `out`; the same call goes on there. The other options are a map's. Raises `UsageError` where two share too few roles,
+    and what a map raises.
 
     >>> ps.compare({"before": a, "after": b})[0].axis
+    >>> ps.compare({"base": "Qwen/Qwen3-0.6B", "tuned": "Qwen/Qwen3-0.6B + ./my-lora"}, out="runs/tuned")[0].moved
     """
-    return comparison.compare(list(spaces.items()), seed)
+    options = options_of(read="prompt", prompts=_known(per_role=prompts_per_role), seed=seed)
+    loaded = spaces_of(spaces, out, load_catalog(catalog).select(roles), options, watcher=watcher)
+    return comparison.compare(list(loaded.items()), seed)
 
 
 @dataclass(frozen=True)
@@ -330,35 +352,6 @@ def judge(run: str | Path, *judges: Judge, catalog: str | Path | None = None, sh
         for name, every in of_replies.items()
     }
     return Judged(counts, problems, comparison_of_two, differ)
-
-
-def catalog_of(
-    out: str | Path,
-    options: MapOptions,
-    folder: str | Path | None,
-    roles: str | None = None,
-    questions: int | None = None,
-) -> Catalog:
-    """The part of a catalogue that a map asks: what is not given is as in the run that is there, or all roles and as many
-    questions as what is read of them bears. A run that was begun on the texts of an earlier version goes on with those."""
-    catalog, run = load_catalog(folder), Run(out)
-    if not run.exists:
-        chosen = catalog.select(roles or "all", questions)
-        resolved = options.resolved(None, chosen)
-        design = resolved.design if options.read == "reply" else resolved.prompts
-        return chosen if questions else chosen.select("all", design.questions(chosen))
-    begun_with = run.manifest()["config"]["catalog"]
-    role_names, n = ",".join(begun_with["roles"]), questions or begun_with["questions"]
-    candidates = [catalog, *(load_catalog(EARLIER / name) for name in earlier() if folder is None)]
-    for candidate in candidates:
-        try:
-            chosen = candidate.select(roles or role_names, n)
-        except PersonaSpaceError:
-            continue
-        model = run.manifest()["config"]["model"]["id"]
-        if named(chosen, model).fingerprint == begun_with["fingerprint"]:
-            return chosen
-    return catalog.select(roles or "all", n)
 
 
 def _known(**values: Any) -> dict[str, Any]:

@@ -8,22 +8,26 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from personaspace import json_text
 from personaspace.errors import RunError, SpaceError, UsageError
 
 # What looks at a space needs no Arrow: it is imported where a table or an address is used.
 if TYPE_CHECKING:
     import pyarrow as pa
 
+
+T = TypeVar("T")
 
 log = logging.getLogger("personaspace")
 
@@ -118,16 +122,55 @@ def table_bytes(table: pa.Table) -> bytes:
     return parquet
 
 
-def read_rows(path: Path, then: str = "run the same command") -> list[dict[str, Any]]:
-    """A parquet file's rows. Raises `RunError` for a file that is not one; then: what follows once it is deleted."""
+def read_rows(path: Path, schema: pa.Schema | None = None, then: str = "run the same command") -> list[dict[str, Any]]:
+    """A parquet file's rows, which have the schema's columns; others are left as they are. Raises `RunError` for a file that is
+    not one, or has others; then: what follows once it is deleted."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as e:
-        raise RunError(f"{path}: cannot be read ({str(e).splitlines()[0]}); delete it, and {then}") from None
+        table = pq.read_table(path)
+        check_columns(table, schema or ())
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (OSError, pa.ArrowException, ValueError) as e:
+        raise RunError(f"{path}: cannot be read ({first_line(e)}); delete it, and {then}") from None
     return rows
+
+
+def check_columns(table: pa.Table, schema: Iterable[pa.Field]) -> None:
+    """Raises `ValueError` where a table holds what is no text, lacks a column of a schema, has it of another type, or without a
+    value where the schema has one in every row."""
+    table.validate(full=True)
+    for column in schema:
+        if column.name not in table.column_names:
+            raise ValueError(f"it lacks the column {column.name}")
+        values = table[column.name]
+        if values.type != column.type:
+            raise ValueError(f"its column {column.name} holds {values.type}, expected {column.type}")
+        if values.null_count and not column.nullable:
+            raise ValueError(f"its column {column.name} has no value in {values.null_count} rows")
+
+
+def read_json(path: Path, kind: type[T], then: str = "run the same command") -> T | None:
+    """What a JSON file holds, which is of that kind; None where there is no file. Raises `RunError` for another one; then: what
+    follows once it is deleted.
+
+    >>> read_json(Path("responses/together.json"), list[list[str]])
+    """
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(json_text.parse(path.read_text(encoding="utf-8")), strict=True)
+    except ValidationError as e:
+        problem = f"{e.errors()[0]['msg'].lower()}, found {json_text.shown(e.errors()[0]['input'])}"
+    except (OSError, ValueError) as e:
+        problem = first_line(e)
+    raise RunError(f"{path}: cannot be read ({problem}); delete it, and {then}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line that is not too long."""
+    return json_text.shown((str(error).splitlines() or [type(error).__name__])[0], 200)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -136,7 +179,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as e:
-        raise RunError(f"{path}: cannot be read: {e}") from None
+        raise RunError(f"{path}: cannot be read: {first_line(e)}") from None
 
 
 def plain(value: Any) -> Any:

@@ -39,6 +39,17 @@ def parse(text: str, *, finite: bool = False) -> Any:
     return value
 
 
+def shown(value: object, most: int = 40) -> str:
+    """A value from a file as a message of one line may show it: its beginning, with escapes for what is not printed.
+
+    >>> shown("a name\\nof two lines", 12)
+    'a name\\\\nof t…'
+    """
+    text = str(value)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return line if len(line) <= most and len(text) <= most else f"{line[:most]}…"
+
+
 def lines(text: str) -> Iterator[tuple[int, str]]:
     r"""The lines that hold something, and their numbers from 1. They end at `\n` alone: `str.splitlines` also ends them at
     characters that JSON allows inside a text (U+2028, U+2029, U+0085)."""

@@ -117,8 +117,9 @@ class Catalog:
         return self.questions[:n]
 
 
-def choose(items: Mapping[str, T], selection: str, noun: str, where: str) -> tuple[T, ...]:
-    """Those of the items, by their names, that are wanted: `all`, a number spread evenly over the list, or names.
+def choose(items: Mapping[str, T], selection: str, noun: str, where: str, least: int = 2) -> tuple[T, ...]:
+    """Those of the items, by their names, that are wanted: `all`, a number spread evenly over the list, or names, `least` of
+    them or more.
 
     Raises `UsageError` for a number out of range or names that repeat, `CatalogError` for one that is not there.
     """
@@ -126,12 +127,13 @@ def choose(items: Mapping[str, T], selection: str, noun: str, where: str) -> tup
         return tuple(items.values())
     if selection.lstrip("-").isdecimal():
         n = int(selection)
-        if not 2 <= n <= len(items):
-            raise UsageError(f"--{noun}s {n}: the catalogue {where} has {len(items)} {noun}s; give 2 to that")
+        if not least <= n <= len(items):
+            raise UsageError(f"--{noun}s {n}: the catalogue {where} has {len(items)} {noun}s; give {least} to that")
         return tuple(list(items.values())[i * len(items) // n] for i in range(n))
     names = [name for part in selection.split(",") if (name := part.strip())]
-    if len(set(names)) != len(names) or len(names) < 2:
-        raise UsageError(f"--{noun}s {selection}: expected at least two different names, separated by commas")
+    if len(set(names)) != len(names) or len(names) < least:
+        number = "two" if least == 2 else "one"
+        raise UsageError(f"--{noun}s {selection}: expected at least {number} different names, separated by commas")
     return tuple(_find(items, name, noun, where) for name in names)
 
 
@@ -247,13 +249,13 @@ def _in_one_line(path: Path, line: int) -> Iterator[None]:
         yield
     except ValidationError as e:
         first = e.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the line"
+        where = json_text.shown(".".join(map(str, first["loc"])), 80) or "the line"
         # Pydantic's own sentences begin with a capital, as ours don't.
         own = first["msg"].removeprefix("Value error, ")
         problem = own if own != first["msg"] else own.lower()
-        raise CatalogError(f"{path}:{line or 1}: {where}: {problem}") from None
+        raise CatalogError(f"{path}:{line or 1}: {where}: {json_text.shown(problem, 300)}") from None
     except ValueError as e:
-        raise CatalogError(f"{path}{f':{line}' if line else ''}: {e}") from None
+        raise CatalogError(f"{path}{f':{line}' if line else ''}: {json_text.shown(e, 300)}") from None
 
 
 def _text(path: Path) -> str:

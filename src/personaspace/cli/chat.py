@@ -14,6 +14,7 @@ from personaspace.engines import LocalEngine
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import PersonaSpaceError, UsageError
 from personaspace.files import write_whole
+from personaspace.formats.vectors import directions_of
 from personaspace.holding.monitor import AlertRule, Monitor, TurnReading
 from personaspace.model.interventions import Intervention
 from personaspace.space import PersonaSpace
@@ -21,6 +22,7 @@ from personaspace.space import PersonaSpace
 WIDTH = 41
 HELP = """/cap [NAME]       hold replies with a cap of the space; /cap off lets go
 /steer ALPHA [TO] steer along the axis (or towards a role); positive is towards the Assistant; /steer off
+/along [NAME ...]  read replies along traits, roles or files of vectors as well; /along off
 /role [NAME|TEXT] a new conversation with a role of the space, or with a system prompt of yours; /role off
 /compare          the next reply twice: as it is, and with the cap
 /save FILE        the conversation as JSON, with its readings
@@ -68,7 +70,7 @@ class ChatSession:
             return self._reply(self.cap, self.monitor, "")
         self.compare = False
         cap = self.cap or "capped"
-        self._reply(None, Monitor(self.space), "as it is")
+        self._reply(None, Monitor(self.space, along=self.monitor.along), "as it is")
         return self._reply(cap, self.monitor, cap)
 
     def _reply(self, cap: str | None, monitor: Monitor, label: str) -> str:
@@ -94,6 +96,8 @@ class ChatSession:
         reading = monitor.end_turn(len(self.messages))
         if reading:
             self.console.print(gauge(self.space, reading, touched))
+            for line in along_gauges(reading):
+                self.console.print(line)
         return text
 
     def command(self, line: str) -> bool:
@@ -111,6 +115,8 @@ class ChatSession:
             self._steer(rest)
         elif name == "role":
             self._role(rest)
+        elif name == "along":
+            self._along(rest)
         elif name == "compare":
             self.interventions(self.cap or "capped")
             self.compare = True
@@ -140,10 +146,17 @@ class ChatSession:
             raise
         self.console.print(f"steering: {self.steer or 'off'}", style="dim", markup=False)
 
+    def _along(self, rest: str) -> None:
+        names: list[str] = []
+        if rest not in ("", "off"):
+            self.space, names = directions_of(self.space, rest.replace(" ", ","))
+        self.monitor.along = self.space.along(names)
+        self.console.print(f"along: {', '.join(names) or 'off'}", style="dim", markup=False)
+
     def _role(self, rest: str) -> None:
         system = None if rest in ("", "off") else self.instruction(rest) or rest
         self.messages = [{"role": "system", "content": system}] if system else []
-        self.monitor = Monitor(self.space, self.rule)
+        self.monitor = Monitor(self.space, self.rule, self.monitor.along)
         self.console.print(f"a new conversation: {system or 'no system prompt'}", style="dim", markup=False)
 
     def _save(self, rest: str) -> None:
@@ -186,3 +199,17 @@ def converse(session: ChatSession, read: Callable[[], str | None]) -> None:
                 session.say(line)
         except PersonaSpaceError as e:
             session.console.print(f"{e}", style="red", markup=False)
+
+
+def along_gauges(reading: TurnReading) -> list[Text]:
+    """A turn on each further direction as a line: from three standard deviations below the default's mean to three above."""
+    lines = []
+    for name, place in reading.along.items():
+        if place.shift is None:
+            lines.append(Text(f"{name}: projection {place.projection:.1f}", style="dim"))
+            continue
+        cells = ["│" if k == WIDTH // 2 else "─" for k in range(WIDTH)]
+        cells[round((max(-3.0, min(3.0, place.shift)) + 3) / 6 * (WIDTH - 1))] = "●"
+        colour = "yellow" if abs(place.shift) > 1 else "green"
+        lines.append(Text.assemble(("".join(cells), colour), (f"  {name} {place.shift:+.2f}", "dim")))
+    return lines

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from personaspace.cli.common import Dtype, Json, ModelArg, SpaceArg, app, out
+from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out
 from personaspace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def export_command(
         str, typer.Option("--format", help="gguf (llama.cpp), reference (the study's files), compact or weights.")
     ],
     out_path: Annotated[Path, typer.Option("--out", help="The file, or for reference and weights a new folder.")],
-    direction: Annotated[str, typer.Option(help="gguf: axis, or a role.")] = "axis",
+    direction: Annotated[str, typer.Option(help="gguf: axis, a role, trait:NAME, ….")] = "axis",
     scale: Annotated[float, typer.Option(help="gguf: what to multiply the vectors with.")] = 1.0,
     ablate: Annotated[
         str | None, typer.Option(help="weights: what to take out of the model's weights, axis or a role.")
@@ -143,24 +143,61 @@ def push(
     out.print(json.dumps({"url": url}) if as_json else f"pushed: {url}")
 
 
-@app.command("compare", epilog="Example: personaspace compare runs/smollm2 hf://someone/qwen3 --out compare.html")
+@app.command(
+    "compare", epilog="Example: personaspace compare Qwen/Qwen3-0.6B 'Qwen/Qwen3-0.6B + ./my-lora' --out tuned"
+)
 def compare_command(
     spaces: Annotated[
-        list[str], typer.Argument(metavar="SPACE SPACE ...", help="Two spaces or more, each as elsewhere.")
+        list[str],
+        typer.Argument(
+            metavar="SPACE SPACE ...", help="Two spaces or more; or models, 'MODEL + ADAPTER', which are mapped first."
+        ),
     ],
-    out_file: Annotated[Path, typer.Option("--out", help="Where to write the page.")] = Path("compare.html"),
-    seed: Annotated[int, typer.Option(help="Of the draws behind the intervals.")] = 0,
+    out_path: Annotated[
+        Path, typer.Option("--out", help="The page; models' maps lie in the folder of that name, or here if it is one.")
+    ] = Path("compare.html"),
+    roles: Annotated[
+        str, typer.Option(help="With models: all, a number of roles, or names separated by commas.")
+    ] = "all",
+    prompts_per_role: Annotated[int | None, typer.Option(help="With models: prompts a role; 16.", min=1)] = None,
+    catalog: Annotated[Path | None, typer.Option(help="With models: a catalogue's folder of your own.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Annotated[int, typer.Option(help="Of the draws behind the intervals, and of maps.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Set spaces of several models, or versions of one, side by side."""
+    """Set spaces of several models, or versions of one, side by side; a base and its fine-tune are mapped for that."""
     from personaspace.experiments.compare.findings import compare
+    from personaspace.experiments.compare.names import is_model
     from personaspace.experiments.compare.page import headline, write_comparison
     from personaspace.files import plain
     from personaspace.report import words
     from personaspace.space import PersonaSpace
 
-    loaded = named([(s, PersonaSpace.load(s)) for s in spaces])
+    is_page = out_path.suffix == ".html"
+    folder, out_file = (out_path.with_suffix(""), out_path) if is_page else (out_path, out_path / "compare.html")
+    if any(map(is_model, spaces)):
+        from personaspace.api import options_of
+        from personaspace.catalog import load_catalog
+        from personaspace.cli.progress import Bar
+        from personaspace.engines import Engine, load_engine
+        from personaspace.experiments.compare.sources import spaces_of
+
+        def load(name: str) -> Engine:
+            err.print(f"{name}:")
+            return load_engine("transformers", name, device=device, dtype=dtype)
+
+        prompts = {} if prompts_per_role is None else {"per_role": prompts_per_role}
+        options = options_of(read="prompt", prompts=prompts, seed=seed)
+        with Bar(err) as bar:
+            mapped = spaces_of(
+                dict(zip(spaces, spaces, strict=True)), folder, load_catalog(catalog).select(roles), options, load, bar
+            )
+        loaded = named([(source, mapped[source]) for source in spaces])
+    else:
+        loaded = named([(source, PersonaSpace.load(source)) for source in spaces])
     pairs = compare(loaded, seed)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
     page = write_comparison(out_file, loaded, pairs)
     if as_json:
         out.print_json(json.dumps({"pairs": plain(pairs), "page": str(page)}))

@@ -142,16 +142,21 @@ def project(
     alert_turns: Annotated[int, typer.Option(help="Over how many turns the alert looks.")] = 2,
     tokens: Annotated[bool, typer.Option("--tokens", help="With --json: every token's projection, too.")] = False,
     span: Annotated[str, typer.Option(help="What of a turn is read: answer, thinking or all.")] = "answer",
+    along: Annotated[
+        str | None, typer.Option(help="Also read along these: traits, roles, files of vectors; separated by commas.")
+    ] = None,
     model: ModelArg = None,
     adapter: AdapterArg = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Read where a conversation's assistant turns lie on the axis."""
+    """Read where a conversation's assistant turns lie on the axis, and along other directions."""
     from personaspace import api
     from personaspace.formats.transcripts import read_transcripts
-    from personaspace.holding.trajectories import of_thoughts, write_trajectories
+    from personaspace.formats.vectors import directions_of
+    from personaspace.holding.trajectories import along_cells, of_thoughts, write_trajectories
+    from personaspace.space import PersonaSpace
 
     if span not in PARTS:
         raise UsageError(f"--span {span}: expected one of {', '.join(PARTS)}")
@@ -162,7 +167,10 @@ def project(
     notes = [note for file in files for note in file.notes]
     for note in notes:
         err.print(note)
+    if along:  # names are looked at before a model is loaded
+        directions_of(PersonaSpace.load(space), along)
     loaded, engine = space_and_engine(space, model, device, dtype, adapter, span)
+    loaded, directions = directions_of(loaded, along) if along else (loaded, [])
     with warnings.catch_warnings(action="ignore"):  # what there is to warn of was told with the model
         trajectories, rule = api.project(
             loaded,
@@ -171,6 +179,7 @@ def project(
             false_alarms=false_alarms,
             alert_turns=alert_turns,
             span=span,
+            along=directions,
         )
     for t in trajectories:
         if t.problem:
@@ -192,13 +201,18 @@ def project(
                 f"{r.projection:.1f}",
                 "" if r.drift is None else f"{r.drift:+.2f}",
                 *(of_thoughts(r)[1:] if any_thoughts else ()),
+                *along_cells(r, directions),
                 ", ".join(n for n, _ in r.nearest[:3]),
                 "ALERT" if r.alert else "",
             ]
             for r in readings
         ]
         thoughts = ["drift of thoughts"] if any_thoughts else []
-        out.print(_table([name, "tokens", "projection", "drift", *thoughts, "nearest", ""], rows))
+        out.print(_table([name, "tokens", "projection", "drift", *thoughts, *directions, "nearest", ""], rows))
+    if directions:
+        out.print(
+            "\nalong a direction: how far above the default's mean, in its standard deviations; =: its projection"
+        )
     uncalibrated = "no alert: this space is not calibrated (personaspace calibrate)"
     out.print(f"\n{uncalibrated}" if rule is None else f"\nalert: {rule}")
     if page:

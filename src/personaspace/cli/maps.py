@@ -1,4 +1,4 @@
-"""The commands that make a map and look at it: map, show, report, bench."""
+"""The commands that make a map and look at it: map, show, report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from personaspace.cli.common import (
     AdapterArg,
@@ -28,6 +27,7 @@ from personaspace.cli.common import (
     judging_engine,
     out,
 )
+from personaspace.cli.tables import print_space
 from personaspace.engines.registry import DEFAULT_ENGINE, ENGINES_HELP
 from personaspace.errors import UsageError
 from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge, read_options
@@ -99,6 +99,8 @@ def map_command(
     shards: Annotated[
         str | None, typer.Option(help="Where replies and activations go: s3://…, gs://…, …; the run's folder.")
     ] = None,
+    traits: Annotated[str | None, typer.Option(help="Read traits, too: all, a number of them, or names.")] = None,
+    trait_questions: Annotated[int | None, typer.Option(help="Questions a trait, each asked twice; 8.", min=2)] = None,
     catalog: Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")] = None,
     engine: Annotated[str, typer.Option(help=ENGINES_HELP)] = DEFAULT_ENGINE,
     address: Annotated[
@@ -128,10 +130,11 @@ def map_command(
     as_json: Json = False,
 ) -> None:
     """Map MODEL: read its prompts and replies as roles and as the default, and write the space and its report."""
-    from personaspace.api import catalog_of, options_of
+    from personaspace.api import options_of
     from personaspace.cli.progress import Bar
     from personaspace.engines import load_engine
     from personaspace.mapping.mapper import Mapper
+    from personaspace.mapping.questions import catalog_of
     from personaspace.model.loading import with_adapters
 
     check_judge(judge)
@@ -161,6 +164,8 @@ def map_command(
         blocks=blocks,
         shards=shards,
         span=span,
+        traits=traits,
+        trait_questions=trait_questions,
     )
     chosen_catalog = catalog_of(out_folder, options, catalog, roles, questions)
     if on:
@@ -184,7 +189,8 @@ def map_command(
         plans = mapper.plan()
         if as_json:
             by_reading = {reading: vars(plan) for reading, plan in plans.items()}
-            out.print(json.dumps({**list(by_reading.values())[-1], "readings": by_reading}))
+            last = [plan for reading, plan in by_reading.items() if reading != "traits"][-1]
+            out.print(json.dumps({**last, "readings": by_reading}))
         else:
             out.print("\n".join(bar.line(plan) for plan in plans.values()))
         return
@@ -200,7 +206,7 @@ def map_command(
             json.dumps({**summary, "report": str(mapper.run.report_file), "space": str(mapper.run.space_file)})
         )
         return
-    _print_result(summary)
+    print_space(summary)
     out.print(f"\nspace:  {mapper.run.space_file}\nreport: {mapper.run.report_file}")
 
 
@@ -263,7 +269,7 @@ def show(space: SpaceArg, as_json: Json = False) -> None:
     if as_json:
         out.print_json(json.dumps(summary))
     else:
-        _print_result(summary)
+        print_space(summary)
 
 
 @app.command(epilog="Example: personaspace report runs/smollm2 --out map.html")
@@ -282,113 +288,3 @@ def report(
     folder = source if source.is_dir() else source.parent if source.is_file() else Path()
     path = write_report(PersonaSpace.load(space), out_file or folder / "report.html")
     out.print(json.dumps({"report": str(path)}) if as_json else f"report: {path}")
-
-
-@app.command(epilog="Example: personaspace bench generate --json")
-def bench(
-    what: Annotated[str, typer.Argument(help="generate, extract, prefill, overhead, scale, startup or efficiency.")],
-    run: Annotated[
-        Path | None, typer.Argument(help="Of efficiency: a map's folder, whose readings are looked at.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="The model to measure.")] = "smollm2",
-    prompts: Annotated[int, typer.Option(help="How many prompts.")] = 275,
-    tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,
-    repeats: Annotated[int, typer.Option(help="Measurements, ours and the peer's in turn.")] = 3,
-    engine: Annotated[str, typer.Option(help="transformers; of overhead also vllm.")] = "transformers",
-    vllm: VllmArg = None,
-    adapter: AdapterArg = None,
-    as_json: Json = False,
-) -> None:
-    """Measure speed and memory as ratios against a peer, in one run."""
-    from personaspace.bench import BENCHES, run_bench
-    from personaspace.model.loading import with_adapters
-
-    model = with_adapters(model, adapter)
-    if what == "efficiency":
-        return _efficiency(run, model, as_json)
-    if what not in BENCHES:
-        raise UsageError(f"bench {what}: expected one of {', '.join((*BENCHES, 'efficiency'))}")
-    if engine not in ("transformers", "vllm") or (engine == "vllm" and what != "overhead"):
-        raise UsageError(f"bench {what} --engine {engine}: expected transformers, or overhead with vllm")
-    if vllm and engine != "vllm":
-        raise UsageError(f"--vllm {vllm[0]}: these are options of --engine vllm")
-    result = run_bench(
-        what, model, prompts=prompts, tokens=tokens, repeats=repeats, engine=engine, arguments=vllm or ()
-    )
-    if as_json:
-        out.print_json(json.dumps(result))
-        return
-    table = Table("", "median", "min", "max", "unit", "ratio")
-    for name, row in {"ours": result["ours"], **result["peers"]}.items():
-        ratio = result["ratio"].get(name)
-        values = [f"{row[k]:.4g}" for k in ("median", "min", "max")]
-        table.add_row(name, *values, row["unit"], "" if ratio is None else f"{ratio:.2f}")
-    for name in [n for n in result["ratio"] if n not in result["peers"]]:
-        table.add_row(name, "", "", "", "", f"{result['ratio'][name]:.2f}")
-    out.print(table)
-
-
-def _efficiency(folder: Path | None, model: str, as_json: bool) -> None:
-    from personaspace.bench import efficiency
-    from personaspace.engines import load_engine
-    from personaspace.runs import Run
-    from personaspace.space import PersonaSpace
-
-    if folder is None or not Run(folder).exists:
-        raise UsageError(f"bench efficiency {folder or ''}: expected the folder of a map (it holds run.json)")
-    run = Run(folder)
-    space = PersonaSpace.load(run.space_file)
-    points = efficiency.curves(run, load_engine("transformers", model))
-    page = efficiency.write_page(folder / "efficiency.html", space.meta["model"]["id"], space.layer, points)
-    if as_json:
-        result = {"bench": "efficiency", "layer": space.layer, "points": [vars(p) for p in points], "page": str(page)}
-        out.print_json(json.dumps(result))
-        return
-    table = Table("way", "a role", "default", "tokens", "seconds", "axis", "order", "map")
-    for row in efficiency.rows(points):
-        table.add_row(*row)
-    out.print(table)
-    out.print(f"page: {page}")
-
-
-def _print_result(s: dict[str, Any], n: int = 10) -> None:
-    """How sure the space is, its figures, and the roles, for people."""
-    from personaspace.report import words
-
-    for line in words.lines(s, out.width):
-        out.print(line)
-    out.print()
-    _print_roles(s, n)
-    if caps := s["caps"]:
-        is_ = caps.get("capped", {}).get("is")
-        out.print(f"\ncaps: {', '.join(c for c in caps if c != 'capped')}" + (f"; capped is {is_}" if is_ else ""))
-    judge = s["judge"]
-    if judge and judge["scores"]:
-        out.print(f"judge {judge['name']}: " + ", ".join(f"score {k}: {v}" for k, v in judge["scores"].items()))
-    if s["left_out"]:
-        out.print(f"left out, too few responses kept: {', '.join(f'{k} ({v})' for k, v in s['left_out'].items())}")
-
-
-def _print_roles(s: dict[str, Any], n: int) -> None:
-    """The roles at both ends; by name where their order is not known, with their intervals."""
-    from personaspace.report import words
-
-    roles = s["roles"]
-    centre = sum(r["projection"] for r in roles) / len(roles)
-    if s["order_known"] is False:
-        table = Table("roles by name", "on the axis", "95%", box=None, pad_edge=False)
-        for r in sorted(roles, key=lambda r: str(r["name"]))[: 2 * n]:
-            interval = "{:+.2f} to {:+.2f}".format(*(x - centre for x in r["interval"])) if r["interval"] else ""
-            table.add_row(r["name"], f"{r['projection'] - centre:+.2f}", interval, style="dim")
-    else:
-        table = Table("most Assistant-like", "", "least Assistant-like", "", box=None, pad_edge=False)
-        n = min(n, len(roles) // 2)
-        for a, b in zip(roles[:n], roles[::-1][:n], strict=True):
-            cells = [a["name"], f"{a['projection'] - centre:+.2f}", b["name"], f"{b['projection'] - centre:+.2f}"]
-            table.add_row(*cells)
-    for line in words.wrapped(words.order(s), out.width):
-        out.print(line)
-    out.print()
-    out.print(table)
-    if s["order_known"] is False and len(roles) > 2 * n:
-        out.print(f"… and {len(roles) - 2 * n} more: --json has them all")

@@ -1,4 +1,4 @@
-"""Control vectors for llama.cpp: writes an axis or a role as a GGUF file, and reads one back.
+"""Control vectors for llama.cpp: writes an axis, a role or a trait as a GGUF file, and reads one back.
 
 llama.cpp adds the tensor `direction.N` to the residual stream after decoder layer N, counted from 0 as ours are: our layer l
 is `direction.l`. (Its loader stores `direction.N` in slot N − 1, and its adapter takes slot N − 1 for layer N.) It has no
@@ -22,6 +22,7 @@ from personaspace.errors import SpaceError, UsageError
 from personaspace.files import write_whole
 from personaspace.model.gguf_header import check_header
 from personaspace.space import PersonaSpace
+from personaspace.space.directions import AXIS, OWN, TRAIT
 
 ARCHITECTURE = "controlvector"
 
@@ -30,10 +31,11 @@ _BROKEN = (OSError, ValueError, LookupError, TypeError, OverflowError, Attribute
 
 
 def write_control_vector(path: str | Path, space: PersonaSpace, direction: str = "axis", scale: float = 1.0) -> None:
-    """Writes the axis, or a role less the mean role, times the scale, as differences in their own length: at strength 1 a
-    layer's is the whole way from the mean role to the default, or to the role. Whole or not at all.
+    """Writes the axis, a role less the mean role, a trait or a vector of one's own, times the scale, as differences in their
+    own length: at strength 1 a layer's is the whole way from the mean role to the default, or to the role, or from a trait
+    suppressed to it brought out. Whole or not at all.
 
-    Raises `SpaceError` for a role that the space lacks and where no layer above 0 is held, `UsageError` for the scale.
+    Raises `SpaceError` for a direction that the space lacks and where no layer above 0 is held, `UsageError` for the scale.
     """
     if not math.isfinite(scale):
         raise UsageError(f"scale {scale}: expected a finite number")
@@ -84,10 +86,13 @@ def read_control_vector(path: str | Path) -> dict[int, Tensor]:
 
 def _differences(space: PersonaSpace, direction: str) -> dict[int, Tensor]:
     """Difference vectors `[hidden]` by layer, at every layer at which the space holds them."""
+    kind, name = space.named(direction)
     axis = space.tensors["axis"]
-    if direction == "axis":
+    if kind == AXIS:
         return dict(enumerate(axis))
-    space.direction(direction)  # says which roles are near where there is none of that name
-    role = space.roles.index(direction)
+    if kind == OWN:
+        return {space.layer: space.tensors["own_vectors"][space.own.index(name)]}
     layers = space.meta.get("role_layers") or range(len(axis))
-    return {layer: space.centred(layer)[0][role] for layer in layers}
+    if kind == TRAIT:
+        return {layer: space.trait_vectors_at(layer)[space.traits.index(name)] for layer in layers}
+    return {layer: space.centred(layer)[0][space.roles.index(name)] for layer in layers}

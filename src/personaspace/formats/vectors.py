@@ -14,6 +14,7 @@ from personaspace import json_text
 from personaspace.errors import SpaceError
 from personaspace.formats.gguf import read_control_vector
 from personaspace.formats.tensor_files import load_tensor_file
+from personaspace.space import PersonaSpace
 
 SUFFIXES = (".safetensors", ".pt", ".npy", ".gguf")
 
@@ -59,6 +60,28 @@ def read_vectors(path: str | Path, layers: int, hidden: int) -> dict[str, Tensor
             )
         named[name] = vector[0] if vector.shape == (1, hidden) and layers != 1 else vector
     return named
+
+
+def directions_of(space: PersonaSpace, called: str) -> tuple[PersonaSpace, list[str]]:
+    """Directions by what a user calls them, separated by commas: names of the space (`axis`, `ghost`, `trait:formal`), or
+    files of vectors, all of which become the space's own. The space that knows them, and their names. Raises `SpaceError`.
+
+    >>> space, names = directions_of(space, "sarcastic,my/sycophancy.pt")
+    >>> space.along(names)
+    """
+    names: list[str] = []
+    for part in filter(None, (part.strip() for part in called.split(","))):
+        if Path(part).suffix in SUFFIXES:
+            vectors = read_vectors(part, *space.tensors["axis"].shape)
+            space = space.with_own(vectors)
+            names += [f"own:{name}" for name in vectors]
+        else:
+            names.append(part)
+    if not names:
+        raise SpaceError(
+            f"directions {called!r}: expected names of the space, or files of vectors, separated by commas"
+        )
+    return space, list(dict.fromkeys(direction.name for direction in space.along(names)))
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
-"""Watches a conversation along the axis: projection, drift and nearest roles turn by turn, and an alert that says
-how sure it is. Fed with activations, while they are made or afterwards; it knows nothing of engines but their
-protocol."""
+"""Watches a conversation along the axis: projection, drift and nearest roles turn by turn, and an alert that says how sure it
+is. Fed with activations, while they are made or afterwards; it knows nothing of engines but their protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +17,9 @@ from personaspace.engines import Engine
 from personaspace.engines.prompts import Message
 from personaspace.engines.thoughts import Part
 from personaspace.errors import SpaceError, UsageError
+from personaspace.report import tables
 from personaspace.space import PersonaSpace
+from personaspace.space.directions import Along, Direction
 from personaspace.space.readings import REPLY
 
 TURNS = (1, 2, 4)
@@ -250,9 +251,9 @@ class ThoughtReading:
 
 @dataclass(frozen=True)
 class TurnReading:
-    """An assistant turn on the axis. index: its place among the messages. fell: the half-open range of tokens in
-    which the projection lay furthest under the default's, taken together; None where it did not. each: every token's
-    projection. thinking: where its thoughts lie, where they stand in the text and the answer is what is read."""
+    """An assistant turn on the axis. index: its place among the messages. fell: the half-open range of tokens in which the
+    projection lay furthest under the default's, taken together; None where it did not. each: every token's projection.
+    thinking: where its thoughts lie, where the answer is what is read. along: where it lies on further directions, by name."""
 
     index: int
     tokens: int
@@ -264,22 +265,28 @@ class TurnReading:
     each: tuple[float, ...] = field(repr=False)
     fell_text: str = ""
     thinking: ThoughtReading | None = None
+    along: dict[str, Along] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return tables.of_turns("An assistant turn on the axis", [self])
 
     def to_dict(self, tokens: bool = False) -> dict[str, Any]:
-        """Plain values for JSON; `each` only where tokens are asked for, `thinking` where there is any."""
+        """Plain values for JSON; `each` only where tokens are asked for, `thinking` and `along` where there is any."""
         values = asdict(self)
-        if self.thinking is None:
-            del values["thinking"]
+        for name in ("thinking", "along"):
+            if not values[name]:
+                del values[name]
         if not tokens:
             del values["each"]
         return values
 
 
 class Monitor:
-    """Follows one conversation. Feed it each token's activation as it is made, and end the turn."""
+    """Follows one conversation. Feed it each token's activation as it is made, and end the turn. along: further directions
+    that turns are read on (`PersonaSpace.along`); they may change from turn to turn."""
 
-    def __init__(self, space: PersonaSpace, rule: AlertRule | None = None) -> None:
-        self.space, self.rule = space, rule
+    def __init__(self, space: PersonaSpace, rule: AlertRule | None = None, along: Sequence[Direction] = ()) -> None:
+        self.space, self.rule, self.along = space, rule, along
         self.unit = space.axis_at()
         self.readings: list[TurnReading] = []
         self.alert = False
@@ -307,9 +314,10 @@ class Monitor:
         location = self.space.read(mean)
         if location.drift is not None:
             self.look(location.drift)
-        turn_index = len(self.readings) if index is None else index
         fell = self._fall(each) if self.space.knows_default else None
-        reading = TurnReading(turn_index, n, **vars(location), alert=self.alert, fell=fell, each=each)
+        along = {direction.name: direction.read(mean) for direction in self.along}
+        turn_index = len(self.readings) if index is None else index
+        reading = TurnReading(turn_index, n, **vars(location), alert=self.alert, fell=fell, each=each, along=along)
         self.readings.append(reading)
         return reading
 
@@ -344,11 +352,12 @@ def project(
     rule: AlertRule | None = None,
     most: int | None = None,
     part: Part = "answer",
+    along: Sequence[Direction] = (),
 ) -> tuple[list[TurnReading], str | None]:
     """Reads every assistant turn of a conversation that fits the model's context, or `most` tokens of it, in one
     forward pass; the readings, and a sentence about what did not fit, or was read otherwise than it stands. part: of each
-    turn its answer, with what its thoughts read beside it, its thoughts, or both. Raises `UsageError` where no turn fits,
-    `SpaceError` for another model."""
+    turn its answer, with what its thoughts read beside it, its thoughts, or both. along: as in `Monitor`. Raises
+    `UsageError` where no turn fits, `SpaceError` for another model."""
     space.check_model(engine.info)
     span, places = engine.chat.spans(messages, part)
     limit = min(engine.info.context or len(span.token_ids), most or len(span.token_ids))
@@ -376,7 +385,7 @@ def project(
     for place, turn in zip(thoughts, turns[len(fit) :], strict=True):
         location = space.read(turn.activation)
         thought_readings[place] = ThoughtReading(turn.tokens, location.projection, location.drift)
-    monitor, readings = Monitor(space, rule), []
+    monitor, readings = Monitor(space, rule, along), []
     for k, turn in enumerate(turns[: len(fit)]):
         for activation in turn.each[:, 0] if turn.each is not None else ():
             monitor.feed(activation)

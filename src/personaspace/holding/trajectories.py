@@ -54,6 +54,7 @@ def write_trajectories(
         token_values = [p for r in readings for p in r.each]
         line = {"color": colour, "width": 1.2}
         tokens.append({"type": "scatter", "mode": "lines", "name": name, "y": token_values, "line": line})
+    directions = list(dict.fromkeys(name for _, readings in conversations for r in readings for name in r.along))
     blocks = [
         Block(
             "Turn by turn",
@@ -72,9 +73,20 @@ def write_trajectories(
             },
         )
     )
+    blocks += [_along(name, conversations) for name in directions]
     any_thoughts = any(r.thinking for _, readings in conversations for r in readings)
     thought_head = ["tokens of thoughts", "drift of thoughts"] if any_thoughts else []
-    head = ["turn", "tokens", "projection", "drift", *thought_head, "nearest roles", "where it fell", "alert"]
+    head = [
+        "turn",
+        "tokens",
+        "projection",
+        "drift",
+        *thought_head,
+        *directions,
+        "nearest roles",
+        "where it fell",
+        "alert",
+    ]
     for name, readings in conversations:
         rows = [
             [
@@ -83,6 +95,7 @@ def write_trajectories(
                 f"{r.projection:.1f}",
                 "" if r.drift is None else f"{r.drift:+.2f}",
                 *(of_thoughts(r) if any_thoughts else ()),
+                *along_cells(r, directions),
                 ", ".join(f"{role} {cosine:.2f}" for role, cosine in r.nearest[:3]),
                 "" if r.fell is None else f"{r.fell[0]}–{r.fell[1]}: {r.fell_text}",
                 "alert" if r.alert else "",
@@ -93,6 +106,36 @@ def write_trajectories(
     model = space.meta["model"]["id"]
     lead = f"Assistant turns of {model} at layer {space.layer}. Drift is in the default's standard deviations."
     return write_figures(path, " and ".join(names) if len(names) < 4 else f"{len(names)} conversations", lead, blocks)
+
+
+def _along(name: str, conversations: Sequence[tuple[str, Sequence[TurnReading]]]) -> Block:
+    """A further direction turn by turn: shifts, or projections where the space does not know how the default's replies lie."""
+    shifts_known = all(r.along[name].shift is not None for _, readings in conversations for r in readings)
+    lines = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": talk,
+            "x": list(range(1, len(readings) + 1)),
+            "y": [r.along[name].shift if shifts_known else r.along[name].projection for r in readings],
+            "line": {"color": COLOURS[k % len(COLOURS)], "width": 2.5},
+        }
+        for k, (talk, readings) in enumerate(conversations)
+    ]
+    title = "above the default's mean, in its deviations" if shifts_known else "projection"
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": "assistant turn"}, "dtick": 1},
+        "yaxis": {"title": {"text": title}, "zeroline": shifts_known},
+    }
+    return Block(
+        f"Along {name}", "Up is towards what the direction is named after.", {"data": lines, "layout": layout}, 360
+    )
+
+
+def along_cells(reading: TurnReading, directions: Sequence[str]) -> list[str]:
+    """A turn on further directions in a table: its shift, or with a `=` its projection where no shift is known."""
+    places = [reading.along[name] for name in directions]
+    return [f"={p.projection:.1f}" if p.shift is None else f"{p.shift:+.2f}" for p in places]
 
 
 def of_thoughts(reading: TurnReading) -> tuple[str, str]:

@@ -22,8 +22,10 @@ from personaspace.mapping import agreement, estimate
 from personaspace.mapping.options import MapOptions, check_span, configuration, named
 from personaspace.mapping.stages import Aim, Stage
 from personaspace.mapping.sums import BLOCKS
+from personaspace.mapping.trait_stage import TraitStage
 from personaspace.report.map import write_report
 from personaspace.runs import Run
+from personaspace.runs.folder import TRAITS
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import OF_REPLIES, PROMPT, REPLY, joined
 from personaspace.stats.vectors import blocks_of
@@ -60,6 +62,8 @@ class Mapper:
         )
         read = options.read
         self.stages = {r: self._stage(r) for r in (PROMPT, REPLY) if read in (r, "both")}
+        asked_of_traits = (options.traits, options.trait_questions, options.seed)
+        self.traits = TraitStage(self.run, self.engine, self.catalog, *asked_of_traits, self.watcher)
 
     def _stage(self, reading: str) -> Stage:
         options, prompt = self.options, reading == PROMPT
@@ -79,12 +83,12 @@ class Mapper:
         )
 
     def plan(self) -> dict[str, Plan]:
-        """What the first round of each reading will take, without doing any of it; nothing is written."""
+        """What the first round of each reading, and of traits, will take, without doing any of it; nothing is written."""
         plans = {}
         for reading, stage in self.stages.items():
             groups = assign(self.catalog, [stage.design.first_round(self.catalog)], stage.seed, stage.design.complete)
             plans[reading] = stage.plan(stage.cut(groups), set(stage.shards.done() if self.run.exists else ()))
-        return plans
+        return {**plans, TRAITS: self.traits.plan_first()} if self.options.traits else plans
 
     def map(self, judge: Judge | None) -> PersonaSpace:
         """Maps until the design, or `until`, is fulfilled; writes space and report, and returns the space. Killed at any
@@ -117,8 +121,15 @@ class Mapper:
                     aim = Aim(options.until, options.prompt_budget if reading == PROMPT else options.budget, layer)
                 included_by_reading[reading] = stage.read(manifest, judge, aim)
             self.included = included_by_reading[next(iter(included_by_reading))]
-            # 4) Estimates, caps, and the files.
-            return self._finish(included_by_reading, manifest, judge)
+            # 4) Traits, which change nothing of what the others give.
+            self.traits.ask(manifest)
+            # 5) Estimates, caps, and the files.
+            space = self._finish(included_by_reading, manifest, judge)
+            if with_traits := self.traits.added_to(space, self.included, manifest):
+                space = with_traits
+                space.save(self.run.space_file)
+                write_report(space, self.run.report_file)
+            return space
 
     def _begin(self, judge: Judge | None) -> dict[str, Any]:
         """The run's manifest, begun or gone on with. Raises `RunMismatch`."""

@@ -35,7 +35,8 @@ class MapOptions(BaseModel):
     design). keep: `all` activations, `sums` in their place, or `layers:A:B`, sums and the activations of those layers; other
     than `all`, it is the run's, and so is the judge. blocks: of questions, for sums and what is made of them; None is 20 for
     sums, else each question is one. shards: the address that they lie at, where not in the run's folder. span: what of replies
-    is read, for a model that thinks before it answers; None is the run's, or the answer.
+    is read, for a model that thinks before it answers; None is the run's, or the answer. traits: which traits' prompts are read
+    as well (`all`, a number or names), trait_questions of each; both as in the run, and none or 8, unless given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +54,8 @@ class MapOptions(BaseModel):
     blocks: int | None = Field(None, ge=2)
     shards: str | None = None
     span: Part | None = None
+    traits: str | None = None
+    trait_questions: int | None = Field(None, ge=2)
 
     @field_validator("until", mode="before")
     @classmethod

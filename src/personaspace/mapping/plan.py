@@ -11,9 +11,10 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from personaspace import json_text
 from personaspace.catalog import Catalog
@@ -21,6 +22,7 @@ from personaspace.engines.chat import Chat
 from personaspace.engines.prefix import unshared_length
 from personaspace.engines.prompts import Design, assign, shards
 from personaspace.errors import ModelError, UsageError
+from personaspace.json_text import shown
 from personaspace.mapping.sums import ALL, BLOCKS, SAMPLE
 from personaspace.model import loading
 from personaspace.report.words import duration
@@ -46,6 +48,21 @@ CHARACTERS, MESSAGE = 4.5, 8
 """Characters a token, and a template's tokens a message, where there is no tokenizer to ask."""
 
 
+Size = Annotated[int, Field(gt=0, lt=10**9)]
+
+
+class _Sizes(BaseModel):
+    model_config = ConfigDict(strict=True)
+    hidden_size: Size
+    num_hidden_layers: Size
+    intermediate_size: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    vocab_size: Size
+    tie_word_embeddings: bool = False
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """A model's sizes, as in its config.json; a dense decoder with a gated MLP."""
@@ -60,23 +77,20 @@ class ModelShape:
     tie_word_embeddings: bool = False
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> ModelShape:
-        """From a config.json. Raises `ModelError` where it lacks one that has no default."""
-        config = config.get("text_config", config)
+    def of(cls, config: Any) -> ModelShape:
+        """From a config.json. Raises `ModelError` where it lacks a size that has no default, or has one that is none."""
+        of_text = config.get("text_config", config) if isinstance(config, dict) else config
         try:
-            heads = config["num_attention_heads"]
-            return cls(
-                config["hidden_size"],
-                config["num_hidden_layers"],
-                config["intermediate_size"],
-                heads,
-                config.get("num_key_value_heads") or heads,
-                config.get("head_dim") or config["hidden_size"] // heads,
-                config["vocab_size"],
-                bool(config.get("tie_word_embeddings", False)),
-            )
-        except KeyError as e:
-            raise ModelError(f"the model's config.json has no {e.args[0]}: its shape cannot be read from it") from None
+            sizes = _Sizes.model_validate(of_text)
+        except ValidationError as e:
+            first = e.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "object"
+            problem = f"no {name}" if first["type"] == "missing" else f"{name}={shown(first['input'])}"
+            raise ModelError(f"the model's config.json has {problem}: its shape cannot be read from it") from None
+        heads = sizes.num_attention_heads
+        head_dim = sizes.head_dim or max(1, sizes.hidden_size // heads)
+        defaults = {"num_key_value_heads": sizes.num_key_value_heads or heads, "head_dim": head_dim}
+        return cls(**{**sizes.model_dump(), **defaults})
 
     @property
     def in_layers(self) -> int:

@@ -118,7 +118,7 @@ class Stage:
             rounds.append(first_round)
         elif not aim:
             # What an aim was content with may be less than the design asks for, and so may an earlier call's design.
-            requested = _total(rounds)
+            requested = total_asked(rounds)
             missing = {name: n - requested[name] for name, n in first_round.items() if n > requested[name]}
             if self.reading == PROMPT and missing:
                 rounds.append(missing)
@@ -322,7 +322,7 @@ class Stage:
         self, included: estimate.IncludedResponses, rounds: Rounds, history: list[dict[str, float]], aim: Aim
     ) -> dict[str, int] | None:
         """The next round where the aim is not reached; notes reliabilities against what was spent."""
-        spent, first_round_size = sum(_total(rounds).values()), sum(self.design.first_round(self.catalog).values())
+        spent, first_round_size = sum(total_asked(rounds).values()), sum(self.design.first_round(self.catalog).values())
         values = estimate.reliabilities(included, aim.layer, self.seed, list(aim.until))
         order_and_map = {name: value for name, value in values.items() if name != "axis"}
         history.append({"responses": spent, "reliability": values["axis"], **order_and_map})
@@ -351,7 +351,8 @@ class Stage:
         return next_counts if sum(next_counts.values()) <= budget_left else None
 
 
-def _total(rounds: Rounds) -> Counter[str]:
+def total_asked(rounds: Rounds) -> Counter[str]:
+    """How much each name was asked in all rounds together."""
     total: Counter[str] = Counter()
     for counts in rounds:
         total.update(counts)

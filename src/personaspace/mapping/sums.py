@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
+from personaspace import json_text
 from personaspace.catalog import DEFAULT
 from personaspace.engines.prompts import row_seed
 from personaspace.errors import DesignError, RunError
 from personaspace.files import Place, load_tensors, write_whole
+from personaspace.json_text import shown
 from personaspace.judges import KEPT
 from personaspace.runs import KeptScore, Shards, digests
 from personaspace.stats import vectors
@@ -67,13 +69,18 @@ class Responses:
         answered: bool = False,
     ) -> Responses:
         """Those of a run of which a token was read; scores None: nobody judged. A response without a score is of class 0.
-        answered: those alone that have an answer, whatever part of them was read."""
+        answered: those alone that have an answer, whatever part of them was read. Raises `RunError` for a role that is none
+        of these."""
         role_index = {DEFAULT: 0, **{name: k + 1 for k, name in enumerate(roles)}}
         rows = []
         for shard in shards:
             table = run.read(shard, ["role", "index", "question", "tokens", "instruction", "text"]).to_pydict()
             answers = table.pop("text")
             for row, (role, index, question, tokens, text) in enumerate(zip(*table.values(), strict=True)):
+                if role not in role_index:
+                    raise RunError(
+                        f"{run.place.root}: shard {shard} answers as {shown(role)}, which is no role of the catalogue"
+                    )
                 judged = scores is not None and role != DEFAULT
                 score = (scores or {}).get((role, index), (0, 0.0))[0] if judged else ALL
                 if tokens and (answers[row] or not answered):
@@ -199,7 +206,7 @@ class Sums:
             )
         tensors, metadata = load_tensors(path)
         values = {name: t.numpy() for name, t in tensors.items()}
-        return SumsState(int(metadata["generation"]), tuple(json.loads(metadata["shards"])), **values)
+        return SumsState(int(metadata["generation"]), tuple(json_text.parse(metadata["shards"])), **values)
 
     def fault(self) -> str | None:
         """What is wrong with them, in words: a file is missing, or is not what was written; None where nothing is, and of sums
@@ -210,7 +217,7 @@ class Sums:
             state = self.state()
             if not state.generation:
                 return None
-            by_layer = json.loads(load_tensors(self.folder / COUNTS)[1].get("digests", "[]"))
+            by_layer = json_text.parse(load_tensors(self.folder / COUNTS)[1].get("digests", "[]"))
             for layer in range(state.norms.shape[-1]):
                 path = self._file(state.generation, layer)
                 if not by_layer:

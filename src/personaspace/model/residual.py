@@ -71,6 +71,21 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
     return next(iter(outer.values()))
 
 
+def text_layers(model: Any) -> nn.ModuleList:
+    """Those of the decoder layers that text passes through, in their order: a family may leave layers for images out of a pass
+    that has none. Raises `ModelError`."""
+    layers, ran = find_layers(model), set[int]()
+    handles = [m.register_forward_pre_hook(lambda _, __, k=k: ran.add(k)) for k, m in enumerate(layers)]
+    ids = torch.arange(4, 6, device=input_device(model))[None] % text_config(model).vocab_size
+    try:
+        with torch.inference_mode():
+            base_model(model)(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return layers if len(ran) == len(layers) else nn.ModuleList(layers[k] for k in sorted(ran))
+
+
 def hidden_of(output: Any) -> Tensor:
     """The residual stream `[batch, tokens, hidden]` in what a decoder layer returned."""
     return output if isinstance(output, Tensor) else output[0]
@@ -234,7 +249,7 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
     >>> with attach(model, space.cap()):
     ...     model.generate(**tokenizer("Who are you?", return_tensors="pt"))
     """
-    layers = find_layers(model)
+    layers = text_layers(model)
     check_interventions(interventions, len(layers), text_config(model).hidden_size)
     if any(i.where == "answer" for i in interventions):
         raise UsageError(

@@ -4,11 +4,11 @@ Reads the disk, and the Hub where it must; it loads no weights but to convert th
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from personaspace import json_text
 from personaspace.errors import ModelError
 from personaspace.model.gguf_files import converted, models_among, part_names
 from personaspace.model.weights import log, near_names
@@ -107,7 +107,7 @@ def _adapter_at(place: str) -> Path | None:
 def _base_of(adapter: Path) -> str:
     """What the model is called that an adapter was trained on."""
     try:
-        config = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
+        config = json_text.parse((adapter / ADAPTER).read_text(encoding="utf-8"))
         base, revision = config["base_model_name_or_path"], config.get("revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         base = revision = None

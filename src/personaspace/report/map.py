@@ -10,11 +10,15 @@ from plotly.offline import get_plotlyjs
 
 from personaspace.catalog import DEFAULT
 from personaspace.files import write_whole
-from personaspace.report import words
+from personaspace.report import traits, words
 from personaspace.report.page import embedded
 from personaspace.space import PersonaSpace, certainty
+from personaspace.space.traits import roles_along
 
 _FOLDER = Path(__file__).parent
+
+HIGHEST = 3
+"""Roles that are named of those highest on a trait."""
 
 SIMILAR = 6
 """How many of a role's nearest are looked at."""
@@ -40,6 +44,8 @@ def render(space: PersonaSpace) -> str:
         s=summary,
         meta=space.meta,
         words=words,
+        traits=traits if summary["traits"] else None,
+        highest=highest_on_traits(space, summary),
         three=list(zip(*(words.reliabilities(worth) for worth in summary["readings"].values()), strict=True)),
         rows=words.beside(summary),
         ends=ends(summary),
@@ -107,7 +113,14 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
             for of_reading in map(space.of, space.readings)
         ],
         "histogram": space.meta.get("histogram"),
+        "traits": summary["traits"],
     }
+
+
+def highest_on_traits(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, list[str]]:
+    """Of each trait the roles that lie highest on its direction; none where the roles' vectors are mostly noise."""
+    order_known = summary["neighbours_known"] is not False
+    return {t: [role for role, _ in roles_along(space, t)[:HIGHEST]] if order_known else [] for t in space.traits}
 
 
 def _similar(space: PersonaSpace, summary: dict[str, Any], role: str) -> dict[str, Any]:

@@ -217,6 +217,23 @@ function fillTable() {
   for (const r of roles) element("option", "", $("names")).value = label(r.name);
 }
 
+// Traits at both ends; a hollow dot is one that can't be told from nothing.
+function drawTraits() {
+  if (!$("trait-ends")) return;
+  const known = data.traits.filter(t => t.cosine !== null), n = phone ? 10 : 20;
+  const shown = known.length <= 2 * n ? known : [...known.slice(0, n), ...known.slice(-n)];
+  const list = [...shown].reverse(), xs = list.map(t => t.cosine);
+  const color = list.map(t => t.cosine > 0 ? css("--near") : css("--far"));
+  const ends = list.map(t => t.interval || [t.cosine, t.cosine]);
+  $("trait-ends").style.height = `${90 + 21 * list.length}px`;
+  Plotly.newPlot("trait-ends", [{
+    type: "scatter", mode: "markers", x: xs, y: list.map(t => plotted(label(t.name))),
+    marker: { color, size: 9, symbol: list.map(t => t.clear ? "circle" : "circle-open") },
+    error_x: { type: "data", symmetric: false, array: ends.map((e, i) => e[1] - xs[i]), arrayminus: ends.map((e, i) => xs[i] - e[0]), color: css("--soft"), thickness: 1.2, width: 0 },
+    text: list.map(t => wrapped(t.description || "", 60)), hovertemplate: "<b>%{y}</b>: %{x:.2f}<br>%{text}<extra></extra>",
+  }], layout({ xaxis: { title: { text: "cosine with the axis" }, zeroline: true }, yaxis: { dtick: 1, type: "category" } }), config);
+}
+
 function draw() {
   drawMap();
   const n = Math.min(phone ? 15 : 20, Math.ceil(roles.length / 2));
@@ -224,6 +241,7 @@ function draw() {
     drawEnd("top", roles.slice(0, n));
     drawEnd("bottom", roles.slice(-n));
   } else drawPlaces();
+  drawTraits();
   drawHistogram();
   drawVariance();
   data.layers.forEach((own, i) => drawReliability(i ? `layers-${own.reading}` : "layers", own));

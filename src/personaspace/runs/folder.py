@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personaspace import json_text
+from personaspace.engines.prompts import Design, Sampling
 from personaspace.errors import RunError, RunMismatch
 from personaspace.files import LEFT_OVER, Place, read_rows, reason_of, table_bytes, write_whole
 from personaspace.runs import digests
@@ -24,7 +25,7 @@ from personaspace.runs.places import claim, folder_locked, leased
 from personaspace.runs.shards import Shards
 
 FORMAT = 1
-ONSETS = "onsets"
+ONSETS, TRAITS = "onsets", "traits"
 
 
 class _Manifest(BaseModel):
@@ -39,6 +40,32 @@ class _Manifest(BaseModel):
     onset_rounds: list[dict[str, int]] = []
     history: list[dict[str, Any]] = []
     onset_history: list[dict[str, Any]] = []
+
+
+class _Named(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    id: str
+
+
+class _CatalogConfig(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    fingerprint: str
+    roles: list[str]
+    questions: int
+
+
+class _MapConfig(BaseModel):
+    """What of a map's configuration is read again."""
+
+    model_config = ConfigDict(extra="allow")
+    model: _Named
+    catalog: _CatalogConfig
+    design: Design
+    sampling: Sampling
+
+
+class _MapManifest(_Manifest):
+    config: _MapConfig  # type: ignore[assignment]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -59,6 +86,17 @@ def _short(value: Any) -> str:
     return str(value)
 
 
+SCORED = pa.schema(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("score", pa.int32(), nullable=False),
+        pa.field("expected", pa.float32(), nullable=False),
+    ]
+)
+"""What stands in every file of scores."""
+
+
 class KeptScore(NamedTuple):
     """A judge's score as a folder keeps it: the most probable one and the expected one, the judge's reason, and a digest of the
     rubric that it went by (None: an earlier version did not note it)."""
@@ -72,6 +110,8 @@ class KeptScore(NamedTuple):
 class Folder:
     """What a run or an experiment keeps: configuration, parts, scores, lock. Everything in it goes on from where it stands;
     only the configuration must be the same."""
+
+    schema: type[_Manifest] = _Manifest
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -123,15 +163,16 @@ class Folder:
             raise RunError(f"{path}: found a {type(manifest).__name__}, expected an object; is it a run's folder?")
         if manifest.get("format") != FORMAT:
             raise RunError(
-                f"{path}: found format {str(manifest.get('format'))[:40]}, expected {FORMAT}; written by another version?"
+                f"{path}: found format {json_text.shown(manifest.get('format'))}, expected {FORMAT}; written by another "
+                "version?"
             )
         try:
-            _Manifest.model_validate(manifest)
+            self.schema.model_validate(manifest)
         except ValidationError as e:
             first = e.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            where = json_text.shown(".".join(map(str, first["loc"])), 80)
             raise RunError(
-                f"{path}: {where}: {first['msg'].lower()}, found {str(first['input'])[:40]!r}; is it a run's folder?"
+                f"{path}: {where}: {first['msg'].lower()}, found {json_text.shown(first['input'])}; is it a run's folder?"
             ) from None
         return manifest
 
@@ -176,7 +217,7 @@ class Folder:
             return {}
         if fault := self._scores_fault(judge):
             raise RunError(f"{fault}; delete it, and the responses are scored again")
-        rows = read_rows(path, "the responses are scored again")
+        rows = read_rows(path, SCORED, "the responses are scored again")
         return {
             (r["role"], r["index"]): KeptScore(r["score"], r["expected"], r.get("reason") or "", r.get("rubric"))
             for r in rows
@@ -217,6 +258,8 @@ class Folder:
 class Run(Folder, Shards):
     """A map's folder: shards, and the space and report made of them. The shards lie in it, or where `run.json` says."""
 
+    schema = _MapManifest
+
     def __init__(self, folder: str | Path) -> None:
         Folder.__init__(self, folder)
         elsewhere = self.manifest().get("shards") if self.exists else None
@@ -227,8 +270,16 @@ class Run(Folder, Shards):
     @property
     def onsets(self) -> Shards:
         """The shards of prompts that were read before the first word, beside those of the replies."""
+        return self._beside(ONSETS)
+
+    @property
+    def trait_onsets(self) -> Shards:
+        """The same of traits' prompts."""
+        return self._beside(TRAITS)
+
+    def _beside(self, name: str) -> Shards:
         root = self.folder if self.place.local is not None else self.place.root
-        return Shards(Place(f"{root}/{ONSETS}"), self.folder / ".at-hand" / ONSETS)
+        return Shards(Place(f"{root}/{name}"), self.folder / ".at-hand" / name)
 
     @property
     def space_file(self) -> Path:
@@ -274,3 +325,4 @@ class Run(Folder, Shards):
             self._take_place(self.manifest())
         self.clean_shards()
         self.onsets.clean_shards()
+        self.trait_onsets.clean_shards()

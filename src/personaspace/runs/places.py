@@ -94,8 +94,9 @@ def _holder(place: Place) -> dict[str, Any] | None:
     try:
         lock = json_text.parse(place.read(LOCK).to_pybytes().decode())
         process, host = int(lock["process"]), str(lock["host"])
-        holder = {"process": process, "host": host, "since": lock["since"], "token": lock["token"]}
-    except (ValueError, KeyError, TypeError):
+        shown = {name: json_text.shown(lock[name]) for name in ("host", "since")}
+        holder = {"process": process, "token": lock["token"], **shown}
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None  # whole files are written, so that nobody's process left this one
     if host != os.uname().nodename:
         return holder
@@ -103,7 +104,7 @@ def _holder(place: Place) -> dict[str, Any] | None:
         return holder if holder["token"] in _in_hand else None
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has such a number
         return None
     except PermissionError:
         pass

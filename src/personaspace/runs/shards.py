@@ -22,7 +22,7 @@ from torch import Tensor
 
 from personaspace.engines import Response
 from personaspace.errors import RunError
-from personaspace.files import LEFT_OVER, Place, table_bytes, write_whole
+from personaspace.files import LEFT_OVER, Place, check_columns, first_line, table_bytes, write_whole
 from personaspace.runs.digests import Recorded, digest_at, digest_of, record, recorded
 
 AGAIN = "the map's command does it again"
@@ -32,19 +32,22 @@ SAME = 1 - 1e-6
 
 SCHEMA = pa.schema(
     [
-        ("role", pa.string()),
-        ("instruction", pa.int32()),
-        ("question", pa.int32()),
-        ("index", pa.int32()),
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("instruction", pa.int32(), nullable=False),
+        pa.field("question", pa.int32(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
         ("seed", pa.uint64()),
         ("system", pa.string()),
-        ("user", pa.string()),
-        ("text", pa.string()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("tokens", pa.int32()),
+        pa.field("user", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),
         ("finish_reason", pa.string()),
     ]
 )
+"""What is read of a shard; in its file every column may be empty."""
+
+_WRITTEN = pa.schema([(column.name, column.type) for column in SCHEMA])
 
 
 class Shards:
@@ -112,7 +115,7 @@ class Shards:
             for r in responses
         ]
         # The parquet file goes last, and makes the shard whole.
-        files[_responses(shard)] = table_bytes(pa.Table.from_pylist(rows, schema=SCHEMA))
+        files[_responses(shard)] = table_bytes(pa.Table.from_pylist(rows, schema=_WRITTEN))
         self._record(shard, {name: [digest_of(data)] for name, data in files.items()})
         for name, data in files.items():
             self.place.write(name, data)
@@ -124,11 +127,15 @@ class Shards:
             return None
         try:
             tensors = load(self._bytes(shard, _projections(shard)))
-        except SafetensorError:
+            each = list(tensors["projections"].split(tensors["tokens"].tolist()))
+            taken_along = tensors["along"]
+        except (SafetensorError, KeyError, RuntimeError, TypeError):
             return None  # as good as never taken: who needs them replays
-        if tensors["along"].shape != along.shape or torch.cosine_similarity(tensors["along"], along).min() < SAME:
+        if taken_along.shape != along.shape or any(
+            t.shape[1:] != along.shape[:1] or t.dtype != along.dtype for t in each
+        ):
             return None
-        return list(tensors["projections"].split(tensors["tokens"].tolist()))
+        return None if torch.cosine_similarity(taken_along, along).min() < SAME else each
 
     def write_tensors(self, shard: int, means: Tensor, norms: Tensor, layers: str = "") -> None:
         """A shard's activations anew, `[n, layers, hidden]`; layers: which they are, where not all."""
@@ -146,9 +153,11 @@ class Shards:
         name = _responses(shard)
         try:
             source = pa.BufferReader(self._bytes(shard, name))
-            return pq.read_table(source, columns=list(columns) if columns else None)
-        except (OSError, pa.ArrowException) as e:
-            raise RunError(f"{self.place.root}/{name}: cannot be read: {str(e).splitlines()[0]}; {AGAIN}") from None
+            table = pq.read_table(source, columns=list(columns) if columns else None)
+            check_columns(table, pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names]))
+            return table
+        except (OSError, pa.ArrowException, ValueError) as e:
+            raise RunError(f"{self.place.root}/{name}: cannot be read: {first_line(e)}; {AGAIN}") from None
 
     def _bytes(self, shard: int, name: str) -> bytes:
         """A file of a shard, which is what was written."""
@@ -241,7 +250,7 @@ class Shards:
                 tensor: Tensor = f.get_slice(name)[:, layers]
                 return tensor
         except (OSError, SafetensorError) as e:
-            raise RunError(f"{self.place.root}/{path}: cannot be read ({str(e).splitlines()[0]}); {AGAIN}") from None
+            raise RunError(f"{self.place.root}/{path}: cannot be read ({first_line(e)}); {AGAIN}") from None
 
     @contextmanager
     def at_hand(self, shards: Sequence[int]) -> Iterator[None]:

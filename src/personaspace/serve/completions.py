@@ -319,7 +319,9 @@ class Requests:
                 unfinished -= 1
                 reply.finish = event.finish
                 job = reply.job
-                if job and event.finish not in LOST:
+                if job is None:
+                    self._count(pending, reply, None)
+                elif event.finish not in LOST:
                     turn = self.reader.turn(event.mean, job.tokens_read, job.touched, pending.body.persona, pending.act)
                     if job.reply.calls and (calls := job.reply.calls.calls):
                         is_one = isinstance(pending.body, ChatCompletion) and not pending.body.parallel_tool_calls
@@ -334,7 +336,8 @@ class Requests:
 
     def _count(self, pending: Pending, reply: CompletedReply, turn: WatchedReply | None) -> None:
         m, model = self.metrics, pending.body.model
-        m.tokens.labels(model, "prompt").inc(len(reply.ids))
+        is_first = reply.index % pending.body.n == 0  # of a prompt's replies, which is counted once, as in `usage`
+        m.tokens.labels(model, "prompt").inc(len(reply.ids) if is_first else 0)
         m.tokens.labels(model, "completion").inc(reply.tokens)
         m.reply(model, turn)
         self.tell_alerts(model, pending.answer.request_id, turn, pending.body.persona)

@@ -24,13 +24,14 @@ class OfferedTools:
     @classmethod
     def of(cls, body: Completion, chat: Chat) -> OfferedTools:
         """A request's. Raises `BadRequest`."""
+        name = _to_call(body) if isinstance(body, ChatCompletion) else None
         if not isinstance(body, ChatCompletion) or not body.tools or body.tool_choice == "none":
             return cls(chat)
         if not chat.tool_forms.offered:
             message = "Unsupported parameter: 'tools': the model's chat template tells it of none"
             raise BadRequest(message, "tools", "unsupported_parameter")
         offered = [tool.model_dump(exclude_unset=True) for tool in body.tools]
-        name, form = body.begun_call, chat.call_form
+        form = chat.call_form
         if name is None:
             return cls(chat, offered)
         if form is None or form.beginning is None or chat.control.stand_in(name):
@@ -52,6 +53,21 @@ class OfferedTools:
         if form is None:
             return ReplyText(self.chat.decode, splitter)
         return ReplyText(form.decode, splitter, form.reader(self.offered, self.begun))
+
+
+def _to_call(body: ChatCompletion) -> str | None:
+    """The name of the tool that the reply has to call. Raises `BadRequest`."""
+    if isinstance(body.tool_choice, str) and body.tool_choice != "required":
+        return None
+    names = [tool.function.name for tool in body.tools]
+    if body.tool_choice == "required" and len(names) != 1:
+        raise _not_begun(f"'required' is done of a single tool, found {len(names)}; name the one to call")
+    name = names[0] if isinstance(body.tool_choice, str) else body.tool_choice.function.name
+    if name not in names:
+        raise _not_begun(f"it names {name[:64]!r}, which tools has not")
+    if body.continued:
+        raise _not_begun("a reply that begins with a call goes on with no message")
+    return name
 
 
 def _not_begun(why: str) -> BadRequest:

@@ -217,28 +217,6 @@ class ChatCompletion(Completion):
             raise ValueError("continue_final_message goes on with text; the last message has tool_calls")
         return self
 
-    @model_validator(mode="after")
-    def _a_call_can_be_begun(self) -> ChatCompletion:
-        names = [tool.function.name for tool in self.tools]
-        if self.tool_choice == "required" and len(names) != 1:
-            raise ValueError(
-                f"tool_choice 'required' is done of a single tool, found {len(names)}; name the one to call"
-            )
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice names {self.tool_choice.function.name[:64]!r}, which tools has not")
-        if self.begun_call and self.continued:
-            raise ValueError(
-                "tool_choice begins a reply with a call, and continue_final_message goes on with a message"
-            )
-        return self
-
-    @property
-    def begun_call(self) -> str | None:
-        """The name of the tool with a call of which the reply has to begin."""
-        if self.tool_choice == "required":
-            return self.tools[0].function.name
-        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
-
     @property
     def continued(self) -> bool:
         """Whether the last message is gone on with."""

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from personaspace._lazy import lazy_method
 from personaspace.catalog import DEFAULT
 from personaspace.errors import SpaceError
 from personaspace.files import space_file, write_whole
 from personaspace.model.interventions import Cap, Intervention, Where
-from personaspace.space import certainty, layout
+from personaspace.space import certainty, layout, traits
 from personaspace.space.contents import number_or_none
 from personaspace.space.directions import SpaceDirections
 from personaspace.space.holds import Hold
@@ -59,6 +60,8 @@ class Location:
     drift: float | None
     nearest: list[tuple[str, float]]
 
+    _repr_html_ = lazy_method("personaspace.report.tables:of_location")
+
 
 @dataclass(frozen=True)
 class PersonaSpace(SpaceDirections):
@@ -84,6 +87,8 @@ class PersonaSpace(SpaceDirections):
         default_factory=dict, init=False, repr=False, compare=False
     )
     _alikes: list[certainty.Alike] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    _repr_html_ = lazy_method("personaspace.report.tables:of_space")
 
     def of(self, reading: str) -> PersonaSpace:
         """The space of one of its readings; a compact space's other one has its axis and reliabilities, and no roles. Raises
@@ -310,6 +315,7 @@ class PersonaSpace(SpaceDirections):
             "published": PUBLISHED,
             "caps": self.caps,
             "judge": self.meta.get("judge"),
+            "traits": traits.ranking(self),
         }
 
     def worth(self) -> dict[str, Any]:

@@ -52,8 +52,8 @@ class SpaceContents:
 
     @property
     def knows_default(self) -> bool:
-        """Whether it knows how the default's replies lie on the axis, so that there is a drift."""
-        return "default_moments" in self.tensors
+        """Whether it knows how the default's replies lie on the axis, and that they differ, so that there is a drift."""
+        return "default_moments" in self.tensors and bool(self.tensors["default_moments"][1, self.layer] > 0)
 
     @property
     def calibrated(self) -> bool:
@@ -130,8 +130,12 @@ class SpaceContents:
 
     def default_moments(self, layer: int | None = None) -> tuple[float, float]:
         """Mean and standard deviation of the default's replies on the axis. Raises `SpaceError` where it does not know them
-        (`knows_default`)."""
+        (`knows_default`), or the replies do not differ."""
         mean, std = self._tensor("default_moments")[:, self._layer(layer)].tolist()
+        if not std > 0:
+            raise SpaceError(
+                f"layer {self._layer(layer)}: the default's replies do not differ there, so that nothing drifts"
+            )
         return mean, std
 
     def figure_by_layer(self, name: str) -> list[float | None] | None:

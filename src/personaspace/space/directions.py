@@ -101,7 +101,7 @@ class SpaceDirections(SpaceContents):
     def direction(self, name: str, layer: int | None = None) -> Tensor:
         """A direction `[hidden]`, of unit length, by its name: `axis`; a role, less the mean role; a trait; a vector of one's
         own. Where a role and a trait share a name, it is the role's; `trait:NAME` is the other. Raises `SpaceError`."""
-        kind, plain_name = self._named(name)
+        kind, plain_name = self.named(name)
         if kind == AXIS:
             return self.axis_at(layer)
         if kind == ROLE:
@@ -122,7 +122,7 @@ class SpaceDirections(SpaceContents):
         """
         directions = []
         for name in names:
-            kind, plain_name = self._named(name)
+            kind, plain_name = self.named(name)
             unit = self.direction(name)
             mean, std = self.moments_along(unit) or (None, None)
             if kind == AXIS and self.knows_default:
@@ -167,8 +167,9 @@ class SpaceDirections(SpaceContents):
         norm = float(self._tensor("residual_norm")[self._layer(layer)])
         return Add(self.direction(direction, layer), self._layer(layer), alpha, norm=norm, where=where)
 
-    def _named(self, name: str) -> tuple[str, str]:
-        """A direction's kind and its name in that kind. Raises `SpaceError`, with near names."""
+    def named(self, name: str) -> tuple[str, str]:
+        """A direction's kind (`axis`, `role`, `trait`, `own`) and its name in that kind. Raises `SpaceError`, with near
+        names."""
         if name == AXIS:
             return AXIS, AXIS
         by_kind = {ROLE: self.roles, TRAIT: self.traits, OWN: self.own}

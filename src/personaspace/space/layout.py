@@ -15,6 +15,7 @@ from torch import Tensor
 
 from personaspace import json_text
 from personaspace.errors import SpaceError
+from personaspace.files import first_line
 from personaspace.space import schema
 from personaspace.space.readings import READINGS
 
@@ -89,7 +90,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as e:
         raise SpaceError(
-            f"{path}: not a whole safetensors file ({e}); map the model again, or fetch the file again"
+            f"{path}: not a whole safetensors file ({first_line(e)}); map the model again, or fetch the file again"
         ) from None
     try:
         meta = json_text.parse(header)
@@ -99,7 +100,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise SpaceError(f"{path}: a safetensors file, but not a persona space: no 'personaspace' in its metadata")
     if meta["format"] not in (FORMAT, IN_HALVES):
         raise SpaceError(
-            f"{path}: found format {str(meta['format'])[:40]}, expected {FORMAT} or {IN_HALVES}; written by another version?"
+            f"{path}: found format {json_text.shown(meta['format'])}, expected {FORMAT} or {IN_HALVES}; written by another "
+            "version?"
         )
     # A space of an earlier version has no digest.
     if metadata.get(DIGEST) not in (None, digest_of(header, tensors)):

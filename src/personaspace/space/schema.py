@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from personaspace.json_text import shown
 from personaspace.space.readings import READINGS, part
 
 _STRICT = ConfigDict(extra="allow", strict=True)
@@ -86,6 +87,14 @@ class _Corrected(BaseModel):
     corrected_interval: dict[str, Pair | list[Pair] | None] | None = None
 
 
+class _TraitRecord(BaseModel):
+    model_config = _STRICT
+    description: str = ""
+    clear: bool | None = None
+    questions: Count | None = None
+    wordings: Count | None = None
+
+
 class SpaceMeta(BaseModel):
     """Metadata of a space, of one reading. Only model, layer and roles must be there: imported spaces have no more."""
 
@@ -96,6 +105,7 @@ class SpaceMeta(BaseModel):
     reading: Literal["prompt", "reply"] = "reply"
     traits: list[str] = []
     own: list[str] = []
+    trait_records: dict[str, _TraitRecord] = {}
     caps: dict[str, _CapRecord] = {}
     left_out: dict[str, Count | str] = {}
     role_layers: list[Count] | None = None
@@ -138,7 +148,9 @@ SHAPES = {
     "default_vector": "layers hidden",
     "axis": "layers hidden",
     "trait_vectors": "traits * hidden",
-    "trait_split_half": "traits",
+    "trait_reliability": "traits",
+    "trait_reliability_by_wording": "traits",
+    "trait_cosine": "traits 3",
     "own_vectors": "own hidden",
     "reply_mean": "hidden",
     "reply_factor": "* hidden",
@@ -177,7 +189,9 @@ REQUIRED = ("role_vectors", "default_vector", "axis")
 UNKNOWN_AS_NAN = {
     name
     for name in SHAPES
-    if "split_half" in name or name.startswith(("beginnings", "cosine", "role_reliability", "role_interval"))
+    if "split_half" in name
+    or name.startswith(("beginnings", "cosine", "role_reliability", "role_interval"))
+    or name.startswith(("trait_reliability", "trait_cosine"))
 } | {"separation", "variance_ratio", "default_moments", "variance"}
 """Tensors in which NaN stands for what is not known; in all others every number must be finite."""
 
@@ -193,9 +207,8 @@ def wrong(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
             parts[f"{reading}."] = SpaceMeta.model_validate(part(dict(meta), {}, reading)[0])
     except ValidationError as e:
         first = e.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        shown = str(first["input"])
-        return f"its metadata: {where}: {first['msg'].lower()}, found {shown if len(shown) < 40 else shown[:40] + '…'}"
+        where = shown(".".join(map(str, first["loc"])), 80)
+        return f"its metadata: {where}: {first['msg'].lower()}, found {shown(first['input'])}"
     return next(
         (problem for start, of_part in parts.items() if (problem := _wrong_part(start, of_part, tensors))), None
     )
@@ -226,7 +239,7 @@ def _wrong_part(start: str, meta: SpaceMeta, tensors: Mapping[str, Tensor]) -> s
         return f"its metadata: role_layers: lacks the space's own layer, {meta.layer}"
     for name, cap in meta.caps.items():
         if len(cap.layers) != len(cap.floors) or max(cap.layers) >= layers or len(set(cap.layers)) != len(cap.layers):
-            return f"its metadata: caps.{name}: expected a floor for each layer, of 0 to {layers - 1}"
+            return f"its metadata: caps.{shown(name)}: expected a floor for each layer, of 0 to {layers - 1}"
     if meta.histogram and not len(meta.histogram.edges) - 1 == len(meta.histogram.default) == len(meta.histogram.roles):
         return "its metadata: histogram: expected an edge more than there are counts"
     if meta.axis_pc1 and len(meta.axis_pc1) != layers:

@@ -37,9 +37,9 @@ from personaspace.model.residual import (
     base_model,
     check_interventions,
     check_layers,
-    find_layers,
     input_device,
     text_config,
+    text_layers,
 )
 
 ROWS_DIFFER = 0.05
@@ -71,7 +71,7 @@ class TransformersEngine(BaseEngine):
     ) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.layers = find_layers(model)
+        self.layers = text_layers(model)
         check_layers(model, self.layers)
         self.device = input_device(model)
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from personaspace.errors import UsageError
+from personaspace.report import tables
 from personaspace.space import PersonaSpace
 from personaspace.stats.forecast import KNOWN
 from personaspace.stats.intervals import Estimate, bootstrap
@@ -20,6 +21,8 @@ DIMENSIONS = 3
 """Components on which maps are aligned."""
 MOVED = 12
 """Roles that moved most, as many as are named."""
+NAMED = 5
+"""Of these, as many as stand in a notebook's table."""
 SHUFFLES = 200
 LEAST_REPEATABLE = 0.2
 """Places of which less than that is more than error say nothing once it is taken out."""
@@ -60,6 +63,21 @@ class Pair:
         """Those of the two whose order is not known: how far they agree on it is not known then, either."""
         both = zip((self.first, self.second), self.reliability, strict=True)
         return [name for name, r in both if r["order"] is not None and r["order"] < KNOWN]
+
+    def _repr_html_(self) -> str:
+        """A small table; the roles that moved only where both orders are known."""
+        rows = [["places on the axis", f"{self.axis}"], ["PC1 loadings", f"{self.pc1}"]]
+        if self.ceiling is not None:
+            rows.insert(1, ["at most, for maps this noisy of the same characters", f"{self.ceiling:.2f}"])
+        if self.without_noise is not None:
+            rows.insert(2, ["with the noise of both taken out", f"{self.without_noise}"])
+        moved = ", ".join(f"{role} {b - a:+.1f}" for role, a, b in self.moved[:NAMED])
+        note = f"Moved most, in standard deviations: {moved}."
+        if self.unknown:
+            note = f"The order in {' and '.join(self.unknown)} is not known, and so not who moved."
+        return tables.table(
+            f"{self.first} and {self.second}: {self.shared} roles", ["correlation of", "95%"], rows, [note]
+        )
 
 
 @dataclass(frozen=True)

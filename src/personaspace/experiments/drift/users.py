@@ -21,7 +21,7 @@ from personaspace.errors import RunError, RunMismatch, UsageError
 from personaspace.experiments import data
 from personaspace.experiments.kit.conversations import Dialogue, fitted
 from personaspace.experiments.kit.trials import Trials
-from personaspace.files import write_whole
+from personaspace.files import read_json, write_whole
 from personaspace.judges.endpoint import MODEL, Endpoint
 
 BATCH = 64
@@ -149,7 +149,7 @@ class Users:
         if self.play is None:
             return {d.key: self.scenes[d.name].turns[turn - 1] for d in dialogues}
         path = self.trials.responses / f"user-{turn:02d}.json"
-        texts: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        texts = read_json(path, dict[str, str]) or {}
         keys = {d.key: d.name if turn == 1 else d.key for d in dialogues}
         missing = {keys[d.key]: d for d in dialogues if keys[d.key] not in texts}
         for k in range(0, len(missing), BATCH):

@@ -12,7 +12,7 @@ from personaspace.engines import Engine
 from personaspace.engines.prompts import Message, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials
-from personaspace.files import write_whole
+from personaspace.files import read_json, write_whole
 from personaspace.holding.controls import MEASURED_ON
 from personaspace.holding.monitor import AlertRule, Monitor, alert_rule
 from personaspace.space import PersonaSpace
@@ -96,15 +96,17 @@ def said_again(
     return dialogues
 
 
-def match_displacement(trials: Trials[Any], dialogues: Sequence[Dialogue], turns: int) -> None:
-    """Measures how far a hold moves a token over the first turns of conversations that it held, for the controls to come:
-    at an opening alone nothing may have drifted yet, so that their steps would be too short."""
+def match_displacement(trials: Trials[Any], dialogues: Sequence[Dialogue], turns: int | None = None) -> None:
+    """Measures how far a hold moves a token in conversations that it held, for the controls to come: over the first so many
+    turns, or over their last half, whichever the effect is of. At an opening alone nothing may have drifted yet, so that
+    their steps would be too short."""
     for cap in dict.fromkeys(d.condition.cap for d in dialogues if d.condition.cap):
         held = [d for d in dialogues if d.condition.cap == cap]
         prompts = []
         for d in held:
-            users = [k for k, m in enumerate(d.messages) if m["role"] == "user"][:turns]
-            prompts += [d.messages[: k + 1] for k in users]
+            users = [k for k, m in enumerate(d.messages) if m["role"] == "user"]
+            counted = users[len(users) // 2 :] if turns is None else users[:turns]
+            prompts += [d.messages[: k + 1] for k in counted]
         # Evenly over conversations and turns, as many as it is measured on.
         n = min(MEASURED_ON, len(prompts))
         trials.displacement(cap, [prompts[k * len(prompts) // n] for k in range(n)])
@@ -129,7 +131,7 @@ def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:
 def together(path: Path, keys: Sequence[str]) -> list[list[str]]:
     """The dialogues of a turn in the groups in which they are asked. One that could not go on in an earlier call is asked in a
     group of its own by a later one, so that what was asked before stays as it is."""
-    groups: list[list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    groups = read_json(path, list[list[str]]) or []
     grouped = {key for group in groups for key in group}
     if new := [key for key in keys if key not in grouped]:
         groups.append(new)

@@ -28,13 +28,13 @@ from personaspace.engines.prompts import Message, Prompt, Sampling, row_seed
 from personaspace.errors import JudgeError, RunError
 from personaspace.experiments.kit.conditions import PLAIN as PLAIN
 from personaspace.experiments.kit.conditions import Condition as Condition
+from personaspace.experiments.kit.conditions import beside_axis as beside_axis
 from personaspace.experiments.kit.conditions import beside_plain as beside_plain
 from personaspace.experiments.kit.conditions import capped as capped
 from personaspace.experiments.kit.conditions import controls as controls
-from personaspace.experiments.kit.conditions import shuffled as shuffled
 from personaspace.experiments.kit.conditions import steered as steered
 from personaspace.experiments.kit.options import SHARD, Options
-from personaspace.files import read_rows, write_table, write_whole
+from personaspace.files import read_json, read_rows, write_table, write_whole
 from personaspace.holding.controls import displacement
 from personaspace.judges import Judge, Rubric, Score, make_judge, rubric_of, score_kept
 from personaspace.model.interventions import Intervention
@@ -237,7 +237,7 @@ class Trials(Folder, Generic[Chosen]):
         """How far a cap moves a reply's token in the mean at each of its layers (`controls.displacement`). Measured
         once, on the first of the prompts, and kept in the folder."""
         path = self.folder / "displacements.json"
-        measured: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        measured = read_json(path, dict[str, list[float]]) or {}
         if cap not in measured:
             hold = self.space.hold(cap)
             different = [json.loads(p) for p in dict.fromkeys(json.dumps(list(p)) for p in prompts)]
@@ -351,12 +351,18 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _present(schema: pa.Schema) -> pa.Schema:
+    """What stands in a file of any version: what was asked does not, and an activation may be nothing."""
+    columns = [column for column in schema if column.name != "asked"]
+    return pa.schema([column.with_nullable(column.name == "activation") for column in columns])
+
+
 def _kept_replies(path: Path, keys: Sequence[str], names: Sequence[tuple[str, str]]) -> dict[str, Given]:
     """The replies in a part, by what was asked. Version 0.1.0 wrote condition and item alone: its parts are these asks' where
     they name the same ones in the same order."""
     if not path.is_file():
         return {}
-    rows = read_rows(path)
+    rows = [{name: row[name] for name in GIVEN.names if name in row} for row in read_rows(path, _present(GIVEN))]
     row_keys = [row.pop("asked", None) for row in rows]
     tensors = [None if row["activation"] is None else torch.tensor(row["activation"]) for row in rows]
     replies = [Given(**{**row, "activation": tensor}) for row, tensor in zip(rows, tensors, strict=True)]
@@ -368,8 +374,8 @@ def _kept_replies(path: Path, keys: Sequence[str], names: Sequence[tuple[str, st
 def _kept_readings(path: Path, keys: Mapping[str, str]) -> dict[str, list[Reading]]:
     """The readings in a part, by the conversation's name; version 0.1.0's went by the name alone."""
     by_name: dict[str, list[Reading]] = {}
-    for row in read_rows(path) if path.is_file() else []:
-        name = row["conversation"]
+    for row in read_rows(path, _present(READING)) if path.is_file() else []:
+        row, name = {column: row[column] for column in READING.names if column in row}, row["conversation"]
         if row.pop("asked", None) in (None, keys.get(name)) and name in keys:
             by_name.setdefault(name, []).append(Reading(**row))
     return by_name

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import PLAIN, Ask, Given, Trials
+from personaspace.experiments.traits import prompts
 from personaspace.experiments.traits.findings import Measured, Ranking, measure
 from personaspace.experiments.traits.page import SIDES, page
 from personaspace.files import write_whole
 from personaspace.judges import Rubric
 from personaspace.space import PersonaSpace
+from personaspace.stats.contrasts import Contrast
 
 PROMPT_TOKENS = 72
 ENOUGH, STILL = 5, 4
@@ -116,10 +118,50 @@ def run(trials: Trials[TraitsOptions]) -> Result:
         shown = [Shown(t, a.messages[-1]["content"], g.text) for t, a, g in zip(of, requests, replies, strict=True)]
         scores = trials.judge(judge, shown, "shown")
     result, vectors = evaluate(trials.space, options, traits, requests, replies, scores, trials.judges.name)
+    result = _beside_prompts(trials, traits, requests, replies, result)
     about = {"traits": list(vectors), "layer": trials.space.layer, "model": trials.space.meta["model"]["id"]}
     stacked = {"vectors": torch.stack([torch.from_numpy(v).float() for v in vectors.values()])}
     write_whole(trials.folder / "traits.safetensors", save(stacked, {"personaspace": json.dumps(about)}))
     return result
+
+
+def _beside_prompts(
+    trials: Trials[TraitsOptions],
+    traits: Sequence[Trait],
+    requests: Sequence[Ask],
+    replies: Sequence[Given],
+    result: Result,
+) -> Result:
+    """The result with what prompts say of the same traits, read with other questions; as it is where there are none left."""
+    per_trait = trials.options.questions * len(SIDES)
+    asked = {
+        t.trait: [a.messages[-1]["content"] for a in requests[k * per_trait : (k + 1) * per_trait]]
+        for k, t in enumerate(traits)
+    }
+    readings = prompts.read(trials, traits, asked, trials.space.layer)
+    if readings is None:
+        return result
+    of_replies = {}
+    for k, trait in enumerate(traits):
+        pairs = range(trials.options.questions)
+        rows = result.rows[k * per_trait : (k + 1) * per_trait]
+        activations = [g.activation for g in replies[k * per_trait : (k + 1) * per_trait]]
+        complete = [j for j in pairs if rows[2 * j]["kept"] and rows[2 * j + 1]["kept"]]
+        sides = [
+            [a.double().numpy() for j in complete if (a := activations[2 * j + side]) is not None] for side in (0, 1)
+        ]
+        if complete:
+            wordings = np.array([j % len(trait.bring_out) for j in complete])
+            of_replies[trait.trait] = Contrast(np.stack(sides[0]) - np.stack(sides[1]), wordings)
+    if len(of_replies) < 2:
+        return result
+    unit = trials.space.axis_at().double().numpy()
+    agreed = prompts.agreements(of_replies, readings, unit, trials.options.seed)
+    note = "cosine of the traits' vectors, of other questions and wordings, noise taken out of both"
+    result.page.figure("replies and prompts", agreed["vectors"], note, spec=".2f")
+    sentence = f" Prompts, read before the first word, give the same vectors to {agreed['vectors']}"
+    sentence += f", and the same places on the axis to {agreed['on_the_axis']}, noise taken out of both."
+    return replace(result, headline=result.headline + sentence, figures={**result.figures, "prompts_agree": agreed})
 
 
 def evaluate(
