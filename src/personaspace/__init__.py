@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from personaspace.api import judge as judge
     from personaspace.api import map as map
     from personaspace.api import project as project
+    from personaspace.api import watch as watch
     from personaspace.catalog import Catalog as Catalog
     from personaspace.catalog import load_catalog as load_catalog
     from personaspace.engines.chat import Span as Span
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from personaspace.engines.protocol import Turn as Turn
     from personaspace.engines.registry import load_engine as load_engine
     from personaspace.errors import PersonaSpaceError as PersonaSpaceError
+    from personaspace.experiments.watch.callback import WatchCallback as WatchCallback
     from personaspace.model.interventions import Ablate as Ablate
     from personaspace.model.interventions import Add as Add
     from personaspace.model.interventions import Cap as Cap
@@ -56,6 +58,7 @@ PUBLIC = {
     "Span": "personaspace.engines.chat",
     "Token": "personaspace.engines.protocol",
     "Turn": "personaspace.engines.protocol",
+    "WatchCallback": "personaspace.experiments.watch.callback",
     "attach": "personaspace.model.residual",
     "calibrate": "personaspace.api",
     "compare": "personaspace.api",
@@ -65,6 +68,7 @@ PUBLIC = {
     "load_engine": "personaspace.engines.registry",
     "map": "personaspace.api",
     "project": "personaspace.api",
+    "watch": "personaspace.api",
     "write_report": "personaspace.report.map",
 }
 """What a user needs, and where it is."""

@@ -20,6 +20,7 @@ from personaspace.experiments.compare.sources import spaces_of
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import Judges, Trials
 from personaspace.experiments.registry import find
+from personaspace.experiments.watch import run as watching
 from personaspace.formats.transcripts import Transcript, read_transcripts
 from personaspace.holding import calibrate as calibration
 from personaspace.holding import monitor, sweep, tradeoff
@@ -281,6 +282,28 @@ def compare(
     options = options_of(read="prompt", prompts=_known(per_role=prompts_per_role), seed=seed)
     loaded = spaces_of(spaces, out, load_catalog(catalog).select(roles), options, watcher=watcher)
     return comparison.compare(list(loaded.items()), seed)
+
+
+def watch(
+    base: str | Engine,
+    variants: watching.Variants | Sequence[str],
+    *,
+    null: watching.Variants | Sequence[str] = (),
+    space: PersonaSpace | str | Path | None = None,
+    catalog: str | Path | None = None,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> watching.Watched:
+    """Says how far variants of a model (checkpoints, `BASE + ADAPTER`, quantisations) have moved from it. null: neutral ones,
+    whose largest moves are what an effect must lie beyond. space: the base's; its own where the base is `smollm2` or a run.
+    The rest, and what is raised, as `experiments.watch.run.watch` says.
+
+    >>> ps.watch("smollm2", {"tuned": "smollm2 + ./my-lora"}).variants[0].nearest("role")
+    """
+    loaded, name = watching.space_of(base if isinstance(base, str) else base.info.id, space)
+    changed, neutral = (s if isinstance(s, Mapping) else {source: source for source in s} for s in (variants, null))
+    model = name if isinstance(base, str) else base
+    return watching.watch(model, loaded, changed, neutral, load_catalog(catalog), watcher=watcher, **options)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,24 @@ from personaspace.cli import serving
 from personaspace.cli import formats
 from personaspace.cli import experiments
 from personaspace.cli import traits
+from personaspace.cli import watching
 # isort: on
 
-__all__ = ["app", "experiments", "formats", "holding", "judging", "main", "maps", "measuring", "serving", "traits"]
+__all__ = [
+    *(
+        "app",
+        "experiments",
+        "formats",
+        "holding",
+        "judging",
+        "main",
+        "maps",
+        "measuring",
+        "serving",
+        "traits",
+        "watching",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
