@@ -9,10 +9,13 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from personaspace.engines.chat import Chat
 from personaspace.engines.vllm.wire import pack
+from personaspace.serve.followed import FollowedReply
 from personaspace.serve.types import Persona
 from personaspace.serve.vllm import Endpoints, VllmPersona, _streamed
 from personaspace.space import PersonaSpace
+from test_thinking import OPENS, thinking_tokenizer
 
 
 class ReadNothing:
@@ -40,7 +43,7 @@ def streamed(vllm_persona, usage):
             yield f"data: {line}\n\n"
 
     async def collected():
-        return [line async for line in _streamed(lines(), vllm_persona, "smollm2:capped", "key", Persona())]
+        return [line async for line in _streamed(lines(), vllm_persona, "smollm2:capped", {"key": "key"}, Persona())]
 
     *sent, last = asyncio.run(collected())
     return [json.loads(line.removeprefix("data: ")) for line in sent], last
@@ -65,3 +68,24 @@ def test_a_text_completion_with_a_persona_is_refused_by_name(vllm_persona):
     answer = TestClient(app).post("/v1/completions", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "persona"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_reply_that_is_followed_shows_the_answers_tokens_alone_and_no_ids_that_nobody_asked_for(kept):
+    chat = Chat(thinking_tokenizer(OPENS), thinking=True)
+    prompt = chat.prompt_ids([{"role": "user", "content": "?"}])
+    ids = chat.tokenizer("ab</think>\n\ncd", add_special_tokens=False)["input_ids"]
+    start = len(ids) - 2
+    reply, told = FollowedReply(chat, kept), []
+    for place, token in enumerate(ids):
+        event = {"choices": [{"index": 0, "token_ids": [token]}], **({"prompt_token_ids": prompt} if not place else {})}
+        reply.take(event)
+        assert ("token_ids" in event["choices"][0]) == kept
+        assert ("prompt_token_ids" in event) == (kept and not place)
+        # What is read may be ahead of what has come: it waits.
+        read = [{"index": 2 * place}, {"index": 2 * place + 1}] if 2 * place < len(ids) else []
+        told += reply.tokens(read)
+    told += reply.tokens([], final=True)
+    assert [t["index"] for t in told] == [start, start + 1]
+    assert reply.answer(len(ids)) == (start, start + 2)
+    assert reply.answer(3) == (3, 3)  # cut short in its thoughts
