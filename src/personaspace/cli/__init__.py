@@ -29,19 +29,17 @@ from personaspace.cli import watching
 # isort: on
 
 __all__ = [
-    *(
-        "app",
-        "experiments",
-        "formats",
-        "holding",
-        "judging",
-        "main",
-        "maps",
-        "measuring",
-        "serving",
-        "traits",
-        "watching",
-    ),
+    "app",
+    "experiments",
+    "formats",
+    "holding",
+    "judging",
+    "main",
+    "maps",
+    "measuring",
+    "serving",
+    "traits",
+    "watching",
 ]
 
 

@@ -24,6 +24,7 @@ from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import PLAIN, Condition, Reading, Trials, beside_axis, capped
+from personaspace.formats.transcript_folders import is_folder, read_transcript_folder
 from personaspace.formats.transcripts import Transcript, read_transcripts
 from personaspace.holding.monitor import alert_rule
 from personaspace.holding.trajectories import default_band
@@ -55,7 +56,9 @@ BESIDE = (
 class CaseStudyOptions(Options):
     """See the fields."""
 
-    transcripts: Names = option((), "Files of conversations, as `project` reads them; the three that come along.")
+    transcripts: Names = option(
+        (), "Files of conversations, or folders (unsteered ones), as `project` reads them; the three that come along."
+    )
     caps: Names = option(("capped",), "Caps of the space, or ways of holding by one: capped+mirror, …")
     controls: int = option(
         20, "Random directions beside each cap, along which the model is displaced as far; 0: none.", ge=0, later=True
@@ -79,11 +82,24 @@ def transcripts(options: CaseStudyOptions) -> list[Transcript]:
     """The conversations: the user's files', or those that come along. Raises `UsageError` where two have one name."""
     if not options.transcripts:
         return [Transcript(r["title"], tuple(r["messages"])) for r in data.lines("case_studies.jsonl")]
-    conversations = [t for path in options.transcripts for t in read_transcripts(path).conversations]
+    conversations = [t for path in options.transcripts for t in _read(path)[0]]
     names = [t.name for t in conversations]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise UsageError(f"--transcripts: two conversations are called {twice!r}; give the files different names")
     return conversations
+
+
+def _read(path: str) -> tuple[list[Transcript], Sequence[str]]:
+    """The conversations in a file, or those in a folder in which the model was not held; and what was not read of it."""
+    if not is_folder(path):
+        return read_transcripts(path)
+    folder = read_transcript_folder(path)
+    free = [place.transcript for place in folder.conversations if not place.is_held]
+    if not free:
+        raise UsageError(
+            f"{path}: by its name the model was held in every conversation; expected some in which it was not"
+        )
+    return free, folder.notes
 
 
 def conditions(options: CaseStudyOptions) -> list[Condition]:
@@ -106,7 +122,7 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
     Raises `PersonaSpaceError`."""
     options, space, conversations = trials.options, trials.space, transcripts(trials.options)
     for path in options.transcripts:
-        for note in read_transcripts(path).notes:
+        for note in _read(path)[1]:
             trials.watcher.note(note)
     texts = {t.name: t.messages for t in conversations}
     read = {(AS_IT_WAS, name): readings for name, readings in trials.read(texts, part="as-it-was").items()}
