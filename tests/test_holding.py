@@ -478,6 +478,9 @@ def test_what_does_not_fit_the_context_is_said_and_the_rest_is_read(engine, spac
     assert "message 4 reaches token" in problem
     with pytest.raises(UsageError, match="0 of 1 assistant turns"):
         monitor.project(small, space, messages[2:])
+    # A turn without text lies nowhere, and fits no better than what stands before it.
+    behind = [*messages, {"role": "user", "content": "so?"}, {"role": "assistant", "content": ""}]
+    assert [r.index for r in monitor.project(small, space, behind)[0]] == [r.index for r in readings]
 
 
 def test_a_space_of_another_model_is_refused_and_a_variant_gets_a_sentence(engine):

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from personaspace.engines.vllm import plugin
 from personaspace.engines.vllm.admission import InFlight
 from personaspace.engines.vllm.clamps import Rows, directions_of
-from personaspace.engines.vllm.layers import DeviceSums
+from personaspace.engines.vllm.layers import DeviceSums, detect_residual_form
 from personaspace.engines.vllm.options import model_length, read_options
 from personaspace.engines.vllm.readout import Readout
 from personaspace.engines.vllm.request import PersonaRequest, parse_request
 from personaspace.engines.vllm.wire import pack, unpack
-from personaspace.errors import UsageError
+from personaspace.errors import ModelError, UsageError
 from personaspace.model.interventions import Ablate, Add, Cap, Decaying, Intervention, Mirror, SetTo
 
 HIDDEN, LAYERS, SLOTS = 6, 2, 3
@@ -355,3 +355,51 @@ def test_who_calls_the_engine_from_python_has_all_places() -> None:
 def test_what_no_row_can_hold_is_refused_by_name_before_anything_is_sent(intervention, said) -> None:
     with pytest.raises(UsageError, match=said):
         parse_request({"interventions": [intervention.to_dict()]}, {}, LAYERS, HIDDEN)
+
+
+class FusedNorm(torch.nn.Module):
+    """A final norm as vLLM has them: of the sum of what it is given, in the dtype of that."""
+
+    def forward(self, hidden, residual=None):
+        stream = hidden if residual is None else hidden + residual
+        wide = stream.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(stream.dtype) * 3
+
+
+class Returning(torch.nn.Module):
+    """A layer that returns what it is told to."""
+
+    def forward(self, parts):
+        return parts
+
+
+class Stacked(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([Returning()])
+        self.norm = FusedNorm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["pair", "first", "neither"])
+def test_where_the_residual_stream_is_is_found_in_every_dtype(dtype, form):
+    rng, model = torch.Generator().manual_seed(0), Stacked()
+    # As in real models: a few numbers are hundreds of times as large as the rest, which rounding then moves by their ulp.
+    size = torch.where(torch.arange(512) % 97 == 0, 60.0, 0.3)
+    hidden, residual = ((torch.randn(64, 512, generator=rng) * size).to(dtype) for _ in range(2))
+
+    def run_pass():
+        model.layers[0]((hidden, residual))
+        if form == "neither":
+            model.norm(hidden.flip(-1))
+        elif form == "pair":  # fused: summed in single precision before it is rounded
+            model.norm((hidden.float() + residual.float()) * (1 + 2e-3 * torch.randn(64, 512, generator=rng)))
+        else:
+            model.norm(hidden.float() * (1 + 2e-3 * torch.randn(64, 512, generator=rng)))
+
+    if form == "neither":
+        with pytest.raises(ModelError, match="cannot find the residual stream in Stacked"):
+            detect_residual_form(model, model.layers, run_pass)
+        return
+    detect_residual_form(model, model.layers, run_pass)
+    assert vars(model.layers[0])["personaspace_pair"] is (form == "pair")

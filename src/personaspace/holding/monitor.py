@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from statistics import NormalDist
 from typing import Any
 
@@ -106,9 +107,8 @@ def turns_correlation(space: PersonaSpace) -> float | None:
 
 
 def simulated(correlation: float, turns: int, conversations: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Turns of conversations `[conversations, turns]`, normal, of variance 1 and correlated within each, and which
-    of the means over `turns` turns in a row lie within their conversation, whose length is drawn, `[conversations,
-    windows]`."""
+    """Turns of conversations `[conversations, turns]`, normal, of variance 1 and correlated within each, and which of the means
+    over `turns` turns in a row lie within their conversation, whose length is drawn, `[conversations, windows]`."""
     rng = np.random.default_rng(seed)
     fewest, most = (max(n, turns) for n in CONVERSATION)
     lengths = rng.integers(fewest, most + 1, conversations)
@@ -132,11 +132,10 @@ def highest(drifts: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 
 def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Sequence[int] = TURNS) -> list[AlertRule]:
-    """The rule that default conversations of 6 to 15 turns raise at `rate`, for each length of reply and number of
-    turns, with the share of role conversations (replies of one role) that raise it. From the replies that
-    calibration replayed: their mean and deviation are those of a normal distribution, since a few hundred replies
-    say little of their own rarest ones, and conversations of it are simulated, whose turns are as alike as the
-    question makes replies.
+    """The rule that default conversations of 6 to 15 turns raise at `rate`, for each length of reply and number of turns, with
+    the share of role conversations (replies of one role) that raise it. From the replies that calibration replayed: their mean
+    and deviation are those of a normal distribution, since a few hundred replies say little of their own rarest ones, and
+    conversations of it are simulated, whose turns are as alike as the question makes replies.
 
     Raises `SpaceError` for a space without calibration, `UsageError` for a rate that is not between 0 and 1.
     """
@@ -361,7 +360,8 @@ def project(
     space.check_model(engine.info)
     span, places = engine.chat.spans(messages, part)
     limit = min(engine.info.context or len(span.token_ids), most or len(span.token_ids))
-    fit = [k for k, (_, end) in enumerate(span.spans) if end <= limit]
+    # Up to the first that does not: an empty turn behind it ends at 0.
+    fit = [*takewhile(lambda k: span.spans[k][1] <= limit, range(len(places)))]
     problem = None
     if len(fit) < len(places):
         first = places[len(fit)]
