@@ -36,10 +36,13 @@ ORDER = "In the order in which the variants were named. Bands are 95% intervals 
 def rule(watched: Watched) -> str:
     """What a change had to be to count."""
     beyond = f"{watched.effect:g} standard deviations of the default"
-    if watched.nulls:
-        largest = {look.name.partition(":")[0]: look.beyond - watched.effect for look in watched.changes[0].looks}
-        named = ", ".join(f"{kind} {value:.1f}" for kind, value in largest.items())
-        beyond += f" beyond the largest shift of a neutral fine-tune along any direction of its kind ({named})"
+    if (several := len(watched.nulls)) > 1:
+        beyond += (
+            f" beyond what {several} neutral fine-tunes reach along it, and as far again as one of them goes beyond the others "
+            "along any direction of its kind"
+        )
+    elif several:
+        beyond += " beyond what the neutral fine-tune reaches along it"
     looks = len(watched.looks.names) * len(watched.variants)
     return RULE.format(beyond=beyond, looks=looks, prompts=watched.prompts)
 
@@ -51,11 +54,9 @@ def said(change: Change) -> str:
     parts = []
     for kind in (ROLE, TRAIT):
         if looks := [k for k in change.nearest(kind) if k.moved]:
-            toward = "towards" if looks[0].cosine > 0 else "away from"
-            more = f" and {len(looks) - 1} more" if len(looks) > 1 else ""
-            parts.append(f"{toward} the {kind} {looks[0].plain_name} (cosine {looks[0].cosine:+.2f}){more}")
+            parts.append(f"along the {kind}s {names_of(looks)}")
     on_axis = "" if change.axis.moved else ", not beyond noise"
-    moves = f"moved most {', and '.join(parts)}; " if parts else ""
+    moves = f"moved most {', and '.join(parts)} (cosines); " if parts else ""
     return f"{change.name}: {moves}on the axis {change.axis.shift:+.2f} deviations{on_axis}."
 
 
