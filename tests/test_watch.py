@@ -159,8 +159,10 @@ def test_what_neutral_fine_tunes_show_is_no_effect_and_what_lies_beyond_it_is():
     # What a null does along one direction excuses nothing along another, nor the other way.
     back = reading_of(base.default - 7 * towards)
     (away, _) = found_in(base, {"back": back}, {"n": moved[6.0]}, looks)
-    assert away.nearest(ROLE)[0].name == "role:r4"
-    assert away.nearest(ROLE)[0].beyond == pytest.approx(0.5)
+    back_look = next(k for k in away.looks if k.name == "role:r4")
+    assert back_look.moved
+    assert back_look.beyond == pytest.approx(0.5)
+    assert back_look not in away.nearest(ROLE)
 
 
 def test_another_neutral_fine_tune_is_seldom_taken_for_one_that_moved():
@@ -225,7 +227,7 @@ def test_the_command_writes_a_page_and_says_what_moved(base, space, catalog, tmp
     options = ["--catalog", catalog, "--prompts", "12", "--roles", "all", "--out", tmp_path / "watch.html"]
     names = [folders["base"], folders["tuned"], "--space", tmp_path / "space.safetensors"]
     said = run("watch", *names, *options)
-    assert "along the roles ghost +" in " ".join(said.stdout.split())
+    assert "towards the roles ghost +" in " ".join(said.stdout.split())
     assert "no neutral fine-tune" in said.stderr
     assert "ghost" in (tmp_path / "watch.html").read_text()
     as_json = json.loads(run("watch", *names, "--json", "--null", folders["base"], *options).stdout)

@@ -26,9 +26,9 @@ NAMED = 5
 class Look:
     """A change along one direction. shift: how far the default's mean has moved, in standard deviations of the base's default
     over prompts, with its 95% interval over the questions, paired; cosine: of the whole move with the direction, which says how
-    much of it lies there; beyond: what a shift of this sign had to lie beyond, the effect size and what the null shows; p: that it
-    lies no further, or that as much of a random move of its length would lie along the direction, Holm's over all looks; moved:
-    p < 5%.
+    much of it lies there; beyond: what a shift of this sign had to lie beyond, the effect size and what the null shows; p: that
+    it lies no further, or that as much of a random move of its length would lie along the direction, Holm's over all looks;
+    moved: p < 5%.
     """
 
     name: str
@@ -68,9 +68,10 @@ class Change:
         return self.looks[0]
 
     def nearest(self, kind: str, least: int = 0) -> list[Look]:
-        """The looks of a kind, `trait` or `role`, that moved, and where these are fewer, as many more as make `least`; those
-        first on which most of the move lies. A role is one that the default moved towards, or away from."""
-        looks = sorted((k for k in self.looks if k.name.startswith(f"{kind}:")), key=lambda k: -abs(k.cosine))
+        """The traits, or the roles, that it moved along, and where these are fewer, as many more as make `least`; those first
+        on which most of the move lies. Roles are those that it moved towards; a trait's other end is one as well."""
+        looks = [k for k in self.looks if k.name.startswith(f"{kind}:") and (kind != ROLE or k.cosine > 0)]
+        looks.sort(key=lambda k: -abs(k.cosine))
         moved = [k for k in looks if k.moved]
         return moved + [k for k in looks if not k.moved][: max(0, least - len(moved))]
 

@@ -20,7 +20,7 @@ TABLE = (
     "towards the Assistant. The move: its length, in root mean squares of how far the base's prompts lie from their mean. In "
     "roles' space: how much of its squared length lies on the roles' first {dimensions} components; of a random move "
     "{chance:.0%} would. Contrast left: of the distance on the axis between default and roles. Traits, roles: those that it "
-    "moved along beyond noise, with the cosine of the move; none where nothing did."
+    "moved along and that count, with the cosine of the move; none where nothing did."
 )
 RULE = (
     "A look counts where the shift lies more than {beyond}, and where more of the move lies along the direction than of a "
@@ -28,7 +28,7 @@ RULE = (
 )
 MAP = (
     "Where the default lies among the roles, on their first two components, PC1 up; a line leads from the base to each "
-    "variant. Roles that a variant moved along beyond noise are named."
+    "variant. Roles that a variant moved towards, and that count, are named."
 )
 ORDER = "In the order in which the variants were named. Bands are 95% intervals over the questions."
 
@@ -50,12 +50,12 @@ def rule(watched: Watched) -> str:
 def said(change: Change) -> str:
     """A variant's change in a sentence."""
     if not change.moved:
-        return f"{change.name}: nothing moved beyond noise; on the axis {change.axis.shift:+.2f}."
+        return f"{change.name}: nothing moved that counts; on the axis {change.axis.shift:+.2f}."
     parts = []
     for kind in (ROLE, TRAIT):
         if looks := [k for k in change.nearest(kind) if k.moved]:
-            parts.append(f"along the {kind}s {names_of(looks)}")
-    on_axis = "" if change.axis.moved else ", not beyond noise"
+            parts.append(f"{'towards' if kind == ROLE else 'along'} the {kind}s {names_of(looks)}")
+    on_axis = "" if change.axis.moved else ", which does not count"
     moves = f"moved most {', and '.join(parts)} (cosines); " if parts else ""
     return f"{change.name}: {moves}on the axis {change.axis.shift:+.2f} deviations{on_axis}."
 
@@ -88,7 +88,9 @@ def write_watched(path: str | Path, watched: Watched) -> Path:
         f"{watched.space.layer} of {model['layers'] if 'layers' in model else len(watched.space.tensors['axis'])}.",
     )
     for change in variants[:4]:
-        page.figure(change.name, change.axis.shift, "on the axis" + ("" if change.axis.moved else ", not beyond noise"))
+        page.figure(
+            change.name, change.axis.shift, "on the axis" + ("" if change.axis.moved else ", which does not count")
+        )
     hidden = watched.looks.units.shape[1]
     text = f"{TABLE.format(dimensions=DIMENSIONS, chance=min(DIMENSIONS / hidden, 1))} {rule(watched)}"
     page.section("In figures", text, head=HEAD, rows=[cells(change) for change in watched.changes])
@@ -167,10 +169,13 @@ def plain_changes(watched: Watched) -> dict[str, Any]:
                 "share_in_roles": c.share,
                 "contrast": c.contrast,
                 "other_texts": c.other_texts,
-                "traits": [_plain(k) for k in c.nearest(TRAIT, len(c.looks))],
-                "roles": [_plain(k) for k in c.nearest(ROLE, len(c.looks))],
+                **{
+                    f"{kind}s": [_plain(k) for k in by_cosine if k.name.startswith(f"{kind}:")]
+                    for kind in (TRAIT, ROLE)
+                },
             }
             for c in watched.changes
+            for by_cosine in [sorted(c.looks, key=lambda k: -k.cosine)]
         ],
     }
 
