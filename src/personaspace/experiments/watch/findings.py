@@ -84,7 +84,7 @@ class Change:
         """A small table of what the move lies along."""
         looks = [self.axis, *self.nearest(TRAIT, NAMED)[:NAMED], *self.nearest(ROLE, NAMED)[:NAMED]]
         rows = [[k.name, f"{k.shift:+.2f}", f"{k.cosine:+.2f}", "yes" if k.moved else "no"] for k in looks]
-        return tables.table(self.name, ["", "shift", "cosine", "beyond noise"], rows, [])
+        return tables.table(self.name, ["", "shift", "cosine", "counts"], rows, [])
 
 
 def shifts(base: ModelReading, variant: ModelReading, looks: Looks) -> tuple[Floats, Floats]:

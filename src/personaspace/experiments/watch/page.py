@@ -10,7 +10,7 @@ import numpy as np
 
 from personaspace.experiments.watch.findings import DIMENSIONS, NAMED, Change, Look
 from personaspace.experiments.watch.run import Watched
-from personaspace.report.charts import COLOURS, ZERO, axis, chart, line, points
+from personaspace.report.charts import COLOURS, ZERO, axis, chart, dots, line, points
 from personaspace.report.page import FAR, SOFT, Page
 from personaspace.space.directions import ROLE, TRAIT
 
@@ -30,7 +30,7 @@ MAP = (
     "Where the default lies among the roles, on their first two components, PC1 up; a line leads from the base to each "
     "variant. Roles that a variant moved towards, and that count, are named."
 )
-ORDER = "In the order in which the variants were named. Bands are 95% intervals over the questions."
+ORDER = "In the order in which the variants were named. Bands and bars are 95% intervals over the questions."
 
 
 def rule(watched: Watched) -> str:
@@ -84,7 +84,7 @@ def write_watched(path: str | Path, watched: Watched) -> Path:
     variants, model = watched.variants, watched.space.meta["model"]
     page = Page(
         f"What moved of {watched.base}",
-        f"{len(variants)} variants on the same {watched.prompts} prompts of the default, read before the first word at layer "
+        f"{len(variants)} variant{'s' * (len(variants) > 1)} on the same {watched.prompts} prompts of the default, read before the first word at layer "
         f"{watched.space.layer} of {model['layers'] if 'layers' in model else len(watched.space.tensors['axis'])}.",
     )
     for change in variants[:4]:
@@ -101,12 +101,19 @@ def write_watched(path: str | Path, watched: Watched) -> Path:
         followed = list(dict.fromkeys(k.name for c in variants for k in c.nearest(kind)[:NAMED] if k.moved))[
             : len(COLOURS) - 1
         ]
+        if not followed:
+            continue
+        series = {
+            variants[0].looks[place].plain_name: [change.looks[place].shift for change in variants]
+            for place in map(watched.looks.names.index, ["axis", *followed])
+        }
         data: list[dict[str, Any]] = []
-        for colour, name in zip(COLOURS, ["axis", *followed], strict=False):
-            place = watched.looks.names.index(name)
-            shifts = [change.looks[place].shift for change in variants]
-            data += line(variants[0].looks[place].plain_name, names, shifts, colour)
-        drawing = chart(data, axis("", type="category"), axis("shift, in deviations of the default", **ZERO))
+        for colour, (name, shifts) in zip(COLOURS, series.items(), strict=False):
+            # A line needs two ends.
+            data += line(name, names, shifts, colour) if len(names) > 1 else [dots(name, names, shifts, colour)]
+        drawing = chart(
+            data, axis("", type="category"), axis("shift, in deviations of the default", **ZERO), scattermode="group"
+        )
         page.section(f"The axis and {kind}s over the variants", ORDER, drawing)
     page.section("Among the roles", MAP, _map(watched))
     for change in variants:
