@@ -25,7 +25,8 @@ from personaspace.engines import load_engine
 from personaspace.engines.prompts import Design, Sampling, assign, shards
 from personaspace.mapping import pace, plan, stages
 from personaspace.mapping.ask import ShardTask, answer
-from personaspace.mapping.mapper import MapOptions, Mapper
+from personaspace.mapping.mapper import Mapper
+from personaspace.mapping.options import MapOptions
 from personaspace.watcher import Plan
 
 SHARD = 40

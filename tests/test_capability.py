@@ -59,6 +59,10 @@ def test_a_planted_loss_is_found_and_a_cap_that_takes_nothing_loses_nothing(tmp_
     assert "× 1.105" in result.headline
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
     assert json.loads((tmp_path / "results.json").read_text())["figures"]["shown"] == "capped"
+    # Only a floor costs anything here: no random direction does.
+    beside = result.figures["beside"]["capped"]
+    assert (len(beside.random), set(beside.random), beside.is_the_axis) == (20, {0.0}, True)
+    assert "beyond their 95th percentile" in result.headline
 
 
 def reading(name, tokens, logprob):

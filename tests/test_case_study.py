@@ -34,7 +34,19 @@ def test_a_model_that_slides_is_seen_to_and_the_cap_is_seen_to_hold_it(tmp_path)
     assert rise["plain"].value == pytest.approx(5.0, abs=0.3)
     assert rise["plain"].n == 3
     assert "in these 3 conversations the cap holds it; the turns of so few say nothing of others" in result.headline
-    assert {r["arm"] for r in result.rows} == {"as it was", "plain", "capped"}
+    pushed = {r["arm"] for r in result.rows} - {"as it was", "plain", "capped"}
+    assert pushed == {*(f"capped random {k + 1}" for k in range(20)), "capped shuffled axis"}
+    assert result.figures["beside"]["capped"].is_the_axis
+    assert "beyond their 95th percentile" in result.headline
+
+
+def test_a_cap_that_does_what_any_push_does_is_not_said_to_hold(tmp_path):
+    options = CaseStudyOptions(controls=20)
+    result = conducted(tmp_path, PlantedEngine(slipping, any_direction=True), options=options)
+    assert result.figures["drift_at_the_end"]["capped"].high < result.figures["drift_at_the_end"]["plain"].low
+    assert not result.figures["beside"]["capped"].is_the_axis
+    assert "the cap holds it" not in result.headline
+    assert "cannot be told from what any push does" in result.headline
 
 
 def test_where_nothing_slides_the_cap_is_not_said_to_help(tmp_path):
@@ -110,7 +122,7 @@ def test_a_conversation_that_has_grown_too_long_loses_its_oldest_exchanges_and_k
 def test_on_the_embedded_model_the_transcripts_drift_and_its_own_replies_are_read(tmp_path, smollm2):
     talk = transcripts(CaseStudyOptions())[2]
     (tmp_path / "spirit.json").write_text(json.dumps([dict(m) for m in talk.messages[:8]]))
-    options = CaseStudyOptions(transcripts=(str(tmp_path / "spirit.json"),), max_new_tokens=12)
+    options = CaseStudyOptions(transcripts=(str(tmp_path / "spirit.json"),), max_new_tokens=12, controls=1)
     space = PersonaSpace.load("smollm2")
     trials = Trials(smollm2, space, tmp_path / "out", "case-study", options, catalog=load_catalog())
     rows = EXPERIMENT.conduct(trials).rows

@@ -197,6 +197,23 @@ def test_a_pass_that_is_interrupted_after_every_layer_gives_what_it_gives_whole(
     assert torch.allclose(ended[0].mean, other.mean, atol=1e-4)
 
 
+def test_a_row_that_steps_apart_says_what_it_says_beside_others_and_leaves_the_next_turn_its_beginning(tiny):
+    whole = drained(tiny.open_loop(400, range(3), rows=2), [(0, [a_row(tiny, 1, 60, 8)])])[1]
+    loop = tiny.open_loop(400, range(3), rows=2, keep=1 << 24)
+    prefill = loop.begin(a_row(tiny, 1, 60, 8))
+    prefill.advance(60)
+    alone = loop.apart(prefill)
+    done = drained(alone, [])[1]
+    assert done.row.out == whole.row.out
+    assert torch.allclose(done.mean, whole.mean, atol=1e-4)
+    ids = [*done.row.ids, *done.row.out, 9, 9]
+    nexts = [Row(k, ids, Sampling(temperature=0.8, max_new_tokens=6), uniforms(3, 6)) for k in range(3)]
+    expected = drained(tiny.open_loop(400, range(3), rows=2), [(0, [nexts[0]])])[0].row.out
+    for row in nexts[1:]:  # the first does not write over what the second begins with
+        assert in_pieces(loop, row, 64).done == len(ids) - 1
+        assert drained(loop, [])[row.key].row.out == expected
+
+
 def test_a_pass_that_nobody_wants_any_more_ends_where_it_stands_and_one_that_fails_says_so(tiny):
     loop = tiny.open_loop(400, range(3), rows=2)
     prefill = loop.begin(a_row(tiny, 1, 60, 8))

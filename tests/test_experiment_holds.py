@@ -18,7 +18,7 @@ from personaspace.experiments.holds import run as holding
 from personaspace.experiments.holds.findings import distinct_pairs, factor
 from personaspace.experiments.holds.run import EXPERIMENT, HoldsOptions, talks
 from personaspace.experiments.kit.conversations import alerted
-from personaspace.experiments.kit.trials import PLAIN, Condition, Given, Trials, capped, controls, shuffled
+from personaspace.experiments.kit.trials import PLAIN, Condition, Given, Trials, beside_axis, capped, controls
 from personaspace.holding.controls import MANY, BesideControls, displacement
 from personaspace.holding.monitor import AlertRule
 from personaspace.model.interventions import Cap, SetTo
@@ -108,7 +108,8 @@ def test_a_condition_on_alert_is_plain_until_then_and_has_no_control():
     assert waiting.during(True).name == waiting.name
     assert PLAIN.during(True) == PLAIN
     assert controls([waiting], 3) == []
-    assert [c.name for c in shuffled([Condition("capped", cap="capped")])] == ["capped shuffled axis"]
+    names = [c.name for c in beside_axis([Condition("capped", cap="capped"), waiting], 2)]
+    assert names == ["capped random 1", "capped random 2", "capped shuffled axis"]
 
 
 @settings(max_examples=100, deadline=None)

@@ -12,6 +12,7 @@ import pytest
 
 from personaspace.engines.transformers.decode_loop import DecodeLoop
 from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.serve.settings import WatchSettings
 from served import engine, serving, space
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -172,3 +173,103 @@ def test_the_pages_files_come_compressed_and_once(address):
         assert again.status_code == 304
         assert again.content == b""
         assert "default-src 'self'" in plain.headers["content-security-policy"]
+
+
+def choose(page, name):
+    page.fill("#read", name)
+    page.dispatch_event("#read", "change")
+
+
+@pytest.fixture(scope="module")
+def watching(space, engine):
+    """A server that reads along a role and alerts at once on another."""
+    talkative = TransformersEngine(engine.model, engine.tokenizer, id="tiny")
+    talkative.chat.end_ids = frozenset()
+    talkative.info = replace(talkative.info, context=8192)
+    first, second = space.roles[:2]
+    watch = WatchSettings(read=(first,), alerts=(f"{second}>-90", "axis<90"))
+    with serving(space, talkative, rows=4, max_tokens=64, watch=watch) as (at, _):
+        yield at
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [1440, 390])
+def test_replies_are_read_along_what_is_chosen_alerts_are_shown_and_a_cap_waits_for_one(
+    browser, watching, space, width
+):
+    problems: list[str] = []
+    page = opened(browser, watching, width, problems)
+    if width == 390:
+        page.click("#settings > summary")
+    assert space.roles[0] in page.text_content("#chosen").replace(" ", "_")
+    choose(page, space.roles[2])
+    choose(page, "no such role")
+    assert page.locator("#chosen button").count() == 3
+    page.check("#waits")
+    ask(page, "hello", 0)
+    ask(page, "and again", 1)
+    assert page.locator("#status[data-kind=alert]").count() == 1
+    first, second = (page.locator("#capped .reply").nth(k).text_content() for k in (0, 1))
+    assert "waits for an alert" in first
+    assert "alert" in second
+    assert space.roles[2].replace("_", " ") in second
+    ask(page, "once more", 2)
+    assert "since an alert" in page.locator("#capped .reply").nth(2).text_content()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    assert problems == []
+
+
+@pytest.mark.long
+def test_an_edited_reply_is_gone_on_from_and_the_file_that_is_shared_opens_without_a_server(browser, address, tmp_path):
+    problems: list[str] = []
+    page = opened(browser, address, 1440, problems)
+    ask(page, "hello <b>you</b>", 0)
+    reply = page.locator("#standard .reply").first
+    reply.get_by_text("Edit and go on").click()
+    reply.locator("textarea").fill("</script><i>I am")
+    reply.get_by_text("Go on from here").click()
+    page.wait_for_selector("#standard .reply[data-projection][data-state=done]", timeout=60_000)
+    page.wait_for_selector("#stop", state="hidden", timeout=60_000)
+    text = reply.locator(".said").text_content()
+    assert text.startswith("</script><i>I am")
+    assert len(text) > len("</script><i>I am")
+    with page.expect_download() as got:
+        page.click("#share")
+    file = tmp_path / "shared.html"
+    got.value.save_as(file)
+    shared = browser.new_context(offline=True, viewport={"width": 390, "height": 800}).new_page()
+    asked = []
+    shared.on("request", lambda request: asked.append(request.url))
+    shared.on("console", lambda message: problems.append(message.text))
+    shared.goto(file.as_uri())
+    assert shared.locator("#standard .said").text_content() == text
+    assert shared.locator("#capped .said").is_visible()
+    assert "hello <b>you</b>" in shared.text_content("#standard")
+    assert shared.locator("figure img").count() == 1
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert shared.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    other = opened(browser, address, 1440, problems)
+    other.set_input_files("input[type=file]", file)
+    other.wait_for_selector("#standard .reply[data-projection]", state="attached")
+    assert other.locator("#standard .said").text_content() == text
+    assert problems == []
+
+
+@pytest.mark.long
+def test_thoughts_are_folded_and_a_conversation_that_was_stopped_says_why(browser, address, tmp_path):
+    file = tmp_path / "talk.json"
+    standard = {"text": "an answer", "thinking": "a thought", "state": "done"}
+    capped = {"text": "", "refusal": "An alert was raised", "state": "done"}
+    turn = {"ask": "hello", "standard": standard, "capped": capped}
+    file.write_text(json.dumps({"format": "personaspace-conversation-1", "turns": [turn]}))
+    problems: list[str] = []
+    page = opened(browser, address, 1440, problems)
+    page.set_input_files("input[type=file]", file)
+    thoughts = page.locator("#standard .thoughts")
+    thoughts.wait_for()
+    assert not thoughts.locator("p").is_visible()
+    thoughts.locator("summary").click()
+    assert thoughts.locator("p").text_content() == "a thought"
+    assert "An alert was raised" in page.text_content("#capped .state")
+    assert not page.locator("#capped .thoughts").is_visible()
+    assert problems == []

@@ -126,6 +126,7 @@ def smaller(arguments: list[str], tiny_folder: Path) -> list[str]:
 EXPERIMENTS = {
     "susceptibility": "--roles 2 --probes 1 --controls 0 --alphas -0.2,0.0,0.2",
     "manner": "--roles-near evaluator,analyst --roles-far ghost,bard --per-cell 2 --replies 0",
+    "case-study": "--seed 1",
 }
 
 

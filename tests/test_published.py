@@ -226,9 +226,9 @@ def test_a_server_holds_by_the_published_cap_and_places_replies_without_a_drift(
     reader = Reader.of(space, "qwen")
     assert reader.models[:2] == ["qwen", "qwen:capped"]
     assert list(reader.interventions("qwen:capped", Persona())) == [space.cap()]
-    turn = reader.turn(space.tensors["role_vectors"][2, space.layer], 5, 0, [])
+    turn = reader.turn(space.tensors["role_vectors"][2, space.layer], 5, 0)
     assert turn is not None
-    assert (turn["nearest"][0][0], turn["drift"], turn["alert"]) == ("ghost", None, None)
+    assert (turn.persona["nearest"][0][0], turn.persona["drift"], turn.persona["alert"]) == ("ghost", None, None)
     described = reader.describe({}, {})
     assert described["caps"]["capped"]["is"] == "layers_46:54-p0.25"
     assert not described["steer"]

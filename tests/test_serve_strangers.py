@@ -18,7 +18,7 @@ from personaspace.engines.vllm.admission import CLIENT
 from personaspace.errors import UsageError
 from personaspace.serve import Settings, hash_key, read_keys
 from personaspace.serve.bodies import read_body
-from personaspace.serve.persona import BadRequest
+from personaspace.serve.refusals import BadRequest
 from personaspace.serve.settings import EMPTY, host_name, settings_of
 from personaspace.serve.vllm import VllmGuard, command
 from served import engine, serving, space

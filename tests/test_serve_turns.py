@@ -207,6 +207,28 @@ def test_a_long_prompt_is_computed_in_pieces_between_the_steps_of_the_replies_in
     assert all(0 in happened[a:b] for a, b in itertools.pairwise(pieces))
 
 
+def test_a_reply_that_is_decoded_apart_beside_shorter_ones_is_what_it_is_alone(space, engine, monkeypatch):
+    apart: list[int] = []
+    real = DecodeLoop.apart
+    monkeypatch.setattr(DecodeLoop, "apart", lambda loop, p: (apart.append(p.row.key), real(loop, p))[1])
+    say = {"model": "tiny", "max_tokens": 12, "ignore_eos": True, "temperature": 0}
+    long = {**say, "messages": [{"role": "user", "content": "why is that so? " * 20}]}
+    with serving(space, engine) as (address, worker):
+        url = f"{address}/v1/chat/completions"
+        alone = httpx.post(url, json=long, timeout=60).json()
+        assert not apart
+        monkeypatch.setattr(scheduler, "LONG", 64)
+        with httpx.stream(
+            "POST", url, json={**say, "max_tokens": 400, "messages": HELLO, "stream": True}, timeout=60
+        ) as running:
+            next(running.iter_lines())
+            beside = httpx.post(url, json=long, timeout=60).json()
+        until(lambda: not worker.apart and not worker.running)
+    assert len(apart) == 1
+    assert beside["choices"][0]["message"]["content"] == alone["choices"][0]["message"]["content"]
+    assert beside["persona"]["projection"] == pytest.approx(alone["persona"]["projection"], abs=1e-3)
+
+
 def test_the_next_turn_of_a_conversation_is_not_computed_from_its_beginning(space, engine, monkeypatch):
     begun: list[tuple[int, int]] = []
     begin = DecodeLoop.begin

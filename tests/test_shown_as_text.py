@@ -24,6 +24,7 @@ from personaspace.holding.monitor import TurnReading
 from personaspace.holding.trajectories import write_trajectories
 from personaspace.report.page import embedded
 from personaspace.serve.metrics import PersonaMetrics
+from personaspace.serve.watch import WatchedReply
 
 HOSTILE = [
     "gh[/bold]ost",
@@ -117,7 +118,7 @@ def test_as_markdown_is_one_line_in_which_no_mark_is_bare(text):
 def test_a_models_name_is_one_label_of_the_metrics(name):
     registry = CollectorRegistry()
     metrics = PersonaMetrics(ps.PersonaSpace.load("smollm2"), registry)
-    metrics.reply(name, {"projection": 1.0, "capped_tokens": 2, "alert": True})
+    metrics.reply(name, WatchedReply({"projection": 1.0, "capped_tokens": 2, "alert": True}, {}))
     families = text_string_to_metric_families(generate_latest(registry).decode())
     labels = {sample.labels["model"] for family in families for sample in family.samples}
     assert labels == {name}

@@ -65,6 +65,8 @@ def space(tiny) -> PersonaSpace:
 
 def test_what_is_told_of_traits_is_what_their_figures_bear(space, tmp_path):
     rows = space.summary()["traits"]
+    assert [row["measured"] for row in rows] == sorted((row["measured"] for row in rows), reverse=True)
+    rows = sorted(rows, key=lambda row: -row["cosine"])
     assert [row["name"] for row in rows] == ["formal", "open_minded", "sarcastic"]
     line = words.headline(rows)
     assert "Of 3 traits, 1 can't be told from nothing" in line
@@ -79,6 +81,7 @@ def test_what_is_told_of_traits_is_what_their_figures_bear(space, tmp_path):
     assert all(row["cosine"] is None and row["clear"] is None for row in bare.summary()["traits"])
     assert "this space does not say" in words.headline(bare.summary()["traits"])
     space.save(tmp_path / "space.safetensors")
+    rows = space.summary()["traits"]
     assert PersonaSpace.load(tmp_path / "space.safetensors").summary()["traits"] == rows
     space.compact().save(tmp_path / "small.safetensors")
     small = PersonaSpace.load(tmp_path / "small.safetensors").summary()["traits"]
@@ -90,7 +93,7 @@ def test_the_report_draws_traits_and_shows_their_texts_as_text(space):
     assert '<section id="traits">' in page
     assert "&lt;i&gt;formal&lt;/i&gt;" in page
     assert "<i>formal</i>" not in page
-    assert [t["name"] for t in page_data(space, space.summary())["traits"]] == ["formal", "open_minded", "sarcastic"]
+    assert page_data(space, space.summary())["traits"] == space.summary()["traits"]
     without = PersonaSpace({**space.meta, "traits": []}, space.tensors)
     assert '<section id="traits">' not in render(without)
 

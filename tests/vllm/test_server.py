@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,13 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[httpx.Client]:
+@contextmanager
+def served(space: str) -> Iterator[httpx.Client]:
+    """The server of a space, until it is ended."""
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
     options = ["--vllm=--enforce-eager", "--vllm=--max-model-len=512", "--vllm=--kv-cache-memory-bytes=268435456"]
-    program = [
-        str(Path(sys.executable).parent / "personaspace"),
-        "serve",
-        "smollm2",
-        "--engine",
-        "vllm",
-        f"--port={port}",
-    ]
+    program = [str(Path(sys.executable).parent / "personaspace"), "serve", space, "--engine", "vllm", f"--port={port}"]
     process = subprocess.Popen(
         [*program, "--rows=8", "--dtype=fp32", *options],
         env=environment,
@@ -51,7 +46,7 @@ def server() -> Iterator[httpx.Client]:
     )
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
     try:
-        for _ in range(180):
+        for _ in range(480):
             assert process.poll() is None, process.stdout.read().decode()[-3000:] if process.stdout else ""
             try:
                 if client.get("/health").status_code == 200:
@@ -62,6 +57,12 @@ def server() -> Iterator[httpx.Client]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[httpx.Client]:
+    with served("smollm2") as client:
+        yield client
 
 
 def ask(**more: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from personaspace.errors import PersonaSpaceError, UsageError
 # isort: off
 # The help lists the commands in the order in which their modules are read.
 from personaspace.cli import maps
+from personaspace.cli import measuring
 from personaspace.cli import judging
 from personaspace.cli import holding
 from personaspace.cli import serving
@@ -27,7 +28,19 @@ from personaspace.cli import traits
 from personaspace.cli import watching
 # isort: on
 
-__all__ = ["app", "experiments", "formats", "holding", "judging", "main", "maps", "serving", "traits", "watching"]
+__all__ = [
+    "app",
+    "experiments",
+    "formats",
+    "holding",
+    "judging",
+    "main",
+    "maps",
+    "measuring",
+    "serving",
+    "traits",
+    "watching",
+]
 
 
 @app.callback(invoke_without_command=True)

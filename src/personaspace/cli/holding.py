@@ -137,7 +137,10 @@ def calibrate(
 def project(
     space: SpaceArg,
     transcripts: Annotated[list[Path], typer.Argument(help=TRANSCRIPTS_HELP)],
-    plot: Annotated[Path | None, typer.Option(help="Draw the trajectories as an HTML page.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the trajectories as an HTML page; of a folder, FOLDER.html here unless given."),
+    ] = None,
     false_alarms: Annotated[float, typer.Option(help="How often default conversations may raise the alert.")] = 0.01,
     alert_turns: Annotated[int, typer.Option(help="Over how many turns the alert looks.")] = 2,
     tokens: Annotated[bool, typer.Option("--tokens", help="With --json: every token's projection, too.")] = False,
@@ -153,6 +156,7 @@ def project(
 ) -> None:
     """Read where a conversation's assistant turns lie on the axis, and along other directions."""
     from personaspace import api
+    from personaspace.formats.transcript_folders import is_folder, read_transcript_folder
     from personaspace.formats.transcripts import read_transcripts
     from personaspace.formats.vectors import directions_of
     from personaspace.holding.trajectories import along_cells, of_thoughts, write_trajectories
@@ -162,6 +166,29 @@ def project(
         raise UsageError(f"--span {span}: expected one of {', '.join(PARTS)}")
     if alert_turns < 1:
         raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
+    if any(is_folder(path) for path in transcripts):
+        if len(transcripts) > 1:
+            raise UsageError(f"{len(transcripts)} files and folders: expected several files, or one folder by itself")
+        if along:
+            raise UsageError("--along reads files, not a folder; give the folder's files")
+        from personaspace.cli.transcript_folders import print_folder
+
+        folder = read_transcript_folder(transcripts[0])
+        loaded, engine = space_and_engine(space, model, device, dtype, adapter, span)
+        with warnings.catch_warnings(action="ignore"):  # what there is to warn of was told with the model
+            print_folder(
+                transcripts[0],
+                folder,
+                loaded,
+                engine,
+                plot=plot,
+                false_alarms=false_alarms,
+                alert_turns=alert_turns,
+                span=span,
+                tokens=tokens,
+                as_json=as_json,
+            )
+        return
     files = [read_transcripts(path) for path in transcripts]
     parsed_transcripts = [transcript for file in files for transcript in file.conversations]
     notes = [note for file in files for note in file.notes]

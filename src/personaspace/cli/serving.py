@@ -8,13 +8,16 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from personaspace.cli.common import AdapterArg, Device, Dtype, ModelArg, SpaceArg, app, err, space_and_engine
 from personaspace.errors import UsageError
 from personaspace.model.dtypes import torch_name
+
+if TYPE_CHECKING:
+    from personaspace.serve.settings import WatchSettings
 
 
 @app.command(epilog="Example: personaspace serve smollm2")
@@ -41,6 +44,24 @@ def serve(
     record: Annotated[
         Path | None, typer.Option(help="Write conversations to this JSONL file; never otherwise.")
     ] = None,
+    directions: Annotated[
+        str | None, typer.Option(help="Files of vectors of your own, separated by commas: directions like the space's.")
+    ] = None,
+    read: Annotated[
+        str | None, typer.Option(help="Read replies along these directions as well; names, separated by commas.")
+    ] = None,
+    alert: Annotated[
+        str | None,
+        typer.Option(
+            help="Alerts, separated by commas: NAME (1% of default conversations raise it), NAME>2.5, NAME<-2.5."
+        ),
+    ] = None,
+    on_alert: Annotated[
+        str, typer.Option(help="What is done to a conversation after an alert: tell, cap or stop.")
+    ] = "tell",
+    webhook: Annotated[
+        str | None, typer.Option(help="Where alerts are sent as they begin, signed by PERSONASPACE_WEBHOOK_SECRET.")
+    ] = None,
     grace: Annotated[
         int | None, typer.Option(help="Seconds that what runs may take after Ctrl-C or SIGTERM; 20.")
     ] = None,
@@ -52,6 +73,7 @@ def serve(
     vllm: Annotated[list[str] | None, typer.Option(help="An option of vLLM's server, as --x=y; several times.")] = None,
 ) -> None:
     """Serve an OpenAI-compatible API that shows and holds the persona, and the page to try it on."""
+    watched = {"read": _listed(read), "alerts": _listed(alert), "on_alert": on_alert, "webhook": webhook}
     if engine == "vllm":
         unsupported = {"record": record, "queue": queue, "grace": grace, "device": device}
         for option, value in unsupported.items():
@@ -64,13 +86,14 @@ def serve(
         options += [f"--dtype={torch_name(dtype)}"] if dtype is not None else []
         outside = {"host": host, "api_key": api_key, "api_keys": api_keys, "origins": cors or ()}
         outside["allowed_hosts"] = allowed_hosts or ()
-        _become_vllm(space, model, adapter, outside, [*options, *(vllm or ())])
+        _become_vllm(space, model, adapter, outside, [*options, *(vllm or ())], watched, _listed(directions))
     if engine != "transformers":
         raise UsageError(f"--engine {engine}: expected transformers or vllm")
     queue, grace = 64 if queue is None else queue, 20 if grace is None else grace
     try:
         from personaspace.serve import create_app, run
         from personaspace.serve.settings import settings_of
+        from personaspace.serve.watch import with_vectors
     except ModuleNotFoundError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'personaspace[serve]'") from None
     limits = {"rows": rows, "queue": queue, "max-tokens": max_tokens, "context": context}
@@ -84,11 +107,13 @@ def serve(
         max_tokens=max_tokens,
         context=context,
         record=record,
+        watch=_checked_watch(space, watched, _listed(directions)),
     )
     if record:
         _check_record(record)
     listening = _bind(host, port)
     loaded_space, loaded_engine = space_and_engine(space, model, device, dtype, adapter)
+    loaded_space = with_vectors(loaded_space, _listed(directions))
     application = create_app(loaded_space, loaded_engine, settings)  # type: ignore[arg-type]
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/"
@@ -102,9 +127,16 @@ def serve(
 
 
 def _become_vllm(
-    space: str, model: str | None, adapters: list[str] | None, outside: dict[str, Any], options: list[str]
+    space: str,
+    model: str | None,
+    adapters: list[str] | None,
+    outside: dict[str, Any],
+    options: list[str],
+    watched: dict[str, Any],
+    vectors: list[str],
 ) -> NoReturn:
-    """vLLM's server takes this process' place. outside: what `settings_of` takes, of who may come in."""
+    """vLLM's server takes this process' place. outside: what `settings_of` takes, of who may come in; watched: what
+    `WatchSettings` has."""
     try:
         from personaspace.serve.settings import settings_of
         from personaspace.serve.vllm import command
@@ -116,7 +148,7 @@ def _become_vllm(
     from personaspace.model.loading import whole_folder, with_adapters
     from personaspace.space import PersonaSpace
 
-    settings = settings_of(**outside)
+    settings = replace(settings_of(**outside), watch=_checked_watch(space, watched, vectors))
     loaded_space = PersonaSpace.load(space)
     name = with_adapters(model or str(loaded_space.meta["model"]["id"]), adapters)
     folder = whole_folder(name)
@@ -127,8 +159,30 @@ def _become_vllm(
             raise UsageError(
                 f"the space is for {space_size[0]} layers of {space_size[1]}; {name} has {model_size[0]} of {model_size[1]}"
             )
-    program, environment = command(space, loaded_space.layer, folder, name, options, settings)
+    program, environment = command(space, loaded_space.layer, folder, name, options, settings, vectors)
     os.execve(program[0], program, environment)
+
+
+def _listed(names: str | None) -> list[str]:
+    return [name for name in map(str.strip, (names or "").split(",")) if name]
+
+
+def _checked_watch(space: str, watched: dict[str, Any], vectors: list[str]) -> WatchSettings:
+    """What is watched, and that it can be, before the model is loaded; how alerts are meant is said."""
+    from personaspace.serve.settings import ON_ALERT, WatchSettings
+    from personaspace.serve.watch import Watch, with_vectors
+    from personaspace.serve.webhook import Webhook
+    from personaspace.space import PersonaSpace
+
+    if watched["on_alert"] not in ON_ALERT:
+        raise UsageError(f"--on-alert {watched['on_alert']}: expected {', '.join(ON_ALERT)}")
+    watch = WatchSettings.of(watched)
+    if watch.webhook is not None:
+        Webhook(watch.webhook, watch.secret, lambda _: None)
+    if vectors or watch != WatchSettings(secret=watch.secret):
+        for named in Watch.of(with_vectors(PersonaSpace.load(space), vectors), watch).alerts:
+            err.print(f"alert of {named}")
+    return watch
 
 
 def _check_record(path: Path) -> None:

@@ -47,7 +47,8 @@ TRANSCRIPT_FORMATS = {
 
 TRANSCRIPTS_HELP = (
     f"Conversations, as JSON or JSONL: {', '.join(f.summary for f in TRANSCRIPT_FORMATS.values() if not f.by_text)}; "
-    f"or {', '.join(f.summary for f in TRANSCRIPT_FORMATS.values() if f.by_text)}. Several files."
+    f"or {', '.join(f.summary for f in TRANSCRIPT_FORMATS.values() if f.by_text)}. Several files, "
+    "or one folder: pairs whose names differ by unsteered and capped, domains by folders' names."
 )
 """Every format in a help text's words."""
 

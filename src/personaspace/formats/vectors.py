@@ -62,7 +62,7 @@ def read_vectors(path: str | Path, layers: int, hidden: int) -> dict[str, Tensor
     return named
 
 
-def directions_of(space: PersonaSpace, wanted: str) -> tuple[PersonaSpace, list[str]]:
+def directions_of(space: PersonaSpace, called: str) -> tuple[PersonaSpace, list[str]]:
     """Directions by what a user calls them, separated by commas: names of the space (`axis`, `ghost`, `trait:formal`), or
     files of vectors, all of which become the space's own. The space that knows them, and their names. Raises `SpaceError`.
 
@@ -70,7 +70,7 @@ def directions_of(space: PersonaSpace, wanted: str) -> tuple[PersonaSpace, list[
     >>> space.along(names)
     """
     names: list[str] = []
-    for part in filter(None, (part.strip() for part in wanted.split(","))):
+    for part in filter(None, (part.strip() for part in called.split(","))):
         if Path(part).suffix in SUFFIXES:
             vectors = read_vectors(part, *space.tensors["axis"].shape)
             space = space.with_own(vectors)
@@ -79,7 +79,7 @@ def directions_of(space: PersonaSpace, wanted: str) -> tuple[PersonaSpace, list[
             names.append(part)
     if not names:
         raise SpaceError(
-            f"directions {wanted!r}: expected names of the space, or files of vectors, separated by commas"
+            f"directions {called!r}: expected names of the space, or files of vectors, separated by commas"
         )
     return space, list(dict.fromkeys(direction.name for direction in space.along(names)))
 

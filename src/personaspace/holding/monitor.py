@@ -117,7 +117,7 @@ def simulated(correlation: float, turns: int, conversations: int, seed: int = 0)
     return drifts, np.arange(most - turns + 1) <= (lengths - turns)[:, None]
 
 
-def _lengths(turns: int) -> str:
+def conversation_lengths(turns: int) -> str:
     """The conversations of `simulated` in words."""
     fewest, most = (max(n, turns) for n in CONVERSATION)
     return f"conversations of {fewest} to {most} turns" if fewest < most else f"conversations of {most} turns"
@@ -187,8 +187,8 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
                 # How often a whole conversation is found hangs on how alike its turns are, which no bound stands in for.
                 detects_conversations=None if correlation is None else _raised_by_roles(groups, tops, threshold, rng),
                 tokens=tokens,
-                rate_of=_lengths(count),
-                rate_interval=_rate_interval(space, tops, reach, len(default), rho, rng),
+                rate_of=conversation_lengths(count),
+                rate_interval=rate_bounds(space, tops, reach, len(default), rho, rng),
                 window_rate=window_rate,
                 correlation=correlation,
             )
@@ -196,7 +196,7 @@ def detection(space: PersonaSpace, rate: float = 0.01, seed: int = 0, turns: Seq
     return sorted(rules, key=lambda r: ((r.tokens or 0), r.turns))
 
 
-def _rate_interval(
+def rate_bounds(
     space: PersonaSpace, tops: np.ndarray, reach: float, replies: int, correlation: float, rng: np.random.Generator
 ) -> tuple[float, float]:
     """What a rate may be, since the default's mean and deviation are estimated from so many replies. tops:

@@ -45,13 +45,13 @@ def answer(engine: Engine, task: ShardTask, tell: Callable[[], None] = lambda: N
     responses = []
     layers = range(engine.info.layers)
     # An engine need not know of what nobody asks for.
-    asked: dict[str, Any] = {} if task.along is None else {"along": task.along}
+    keywords: dict[str, Any] = {} if task.along is None else {"along": task.along}
     if task.span != "answer":
-        asked["span"] = task.span
+        keywords["span"] = task.span
     if task.sampling is None:
         stream = engine.onsets(task.prompts, read=layers)
     else:
-        stream = engine.respond(task.prompts, task.sampling, read=layers, **asked)
+        stream = engine.respond(task.prompts, task.sampling, read=layers, **keywords)
     for response in stream:
         projected_replies = PROJECTED_DEFAULT if response.prompt.role == DEFAULT else PROJECTED_ROLE
         responses.append(response if response.prompt.index < projected_replies else replace(response, projections=None))

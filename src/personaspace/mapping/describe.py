@@ -58,18 +58,18 @@ class Written:
 
 def from_templates(name: str, description: str, problem: str = "") -> Written:
     """Instructions made of the description alone."""
-    called, said = name.replace("_", " "), description.strip().rstrip(".")
+    called, meaning = name.replace("_", " "), description.strip().rstrip(".")
     bring_out = (
-        f"You are very {called}. {said}.",
-        f"Be as {called} as you can in every answer: {said}.",
-        f"Whatever you are asked, let it be plain to see that you are {called}. {said}.",
-        f"Everybody knows you as extremely {called}. {said}. Answer as you always do.",
+        f"You are very {called}. {meaning}.",
+        f"Be as {called} as you can in every answer: {meaning}.",
+        f"Whatever you are asked, let it be plain to see that you are {called}. {meaning}.",
+        f"Everybody knows you as extremely {called}. {meaning}. Answer as you always do.",
     )
     suppress = (
-        f"You are not at all {called}. Never is it true of you that: {said}.",
-        f"Avoid being {called} in every answer. Do the opposite of this: {said}.",
-        f"Whatever you are asked, let nobody see anything {called} in you. Not this: {said}.",
-        f"Everybody knows you as the opposite of {called}. It is the reverse of this: {said}. Answer as you always do.",
+        f"You are not at all {called}. Never is it true of you that: {meaning}.",
+        f"Avoid being {called} in every answer. Do the opposite of this: {meaning}.",
+        f"Whatever you are asked, let nobody see anything {called} in you. Not this: {meaning}.",
+        f"Everybody knows you as the opposite of {called}. It is the reverse of this: {meaning}. Answer as you always do.",
     )
     trait = Trait(trait=name, definition=description, bring_out=bring_out, suppress=suppress)
     return Written(trait, TEMPLATES, problem)
@@ -219,17 +219,17 @@ def lines(described: Described) -> list[str]:
     instructions = len(written.trait.bring_out), len(written.trait.suppress)
     by = f"{instructions[0]} instructions that bring {name} out and {instructions[1]} that suppress it, by {written.by}"
     where = "questions and wordings" if t.wordings else "questions"
-    said = [by + (f" ({written.problem})" if written.problem else "")]
-    said.append(
+    sentences = [by + (f" ({written.problem})" if written.problem else "")]
+    sentences.append(
         f"on {t.questions} held-out {where}, what is brought out lies above what is suppressed in {t.auc:.0%} of all "
         f"comparisons, and in {t.paired:.0%} of those to one question"
     )
-    said.append(
+    sentences.append(
         f"by chance (95 of 100): {t.shuffled:.0%} along directions of swapped labels, {t.random:.0%} along random ones"
     )
     if t.auc.low <= max(t.shuffled, t.random):
-        said.append("so that directions that know nothing of it tell the two sides apart about as well")
-    return said
+        sentences.append("so that directions that know nothing of it tell the two sides apart about as well")
+    return sentences
 
 
 def described_traits(space: PersonaSpace) -> Mapping[str, Mapping[str, Any]]:

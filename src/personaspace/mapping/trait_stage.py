@@ -71,9 +71,9 @@ class TraitStage(Stage):
     def _prompts(self, rounds: Sequence[Mapping[str, int]]) -> list[list[Prompt]]:
         counts = dict.fromkeys(self.places, 0)
         groups = []
-        for asked in rounds:
+        for questions_of in rounds:
             group: list[Prompt] = []
-            for name, n in asked.items():
+            for name, n in questions_of.items():
                 if name not in self.texts:
                     raise RunMismatch(
                         f"{self.run.folder}: it read the trait {name!r}, which the catalogue {self.catalog.name} lacks; give "
@@ -131,10 +131,10 @@ class TraitStage(Stage):
             described = [n for n in self.earlier.traits if records.get(n, {}).get("from") and n not in with_read.traits]
         if described and self.earlier:
             rows = [self.earlier.traits.index(name) for name in described]
-            vectors, known = self.earlier.tensors["trait_vectors"][rows], self.earlier.tensors
+            vectors, earlier = self.earlier.tensors["trait_vectors"][rows], self.earlier.tensors
             # Cosines with the axis go by the axis that was.
-            staying = [n for n in FIGURES if n != "trait_cosine" and n in known]
-            figures = {n: known[n][rows] for n in staying}
+            staying = [n for n in FIGURES if n != "trait_cosine" and n in earlier]
+            figures = {n: earlier[n][rows] for n in staying}
             with_read = with_traits(
                 with_read, described, vectors, figures, {n: {**records[n], "clear": None} for n in described}
             )
@@ -220,9 +220,9 @@ def with_contrasts(
         )
     half = float(space.tensors["axis_split_half"][space.layer])
     contrasts = [readings.contrast(name, space.layer) for name in readings.names]
-    known = float(np.nan_to_num(spearman_brown(half)))
+    reliability = float(np.nan_to_num(spearman_brown(half)))
     axis = space.tensors["axis"][space.layer].double().numpy()
-    on_axis = cosines_with(contrasts, axis, noise, known)
+    on_axis = cosines_with(contrasts, axis, noise, reliability)
     figures = {
         "trait_reliability": torch.tensor([c.reliability() for c in contrasts]),
         "trait_reliability_by_wording": torch.tensor([c.reliability_by_wording() for c in contrasts]),

@@ -102,14 +102,16 @@ class TraitReadings:
         by_pair: dict[str, dict[int, dict[int, tuple[int, int, Tensor]]]] = {name: {} for name in names}
         for name, index, question, instruction, activation in rows:
             by_pair[name].setdefault(index // 2, {})[index % 2] = (question, instruction, activation)
-        whole = {
+        complete = {
             name: [two for _, two in sorted(pairs.items()) if len(two) == len(SIDES)]
             for name, pairs in by_pair.items()
             if pairs
         }
-        sides = {n: torch.stack([torch.stack([two[0][2], two[1][2]]) for two in pairs]) for n, pairs in whole.items()}
-        questions = {n: np.array([two[0][0] for two in pairs]) for n, pairs in whole.items()}
-        texts = {n: np.array([[two[0][1], two[1][1]] for two in pairs]) for n, pairs in whole.items()}
+        sides = {
+            n: torch.stack([torch.stack([two[0][2], two[1][2]]) for two in pairs]) for n, pairs in complete.items()
+        }
+        questions = {n: np.array([two[0][0] for two in pairs]) for n, pairs in complete.items()}
+        texts = {n: np.array([[two[0][1], two[1][1]] for two in pairs]) for n, pairs in complete.items()}
         wordings = {n: np.unique(both, axis=0, return_inverse=True)[1].reshape(-1) for n, both in texts.items()}
         return cls(tuple(layers), sides, questions, wordings)
 

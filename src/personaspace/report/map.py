@@ -119,8 +119,8 @@ def page_data(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, Any]:
 
 def highest_on_traits(space: PersonaSpace, summary: dict[str, Any]) -> dict[str, list[str]]:
     """Of each trait the roles that lie highest on its direction; none where the roles' vectors are mostly noise."""
-    known = summary["neighbours_known"] is not False
-    return {t: [role for role, _ in roles_along(space, t)[:HIGHEST]] if known else [] for t in space.traits}
+    order_known = summary["neighbours_known"] is not False
+    return {t: [role for role, _ in roles_along(space, t)[:HIGHEST]] if order_known else [] for t in space.traits}
 
 
 def _similar(space: PersonaSpace, summary: dict[str, Any], role: str) -> dict[str, Any]:

@@ -44,12 +44,12 @@ def headline(rows: Rows) -> str:
         ends = (("Towards the Assistant: ", near), ("Away from it: ", far))
         sentence += " " + " ".join(f"{start}{', '.join(names)}." for start, names in ends if names)
     medians = {
-        what: median(values)
-        for what, key in (("by questions", "reliability"), ("with other wordings", "reliability_by_wording"))
+        label: median(values)
+        for label, key in (("by questions", "reliability"), ("with other wordings", "reliability_by_wording"))
         if (values := [row[key] for row in known if row[key] is not None])
     }
     if medians:
-        figures = " and ".join(f"{number(value)} {what}" for what, value in medians.items())
+        figures = " and ".join(f"{number(value)} {label}" for label, value in medians.items())
         sentence += f" A vector's reliability is {figures} in the median."
     return sentence
 

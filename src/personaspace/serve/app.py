@@ -40,8 +40,8 @@ from personaspace.serve.openapi import (
     describe,
     refused,
 )
-from personaspace.serve.persona import BadRequest, Reader, is_finite
-from personaspace.serve.refusals import error_body, error_kind
+from personaspace.serve.persona import Reader, is_finite
+from personaspace.serve.refusals import BadRequest, error_body, error_kind
 from personaspace.serve.replies import AnswerFormat
 from personaspace.serve.responses import ResponseFormat, ResponseRequest
 from personaspace.serve.scheduler import Worker
@@ -64,7 +64,7 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     settings = settings or Settings()
     space.check_model(engine.info)
     context = _context(engine, settings)
-    reader = Reader.of(space, engine.info.id.rstrip("/").rsplit("/", 1)[-1])
+    reader = Reader.of(space, engine.info.id.rstrip("/").rsplit("/", 1)[-1], settings.watch)
     worker = Worker(engine, space.layer, space.axis_at(), rows=settings.rows, queue=settings.queue, columns=context)
     metrics = Metrics(space, worker)
     requests = Requests(engine, reader, worker, metrics, settings, context)
@@ -91,7 +91,7 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     async def exposition() -> PlainTextResponse:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    describe(app, settings, reader.models, list(space.caps), space.roles)
+    describe(app, settings, reader)
     return app
 
 

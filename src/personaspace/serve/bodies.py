@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from personaspace.json_text import parse
-from personaspace.serve.persona import BadRequest
+from personaspace.serve.refusals import BadRequest
 from personaspace.serve.settings import Settings
 
 _STRING = re.compile(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?')

@@ -20,14 +20,17 @@ from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
 from personaspace.serve.messages import ChatMessage
 from personaspace.serve.metrics import Metrics
-from personaspace.serve.persona import BadRequest, Reader, is_finite, tokens_of
+from personaspace.serve.persona import Reader, is_finite, tokens_of
 from personaspace.serve.record import Record
+from personaspace.serve.refusals import BadRequest
 from personaspace.serve.replies import AnswerFormat, CompletedReply, Logged, ReplyFormat, ReplyStep
 from personaspace.serve.scheduler import OUT_OF_MEMORY, Ended, Event, Job, Worker
 from personaspace.serve.settings import Settings
 from personaspace.serve.texts import Texts
 from personaspace.serve.tools import OfferedTools
 from personaspace.serve.types import ChatCompletion, Completion, TextCompletion
+from personaspace.serve.watch import STOPPED, Act, WatchedReply
+from personaspace.serve.webhook import teller
 
 LOST = {
     "error": ("Decoding failed; the server's log says why", None, "server_error", 500),
@@ -63,6 +66,7 @@ class Pending:
     events: asyncio.Queue[tuple[int, Event]]
     began: float = field(default_factory=time.monotonic)
     messages: list[dict[str, Any]] | None = None
+    act: Act | None = None
 
     def take(self, index: int, event: Event) -> None:
         """Keeps an event until it is sent; where too many are kept, nobody reads."""
@@ -93,6 +97,7 @@ class Requests:
         self.metrics, self.settings, self.context = metrics, settings, context
         self.texts = Texts(engine.chat, context, worker.queue)
         self.record = Record(settings.record)
+        self.tell_alerts = teller(reader.watch, metrics)
 
     @property
     def limits(self) -> dict[str, int]:
@@ -119,7 +124,9 @@ class Requests:
         chat = self.engine.chat
         is_chat = isinstance(body, ChatCompletion)
         answer = answer or ReplyFormat(is_chat, body.model, chat.decode, self._name, chat.token_bytes)
-        pending = Pending(body, answer, [], asyncio.Queue(), messages=messages)
+        act = self.reader.act(body.model, body.persona)
+        self.metrics.act(body.model, act)
+        pending = Pending(body, answer, [], asyncio.Queue(), messages=messages, act=act)
         # A prompt that is too long is refused before anything is computed.
         samplings = [self._sampling(body, len(ids)) for ids in prompts]
         echoes = await self._echoes(body, prompts, interventions)
@@ -136,6 +143,10 @@ class Requests:
                 if reply.echo is not None:
                     reply.prompt = self._written(ids)
                 pending.replies.append(reply)
+                if act == "stop":
+                    reply.note = STOPPED
+                    pending.take(reply.index, Event(finish="content_filter"))
+                    continue
                 if self._limit(body) == 0:
                     pending.take(reply.index, Event(finish="length"))
                     continue
@@ -309,26 +320,27 @@ class Requests:
                 reply.finish = event.finish
                 job = reply.job
                 if job is None:
-                    self._count(pending.body, reply)
+                    self._count(pending, reply, None)
                 elif event.finish not in LOST:
-                    persona = self.reader.turn(event.mean, job.tokens_read, job.touched, pending.body.persona.history)
+                    turn = self.reader.turn(event.mean, job.tokens_read, job.touched, pending.body.persona, pending.act)
                     if job.reply.calls and (calls := job.reply.calls.calls):
                         is_one = isinstance(pending.body, ChatCompletion) and not pending.body.parallel_tool_calls
                         reply.calls = calls[:1] if is_one else calls
                         reply.finish = "tool_calls" if reply.finish == "stop" else reply.finish
-                    if is_finite(persona):
-                        reply.persona = persona
-                        self._count(pending.body, reply)
+                    if turn is None or is_finite(turn.persona):
+                        reply.persona = turn.persona if turn else None
+                        self._count(pending, reply, turn)
                     else:
                         reply.finish = NOT_FINITE
             yield reply, event
 
-    def _count(self, body: Completion, reply: CompletedReply) -> None:
-        m, model = self.metrics, body.model
-        is_first = reply.index % body.n == 0  # of a prompt's replies, which is counted once, as in `usage`
+    def _count(self, pending: Pending, reply: CompletedReply, turn: WatchedReply | None) -> None:
+        m, model = self.metrics, pending.body.model
+        is_first = reply.index % pending.body.n == 0  # of a prompt's replies, which is counted once, as in `usage`
         m.tokens.labels(model, "prompt").inc(len(reply.ids) if is_first else 0)
         m.tokens.labels(model, "completion").inc(reply.tokens)
-        m.reply(model, reply.persona)
+        m.reply(model, turn)
+        self.tell_alerts(model, pending.answer.request_id, turn, pending.body.persona)
 
     def _answered(self, pending: Pending, status: int) -> None:
         self.metrics.requests.labels(pending.body.model, pending.answer.endpoint, status).inc()

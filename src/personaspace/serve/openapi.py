@@ -4,14 +4,15 @@ and limits. Nothing here takes part in answering."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from personaspace.serve.persona import Reader
 from personaspace.serve.settings import Settings
+from personaspace.serve.watch import RECOMMENDED
 
 
 class ErrorTold(BaseModel):
@@ -29,9 +30,19 @@ class ErrorBody(BaseModel):
     error: ErrorTold
 
 
+class AlongTold(BaseModel):
+    """Where a reply lies along a direction: its projection, and how far above the default's mean that is, in its standard
+    deviations (null where the space does not know them)."""
+
+    projection: float
+    shift: float | None
+
+
 class PersonaTold(BaseModel):
     """Where a reply lies: projection on the axis, drift in the default's standard deviations (null for a space that does not
-    know them), the nearest roles with their cosines, and its place on the map's first two components."""
+    know them), the nearest roles with their cosines, and its place on the map's first two components. along: on the directions
+    that were asked for, by name; alerts: whether each of the server's alerts stands, where it has any beside the axis'; acted:
+    what was done since one was raised before."""
 
     layer: int
     projection: float
@@ -41,6 +52,9 @@ class PersonaTold(BaseModel):
     tokens_read: int
     alert: bool | None
     place: list[float]
+    along: dict[str, AlongTold] = {}
+    alerts: dict[str, bool] = {}
+    acted: Literal["cap"] | None = None
 
 
 class Usage(BaseModel):
@@ -67,11 +81,12 @@ class CallTold(BaseModel):
 
 
 class MessageTold(BaseModel):
-    """A reply's text, null where it only calls tools; reasoning_content: what was thought before it, where anything was."""
+    """A reply's text, null where it only calls tools; reasoning_content: what was thought before it, where anything was;
+    refusal: why there is none, where an alert ended the conversation."""
 
     role: Literal["assistant"]
     content: str | None
-    refusal: None
+    refusal: str | None
     reasoning_content: str = ""
     tool_calls: list[CallTold] = []
 
@@ -113,7 +128,7 @@ class _Choice(BaseModel):
 class ChatChoice(_Choice):
     """One of a chat's replies."""
 
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
 
     message: MessageTold
     logprobs: ChatLogprobs | None
@@ -122,7 +137,7 @@ class ChatChoice(_Choice):
 class TextChoice(_Choice):
     """One of a text completion's replies."""
 
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "content_filter"]
     text: str
     logprobs: TextLogprobs | None
 
@@ -297,16 +312,14 @@ def answered(model: type[BaseModel], *statuses: int, streams: bool = False) -> d
     return {200: reply, **refused(*statuses)}
 
 
-def describe(
-    app: FastAPI, settings: Settings, models: Sequence[str], caps: Sequence[str], roles: Sequence[str]
-) -> None:
-    """Has the application's document say this server's models, caps, roles, limits and keys."""
+def describe(app: FastAPI, settings: Settings, reader: Reader) -> None:
+    """Has the application's document say this server's models, caps, directions, limits and keys."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             _as_it_is(schema)
-            _named(schema["components"]["schemas"], settings, models, caps, roles)
+            _named(schema["components"]["schemas"], settings, reader)
             if settings.keys:
                 _locked(schema)
             app.openapi_schema = schema
@@ -324,25 +337,33 @@ def _as_it_is(schema: dict[str, Any]) -> None:
         schema["components"]["schemas"].pop(name, None)
 
 
-def _named(
-    schemas: dict[str, Any], settings: Settings, models: Sequence[str], caps: Sequence[str], roles: Sequence[str]
-) -> None:
+def _named(schemas: dict[str, Any], settings: Settings, reader: Reader) -> None:
+    caps, watch = list(reader.space.caps), reader.watch
+    directions = [*reader.space.directions, *reader.space.roles]
     for name in ("ChatCompletion", "TextCompletion", "ResponseRequest"):
         fields = schemas[name]["properties"]
-        fields["model"]["enum"] = list(models)
+        fields["model"]["enum"] = reader.models
         for option in fields.get("n", {}).get("anyOf", ()):
             if option["type"] == "integer":
                 option["maximum"] = settings.max_n
     for name in ("ChatCompletion", "Conversation"):
         schemas[name]["properties"]["messages"]["maxItems"] = settings.max_messages
-    cap = schemas["Persona"]["properties"]["cap"]["anyOf"]
+    fields = schemas["Persona"]["properties"]
+    cap = fields["cap"]["anyOf"]
     cap[0]["enum"] = list(caps)
     if caps:
         # JavaScript's regular expressions know fewer escapes than `re.escape` writes.
         names = "|".join(re.sub(r"([.*+?^${}()|\[\]\\])", r"\\\1", name) for name in caps)
         ways = r"(\+(target|mirror))?(\+(generated|answer))?(\+half-life=[1-9][0-9]{0,3})?"
+        ways += r"(\+alert)?" if watch.alerts else ""
         cap.insert(1, {"type": "string", "pattern": f"^({names}){ways}$", "maxLength": 200})
-    schemas["Steer"]["properties"]["direction"]["enum"] = ["axis", *roles]
+    fields["read"]["anyOf"][0]["items"]["enum"] = directions
+    fields["histories"]["anyOf"][0]["propertyNames"] = {"enum": directions}
+    if not watch.alerts:
+        fields["on_alert"]["anyOf"][0] = {"const": "tell"}
+    elif RECOMMENDED not in caps:
+        fields["on_alert"]["anyOf"][0] = {"enum": ["tell", "stop"]}
+    schemas["Steer"]["properties"]["direction"]["enum"] = directions
 
 
 def _locked(schema: dict[str, Any]) -> None:

@@ -11,21 +11,18 @@ from typing import Any
 from torch import Tensor
 
 from personaspace.errors import SpaceError, UsageError
-from personaspace.holding.monitor import AlertRule, Monitor, alert_rule
+from personaspace.holding.monitor import AlertRule
 from personaspace.model.interventions import Intervention
 from personaspace.report import words
+from personaspace.serve.refusals import BadRequest
 from personaspace.serve.scheduler import TokenRead
+from personaspace.serve.settings import WatchSettings
 from personaspace.serve.types import Persona
+from personaspace.serve.watch import RECOMMENDED, Act, Watch, WatchedReply, waits_for_alert
 from personaspace.space import PersonaSpace
+from personaspace.space.directions import AXIS
+from personaspace.space.holds import ON_ALERT
 from personaspace.space.readings import REPLY
-
-
-class BadRequest(Exception):
-    """A request that cannot be met: the message, the field, OpenAI's code and the status."""
-
-    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value", status: int = 400) -> None:
-        super().__init__(message)
-        self.param, self.code, self.status = param, code, status
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,17 @@ class Reader:
 
     space: PersonaSpace
     name: str
-    rule: AlertRule | None
+    watch: Watch
 
     @classmethod
-    def of(cls, space: PersonaSpace, name: str) -> Reader:
-        """With the alert that the space was calibrated for, where it was."""
-        return cls(space, name, alert_rule(space) if space.calibrated else None)
+    def of(cls, space: PersonaSpace, name: str, settings: WatchSettings | None = None) -> Reader:
+        """With the alert that the space was calibrated for, where it was. Raises as `Watch.of`."""
+        return cls(space, name, Watch.of(space, settings or WatchSettings()))
+
+    @property
+    def rule(self) -> AlertRule | None:
+        """When the axis' alert stands."""
+        return next((alert.rule for alert in self.watch.alerts if alert.name == AXIS), None)
 
     @property
     def models(self) -> list[str]:
@@ -55,34 +57,59 @@ class Reader:
                 "model_not_found",
                 404,
             )
-        cap = model.removeprefix(self.name).removeprefix(":") or None
-        if cap and persona.cap is not None and cap != persona.cap:
-            raise BadRequest(f"model says cap '{cap}', persona.cap says '{persona.cap}'", "persona.cap")
+        cap = self._cap(model, persona)
+        self.watch.check(persona, cap)
+        steer = [(s.alpha, s.direction) for s in persona.steer]
+        waits, act = waits_for_alert(self.space, cap), self.watch.act(persona, cap)
         try:
-            return self.space.interventions(cap or persona.cap, [(s.alpha, s.direction) for s in persona.steer])
+            if waits and cap is not None:
+                if not self.watch.alerts:
+                    raise BadRequest(f"{cap}: this server has no rule for an alert to wait for", "persona.cap")
+                cap = cap.removesuffix(ON_ALERT)
+                self.space.hold(cap)  # a name that is none is refused before anything drifts
+                cap = cap if act == "cap" else None
+            elif act == "cap":
+                cap = RECOMMENDED
+            return self.space.interventions(cap, steer)
         except (SpaceError, UsageError) as e:
             raise BadRequest(str(e), "persona") from None
 
-    def turn(self, mean: Tensor | None, tokens: int, touched: int, history: Sequence[float]) -> dict[str, Any] | None:
-        """A reply's `persona`; None for an empty one. history: the drifts of the turns before it."""
+    def _cap(self, model: str, persona: Persona) -> str | None:
+        """The cap that a request names. Raises `BadRequest` where it names two."""
+        cap = model.removeprefix(self.name).removeprefix(":") or None
+        if cap and persona.cap is not None and cap != persona.cap:
+            raise BadRequest(f"model says cap '{cap}', persona.cap says '{persona.cap}'", "persona.cap")
+        return cap or persona.cap
+
+    def act(self, model: str, persona: Persona) -> Act | None:
+        """What is done to a request, since an alert was raised before it."""
+        return self.watch.act(persona, self._cap(model, persona))
+
+    def turn(
+        self, mean: Tensor | None, tokens: int, touched: int, persona: Persona | None = None, act: Act | None = None
+    ) -> WatchedReply | None:
+        """A whole reply as it lies, of a request with such a `persona`, to which so was acted; None for an empty one."""
         if mean is None:
             return None
-        reading = self.reading(mean, tokens)
-        alert = self._alert([*history, reading["drift"]]) if reading["drift"] is not None else None
-        return {**reading, "capped_tokens": touched, "alert": alert}
+        reading, persona = self.reading(mean, tokens), persona or Persona()
+        along, started = self.watch.along(mean, persona), self.watch.started(mean)
+        shifts = {name: place.shift for name, place in started.items() if place.shift is not None}
+        if reading["drift"] is not None:
+            shifts[AXIS] = -reading["drift"]
+        standing, begun = self.watch.judged(shifts, persona)
+        persona_told = {**reading, "capped_tokens": touched, "alert": standing.get(AXIS)}
+        if act:
+            persona_told["acted"] = act
+        if along:
+            persona_told["along"] = {name: vars(place) for name, place in along.items()}
+        if any(alert.name != AXIS for alert in self.watch.alerts):
+            persona_told["alerts"] = standing
+        return WatchedReply(persona_told, started, begun, {name: shifts[name] for name in begun})
 
     def reading(self, mean: Tensor, tokens: int) -> dict[str, Any]:
         """Where a mean activation `[hidden]` over so many tokens lies."""
         location = self.space.read(mean)
         return {"layer": self.space.layer, **vars(location), "tokens_read": tokens, "place": self.place(mean.cpu())}
-
-    def _alert(self, drifts: Sequence[float]) -> bool | None:
-        if self.rule is None:
-            return None
-        watch = Monitor(self.space, self.rule)
-        for drift in drifts:
-            watch.look(drift)
-        return watch.alert
 
     @cached_property
     def _map(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,6 +157,7 @@ class Reader:
             "nearest": words.nearest(summary),
             "steer": space.can_steer,
             "limits": limits,
+            **self.watch.describe(),
         }
 
 

@@ -14,6 +14,14 @@ DRAINED = 64 << 20
 """Bytes of a refused body that are read and thrown away: a client that is still sending would not see the answer."""
 
 
+class BadRequest(Exception):
+    """A request that cannot be met: the message, the field, OpenAI's code and the status."""
+
+    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value", status: int = 400) -> None:
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
 def error_kind(status: int) -> str:
     """OpenAI's type of an error that is answered with a status."""
     return "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")

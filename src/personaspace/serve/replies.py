@@ -27,7 +27,7 @@ class CompletedReply:
     """One of a request's replies, complete once it has a `finish`. ids: its prompt's; job: None where no token is wanted;
     alternatives: how many tokens' log-probabilities are told in each one's place, None for none at all. echo: where the
     prompt is given back, the log-probabilities of its tokens from the second one on; prompt: its text then. calls: the tools
-    that it calls, known at its end."""
+    that it calls, known at its end. note: why it was not made, where an alert ended the conversation."""
 
     index: int
     ids: list[int]
@@ -40,6 +40,7 @@ class CompletedReply:
     echo: list[Logged] | None = None
     prompt: str = ""
     calls: tuple[CalledTool, ...] = ()
+    note: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -69,6 +70,11 @@ class AnswerFormat(Protocol):
 
     @property
     def endpoint(self) -> str: ...
+
+    @property
+    def request_id(self) -> str:
+        """By which an answer is known."""
+        ...
 
     def completion(self, replies: Sequence[CompletedReply]) -> dict[str, Any]:
         """All of a request's replies at once."""
@@ -109,6 +115,10 @@ class ReplyFormat:
     def endpoint(self) -> str:
         return "/v1/chat/completions" if self.chat else "/v1/completions"
 
+    @property
+    def request_id(self) -> str:
+        return f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
+
     def opening(self, replies: Sequence[CompletedReply]) -> Iterator[str]:
         """Nothing: a reply's first chunk is its own."""
         return iter(())
@@ -129,8 +139,7 @@ class ReplyFormat:
 
     def _head(self, chunk: bool) -> dict[str, Any]:
         kind = "chat.completion" + ".chunk" * chunk if self.chat else "text_completion"
-        name = f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
-        return {"id": name, "object": kind, "created": self.created, "model": self.model}
+        return {"id": self.request_id, "object": kind, "created": self.created, "model": self.model}
 
     def completion(self, replies: Sequence[CompletedReply]) -> dict[str, Any]:
         """All of a request's replies at once; `persona` is the first one's, `personas` all of them."""
@@ -143,7 +152,7 @@ class ReplyFormat:
             message = {
                 "role": "assistant",
                 "content": text or (None if calls else ""),
-                "refusal": None,
+                "refusal": r.note,
                 **thoughts,
                 **calls,
             }
@@ -159,6 +168,7 @@ class ReplyFormat:
             delta: dict[str, Any] = {"role": "assistant"} if step.first else {}
             delta |= {"reasoning_content": step.thinking} if step.thinking else {}
             delta |= {"content": step.text} if step.text or step.first else {}
+            delta |= {"refusal": r.note} if r.note else {}
             delta |= {"tool_calls": [{"index": k, **_call(c)} for k, c in enumerate(r.calls)]} if r.calls else {}
             content: dict[str, Any] = {"delta": delta}
         else:

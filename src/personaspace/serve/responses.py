@@ -31,6 +31,9 @@ ItemType = Literal["reasoning", "message"]
 PARTS: dict[ItemType, str] = {"reasoning": REASONING_TEXT, "message": "output_text"}
 """The types of a response's items, and of the one part that each has."""
 
+INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Why a response is not whole, by how its reply ended."""
+
 PLAIN_TEXT = {"format": {"type": "text"}}
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background": (False,),
@@ -184,10 +187,14 @@ class ResponseFormat:
         self._told: dict[ItemType, str] = {}  # the text of each item that a stream has begun, in that order
         self._ended: set[ItemType] = set()
 
+    @property
+    def request_id(self) -> str:
+        return self.id
+
     def completion(self, replies: Sequence[CompletedReply]) -> dict[str, Any]:
         """The whole response, with the reply's `persona`."""
         (reply,) = replies
-        status = "incomplete" if reply.finish == "length" else "completed"
+        status = "incomplete" if reply.finish in INCOMPLETE else "completed"
         texts: dict[ItemType, str] = {"reasoning": reply.thinking, "message": reply.text}
         # A reply that is cut short in its thoughts says nothing.
         has_message = bool(reply.text or not reply.calls)
@@ -284,6 +291,7 @@ class ResponseFormat:
         self, status: str, output: list[dict[str, Any]], replies: Sequence[CompletedReply] | None
     ) -> dict[str, Any]:
         body = self.body
+        reason = next((INCOMPLETE[r.finish] for r in replies or () if r.finish in INCOMPLETE), None)
         counts = usage(replies) if replies is not None else None
         thought_tokens = sum(r.thought_tokens for r in replies or ())
         return {
@@ -292,7 +300,7 @@ class ResponseFormat:
             "created_at": self.created,
             "status": status,
             "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "incomplete_details": {"reason": reason} if status == "incomplete" else None,
             "instructions": body.instructions or None,
             "max_output_tokens": body.max_output_tokens,
             "model": body.model,

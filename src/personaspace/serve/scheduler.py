@@ -38,6 +38,10 @@ under three times the usual one."""
 SLICE = 0.25
 """How long it may keep those, in seconds, that come while nothing else is in flight."""
 
+LONG, APART = 1024, 2
+"""Tokens that a prompt has at the least for its reply to be decoded apart from shorter ones, and how many may be: a pass for
+each takes as long as a step of a few rows, while together every row looks at as many columns as the longest has."""
+
 OUT_OF_MEMORY = "memory"
 
 FAILURES = 8
@@ -118,6 +122,7 @@ class Worker:
         self.failures = 0  # steps that failed since one went well
         self.model_lock = ModelLock(queue)
         self.prefills: list[Prefill] = []
+        self.apart: list[DecodeLoop] = []  # each with one long row
         self.step_seconds = 0.0  # how long a step has taken lately
         self.seconds = 5.0  # how long a reply has taken lately
         self.thread = threading.Thread(target=self._run, name="personaspace-decode", daemon=True)
@@ -186,7 +191,7 @@ class Worker:
                     self.changed.wait()
                 if self.stopping and not self.waiting and not self.running:
                     return
-                joining = self._next(loop.free - len(self.prefills))
+                joining = self._next(loop.free - len(self.prefills) - len(self.apart))
             try:
                 with self.model_lock.step(lambda: self.overdue) as acquired:
                     if self.overdue or not acquired:
@@ -195,9 +200,10 @@ class Worker:
                         continue
                     self._join(loop, joining)
                     self._prefill(loop)
-                    if loop.rows:
+                    if stepping := [each for each in (loop, *self.apart) if each.rows]:
                         began = time.monotonic()
-                        finished = loop.step(partial(self._watch, loop))
+                        finished = [done for each in stepping for done in each.step(partial(self._watch, each))]
+                        self.apart = [each for each in self.apart if each.rows]
                         took = time.monotonic() - began
                         self.step_seconds += (0.2 if self.step_seconds else 1.0) * (took - self.step_seconds)
                         for done in finished:
@@ -258,16 +264,20 @@ class Worker:
             prefill.drop()
             self.running.pop(prefill.row.key).emit(Event(finish="cancelled"))
         # Between layers alone a pass can stop, so that its tokens are bounded as well; a GPU that serves nobody takes many.
-        alone = not loop.rows and self.engine.device.type != "cpu"
-        tokens = self.engine.prefill_tokens if alone else PIECE
-        seconds = WAIT * self.step_seconds if loop.rows else SLICE
+        in_flight = loop.rows or self.apart
+        tokens = PIECE if in_flight or self.engine.device.type == "cpu" else self.engine.prefill_tokens
+        seconds = WAIT * self.step_seconds if in_flight else SLICE
         until = time.monotonic() + seconds
         while self.prefills and seconds > 0:
             prefill = min(self.prefills, key=lambda p: p.remaining)
             try:
                 prefill.advance(tokens, seconds)
                 if not prefill.remaining:
-                    loop.join_computed(prefill)
+                    longest = max((row.length for row in loop.rows), default=0)
+                    if len(self.apart) < APART and len(prefill.row.ids) > max(LONG, 4 * longest):
+                        self.apart.append(loop.apart(prefill))
+                    else:
+                        loop.join_computed(prefill)
                     self.prefills.remove(prefill)
             except Exception as e:  # noqa: BLE001 - told below
                 self.prefills.remove(prefill)
@@ -279,7 +289,7 @@ class Worker:
         with self.changed:
             jobs = [*self.running.values(), *(self.waiting if waiting_too else ())]
             self.running.clear()
-            prefills, self.prefills = self.prefills, []
+            prefills, self.prefills, self.apart = self.prefills, [], []
             if waiting_too:
                 self.waiting.clear()
         for prefill in prefills:
@@ -360,12 +370,12 @@ class Worker:
         job.emit(Event(job.text[job.shown :], job.last, job.finish, mean, token_count, thinking, job.tokens_read))
 
 
-def _why(error: Exception, what: str) -> str:
+def _why(error: Exception, message: str) -> str:
     """How replies end that an exception ended, which the log is told."""
     if is_out_of_memory(error):
-        log.warning("out of memory: %s", what)
+        log.warning("out of memory: %s", message)
         return OUT_OF_MEMORY
-    log.error(what, exc_info=error)
+    log.error(message, exc_info=error)
     return "error"
 
 

@@ -7,9 +7,10 @@ import hmac
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from personaspace.errors import UsageError
 
@@ -17,6 +18,33 @@ LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """The names of this machine for itself."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+SECRET = "PERSONASPACE_WEBHOOK_SECRET"  # noqa: S105 - its name
+"""The environment's name for what a webhook's messages are signed by."""
+
+OnAlert = Literal["tell", "cap", "stop"]
+ON_ALERT: tuple[OnAlert, ...] = get_args(OnAlert)
+"""What is done to a conversation once an alert was raised in it."""
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """What a server looks at beside the axis, and what it does then. read: directions that replies are read along unless a
+    request names others; alerts: as `parse_alerts` has them; webhook: where alerts are sent, with the secret by which they are
+    signed."""
+
+    read: tuple[str, ...] = ()
+    alerts: tuple[str, ...] = ()
+    on_alert: OnAlert = "tell"
+    webhook: str | None = None
+    secret: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> WatchSettings:
+        """From JSON's values, and the secret from the environment."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values, secret=os.environ.get(SECRET, ""))
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,7 @@ class Settings:
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = None
     record: Path | None = None
+    watch: WatchSettings = WatchSettings()
     head_seconds: float = 10.0
     body_seconds: float = 20.0
     unread_seconds: float = 30.0

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from personaspace.engines.chat import Chat
 from personaspace.serve.lock import QueueFull
-from personaspace.serve.persona import BadRequest
+from personaspace.serve.refusals import BadRequest
 
 T = TypeVar("T")
 

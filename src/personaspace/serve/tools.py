@@ -8,7 +8,7 @@ from typing import Any
 
 from personaspace.engines.chat import Chat, ReplyText
 from personaspace.engines.thoughts import ReplySplitter
-from personaspace.serve.persona import BadRequest
+from personaspace.serve.refusals import BadRequest
 from personaspace.serve.types import ChatCompletion, Completion
 
 

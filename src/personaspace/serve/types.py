@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from personaspace.engines.chat import Thinking
 from personaspace.serve.messages import LONGEST_STOP, ChatMessage, Nullable, OfferedTool, Text, Whole, nullable
+from personaspace.serve.settings import OnAlert
 from personaspace.serve.thinking import Effort, TemplateOptions, thinking_of
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -59,6 +60,10 @@ IGNORED = (
 """Fields that say who asks, or how fast and how dear a reply may be; no reply depends on them."""
 
 
+MOST_READ = 32
+"""Directions that a reply is read along."""
+
+
 class Steer(Nullable):
     """Steering along the axis or towards a role, α in units of the layer's mean residual norm."""
 
@@ -67,13 +72,18 @@ class Steer(Nullable):
 
 
 class Persona(Nullable):
-    """What is done to a reply, and what is told of it. cap: a cap, or a way of holding by one, as `capped+mirror+answer`;
-    history: the drifts of earlier turns, for an alert over several."""
+    """What is done to a reply, and what is told of it. cap: a cap, or a way of holding by one, as `capped+mirror+answer`, also
+    from an alert on, `capped+alert`; read: directions that it is read along, None for the server's own choice; history: the
+    drifts of earlier turns, for an alert over several; histories: their shifts along other directions, by name; on_alert: what
+    is done where an alert was raised in them, None for the server's own choice."""
 
     cap: Text | None = None
     steer: list[Steer] = Field(default=[], max_length=8)
     report: Literal["turn", "token"] = "turn"
+    read: list[Text] | None = Field(None, max_length=MOST_READ)
     history: list[float] = Field(default=[], max_length=1000)
+    histories: dict[Text, Annotated[list[float], Field(max_length=1000)]] = Field(default={}, max_length=MOST_READ)
+    on_alert: OnAlert | None = None
 
 
 class NamedFunction(Nullable):

@@ -3,12 +3,11 @@ and adds what was read. The reading and holding is the engine's plugin's. Listen
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-import uuid
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from personaspace.catalog import load_catalog
 from personaspace.engines import ModelInfo
 from personaspace.engines.chat import Chat
-from personaspace.engines.vllm import checkpoint, plugin
+from personaspace.engines.vllm import checkpoint
 from personaspace.engines.vllm.admission import CLIENT, serve_caps
 from personaspace.engines.vllm.limits import VllmModelShape
-from personaspace.engines.vllm.readout import TakeMode
 from personaspace.engines.vllm.request import FIELD
-from personaspace.engines.vllm.wire import ReadMeans, gathered
-from personaspace.errors import UsageError
-from personaspace.model.interventions import Intervention
 from personaspace.model.loading import load_tokenizer
+from personaspace.serve.followed import FollowedReply
 from personaspace.serve.guard import Guard
 from personaspace.serve.keep_alive import with_keep_alive
-from personaspace.serve.metrics import PersonaMetrics
-from personaspace.serve.persona import BadRequest, Reader, is_finite
-from personaspace.serve.settings import Settings, hash_key
+from personaspace.serve.refusals import BadRequest
+from personaspace.serve.replies import CompletedReply, ReplyFormat, ReplyStep
+from personaspace.serve.settings import Settings, WatchSettings, hash_key
 from personaspace.serve.thinking import as_rendered_here
 from personaspace.serve.types import Persona
+from personaspace.serve.vllm_persona import VllmPersona
+from personaspace.serve.watch import STOPPED, Act, with_vectors
 from personaspace.space import PersonaSpace
 
 log = getLogger("vllm.personaspace")
@@ -45,6 +43,10 @@ SPACE = "PERSONASPACE_SPACE"
 
 OUTSIDE = "PERSONASPACE_OUTSIDE"
 """The environment's name for who may come in: digests of keys, names, origins, as JSON."""
+
+
+WATCHED = "PERSONASPACE_WATCHED"
+"""The environment's name for what `WatchSettings` has but the secret, and for files of vectors, as JSON."""
 
 
 class VllmGuard:
@@ -67,92 +69,6 @@ class VllmGuard:
         await self.guard(scope, receive, send)
 
 
-class VllmPersona:
-    """What the routes share: the space, the engine's client, the metrics, and which interventions the workers have.
-    why_not: why nothing can be read or held; then plain requests alone are answered. chat: how messages become text, by which
-    strangers' markers and thinking are the same here as elsewhere."""
-
-    def __init__(
-        self, space: PersonaSpace, name: str, client: Any, why_not: str = "", chat: Chat | None = None
-    ) -> None:
-        self.chat = chat
-        self.reader, self.client, self.why_not = Reader.of(space, name), client, why_not
-        self.registry, self.metrics = plugin.InterventionRegistry(), PersonaMetrics(space)
-        self._dropping: set[asyncio.Task[Any]] = set()
-
-    async def request_fields(self, model: str, persona: Persona, body: dict[str, Any]) -> dict[str, Any] | None:
-        """What vLLM's request carries for a `persona`; None where a plain one is not read. Raises `BadRequest`."""
-        interventions = self.reader.interventions(model, persona)
-        reason = self.why_not
-        if body.get("use_beam_search"):
-            reason = "a reply of a beam search is not read or held"
-        elif body.get("n") not in (None, 1):
-            reason = "of several replies to one request none is read or held; send one request each"
-        if reason and (interventions or persona != Persona()):
-            raise BadRequest(reason, "persona")
-        if reason:
-            return None
-        try:
-            await self._define(interventions)
-        except UsageError as e:
-            raise BadRequest(str(e), "persona") from None
-        names = [i.key for i in interventions]
-        return {
-            "key": uuid.uuid4().hex,
-            "read": [self.reader.space.layer],
-            "project": persona.report == "token",
-            "interventions": names,
-        }
-
-    async def aim(self) -> None:
-        """Tells the workers of the axis: tokens are projected on it."""
-        axis = json.dumps(self.reader.space.axis_at().tolist())
-        await self.client.collective_rpc("personaspace_aim", args=(axis,))
-
-    async def _define(self, interventions: Sequence[Intervention]) -> None:
-        if definitions := self.registry.unsent(interventions):
-            await self.client.collective_rpc("personaspace_define", args=(definitions,))
-            self.registry.mark_sent(interventions)
-
-    async def read(self, key: str, mode: TakeMode = "final") -> ReadMeans | None:
-        """What was read of a reply, with the projections since it was last asked for. None where no token was read."""
-        means = gathered(await self.client.collective_rpc("personaspace_take", args=([key], mode))).get(key)
-        return means if means is not None and int(means.tokens[0]) else None
-
-    def drop(self, key: str) -> None:
-        """Nobody waits for that reply any more: its reading is let go of."""
-        task = asyncio.get_running_loop().create_task(self.read(key))
-        self._dropping.add(task)
-        task.add_done_callback(self._dropping.discard)
-
-    def turn(self, model: str, means: ReadMeans | None, persona: Persona) -> dict[str, Any] | None:
-        """A whole reply's `persona`, with the tokens that were not told yet where tokens are wanted."""
-        if means is None:
-            return None
-        turn = self.reader.turn(means.activation[0, 0], int(means.tokens[0]), int(means.touched[0]), persona.history)
-        if not is_finite(turn):  # JSON has no NaN, and a metric's sum would keep it
-            return None
-        self.metrics.reply(model, turn)
-        return turn and {**turn, **({"tokens": tokens_of(means)} if persona.report == "token" else {})}
-
-    def so_far(self, means: ReadMeans) -> dict[str, Any]:
-        """Of a reply in the making."""
-        reading_fields = self.reader.reading(means.activation[0, 0], int(means.tokens[0]))
-        return {**reading_fields, "tokens": tokens_of(means)}
-
-
-def tokens_of(means: ReadMeans) -> list[dict[str, Any]]:
-    """The projections of the last tokens that were read."""
-    if means.each is None:
-        return []
-    along, moved = means.each.tolist()
-    first = int(means.tokens[0]) - len(along)
-    return [
-        {"index": first + k, "projection": p, "capped": bool(m)}
-        for k, (p, m) in enumerate(zip(along, moved, strict=True))
-    ]
-
-
 class Endpoints:
     """vLLM's contract for an endpoint plugin."""
 
@@ -168,7 +84,8 @@ class Endpoints:
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Reads the space that the environment names. Raises `SpaceError` where it is of a model of other shapes."""
-        space = PersonaSpace.load(os.environ[SPACE])
+        watched = json.loads(os.environ.get(WATCHED, "{}"))
+        space = with_vectors(PersonaSpace.load(os.environ[SPACE]), watched.pop("vectors", ()))
         name = (args.served_model_name or [args.model])[0]
         serve_caps(space.cap(cap) for cap in space.caps)
         tokenizer = load_tokenizer(engine_client.vllm_config.model_config.tokenizer, name)
@@ -177,7 +94,7 @@ class Endpoints:
         if warning := space.check_model(served):
             log.warning("%s", warning)
         why = next(filter(None, await engine_client.collective_rpc("personaspace_why_not")), "")
-        state.personaspace = VllmPersona(space, name, engine_client, why, rendered)
+        state.personaspace = VllmPersona(space, name, engine_client, why, rendered, WatchSettings.of(watched))
         if not why:
             await state.personaspace.aim()
 
@@ -220,14 +137,19 @@ async def chat(raw_request: Request) -> Any:
         if vllm_persona.chat is not None:
             body = as_rendered_here(body, vllm_persona.chat)
         fields = await vllm_persona.request_fields(model, persona, body)
+        reply = vllm_persona.follow(body, fields)
         if fields:
             body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(fields)}
         # The names of caps are known here alone: on vLLM's other routes they would be answered, and not held.
         request = ChatCompletionRequest.model_validate({**body, "model": vllm_persona.reader.name})
+        act = vllm_persona.reader.act(model, persona)
     except BadRequest as e:
         return _refused(str(e), e.param, e.status)
     except (ValidationError, ValueError, TypeError) as e:
         return _refused(str(e), None, 400)
+    vllm_persona.metrics.act(model, act)
+    if act == "stop":
+        return _stopped(model, body)
     answer = await api_router.create_chat_completion(request, raw_request=raw_request)
     key = fields["key"] if fields else ""
     if answer is None:  # the client is gone
@@ -235,13 +157,28 @@ async def chat(raw_request: Request) -> Any:
             vllm_persona.drop(key)
         return Response(status_code=499)
     if isinstance(answer, StreamingResponse):
-        events = _streamed(answer.body_iterator, vllm_persona, model, key, persona)
+        events = _streamed(answer.body_iterator, vllm_persona, model, fields, persona, reply, act)
         answer.body_iterator = with_keep_alive(events, Settings.keep_alive_seconds)
         return answer
     if answer.status_code != 200:
         return answer
-    turn = vllm_persona.turn(model, await vllm_persona.read(key), persona) if key else None
-    return JSONResponse({**json.loads(bytes(answer.body)), "model": model, "persona": turn})
+    payload = json.loads(bytes(answer.body))
+    if reply is not None:
+        reply.take(payload)
+    turn = await vllm_persona.ended(model, fields, persona, reply, payload["id"], act) if fields else None
+    return JSONResponse({**payload, "model": model, "persona": turn})
+
+
+def _stopped(model: str, body: dict[str, Any]) -> Response:
+    """The answer to a conversation that an alert ended; nothing is computed for it."""
+    answer = ReplyFormat(True, model, lambda _: "", str, lambda _: b"")
+    replies = [CompletedReply(0, [], finish="content_filter", note=STOPPED)]
+    if not body.get("stream"):
+        return JSONResponse(answer.completion(replies))
+    usage = bool((body.get("stream_options") or {}).get("include_usage"))
+    step = ReplyStep("", "", None, True, slice(0))
+    events = [*answer.step(replies[0], step), *answer.closing(replies, usage)]
+    return Response("".join(events), media_type="text/event-stream")
 
 
 async def text(raw_request: Request) -> Any:
@@ -270,26 +207,36 @@ async def persona_space(raw_request: Request) -> dict[str, Any]:
 
 
 async def _streamed(
-    chunks: Any, vllm_persona: VllmPersona, model: str, key: str, persona: Persona
+    chunks: Any,
+    vllm_persona: VllmPersona,
+    model: str,
+    fields: dict[str, Any] | None,
+    persona: Persona,
+    reply: FollowedReply | None = None,
+    act: Act | None = None,
 ) -> AsyncGenerator[Any, None]:
     """vLLM's events under the model's name; the one with which the reply ends tells its persona, and where tokens are wanted,
     each event has those that were read since the one before."""
-    finished = not key
+    finished, key = fields is None, fields["key"] if fields else ""
     try:
         async for chunk in chunks:
             line = chunk if isinstance(chunk, str) else bytes(chunk).decode()
             if line.startswith("data: {"):
                 event = json.loads(line.removeprefix("data: "))
                 event.update({"model": model} if "model" in event else {})
-                if not finished and any(choice.get("finish_reason") for choice in event.get("choices", ())):
-                    event["persona"] = vllm_persona.turn(model, await vllm_persona.read(key), persona)
+                if reply is not None:
+                    reply.take(event)
+                ends = any(choice.get("finish_reason") for choice in event.get("choices", ()))
+                if not finished and fields and ends:
+                    event["persona"] = await vllm_persona.ended(model, fields, persona, reply, event["id"], act)
                     finished = True
                 elif (
                     not finished
                     and persona.report == "token"
                     and (means := await vllm_persona.read(key, "continue")) is not None
+                    and (so_far := vllm_persona.so_far(means, reply))
                 ):
-                    event["persona"] = vllm_persona.so_far(means)
+                    event["persona"] = so_far
                 chunk = f"data: {json.dumps(event, allow_nan=False)}\n\n"
             yield chunk
     finally:
@@ -303,16 +250,29 @@ def _refused(message: str, param: str | None, status: int) -> JSONResponse:
 
 
 def command(
-    space: str, layer: int, folder: str, name: str, options: Sequence[str], settings: Settings
+    space: str,
+    layer: int,
+    folder: str,
+    name: str,
+    options: Sequence[str],
+    settings: Settings,
+    vectors: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """The command that starts vLLM's server with the extension, and its environment, which has keys' digests and no key. space:
-    a space's file or folder; layer: the one that it is read at; settings: who may come in."""
+    a space's file or folder; layer: the one that it is read at; settings: who may come in, and what is
+    watched; vectors: files of vectors of one's own."""
     allowed = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p]
     space_path = str(Path(space).resolve()) if Path(space).exists() else space
     environment = {
         **{variable: text for variable, text in os.environ.items() if variable != "PERSONASPACE_API_KEY"},
         SPACE: space_path,
         OUTSIDE: json.dumps({"keys": settings.keys, "hosts": settings.hosts or (), "origins": settings.origins}),
+        WATCHED: json.dumps(
+            {
+                **{name: value for name, value in asdict(settings.watch).items() if name != "secret"},
+                "vectors": [str(Path(file).resolve()) for file in vectors],
+            }
+        ),
         "PERSONASPACE_VLLM_PROJECT": str(layer),
         "VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, "personaspace"])),
     }

@@ -19,6 +19,8 @@ from personaspace.model.interventions import Cap, Decaying, Mirror, SetTo, Where
 
 Kind = Literal["cap", "target", "mirror"]
 SEPARATOR, HALF_LIFE = "+", "half-life="
+ON_ALERT = "+alert"
+"""Behind all else, for who follows a conversation: from an alert on, and not before."""
 PARTS = ("target", "mirror", "generated", "answer", f"{HALF_LIFE}TOKENS")
 
 

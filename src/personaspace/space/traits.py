@@ -54,17 +54,17 @@ def roles_along(space: SpaceDirections, trait: str) -> list[tuple[str, float]]:
 
 
 def ranking(space: SpaceDirections) -> list[dict[str, Any]]:
-    """The traits by their cosine with the axis, the highest first; None for what the space does not know. cosine, interval:
-    with the noise taken out; measured: as it is; clear: whether it can be told from 0, 5% for all of them together."""
+    """The traits by their cosine with the axis as it is measured, the highest first; None for what the space does not know.
+    cosine, interval: with the noise taken out; clear: whether it can be told from 0, 5% for all of them together."""
     if not space.traits:
         return []
     vectors = space.trait_vectors_at().float()
     measured = torch.cosine_similarity(vectors, space.axis_at()[None], dim=-1).tolist()
-    known = {name: space.tensors.get(name) for name in FIGURES}
+    figures = {name: space.tensors.get(name) for name in FIGURES}
     records = space.meta.get("trait_records", {})
 
     def figure(name: str, trait: int, *place: int) -> float | None:
-        tensor = known[name]
+        tensor = figures[name]
         return None if tensor is None else number_or_none(float(tensor[(trait, *place)]))
 
     rows = []
@@ -84,4 +84,5 @@ def ranking(space: SpaceDirections) -> list[dict[str, Any]]:
                 "from": record.get("from"),
             }
         )
-    return sorted(rows, key=lambda row: -float(row["measured"] if row["cosine"] is None else row["cosine"]))
+    # By the plain cosine: with the noise taken out, the least reliable of all would stand at the ends.
+    return sorted(rows, key=lambda row: -float(row["measured"]))

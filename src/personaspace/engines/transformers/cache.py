@@ -147,6 +147,11 @@ def prompt_cache(layout: CacheLayout, room: int, beginning: Cache | None = None,
     return Cache(layers=layers)
 
 
+def columns_for(row: Row) -> int:
+    """How many columns a row's prompt and reply may take, and those to move on."""
+    return len(row.ids) + row.sampling.max_new_tokens + SLACK
+
+
 class RowsCache(Protocol):
     """What a decode loop asks of either kind of cache."""
 
@@ -175,6 +180,7 @@ class SideBySide:
     def __init__(self, layout: CacheLayout, rows: int, columns: int, device: torch.device) -> None:
         self.layout, self.rows, self.columns = layout, rows, columns + SLACK
         self.window = Window(min(COLUMNS, self.columns))
+        self.adopted = False
         self.mask = torch.zeros(rows, self.window.columns, dtype=torch.bool, device=device)
         self._allocate()
 
@@ -246,14 +252,27 @@ class SideBySide:
         for row in rows:
             self.mask[slots[row.key], self._columns_of(row.length)] = True
 
+    def adopt(self, row: Row, computed: Cache) -> None:
+        """Goes on in the very buffers in which a row's prompt was computed, for that row alone."""
+        self.adopted, self.window.columns, self.window.column = True, self.columns, row.length
+        self.mask = self.mask.new_zeros(self.rows, self.columns)
+        self.mask[0, : row.length] = True
+        for layer, computed_layer in zip(self.layers, computed.layers, strict=True):
+            if getattr(computed_layer, "keys", None) is not None:
+                (layer.keys, layer.values), layer.is_initialized = computed_layer.whole, True
+
     def copy(self, slot: int, length: int, tokens: int) -> Cache:
-        """A cache of its own with the first tokens of a row of that length."""
+        """A cache of its own with the first tokens of a row of that length. What was adopted is not copied: it ends with its
+        row."""
         copied = self.layout.empty()
         first = self.window.column - length
         for layer, source in zip(copied.layers, self.layers, strict=True):
             if getattr(source, "keys", None) is not None:
                 columns = (slice(slot, slot + 1), slice(None), slice(first, first + tokens))
-                layer.update(source.keys[columns], source.values[columns])  # which copies them
+                if self.adopted:
+                    layer.keys, layer.values = source.keys[columns], source.values[columns]
+                else:
+                    layer.update(source.keys[columns], source.values[columns])  # which copies them
         return copied
 
     def inputs(self, rows: Sequence[Row]) -> tuple[list[list[int]], dict[str, Any]]:
@@ -275,6 +294,8 @@ class SideBySide:
         self.window.column += 1
 
     def leave(self, rows: Sequence[Row], source: Sequence[int], target: Sequence[int], remaining: int) -> None:
+        if self.adopted:  # nobody else comes
+            return
         # No more than what a row has: to touch as many columns as the longest has would stop the others.
         for src, dst in zip(source, target, strict=True):
             both = self._columns_of(max(rows[src].length, rows[dst].length))

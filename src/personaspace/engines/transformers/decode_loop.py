@@ -139,6 +139,29 @@ class DecodeLoop:
         self.cache.place([row], {row.key: slot}, prefill.computed)
         self.rows.append(row)
 
+    def apart(self, prefill: Prefill) -> DecodeLoop:
+        """A loop of its own for a row whose prompt is computed, in the buffers that it was computed in: nothing is copied, and
+        rows that are far shorter do not look at as many columns."""
+        row = prefill.row
+        row.length = len(row.ids) - 1
+        alone = DecodeLoop(
+            self.model,
+            self.layers,
+            self.layout,
+            rows=1,
+            columns=len(row.ids) + row.sampling.max_new_tokens,
+            hidden=self.means.sums.shape[-1],
+            read=self.read,
+            end_ids=self.end_ids,
+            before=self.before is not None,
+            along=self.along,
+        )
+        assert isinstance(alone.cache, SideBySide)
+        alone.kept = self.kept
+        alone.cache.adopt(row, prefill.computed)
+        alone.rows.append(row)
+        return alone
+
     @contextmanager
     def _prompt_hooks(self, row: Row, before_layer: Callable[..., None]) -> Iterator[None]:
         """While it lasts, passes are of a row's prompt."""

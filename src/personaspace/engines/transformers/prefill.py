@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers.cache_utils import Cache
 
 from personaspace.engines.transformers.batching import Row
-from personaspace.engines.transformers.cache import CacheLayout, prompt_cache
+from personaspace.engines.transformers.cache import CacheLayout, columns_for, prompt_cache
 
 SHORTEST = 32
 """Tokens that a prompt must share with an earlier row for what that has left to be worth copying."""
@@ -149,7 +149,7 @@ class Prefill:
     ) -> None:
         self.row, self._forward, self._around = row, forward, around
         self.done, beginning = kept.longest(row) if kept else (0, None)
-        self.computed = prompt_cache(layout, len(row.ids), beginning, self.done)
+        self.computed = prompt_cache(layout, columns_for(row), beginning, self.done)
         self._pass: InterruptedPass | None = None
         self._piece = 0  # tokens of that pass
 

@@ -13,11 +13,22 @@ from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines.prompts import Sampling, assign
 from personaspace.experiments.capability import lm_eval as harness
 from personaspace.experiments.kit import tasks as solving
+from personaspace.experiments.kit.conditions import compared
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.tasks import ALL, COLUMNS, HEAD, Outcomes
-from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Reading, Trials, beside_plain
+from personaspace.experiments.kit.trials import (
+    PLAIN,
+    Ask,
+    Condition,
+    Reading,
+    Trials,
+    beside_axis,
+    beside_plain,
+    capped,
+)
+from personaspace.holding.controls import BesideControls
 from personaspace.mapping.options import named
 from personaspace.report.charts import across, beside
 from personaspace.report.page import Chart, Page
@@ -36,16 +47,26 @@ SOLVED = (
 READ_AGAIN = (
     "Replies that the plain model gave as the default, read again under each condition; a bootstrap over replies."
 )
+BESIDE = (
+    "What replies cost where each token is moved as far, at each of the cap's layers, along directions that are not the axis: "
+    "the factor on plain's perplexity, less 1. Tasks are not put along them."
+)
 PUBLISHED_TASKS = ("ifeval", "mmlu_pro", "gsm8k", "eq_bench")
 
 
 class CapabilityOptions(Options):
     """See the fields."""
 
-    caps: Names = option(("capped",), "Caps of the space.")
+    caps: Names = option(("capped",), "Caps of the space, or ways of holding by one: capped+mirror, …")
     alphas: Numbers = option((0.1,), "Steering strengths, in units of the residual norm.")
     replies: int = option(64, "Replies of the default whose probability is compared.", ge=2)
     items: int = option(40, "Tasks a kind: instructions (48 at most), facts (40), sums.", ge=1, le=200)
+    controls: int = option(
+        20,
+        "Random directions beside each cap, along which the replies are read displaced as far; 0: none.",
+        ge=0,
+        later=True,
+    )
     max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
     tasks: Names = option((), "Tasks of lm-eval, asked through a server as well.")
     url: str = option(
@@ -65,7 +86,7 @@ def cost(options: CapabilityOptions, catalog: Catalog) -> Cost:
     n = len(beside_plain(options.alphas, options.caps))
     n_tasks = len(solving.tasks(options.items, options.seed)) * n
     each = options.max_new_tokens + solving.PROMPT_TOKENS
-    read = options.replies * n * each
+    read = options.replies * (n + len(beside_axis(capped(options.caps), options.controls))) * each
     served = sum(min(harness.ITEMS.get(t, 0), options.limit or 10**6) for t in options.tasks) * (1 + len(options.caps))
     answers = options.replies + n_tasks + served
     return Cost(options.replies + n_tasks, answers * each + read, answers * options.max_new_tokens)
@@ -80,9 +101,12 @@ def run(trials: Trials[CapabilityOptions]) -> Result:
     if options.tasks:
         lm_eval = harness.ready(options.tasks, options.url, options.include_path, conditions, model)
         served = lm_eval.measure(trials, options.limit or None)
-    texts, read = _default_replies(trials, conditions)
+    pushed = beside_axis(capped(options.caps), options.controls)
+    texts, read = _default_replies(trials, [*conditions, *pushed])
     own_tasks, rows = solving.solve(trials, conditions, options.items)
     perplexity = {n: surprise(read[PLAIN.name], read[n]) for n in names}
+    dearer = {c.name: surprise(read[PLAIN.name], read[c.name])[1].value - 1 for c in pushed}
+    beside_random = {n: compared(n, perplexity[n][1].value - 1, dearer) for n in options.caps} if pushed else {}
     by_server_task = through_server(served)
     shown = next((c.name for c in conditions if c.cap), names[-1])
 
@@ -97,6 +121,12 @@ def run(trials: Trials[CapabilityOptions]) -> Result:
     reply_rows = [[n, f"{v:.1f}", f"{f:.3f}" if n != PLAIN.name else ""] for n, (v, f) in perplexity.items()]
     head = ["condition", "perplexity", "factor on plain's"]
     page.section("The default's own replies", READ_AGAIN, _factors(perplexity), head, reply_rows)
+    if beside_random := {n: b for n, b in beside_random.items() if b.random}:
+        cells = [
+            [n, f"{b.effect:+.3f}", b.told("+.3f"), "yes" if b.is_the_axis else "no"] for n, b in beside_random.items()
+        ]
+        head = ["condition", "factor less 1", "beside it", "the axis' own"]
+        page.section("Beside other directions", BESIDE, head=head, rows=cells)
     if shown != PLAIN.name and (pairs := solving.side_by_side(rows, shown)):
         text = "Some of the tasks that only one of the two solves."
         page.section(f"Where plain and “{shown}” differ", text, head=["task", "plain", shown], rows=pairs)
@@ -113,10 +143,12 @@ def run(trials: Trials[CapabilityOptions]) -> Result:
     figures = {
         "shown": shown,
         "perplexity": {n: {"value": v, "factor": f} for n, (v, f) in perplexity.items()},
+        "beside": beside_random,
         "tasks": own_tasks,
         "lm_eval": by_server_task,
     }
-    return Result(page, _headline(shown, perplexity[shown][1], own_tasks, by_server_task), figures, rows)
+    headline = _headline(shown, perplexity[shown][1], own_tasks, by_server_task, beside_random.get(shown))
+    return Result(page, headline, figures, rows)
 
 
 def _default_replies(
@@ -162,7 +194,13 @@ def through_server(rows: Sequence[Row]) -> Outcomes:
     return by_measure
 
 
-def _headline(shown: str, factor: Estimate, own_tasks: Outcomes, by_server_task: Outcomes) -> str:
+def _headline(
+    shown: str,
+    factor: Estimate,
+    own_tasks: Outcomes,
+    by_server_task: Outcomes,
+    beside_random: BesideControls | None,
+) -> str:
     plain, conditioned = own_tasks[PLAIN.name][ALL], own_tasks[shown][ALL]
     sentence = f"Of {plain.value.n} small tasks the plain model solves {plain.told()}. "
     if conditioned.change:
@@ -170,6 +208,8 @@ def _headline(shown: str, factor: Estimate, own_tasks: Outcomes, by_server_task:
             f"Under “{shown}” it solves {conditioned.told()}, {conditioned.moved()}, p = {conditioned.p:.2f}: "
             f"{conditioned.verdict()}. The perplexity of the default's own replies is × {factor:.3f}. "
         )
+        if beside_random:
+            sentence += f"Less 1 that is {beside_random.effect:+.3f}; {beside_random.told('+.3f')}. "
     for name, by in _first_measures(by_server_task).items():
         if (o := by.get(shown)) and o.change:
             plainly = by[PLAIN.name].told()

@@ -18,11 +18,13 @@ from personaspace.catalog import Catalog
 from personaspace.engines.prompts import Message, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments import data
-from personaspace.experiments.kit.conversations import Dialogue, said_again
+from personaspace.experiments.kit.conditions import compared
+from personaspace.experiments.kit.conversations import Dialogue, match_displacement, said_again
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Options, option
 from personaspace.experiments.kit.results import Result
-from personaspace.experiments.kit.trials import PLAIN, Condition, Reading, Trials, capped
+from personaspace.experiments.kit.trials import PLAIN, Condition, Reading, Trials, beside_axis, capped
+from personaspace.formats.transcript_folders import is_folder, read_transcript_folder
 from personaspace.formats.transcripts import Transcript, read_transcripts
 from personaspace.holding.monitor import alert_rule
 from personaspace.holding.trajectories import default_band
@@ -45,12 +47,22 @@ TABLE = (
     "rise over conversations."
 )
 
+BESIDE = (
+    "How much less far away the last half of the turns lies than the plain model's, beside the same conversations while each "
+    "token is moved as far, at each of the cap's layers, along directions that are not the axis."
+)
+
 
 class CaseStudyOptions(Options):
     """See the fields."""
 
-    transcripts: Names = option((), "Files of conversations, as `project` reads them; the three that come along.")
-    caps: Names = option(("capped",), "Caps of the space.")
+    transcripts: Names = option(
+        (), "Files of conversations, or folders (unsteered ones), as `project` reads them; the three that come along."
+    )
+    caps: Names = option(("capped",), "Caps of the space, or ways of holding by one: capped+mirror, …")
+    controls: int = option(
+        20, "Random directions beside each cap, along which the model is displaced as far; 0: none.", ge=0, later=True
+    )
     max_new_tokens: int = option(64, "At most that many tokens a reply.", ge=1)
 
     def determining(self) -> dict[str, Any]:
@@ -70,11 +82,24 @@ def transcripts(options: CaseStudyOptions) -> list[Transcript]:
     """The conversations: the user's files', or those that come along. Raises `UsageError` where two have one name."""
     if not options.transcripts:
         return [Transcript(r["title"], tuple(r["messages"])) for r in data.lines("case_studies.jsonl")]
-    conversations = [t for path in options.transcripts for t in read_transcripts(path).conversations]
+    conversations = [t for path in options.transcripts for t in _read(path)[0]]
     names = [t.name for t in conversations]
     if twice := next((n for n in names if names.count(n) > 1), None):
         raise UsageError(f"--transcripts: two conversations are called {twice!r}; give the files different names")
     return conversations
+
+
+def _read(path: str) -> tuple[list[Transcript], Sequence[str]]:
+    """The conversations in a file, or those in a folder in which the model was not held; and what was not read of it."""
+    if not is_folder(path):
+        return read_transcripts(path)
+    folder = read_transcript_folder(path)
+    free = [place.transcript for place in folder.conversations if not place.is_held]
+    if not free:
+        raise UsageError(
+            f"{path}: by its name the model was held in every conversation; expected some in which it was not"
+        )
+    return free, folder.notes
 
 
 def conditions(options: CaseStudyOptions) -> list[Condition]:
@@ -85,8 +110,9 @@ def conditions(options: CaseStudyOptions) -> list[Condition]:
 def cost(options: CaseStudyOptions, catalog: Catalog) -> Cost:
     """What that asks of the engine; what was said before is gone through again at each turn."""
     turns = [sum(m["role"] == "user" for m in t.messages) for t in transcripts(options)]
-    n = sum(turns) * len(conditions(options))
-    history = sum(k * (k + 1) // 2 for k in turns) * len(conditions(options))
+    arms = len(conditions(options)) + len(beside_axis(capped(options.caps), options.controls))
+    n = sum(turns) * arms
+    history = sum(k * (k + 1) // 2 for k in turns) * arms
     new_tokens = n * options.max_new_tokens
     return Cost(n, new_tokens + history * (options.max_new_tokens + 60), new_tokens, max(turns, default=1))
 
@@ -96,32 +122,47 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
     Raises `PersonaSpaceError`."""
     options, space, conversations = trials.options, trials.space, transcripts(trials.options)
     for path in options.transcripts:
-        for note in read_transcripts(path).notes:
+        for note in _read(path)[1]:
             trials.watcher.note(note)
     texts = {t.name: t.messages for t in conversations}
     read = {(AS_IT_WAS, name): readings for name, readings in trials.read(texts, part="as-it-was").items()}
-    again = said_again(trials, texts, conditions(options), Sampling(max_new_tokens=options.max_new_tokens))
-    for condition in conditions(options):
+    sampling = Sampling(max_new_tokens=options.max_new_tokens)
+    again = said_again(trials, texts, conditions(options), sampling)
+    if pushed := beside_axis(capped(options.caps), options.controls):
+        match_displacement(trials, again)
+        again += said_again(trials, texts, pushed, sampling)
+    for condition in [*conditions(options), *pushed]:
         of_condition = {d.name: d.messages for d in again if d.condition == condition}
         talks = trials.read(of_condition, part=f"read-{condition.name}")
         read |= {(condition.name, n): readings for n, readings in talks.items()}
 
     names = [c.name for c in conditions(options)]
-    rows = _rows(space, conversations, again, read, names)
+    rows = _rows(space, conversations, again, read, [*names, *(c.name for c in pushed)])
     arms = {AS_IT_WAS: AS_IT_WAS, **{name: f"again, {name}" for name in names}}
     table = pd.DataFrame(rows)
     table["late"] = table.turn >= table.turns / 2
     ends = {arm: mean(list(table.drift[(table.arm == arm) & table.late])) for arm in arms}
     rise = {arm: mean(_risen(table[table.arm == arm])) for arm in arms}
+    controls = {c.name: c for c in pushed}
+    back = {
+        n: ends[PLAIN.name].value - float(table.drift[(table.arm == n) & table.late].mean())
+        for n in (*names, *controls)
+    }
+    beside = {n: b for n in names[1:] if (b := compared(n, back[n], back)).random}
     these = "this one conversation" if len(conversations) == 1 else f"these {len(conversations)} conversations"
     if names[-1] == PLAIN.name:
         caveat = f"Of {these}, so few turns say nothing of others"
     elif ends[names[-1]].high < ends[PLAIN.name].low:
         caveat = f"Given again, in {these} the cap holds it; the turns of so few say nothing of others"
+        if (last := beside.get(names[-1])) and not last.is_the_axis:
+            caveat = (
+                f"Given again, in {these} it drifts less under the cap, which cannot be told from what any push does"
+            )
     else:
         effect = "the cap makes no difference that so few turns can tell"
         caveat = f"Given again, in {these} {effect}; the turns of so few say nothing of others"
     endings = "; ".join(f"{arm} {e}" for arm, e in ends.items())
+    caveat += "".join(f". Under {n} {b.effect:+.2f} of it are taken back; {b.told()}" for n, b in beside.items())
     model, ways = space.meta["model"]["id"], "plain and capped" if len(names) > 1 else "plain"
     lead = LEAD.format(n=len(conversations), model=model, layer=space.layer, ways=ways)
     page = Page("Case studies, again", lead)
@@ -137,7 +178,12 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
         page.section("", "Turn by turn, the drift before each reply.", head=["user", *arms.values()], rows=said)
     head = ["", "drift over the last half", "risen since the first two turns"]
     page.section("In figures", TABLE, head=head, rows=[[arm, f"{ends[arm]}", f"{rise[arm]}"] for arm in arms])
-    return Result(page, HEADLINE.format(endings=endings, caveat=caveat), {"drift_at_the_end": ends, "rise": rise}, rows)
+    if beside:
+        cells = [[n, f"{b.effect:+.2f}", b.told(), "yes" if b.is_the_axis else "no"] for n, b in beside.items()]
+        head = ["arm", "taken back over the last half", "beside it", "the axis' own"]
+        page.section("Beside other directions", BESIDE, head=head, rows=cells)
+    figures = {"drift_at_the_end": ends, "rise": rise, "beside": beside}
+    return Result(page, HEADLINE.format(endings=endings, caveat=caveat), figures, rows)
 
 
 def _rows(

@@ -39,7 +39,7 @@ class DriftOptions(Options):
     user_model: str = option("", "The playing model: another local one, or the endpoint's.")
     user_tokens: int = option(64, "At most that many tokens a message of a playing model.", ge=1)
     users: str = option("", "Users of your own, one a line: scripted conversations, or personas with topics.")
-    caps: Names = option(("capped",), "Caps of the space.")
+    caps: Names = option(("capped",), "Caps of the space, or ways of holding by one: capped+mirror, …")
     alphas: Numbers = option((), "Steering strengths, in units of the residual norm.")
     max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
     ordinary: int = option(32, "Messages of ordinary talk, as a default beside the space's.", ge=0, le=32, later=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from personaspace.experiments.kit.conditions import PLAIN
+from personaspace.experiments.kit.conditions import PLAIN, compared
 from personaspace.experiments.kit.tasks import ALL, Outcome, Outcomes
 from personaspace.holding.controls import BesideControls
 from personaspace.stats.intervals import Estimate, estimate, mean
@@ -128,10 +128,7 @@ def _beside(holds: Sequence[str], table: pd.DataFrame, controls: pd.DataFrame) -
         own = controls[controls.condition.str.startswith(f"{name} ")]
         taken = (unheld - own.groupby("condition", sort=False).drift.mean()).to_dict()
         if taken:
-            random = tuple(v for n, v in taken.items() if n.startswith(f"{name} random "))
-            shuffled = taken.get(f"{name} shuffled axis")
-            effect = float(unheld - first[first.condition == name].drift.mean())
-            beside[name] = BesideControls(effect, random, shuffled)
+            beside[name] = compared(name, float(unheld - first[first.condition == name].drift.mean()), taken)
     return beside
 
 

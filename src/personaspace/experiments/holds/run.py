@@ -20,7 +20,7 @@ from personaspace.experiments.kit.conversations import Dialogue, match_displacem
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Options, option
 from personaspace.experiments.kit.results import Result
-from personaspace.experiments.kit.trials import PLAIN, Condition, Trials, capped, controls, shuffled
+from personaspace.experiments.kit.trials import PLAIN, Condition, Trials, beside_axis, capped
 from personaspace.space import PersonaSpace
 
 PROMPT_TOKENS = 24
@@ -34,7 +34,7 @@ class HoldsOptions(Options):
         ("capped", "capped+alert", "capped+target", "capped+mirror", "capped+answer", "capped+half-life=16"),
         "Ways of holding: a cap, and behind it +target, +mirror, +generated, +answer, +half-life=TOKENS, +alert.",
     )
-    conversations: int = option(8, "Conversations with a role, and as many with the default.", ge=3)
+    conversations: int = option(6, "Conversations with a role, and as many with the default.", ge=3)
     turns: int = option(8, "Turns of each.", ge=2)
     items: int = option(10, "Tasks a kind: instructions (48 at most), facts (40), sums.", ge=1, le=200)
     controlled: Names = option(("capped",), "Which of them random directions are set beside.", later=True)
@@ -54,7 +54,7 @@ def conditions(options: HoldsOptions) -> list[Condition]:
 def control_conditions(options: HoldsOptions) -> list[Condition]:
     """Random directions and a shuffled axis beside those that are to have them."""
     chosen = capped([name for name in options.controlled if name in options.holds])
-    return [*controls(chosen, options.controls), *(shuffled(chosen) if options.controls else [])]
+    return beside_axis(chosen, options.controls)
 
 
 def cost(options: HoldsOptions, catalog: Catalog) -> Cost:

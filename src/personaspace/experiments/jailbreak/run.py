@@ -39,7 +39,7 @@ class JailbreakOptions(Options):
     company: str = option("the company", "What {company} in a prompt stands for.")
     size: int = option(72, "Prompts with a persona, where they are harmless rules; a file is asked whole.", ge=2)
     alphas: Numbers = option((0.1,), "Steering strengths, in units of the residual norm.")
-    caps: Names = option(("capped",), "Caps of the space.")
+    caps: Names = option(("capped",), "Caps of the space, or ways of holding by one: capped+mirror, …")
     items: int = option(8, "Tasks a kind of the capability experiment, to see what is lost.", ge=1, le=200)
     max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
 

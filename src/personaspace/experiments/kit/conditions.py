@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from personaspace.holding.controls import between_halves, displaced, random_direction
+from personaspace.holding.controls import BesideControls, between_halves, displaced, random_direction
 from personaspace.model.interventions import Add, Intervention
 from personaspace.space import PersonaSpace
-
-ON_ALERT = "+alert"
-"""Behind a cap's name: it holds from the turn on after an alert was raised."""
+from personaspace.space.holds import ON_ALERT
 
 SHUFFLED_AXIS = -1
 """The number of the direction between two halves of the roles, drawn by lot (`controls.between_halves`)."""
@@ -97,6 +95,17 @@ def controls(conditions: Sequence[Condition], directions: int = 3, first: int = 
         if (condition.alpha or condition.cap) and condition.control is None and not condition.waits
         for k in range(directions)
     ]
+
+
+def beside_axis(conditions: Sequence[Condition], directions: int) -> list[Condition]:
+    """The controls of what steers or caps, along so many random directions and a shuffled axis; none for 0."""
+    return [*controls(conditions, directions), *shuffled(conditions)] if directions else []
+
+
+def compared(condition: str, effect: float, effects: Mapping[str, float]) -> BesideControls:
+    """A condition's effect beside those of its controls, by their names, as `beside_axis` has them."""
+    random = tuple(v for name, v in effects.items() if name.startswith(f"{condition} random "))
+    return BesideControls(effect, random, effects.get(f"{condition} shuffled axis"))
 
 
 def shuffled(conditions: Sequence[Condition]) -> list[Condition]:

@@ -96,15 +96,17 @@ def said_again(
     return dialogues
 
 
-def match_displacement(trials: Trials[Any], dialogues: Sequence[Dialogue], turns: int) -> None:
-    """Measures how far a hold moves a token over the first turns of conversations that it held, for the controls to come:
-    at an opening alone nothing may have drifted yet, so that their steps would be too short."""
+def match_displacement(trials: Trials[Any], dialogues: Sequence[Dialogue], turns: int | None = None) -> None:
+    """Measures how far a hold moves a token in conversations that it held, for the controls to come: over the first so many
+    turns, or over their last half, whichever the effect is of. At an opening alone nothing may have drifted yet, so that
+    their steps would be too short."""
     for cap in dict.fromkeys(d.condition.cap for d in dialogues if d.condition.cap):
         held = [d for d in dialogues if d.condition.cap == cap]
         prompts = []
         for d in held:
-            users = [k for k, m in enumerate(d.messages) if m["role"] == "user"][:turns]
-            prompts += [d.messages[: k + 1] for k in users]
+            users = [k for k, m in enumerate(d.messages) if m["role"] == "user"]
+            counted = users[len(users) // 2 :] if turns is None else users[:turns]
+            prompts += [d.messages[: k + 1] for k in counted]
         # Evenly over conversations and turns, as many as it is measured on.
         n = min(MEASURED_ON, len(prompts))
         trials.displacement(cap, [prompts[k * len(prompts) // n] for k in range(n)])

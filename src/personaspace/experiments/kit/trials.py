@@ -28,10 +28,10 @@ from personaspace.engines.prompts import Message, Prompt, Sampling, row_seed
 from personaspace.errors import JudgeError, RunError
 from personaspace.experiments.kit.conditions import PLAIN as PLAIN
 from personaspace.experiments.kit.conditions import Condition as Condition
+from personaspace.experiments.kit.conditions import beside_axis as beside_axis
 from personaspace.experiments.kit.conditions import beside_plain as beside_plain
 from personaspace.experiments.kit.conditions import capped as capped
 from personaspace.experiments.kit.conditions import controls as controls
-from personaspace.experiments.kit.conditions import shuffled as shuffled
 from personaspace.experiments.kit.conditions import steered as steered
 from personaspace.experiments.kit.options import SHARD, Options
 from personaspace.files import read_json, read_rows, write_table, write_whole

@@ -26,11 +26,11 @@ class SusceptibilityOptions(Options):
     alphas: Numbers = option(
         (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3), "Steering strengths, in units of the residual norm."
     )
-    caps: Names = option(("capped",), "Caps of the space.")
+    caps: Names = option(("capped",), "Caps of the space, or ways of holding by one: capped+mirror, …")
     roles: int = option(6, "How many roles; no role at all is asked as often as all of them together.", ge=1)
     probes: int = option(4, "Questions of each kind: who it is, what it has lived through.", ge=1, le=12)
     controls: int = option(
-        3,
+        4,
         "Random directions a role, along which the model is displaced as far, to compare with; 0: none.",
         ge=0,
         later=True,

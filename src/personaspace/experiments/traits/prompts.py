@@ -56,12 +56,13 @@ def agreements(
     """How far prompts and replies agree, noise taken out of both: on the traits' vectors, and on where these lie on the axis,
     the mean trait taken off."""
     names = list(of_replies)
-    by_replies, by_prompts = [of_replies[n] for n in names], [readings.contrast(n, readings.layers[0]) for n in names]
-    on_axis = []
-    for contrasts in (by_replies, by_prompts):
+    replies, prompts = [of_replies[n] for n in names], [readings.contrast(n, readings.layers[0]) for n in names]
+
+    def on_axis(contrasts: Sequence[Contrast]) -> list[Contrast]:
         mean = np.mean([c.vector @ unit for c in contrasts])
-        on_axis.append([Contrast((c.differences @ unit - mean)[:, None], c.wording) for c in contrasts])
+        return [Contrast((c.differences @ unit - mean)[:, None], c.wording) for c in contrasts]
+
     return {
-        "vectors": agreement(by_replies, by_prompts, seed),
-        "on_the_axis": agreement(on_axis[0], on_axis[1], seed),
+        "vectors": agreement(replies, prompts, seed),
+        "on_the_axis": agreement(on_axis(replies), on_axis(prompts), seed),
     }

@@ -145,19 +145,23 @@ def _beside_prompts(
     for k, trait in enumerate(traits):
         pairs = range(trials.options.questions)
         rows = result.rows[k * per_trait : (k + 1) * per_trait]
-        given = replies[k * per_trait : (k + 1) * per_trait]
+        activations = [g.activation for g in replies[k * per_trait : (k + 1) * per_trait]]
         complete = [j for j in pairs if rows[2 * j]["kept"] and rows[2 * j + 1]["kept"]]
-        sides = [[given[2 * j + side].activation for j in complete] for side in range(len(SIDES))]
-        if complete and not any(activation is None for side in sides for activation in side):
-            above, below = (np.stack([a.double().numpy() for a in side if a is not None]) for side in sides)
-            of_replies[trait.trait] = Contrast(above - below, np.array([j % len(trait.bring_out) for j in complete]))
+        sides = [
+            [a.double().numpy() for j in complete if (a := activations[2 * j + side]) is not None] for side in (0, 1)
+        ]
+        if complete:
+            wordings = np.array([j % len(trait.bring_out) for j in complete])
+            of_replies[trait.trait] = Contrast(np.stack(sides[0]) - np.stack(sides[1]), wordings)
+    if len(of_replies) < 2:
+        return result
     unit = trials.space.axis_at().double().numpy()
     agreed = prompts.agreements(of_replies, readings, unit, trials.options.seed)
     note = "cosine of the traits' vectors, of other questions and wordings, noise taken out of both"
     result.page.figure("replies and prompts", agreed["vectors"], note, spec=".2f")
-    said = f" Prompts, read before the first word, give the same vectors to {agreed['vectors']}"
-    said += f", and the same places on the axis to {agreed['on_the_axis']}, noise taken out of both."
-    return replace(result, headline=result.headline + said, figures={**result.figures, "prompts_agree": agreed})
+    sentence = f" Prompts, read before the first word, give the same vectors to {agreed['vectors']}"
+    sentence += f", and the same places on the axis to {agreed['on_the_axis']}, noise taken out of both."
+    return replace(result, headline=result.headline + sentence, figures={**result.figures, "prompts_agree": agreed})
 
 
 def evaluate(

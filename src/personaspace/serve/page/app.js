@@ -1,10 +1,12 @@
 // The page itself: holds the conversation, asks both columns, and keeps figures and status up with what comes.
 import { $, label, painted, plain, sideName, signed, throttled } from "./dom.js";
 import { getSpace, ready } from "./api.js";
-import { SIDES, newTurn, reset } from "./conversation.js";
+import { SIDES, goOn, newTurn, reset } from "./conversation.js";
 import { answer, unlock } from "./asking.js";
 import { applySettings, fillControls, fillReady, instructionOf, onlyRole, presetOf, settings } from "./controls.js";
 import { copyCurl, exportTalk, importTalk } from "./files.js";
+import { standing } from "./along.js";
+import { shareTalk } from "./share.js";
 import { Columns } from "./replies.js";
 import { confirmNew, countdown, say } from "./notice.js";
 import { describeChart, drawChart } from "./chart.js";
@@ -113,8 +115,8 @@ function doneNotice(at, errors, stopped) {
   if (stopped) return say("ready", "Stopped");
   const turn = talk.turns[at];
   const drifts = SIDES.filter(side => turn[side].drift != null).map(side => `${sideName(side).toLowerCase()} ${signed(turn[side].drift)}`);
-  const alerts = SIDES.filter(side => turn[side].alert);
-  say(alerts.length ? "alert" : "ready", alerts.length ? `Alert: ${alerts.join(" and ")} drifted from the Assistant` : drifts.length ? `Drift: ${drifts.join(", ")} sd` : "Both have answered");
+  const alerts = SIDES.flatMap(side => standing(turn[side], space).map(words => `${sideName(side).toLowerCase()}: ${words}`));
+  say(alerts.length ? "alert" : "ready", alerts.length ? `Alert. ${alerts.join("; ")}` : drifts.length ? `Drift: ${drifts.join(", ")} sd` : "Both have answered");
 }
 
 async function ask(text, taken = () => {}) {
@@ -126,9 +128,10 @@ async function ask(text, taken = () => {}) {
   return run(talk.turns.length - 1, SIDES);
 }
 
-async function again(at, side) {
+async function again(at, side, text = "") {
   if (busy()) return;
-  reset(talk.turns[at], side);
+  if (text) goOn(talk.turns[at], side, text);
+  else reset(talk.turns[at], side);
   columns.view(at, side).restart();
   columns.view(at, side).box.focus();
   await run(at, [side]);
@@ -258,7 +261,7 @@ async function start() {
   conversations = await fetched;
   fillReady(conversations, play);
   const scale = scaleOf(space);
-  columns = new Columns({ space, scale, onAgain: again, onLook: (at, side) => { look = at === null ? null : { at, side }; lookSoon(); } });
+  columns = new Columns({ space, scale, busy, onAgain: (at, side) => again(at, side), onGoOn: again, onLook: (at, side) => { look = at === null ? null : { at, side }; lookSoon(); } });
   readTokens($("columns"), () => scale);
   $("scale-low").textContent = `away ${plain(scale.mid - scale.span, 0)}`;
   $("scale-high").textContent = `${plain(scale.mid + scale.span, 0)} Assistant`;
@@ -291,6 +294,7 @@ $("stop").addEventListener("click", stop);
 $("play").addEventListener("click", play);
 $("new").addEventListener("click", async () => { if (await newTalk(talk.system, "This starts a new conversation.")) { say("ready", "A new conversation"); $("message").focus(); } });
 $("export").addEventListener("click", () => exportTalk(talk, settings(), space));
+$("share").addEventListener("click", () => shareTalk(talk, settings(), space));
 $("curl").addEventListener("click", () => copyCurl(talk, settings(), space));
 $("import").addEventListener("change", async e => { const [file] = e.target.files; if (file) await takeFile(file); e.target.value = ""; });
 $("system").addEventListener("change", settleSystem);

@@ -2,7 +2,7 @@
 import { $, css, plain, sideName, signed } from "./dom.js";
 import { SIDES } from "./conversation.js";
 import { spread } from "./labels.js";
-import { drifts } from "./replies.js";
+import { drifts } from "./along.js";
 import { colours, config, layout, symbols } from "./plots.js";
 
 /** turns, space, cap: its name or null; look: {at, side} that the reader is looking at, or null. */

@@ -1,6 +1,7 @@
 // The panel of settings: fills it from the space, reads it, and says what each setting means.
 import { $, label, make, plain, signed } from "./dom.js";
 import { span } from "./chart.js";
+import { bound, fillAlong, read, reading } from "./along.js";
 
 let space = null;
 
@@ -11,13 +12,17 @@ export function fillControls(of, onChange) {
   $("model").textContent = space.model;
   document.title = `${space.model}: standard and capped`;
   fillCaps();
+  fillAlong(space);
+  $("read-note").textContent = space.alerts.length ? `The server alerts on ${space.alerts.map(bound).join(", ")}.` : "This server has no alerts: a calibrated space has one, --alert adds others.";
+  $("read-note").title = space.alerts.map(a => a.is).join("\n");
+  $("waits-label").hidden = !space.alerts.length || !Object.keys(space.caps).length;
   const names = space.roles.map(r => r.name).sort();
   $("roles").replaceChildren(...names.map(n => option(label(n), "")));
   $("direction").replaceChildren(option("axis", "the axis"), ...names.map(n => option(n, label(n))));
   $("tokens").max = String(space.limits?.max_tokens ?? 512);
   if (Number($("tokens").value) > Number($("tokens").max)) $("tokens").value = $("tokens").max;
   for (const id of ["steer", "direction", "steer-on"]) $(id).disabled = !space.steer;
-  for (const id of ["cap", "steer", "direction", "steer-on"]) $(id).addEventListener("input", () => { describeControls(); onChange(); });
+  for (const id of ["cap", "steer", "direction", "steer-on", "waits"]) $(id).addEventListener("input", () => { describeControls(); onChange(); });
   $("controls").disabled = false;
   describeControls();
 }
@@ -37,7 +42,7 @@ function number(id) {
 
 export function settings() {
   return {
-    cap: $("cap").value || null, alpha: space.steer ? Number($("steer").value) : 0, direction: $("direction").value, steerOn: $("steer-on").value,
+    cap: $("cap").value || null, waits: $("waits").checked, read: reading(), alpha: space.steer ? Number($("steer").value) : 0, direction: $("direction").value, steerOn: $("steer-on").value,
     temperature: number("temperature"), tokens: number("tokens"), seed: number("seed"),
   };
 }
@@ -46,6 +51,8 @@ export function settings() {
 export function applySettings(given) {
   const choose = (id, value) => { if ([...$(id).options].some(o => o.value === value)) $(id).value = value; };
   if (given.cap !== undefined) choose("cap", given.cap ?? "");
+  if (!$("waits-label").hidden) $("waits").checked = given.waits === true;
+  if (Array.isArray(given.read)) read(given.read);
   choose("direction", given.direction);
   choose("steer-on", given.steerOn);
   for (const [id, value] of [["steer", given.alpha], ["temperature", given.temperature], ["tokens", given.tokens], ["seed", given.seed]]) {
@@ -57,7 +64,7 @@ export function applySettings(given) {
 function describeControls() {
   const now = settings(), held = space.caps[now.cap];
   $("cap-note").textContent = capNote(held);
-  const head = held ? `${now.cap}, layers ${span(held.layers)}` : "no cap chosen";
+  const head = held ? `${now.cap}${now.waits ? " from an alert on" : ""}, layers ${span(held.layers)}` : "no cap chosen";
   for (const e of document.querySelectorAll("[data-held=capped]")) e.textContent = head;
   const role = now.direction === "axis" ? null : label(now.direction);
   $("steer-less").textContent = role ? `from ${role}` : "away";

@@ -6,6 +6,7 @@ const FORMAT = "personaspace-conversation-1";
 // state: waiting, full (the queue is), streaming, done, stopped or failed.
 const newReply = () => ({
   text: "", tokens: [], projection: null, drift: null, nearest: [], place: null, alert: false, cappedTokens: 0,
+  thinking: "", along: {}, alerts: {}, acted: "", refusal: "", prefix: "",
   cap: null, steer: [], state: "waiting", error: "", wait: 0,
 });
 
@@ -18,6 +19,11 @@ export function reset(turn, side) {
   turn[side] = newReply();
 }
 
+/** Empties it, but for the text that it is to go on from. */
+export function goOn(turn, side, text) {
+  turn[side] = { ...newReply(), text, prefix: text };
+}
+
 /** A column's messages up to and with the turn numbered `at`; a turn that got no reply is left out of what came before. */
 function history(talk, side, at) {
   const messages = talk.system ? [{ role: "system", content: talk.system }] : [];
@@ -28,7 +34,8 @@ function history(talk, side, at) {
 }
 
 function capOf(settings, side) {
-  return side === "capped" ? settings.cap : null;
+  if (side !== "capped" || !settings.cap) return null;
+  return settings.waits ? `${settings.cap}+alert` : settings.cap;
 }
 
 function steerOf(settings, side) {
@@ -38,17 +45,26 @@ function steerOf(settings, side) {
 
 /** The request for one column's reply in the turn numbered `at`. */
 export function request(talk, settings, model, side, at) {
-  const drifts = talk.turns.slice(0, at).map(t => t[side].drift).filter(Number.isFinite);
+  const before = talk.turns.slice(0, at).map(t => t[side]), { prefix } = talk.turns[at][side];
+  const messages = history(talk, side, at);
   return {
-    model, messages: history(talk, side, at), temperature: settings.temperature, top_p: 0.9,
+    model, messages: prefix ? [...messages, { role: "assistant", content: prefix }] : messages, ...(prefix && { continue_final_message: true }), temperature: settings.temperature, top_p: 0.9,
     max_tokens: settings.tokens, seed: settings.seed + at, stream: true,
-    persona: { cap: capOf(settings, side), steer: steerOf(settings, side), report: "token", history: drifts },
+    persona: { cap: capOf(settings, side), steer: steerOf(settings, side), report: "token", ...(settings.read && { read: settings.read }), history: before.map(r => r.drift).filter(Number.isFinite), histories: shiftsOf(before), on_alert: "tell" },
   };
+}
+
+/** The shifts of earlier replies by direction, of those directions that all of them were read along. */
+function shiftsOf(replies) {
+  const names = Object.keys(replies[0]?.along || {}).filter(name => replies.every(r => Number.isFinite(r.along[name]?.shift)));
+  return Object.fromEntries(names.slice(0, 32).map(name => [name, replies.map(r => r.along[name].shift)]));
 }
 
 /** Puts what a chunk brings into a reply. Until the server says the mean, it is taken over the tokens so far. */
 export function take(reply, chunk, home) {
-  const content = chunk.choices?.[0]?.delta?.content || "";
+  const delta = chunk.choices?.[0]?.delta, content = delta?.content || "";
+  reply.thinking += delta?.reasoning_content || "";
+  reply.refusal = delta?.refusal || reply.refusal;
   reply.state = "streaming";
   reply.text += content;
   const said = chunk.persona;
@@ -59,7 +75,7 @@ export function take(reply, chunk, home) {
   if (known.length) reply.projection = known.reduce((sum, t) => sum + t.projection, 0) / known.length;
   reply.drift = drift(reply.projection, home);
   reply.cappedTokens = known.filter(t => t.capped).length;
-  for (const name of ["projection", "drift", "nearest", "place", "alert"]) if (said[name] != null) reply[name] = said[name];
+  for (const name of ["projection", "drift", "nearest", "place", "alert", "along", "alerts", "acted"]) if (said[name] != null) reply[name] = said[name];
   if (said.capped_tokens != null) reply.cappedTokens = said.capped_tokens;
   return { content, tokens };
 }
@@ -68,7 +84,7 @@ function drift(projection, home) {
   return projection == null || !home?.std ? null : (home.mean - projection) / home.std;
 }
 
-const KEPT = ["text", "projection", "drift", "nearest", "place", "alert", "cappedTokens", "state", "cap", "steer"];
+const KEPT = ["text", "projection", "drift", "nearest", "place", "alert", "cappedTokens", "state", "cap", "steer", "thinking", "along", "alerts", "acted", "refusal", "prefix"];
 
 function replyToFile(reply) {
   const kept = Object.fromEntries(KEPT.map(name => [name, reply[name]]));
@@ -91,6 +107,8 @@ const pair = value => Array.isArray(value) && value.length >= 2 && value.every(N
 
 const tokenFromFile = ([said, projection, capped], index) => ({ index, text: said, projection: number(projection), capped: capped === true });
 
+const entries = (value, fits, as = v => v) => Object.fromEntries(Object.entries(value && typeof value === "object" ? value : {}).filter(([, v]) => fits(v)).map(([k, v]) => [k, as(v)]));
+
 function replyFromFile(raw) {
   const list = value => Array.isArray(value) ? value : [];
   const reply = {
@@ -98,9 +116,12 @@ function replyFromFile(raw) {
     alert: raw?.alert === true, cappedTokens: number(raw?.cappedTokens) || 0, cap: text(raw?.cap) || null,
     nearest: list(raw?.nearest).filter(n => Array.isArray(n) && typeof n[0] === "string" && Number.isFinite(n[1])),
     steer: list(raw?.steer).filter(s => typeof s?.direction === "string" && Number.isFinite(s?.alpha)),
+    ...Object.fromEntries(["thinking", "acted", "refusal", "prefix"].map(name => [name, text(raw?.[name])])),
+    along: entries(raw?.along, place => Number.isFinite(place?.projection), place => ({ projection: place.projection, shift: number(place.shift) })),
+    alerts: entries(raw?.alerts, stands => typeof stands === "boolean"),
     tokens: list(raw?.tokens).filter(t => Array.isArray(t) && typeof t[0] === "string").map(tokenFromFile),
   };
-  return { ...reply, state: reply.text ? (raw?.state === "stopped" ? "stopped" : "done") : "stopped" };
+  return { ...reply, state: reply.text || reply.refusal ? (raw?.state === "stopped" ? "stopped" : "done") : "stopped" };
 }
 
 /** A conversation from a file of this page's, or from anybody's list of messages (`plain`: both columns get its replies). */

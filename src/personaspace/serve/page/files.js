@@ -8,13 +8,17 @@ const LARGEST = 20e6;
 
 export function exportTalk(talk, settings, space) {
   if (!talk.turns.length) return say("ready", "There is nothing to export yet");
-  const blob = new Blob([JSON.stringify(toFile(talk, settings, space), null, 1)], { type: "application/json" });
+  download(JSON.stringify(toFile(talk, settings, space), null, 1), "application/json", space.model, "json");
+  say("ready", `Exported ${talk.turns.length} ${talk.turns.length === 1 ? "turn" : "turns"}.`);
+}
+
+/** Gives a text as a file that is named after the model and the time. */
+export function download(text, type, model, ending) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = `personaspace-${space.model.replace(/[^\w.-]+/g, "-")}-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.json`;
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = `personaspace-${model.replace(/[^\w.-]+/g, "-")}-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.${ending}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  say("ready", `Exported ${talk.turns.length} ${talk.turns.length === 1 ? "turn" : "turns"}.`);
 }
 
 /** The conversation in a file; one without readings gets them from the server. Raises an error that says what is wrong. */
@@ -22,7 +26,10 @@ export async function importTalk(file) {
   if (file.size > LARGEST) throw new Error("the file is larger than 20 MB");
   let value;
   try {
-    value = JSON.parse(await file.text());
+    const text = await file.text();
+    // A shared file has the conversation in it; nothing of it is run.
+    const shared = /^\s*<!doctype html/i.test(text) && new DOMParser().parseFromString(text, "text/html").getElementById("conversation");
+    value = JSON.parse(shared ? shared.textContent : text);
   } catch {
     throw new Error("it is not JSON");
   }

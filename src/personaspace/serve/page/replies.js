@@ -1,23 +1,26 @@
 // Draws the turns of a conversation into the two columns: what was asked, and each reply with its readings.
 import { $, button, label, make, plain, sideName, signed } from "./dom.js";
 import { SIDES } from "./conversation.js";
+import { places, standing } from "./along.js";
 import { Pieces } from "./tokens.js";
 
 const LOW = -2.2, HIGH = 4; // the gauge's ends as drifts: the Assistant's on the right
 
-/** One reply on the page. `about`: {space, scale, onAgain, onLook}. */
+/** One reply on the page. `about`: {space, scale, busy, onAgain, onGoOn, onLook}. */
 class ReplyView {
   constructor(turn, at, side, about) {
     Object.assign(this, { turn, at, side, about });
     this.box = make("article", "reply");
     this.box.tabIndex = 0;
     this.box.setAttribute("aria-describedby", "keys");
+    this.thoughts = make("details", "thoughts");
+    this.thoughts.append(make("summary", "", "Thoughts"), make("p"));
     this.text = make("p", "said");
     this.note = make("div", "state");
     this.gauge = make("div", "gauge");
     this.gauge.setAttribute("aria-hidden", "true");
     this.readings = make("dl", "readings");
-    this.box.append(this.text, this.note, this.gauge, this.readings);
+    this.box.append(this.thoughts, this.text, this.note, this.gauge, this.readings);
     for (const name of ["pointerenter", "focus"]) this.box.addEventListener(name, () => about.onLook(at, side));
     for (const name of ["pointerleave", "blur"]) this.box.addEventListener(name, () => about.onLook(null, side));
     this.restart();
@@ -28,7 +31,9 @@ class ReplyView {
   /** Draws the reply from its beginning: a new one, one that is asked for again, or one from a file. */
   restart() {
     this.pieces = new Pieces(this.text, this.about.scale);
-    this.pieces.add(this.reply.text, this.reply.tokens);
+    this.pieces.add(this.reply.prefix);
+    this.pieces.pass();
+    this.pieces.add(this.reply.text.slice(this.reply.prefix.length), this.reply.tokens);
     this.gauge.replaceChildren();
     this.update();
   }
@@ -48,6 +53,8 @@ class ReplyView {
     }
     box.setAttribute("aria-busy", String(reply.state === "streaming" || reply.state === "waiting"));
     box.setAttribute("aria-label", `Reply ${this.at + 1}, ${sideName(this.side)}${reply.projection == null ? "" : `, ${inWords(reply)}`}`);
+    this.thoughts.hidden = !reply.thinking;
+    this.thoughts.lastChild.textContent = reply.thinking;
     this.drawNote();
     this.drawGauge();
     this.drawReadings();
@@ -61,12 +68,27 @@ class ReplyView {
       full: [make("span", "", "waiting for a place in the queue")],
       stopped: [make("span", "", reply.text ? "stopped here" : "no reply"), again()],
       failed: [make("span", "bad", reply.error), again()],
+      done: reply.refusal ? [make("span", "bad", reply.refusal)] : [button("Edit and go on", () => this.edit(), "plain")],
     }[reply.state] || [];
-    const wanted = `${reply.state}${reply.wait}${reply.error}`;
+    const wanted = `${reply.state}${reply.wait}${reply.error}${reply.refusal}`;
     if (this.drawn === wanted) return;
     this.drawn = wanted;
     this.note.replaceChildren(...said);
     this.note.hidden = !said.length;
+  }
+
+  /** The reply's text to be changed, and to be gone on from. */
+  edit() {
+    const field = make("textarea");
+    field.value = this.reply.text;
+    field.rows = Math.min(12, 2 + Math.ceil(field.value.length / 60));
+    field.setAttribute("aria-label", `Text that reply ${this.at + 1} goes on from`);
+    const leave = () => { this.drawn = ""; this.text.hidden = false; this.update(); this.box.focus(); };
+    const goOn = () => { if (this.about.busy()) return; const text = field.value.trimEnd(); leave(); if (text) this.about.onGoOn(this.at, this.side, text); };
+    field.addEventListener("keydown", e => { if (e.key === "Escape") leave(); e.stopPropagation(); });
+    this.text.hidden = true;
+    this.note.replaceChildren(field, button("Go on from here", goOn, "main"), button("Leave it", leave));
+    field.focus();
   }
 
   drawGauge() {
@@ -76,7 +98,7 @@ class ReplyView {
     if (this.gauge.hidden) return;
     const place = drift => `${Math.max(0, Math.min(100, (HIGH - drift) / (HIGH - LOW) * 100))}%`;
     if (!this.gauge.firstChild) {
-      const floor = this.about.space.caps[reply.cap]?.floor;
+      const floor = this.about.space.caps[reply.cap?.replace(/\+alert$/, "")]?.floor;
       this.gauge.append(make("i", "band"), ...(floor == null ? [] : [make("i", "floor")]), make("i", "dot"));
       this.gauge.style.setProperty("--from", place(1));
       this.gauge.style.setProperty("--to", place(-1));
@@ -103,26 +125,20 @@ class ReplyView {
       nearest.title = this.about.space.nearest;
       rows.push(nearest);
     }
-    if (reply.alert) rows.push(this.alert(row));
+    for (const words of standing(reply, this.about.space)) rows.push(Object.assign(row("alert", words), { className: "alert" }));
     this.readings.replaceChildren(...rows);
   }
 
   extras() {
     const { reply } = this, said = [];
-    if (reply.cap && reply.tokens.length) said.push(["held", `${reply.cappedTokens} of ${reply.tokens.length} tokens`]);
+    const waits = reply.cap?.endsWith("+alert") && !reply.acted;
+    if (waits) said.push(["cap", "waits for an alert"]);
+    else if (reply.cap && reply.tokens.length) said.push(["held", `${reply.cappedTokens} of ${reply.tokens.length} tokens${reply.acted ? ", since an alert" : ""}`]);
+    said.push(...places(reply.along));
     for (const s of reply.steer) said.push(["steered", `${signed(s.alpha, 2)} along ${s.direction === "axis" ? "the axis" : label(s.direction)}`]);
     return said;
   }
-
-  alert(row) {
-    const rule = this.about.space.alert;
-    const cell = row("alert", rule ? `${drifts(rule)} over ${rule.threshold.toFixed(1)} sd` : "has drifted");
-    cell.className = "alert";
-    return cell;
-  }
 }
-
-export const drifts = rule => rule.turns > 1 ? `mean drift of ${rule.turns} turns` : "drift";
 
 function nearestRole(name, cosine) {
   const role = make("span", "role", label(name));

@@ -29,6 +29,12 @@ export class Pieces {
     while (this.queue.length && this.place(this.queue[0])) this.queue.shift();
   }
 
+  /** Leaves what stands there as it is: tokens are looked for behind it. */
+  pass() {
+    this.box.insertBefore(document.createTextNode(this.tail.data), this.tail);
+    this.tail.data = "";
+  }
+
   /** Whether the token is dealt with: placed, or certain never to be found. */
   place(token) {
     const rest = this.tail.data;
