@@ -17,7 +17,7 @@ from personaspace.space.directions import ROLE, TRAIT
 HEAD = ("variant", "on the axis", "the move", "in roles' space", "contrast left", "traits", "roles")
 TABLE = (
     "On the axis: how far the default has moved, in standard deviations of the base's default over its prompts; positive is "
-    "towards the Assistant. The move: its length, in root mean squares of how far the base's prompts lie from their mean. In "
+    "towards the Assistant; a star: it counts. The move: its length, in root mean squares of how far the base's prompts lie from their mean. In "
     "roles' space: how much of its squared length lies on the roles' first {dimensions} components; of a random move "
     "{chance:.0%} would. Contrast left: of the distance on the axis between default and roles. Traits, roles: those that it "
     "moved along and that count, with the cosine of the move; none where nothing did."
@@ -81,11 +81,12 @@ def cells(change: Change) -> list[str]:
 
 def write_watched(path: str | Path, watched: Watched) -> Path:
     """Draws it as one HTML page, and returns its path."""
-    variants, model = watched.variants, watched.space.meta["model"]
+    variants = watched.variants
+    count = f"{len(variants)} variant{'s' * (len(variants) > 1)}"
     page = Page(
         f"What moved of {watched.base}",
-        f"{len(variants)} variant{'s' * (len(variants) > 1)} on the same {watched.prompts} prompts of the default, read before the first word at layer "
-        f"{watched.space.layer} of {model['layers'] if 'layers' in model else len(watched.space.tensors['axis'])}.",
+        f"{count} on the same {watched.prompts} prompts of the default, read before the first word at layer "
+        f"{watched.space.layer} of {len(watched.space.tensors['axis'])}.",
     )
     for change in variants[:4]:
         page.figure(
@@ -112,7 +113,10 @@ def write_watched(path: str | Path, watched: Watched) -> Path:
             # A line needs two ends.
             data += line(name, names, shifts, colour) if len(names) > 1 else [dots(name, names, shifts, colour)]
         drawing = chart(
-            data, axis("", type="category"), axis("shift, in deviations of the default", **ZERO), scattermode="group"
+            data,
+            axis("", type="category"),
+            axis("shift, in deviations of the default", **ZERO),
+            scattermode="overlay" if len(names) > 1 else "group",
         )
         page.section(f"The axis and {kind}s over the variants", ORDER, drawing)
     page.section("Among the roles", MAP, _map(watched))
