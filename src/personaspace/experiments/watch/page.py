@@ -17,9 +17,10 @@ from personaspace.space.directions import ROLE, TRAIT
 HEAD = ("variant", "on the axis", "the move", "in roles' space", "contrast left", "traits", "roles")
 TABLE = (
     "On the axis: how far the default has moved, in standard deviations of the base's default over its prompts; positive is "
-    "towards the Assistant; a star: it counts. The move: its length, in root mean squares of how far the base's prompts lie from their mean. In "
-    "roles' space: how much of its squared length lies on the roles' first {dimensions} components; of a random move "
-    "{chance:.0%} would. Contrast left: of the distance on the axis between default and roles. Traits, roles: those that it "
+    "towards the Assistant; a star: it counts. The move: its length, in root mean squares of how far the base's prompts lie "
+    "from their mean. In roles' space: how much of its squared length lies on the roles' first {dimensions} components; "
+    "of a random move {chance:.0%} would. Contrast left: of the distance on the axis "
+    "between default and roles. Traits, roles: those that it "
     "moved along and that count, with the cosine of the move; none where nothing did."
 )
 RULE = (
