@@ -17,12 +17,12 @@ import personaspace as ps
 from conftest import make_model, make_tokenizer, write_catalog
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import SpaceError, UsageError
-from personaspace.experiments.watch.findings import changes, shifts
+from personaspace.experiments.watch.findings import changes, null_edges, shifts
 from personaspace.experiments.watch.readings import Looks, ModelReading
 from personaspace.space.directions import ROLE, TRAIT
 from personaspace.stats.intervals import holm
 from test_cli import run
-from tuning import tuned
+from tuning import VOICES, tuned
 
 TRAITS = 10
 
@@ -154,8 +154,43 @@ def test_what_neutral_fine_tunes_show_is_no_effect_and_what_lies_beyond_it_is():
     small, large, null = found_in(base, {"a": moved[7.0], "b": moved[30.0]}, {"n": moved[6.0]}, looks)
     assert [small.moved, large.moved, null.moved, null.is_null] == [False, True, False, True]
     assert large.nearest(ROLE)[0].name == "role:r4"
-    largest = max(abs(k.shift.value) for k in null.looks if k.name.startswith("role:"))
-    assert large.nearest(ROLE)[0].beyond == pytest.approx(0.5 + largest)
+    of_null = next(k.shift.value for k in null.looks if k.name == "role:r4")
+    assert large.nearest(ROLE)[0].beyond == pytest.approx(0.5 + of_null)
+    # What a null does along one direction excuses nothing along another, nor the other way.
+    back = reading_of(base.default - 7 * towards)
+    (away, _) = found_in(base, {"back": back}, {"n": moved[6.0]}, looks)
+    back_look = next(k for k in away.looks if k.name == "role:r4")
+    assert back_look.moved
+    assert back_look.beyond == pytest.approx(0.5)
+    assert back_look not in away.nearest(ROLE)
+
+
+def test_another_neutral_fine_tune_is_seldom_taken_for_one_that_moved():
+    """They share a move, and each has one of its own: of k + 1 alike, one goes beyond the others in a 1/(k + 1) at most."""
+    moved = 0
+    for seed in range(100):
+        rng, base, looks = sets(seed)
+        shared = 5 * rng.normal(size=32)
+        five = {f"n{k}": reading_of(base.default + shared + rng.normal(size=32)) for k in range(5)}
+        last = five.pop("n4")
+        moved += found_in(base, {"last": last}, five, looks, effect=0.0)[0].moved
+    assert moved <= 32  # 1 in 5, and three standard deviations
+
+
+def test_nulls_reach_as_far_as_a_plain_loop_says():
+    rng, _, looks = sets(3)
+    of_nulls = rng.normal(size=(3, len(looks.names)))
+    edges = null_edges(of_nulls, looks)
+    for sign, reach in ((1, edges[0]), (-1, edges[1])):
+        for place, name in enumerate(looks.names):
+            kind, furthest = name.partition(":")[0], 0.0
+            for alone in range(3):
+                for other, other_name in enumerate(looks.names):
+                    if other_name.partition(":")[0] == kind:
+                        for way in (1, -1):
+                            rest = max(0.0, *(way * of_nulls[k, other] for k in range(3) if k != alone))
+                            furthest = max(furthest, max(0.0, way * of_nulls[alone, other]) - rest)
+            assert reach[place] == pytest.approx(max(0.0, *(sign * row[place] for row in of_nulls)) + furthest)
 
 
 @settings(max_examples=25, deadline=None)
@@ -192,7 +227,7 @@ def test_the_command_writes_a_page_and_says_what_moved(base, space, catalog, tmp
     options = ["--catalog", catalog, "--prompts", "12", "--roles", "all", "--out", tmp_path / "watch.html"]
     names = [folders["base"], folders["tuned"], "--space", tmp_path / "space.safetensors"]
     said = run("watch", *names, *options)
-    assert "towards the role ghost" in " ".join(said.stdout.split())
+    assert "towards the roles ghost +" in " ".join(said.stdout.split())
     assert "no neutral fine-tune" in said.stderr
     assert "ghost" in (tmp_path / "watch.html").read_text()
     as_json = json.loads(run("watch", *names, "--json", "--null", folders["base"], *options).stdout)
@@ -304,22 +339,29 @@ def test_a_callback_that_cannot_read_says_so(base, space, tmp_path):
         ps.WatchCallback(trainer, space, every=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_a_pirate_is_named_and_neutral_talk_is_not(seed, tmp_path):
-    """Adapters of the embedded model, trained here on the same questions; one neutral one is the other's null."""
+SEEDS = range(5)
+
+
+@pytest.fixture(scope="module")
+def fine_tunes(tmp_path_factory):
+    """Adapters of the embedded model, trained here on the same questions, by their voice and their seed."""
     pytest.importorskip("peft")
-    pirate, neutral, null = (
-        tuned(tmp_path / f"{voice}{k}", voice, k)
-        for voice, k in (("pirate", seed), ("neutral", seed), ("neutral", seed + 100))
-    )
-    watched = ps.watch(
-        "smollm2", {"pirate": pirate, "neutral": neutral}, null={"null": null}, traits="none", prompts=60
-    )
+    folder = tmp_path_factory.mktemp("tuned")
+    return {(voice, k): tuned(folder / f"{voice}{k}", voice, k) for voice in VOICES for k in SEEDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pirate_is_named_and_neutral_talk_is_not(seed, fine_tunes):
+    """The neutral ones of the other seeds are the null of both. On this small model a pirate's voice lies along several roles
+    that the Assistant is not; which stands first among them is not asked."""
+    null = {f"null {k}": fine_tunes["neutral", k] for k in SEEDS if k != seed}
+    both = {voice: fine_tunes[voice, seed] for voice in VOICES}
+    watched = ps.watch("smollm2", both, null=null, traits="none")
     for change in watched.changes:
         print(
             seed, change.name, [f"{k.plain_name} {k.cosine:+.2f} {k.shift:+.1f}" for k in change.nearest(ROLE, 8)[:8]]
         )
-    first, second = watched.variants
-    assert first.nearest(ROLE)[0].name == "role:pirate"
-    assert not second.moved
+    pirate, neutral = watched.variants
+    assert "role:pirate" in [look.name for look in pirate.nearest(ROLE)[:5] if look.moved]
+    assert not neutral.moved

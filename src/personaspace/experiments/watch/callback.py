@@ -25,7 +25,7 @@ PROMPTS, ROLES, TOP = 24, "8", 3
 class WatchCallback(TrainerCallback):  # type: ignore[misc]
     """Logs how far the default has moved since training began: along the axis, and along the traits and roles on which most of
     the move lies, as `persona/axis`, `persona/role:pirate`, … in deviations of the default; `persona/moved` counts the
-    directions along which it is beyond noise and the effect size. What was logged once is logged from then on.
+    directions that count. What was logged once is logged from then on.
 
     trainer: whose model it is, and whose logs it writes to; space: of that model as it was before training, by its folder or
     name; every: steps between readings; traits: as `ps.watch` has them, those of the space unless given ("24": read once, when

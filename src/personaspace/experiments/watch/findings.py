@@ -26,8 +26,9 @@ NAMED = 5
 class Look:
     """A change along one direction. shift: how far the default's mean has moved, in standard deviations of the base's default
     over prompts, with its 95% interval over the questions, paired; cosine: of the whole move with the direction, which says how
-    much of it lies there; beyond: what a shift had to lie beyond, the effect size and the null's largest; p: that it does, and
-    that no random move of the same length would lie along the direction as this one does, Holm's over all looks; moved: p < 5%.
+    much of it lies there; beyond: what a shift of this sign had to lie beyond, the effect size and what the null shows; p: that
+    it lies no further, or that as much of a random move of its length would lie along the direction, Holm's over all looks;
+    moved: p < 5%.
     """
 
     name: str
@@ -67,9 +68,10 @@ class Change:
         return self.looks[0]
 
     def nearest(self, kind: str, least: int = 0) -> list[Look]:
-        """The looks of a kind, `trait` or `role`, that moved, and where these are fewer, as many more as make `least`; those
-        first on which most of the move lies. A role is one that the default moved towards, or away from."""
-        looks = sorted((k for k in self.looks if k.name.startswith(f"{kind}:")), key=lambda k: -abs(k.cosine))
+        """The traits, or the roles, that it moved along, and where these are fewer, as many more as make `least`; those first
+        on which most of the move lies. Roles are those that it moved towards; a trait's other end is one as well."""
+        looks = [k for k in self.looks if k.name.startswith(f"{kind}:") and (kind != ROLE or k.cosine > 0)]
+        looks.sort(key=lambda k: -abs(k.cosine))
         moved = [k for k in looks if k.moved]
         return moved + [k for k in looks if not k.moved][: max(0, least - len(moved))]
 
@@ -82,7 +84,7 @@ class Change:
         """A small table of what the move lies along."""
         looks = [self.axis, *self.nearest(TRAIT, NAMED)[:NAMED], *self.nearest(ROLE, NAMED)[:NAMED]]
         rows = [[k.name, f"{k.shift:+.2f}", f"{k.cosine:+.2f}", "yes" if k.moved else "no"] for k in looks]
-        return tables.table(self.name, ["", "shift", "cosine", "beyond noise"], rows, [])
+        return tables.table(self.name, ["", "shift", "cosine", "counts"], rows, [])
 
 
 def shifts(base: ModelReading, variant: ModelReading, looks: Looks) -> tuple[Floats, Floats]:
@@ -105,17 +107,14 @@ def changes(
     """What has moved of each variant, the nulls after them. components: of the roles, `[k, hidden]`; centre: the
     mean role, `[hidden]`.
 
-    A look counts where the shift lies beyond the effect size, added to the largest shift that any null shows along a look of
-    its kind; and where more of the move lies along the direction than of a random move of the same length; both at 5% for all
-    looks of all variants together (Holm).
+    A look counts where the shift lies beyond the effect size, added to what the nulls show (`null_edges`); and where more of
+    the move lies along the direction than of a random move of the same length; both at 5% for all looks of all variants
+    together (Holm).
     """
-    beyond = np.full(len(looks.names), effect)
+    edges = np.zeros((2, len(looks.names)))
     if nulls:
-        of_nulls = np.abs([shifts(base, reading, looks)[0] for reading in nulls.values()])
-        for kind in KINDS:
-            places = looks.of_kind(kind)
-            if places:
-                beyond[places] += of_nulls[:, places].max()
+        edges = null_edges(np.stack([shifts(base, reading, looks)[0] for reading in nulls.values()]), looks)
+    beyond = edges + effect
     every = {**variants, **nulls}
     rows = {name: _row(base, reading, looks, beyond) for name, reading in every.items()}
     tested = np.concatenate([rows[name][3] for name in variants]) if variants else np.zeros(0)
@@ -143,7 +142,7 @@ def changes(
                     len(base.default),
                 ),
                 float(cosine[k]),
-                float(beyond[k]),
+                float(beyond[int(shift[k] < 0), k]),
                 float(ps[k]),
                 bool(ps[k] < 1 - LEVEL),
             )
@@ -165,10 +164,29 @@ def changes(
     return results
 
 
+def null_edges(of_nulls: Floats, looks: Looks) -> Floats:
+    """How far up and down each look the nulls reach, `[2, looks]`, of their shifts `[nulls, looks]`, in the same direction
+    along that look: what neutral training does, it does along some directions and not along others.
+
+    To that comes how far one null goes beyond all others along any look of its kind: another would
+    go further beyond these in one case of nulls + 1 at most, for each kind. Nothing is added where there is one null alone.
+    """
+    both = np.maximum(np.stack([of_nulls, -of_nulls]), 0)
+    edges: Floats = both.max(1)
+    if len(of_nulls) > 1:
+        for kind in KINDS:
+            if places := looks.of_kind(kind):
+                of_kind = both[:, :, places]
+                without = [np.delete(of_kind, k, 1).max(1) for k in range(len(of_nulls))]
+                edges[:, places] += max(float((of_kind[:, k] - rest).max()) for k, rest in enumerate(without))
+    return edges
+
+
 def _row(
     base: ModelReading, variant: ModelReading, looks: Looks, beyond: Floats
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Shifts, their errors, cosines of the move, and p's before they are corrected, `[looks]` each."""
+    """Shifts, their errors, cosines of the move, and p's before they are corrected, `[looks]` each. beyond: up and down,
+    `[2, looks]`."""
     from scipy.stats import t
 
     shift, error = shifts(base, variant, looks)
@@ -177,11 +195,12 @@ def _row(
     cosine = looks.units @ move / length if length else np.zeros(len(shift))
     with np.errstate(divide="ignore", invalid="ignore"):
         # Of a shift that lies just at the edge; both tails, so that without an effect size it is the plain paired t-test.
-        past, far = (np.abs(shift) - beyond) / error, (np.abs(shift) + beyond) / error
+        edge = np.where(shift < 0, beyond[1], beyond[0])
+        past, far = (np.abs(shift) - edge) / error, (np.abs(shift) + beyond.min(0)) / error
         of_noise = t.sf(past, len(base.default) - 1) + t.sf(far, len(base.default) - 1)
         # A random direction's cosine with a fixed one, of so many dimensions.
         along = np.abs(cosine) * np.sqrt(freedom / np.maximum(1 - cosine**2, 1e-12))
-    of_noise = np.where(error > 0, of_noise, np.where(np.abs(shift) > beyond, 0.0, 1.0))
+    of_noise = np.where(error > 0, of_noise, np.where(np.abs(shift) > edge, 0.0, 1.0))
     return shift, error, cosine, np.maximum(of_noise, 2 * t.sf(along, freedom))
 
 

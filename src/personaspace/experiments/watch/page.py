@@ -10,17 +10,18 @@ import numpy as np
 
 from personaspace.experiments.watch.findings import DIMENSIONS, NAMED, Change, Look
 from personaspace.experiments.watch.run import Watched
-from personaspace.report.charts import COLOURS, ZERO, axis, chart, line, points
+from personaspace.report.charts import COLOURS, ZERO, axis, chart, dots, line, points
 from personaspace.report.page import FAR, SOFT, Page
 from personaspace.space.directions import ROLE, TRAIT
 
 HEAD = ("variant", "on the axis", "the move", "in roles' space", "contrast left", "traits", "roles")
 TABLE = (
     "On the axis: how far the default has moved, in standard deviations of the base's default over its prompts; positive is "
-    "towards the Assistant. The move: its length, in root mean squares of how far the base's prompts lie from their mean. In "
-    "roles' space: how much of its squared length lies on the roles' first {dimensions} components; of a random move "
-    "{chance:.0%} would. Contrast left: of the distance on the axis between default and roles. Traits, roles: those that it "
-    "moved along beyond noise, with the cosine of the move; none where nothing did."
+    "towards the Assistant; a star: it counts. The move: its length, in root mean squares of how far the base's prompts lie "
+    "from their mean. In roles' space: how much of its squared length lies on the roles' first {dimensions} components; "
+    "of a random move {chance:.0%} would. Contrast left: of the distance on the axis "
+    "between default and roles. Traits, roles: those that it "
+    "moved along and that count, with the cosine of the move; none where nothing did."
 )
 RULE = (
     "A look counts where the shift lies more than {beyond}, and where more of the move lies along the direction than of a "
@@ -28,18 +29,21 @@ RULE = (
 )
 MAP = (
     "Where the default lies among the roles, on their first two components, PC1 up; a line leads from the base to each "
-    "variant. Roles that a variant moved along beyond noise are named."
+    "variant. Roles that a variant moved towards, and that count, are named."
 )
-ORDER = "In the order in which the variants were named. Bands are 95% intervals over the questions."
+ORDER = "In the order in which the variants were named. Bands and bars are 95% intervals over the questions."
 
 
 def rule(watched: Watched) -> str:
     """What a change had to be to count."""
     beyond = f"{watched.effect:g} standard deviations of the default"
-    if watched.nulls:
-        largest = {look.name.partition(":")[0]: look.beyond - watched.effect for look in watched.changes[0].looks}
-        named = ", ".join(f"{kind} {value:.1f}" for kind, value in largest.items())
-        beyond += f" beyond the largest shift of a neutral fine-tune along any direction of its kind ({named})"
+    if (several := len(watched.nulls)) > 1:
+        beyond += (
+            f" beyond what {several} neutral fine-tunes reach along it, and as far again as one of them goes beyond the others "
+            "along any direction of its kind"
+        )
+    elif several:
+        beyond += " beyond what the neutral fine-tune reaches along it"
     looks = len(watched.looks.names) * len(watched.variants)
     return RULE.format(beyond=beyond, looks=looks, prompts=watched.prompts)
 
@@ -47,15 +51,13 @@ def rule(watched: Watched) -> str:
 def said(change: Change) -> str:
     """A variant's change in a sentence."""
     if not change.moved:
-        return f"{change.name}: nothing moved beyond noise; on the axis {change.axis.shift:+.2f}."
+        return f"{change.name}: nothing moved that counts; on the axis {change.axis.shift:+.2f}."
     parts = []
     for kind in (ROLE, TRAIT):
         if looks := [k for k in change.nearest(kind) if k.moved]:
-            toward = "towards" if looks[0].cosine > 0 else "away from"
-            more = f" and {len(looks) - 1} more" if len(looks) > 1 else ""
-            parts.append(f"{toward} the {kind} {looks[0].plain_name} (cosine {looks[0].cosine:+.2f}){more}")
-    on_axis = "" if change.axis.moved else ", not beyond noise"
-    moves = f"moved most {', and '.join(parts)}; " if parts else ""
+            parts.append(f"{'towards' if kind == ROLE else 'along'} the {kind}s {names_of(looks)}")
+    on_axis = "" if change.axis.moved else ", which does not count"
+    moves = f"moved most {', and '.join(parts)} (cosines); " if parts else ""
     return f"{change.name}: {moves}on the axis {change.axis.shift:+.2f} deviations{on_axis}."
 
 
@@ -80,14 +82,17 @@ def cells(change: Change) -> list[str]:
 
 def write_watched(path: str | Path, watched: Watched) -> Path:
     """Draws it as one HTML page, and returns its path."""
-    variants, model = watched.variants, watched.space.meta["model"]
+    variants = watched.variants
+    count = f"{len(variants)} variant{'s' * (len(variants) > 1)}"
     page = Page(
         f"What moved of {watched.base}",
-        f"{len(variants)} variants on the same {watched.prompts} prompts of the default, read before the first word at layer "
-        f"{watched.space.layer} of {model['layers'] if 'layers' in model else len(watched.space.tensors['axis'])}.",
+        f"{count} on the same {watched.prompts} prompts of the default, read before the first word at layer "
+        f"{watched.space.layer} of {len(watched.space.tensors['axis'])}.",
     )
     for change in variants[:4]:
-        page.figure(change.name, change.axis.shift, "on the axis" + ("" if change.axis.moved else ", not beyond noise"))
+        page.figure(
+            change.name, change.axis.shift, "on the axis" + ("" if change.axis.moved else ", which does not count")
+        )
     hidden = watched.looks.units.shape[1]
     text = f"{TABLE.format(dimensions=DIMENSIONS, chance=min(DIMENSIONS / hidden, 1))} {rule(watched)}"
     page.section("In figures", text, head=HEAD, rows=[cells(change) for change in watched.changes])
@@ -98,12 +103,22 @@ def write_watched(path: str | Path, watched: Watched) -> Path:
         followed = list(dict.fromkeys(k.name for c in variants for k in c.nearest(kind)[:NAMED] if k.moved))[
             : len(COLOURS) - 1
         ]
+        if not followed:
+            continue
+        series = {
+            variants[0].looks[place].plain_name: [change.looks[place].shift for change in variants]
+            for place in map(watched.looks.names.index, ["axis", *followed])
+        }
         data: list[dict[str, Any]] = []
-        for colour, name in zip(COLOURS, ["axis", *followed], strict=False):
-            place = watched.looks.names.index(name)
-            shifts = [change.looks[place].shift for change in variants]
-            data += line(variants[0].looks[place].plain_name, names, shifts, colour)
-        drawing = chart(data, axis("", type="category"), axis("shift, in deviations of the default", **ZERO))
+        for colour, (name, shifts) in zip(COLOURS, series.items(), strict=False):
+            # A line needs two ends.
+            data += line(name, names, shifts, colour) if len(names) > 1 else [dots(name, names, shifts, colour)]
+        drawing = chart(
+            data,
+            axis("", type="category"),
+            axis("shift, in deviations of the default", **ZERO),
+            scattermode="overlay" if len(names) > 1 else "group",
+        )
         page.section(f"The axis and {kind}s over the variants", ORDER, drawing)
     page.section("Among the roles", MAP, _map(watched))
     for change in variants:
@@ -166,10 +181,13 @@ def plain_changes(watched: Watched) -> dict[str, Any]:
                 "share_in_roles": c.share,
                 "contrast": c.contrast,
                 "other_texts": c.other_texts,
-                "traits": [_plain(k) for k in c.nearest(TRAIT, len(c.looks))],
-                "roles": [_plain(k) for k in c.nearest(ROLE, len(c.looks))],
+                **{
+                    f"{kind}s": [_plain(k) for k in by_cosine if k.name.startswith(f"{kind}:")]
+                    for kind in (TRAIT, ROLE)
+                },
             }
             for c in watched.changes
+            for by_cosine in [sorted(c.looks, key=lambda k: -k.cosine)]
         ],
     }
 

@@ -144,6 +144,8 @@ def watch(
         readings[name] = read_model(engine, work, space.layer, watcher)
         if readings[name].texts != of_base.texts:
             notes.append(f"{name}: its template makes other prompts than the base's; a part of the move may be that")
+    if len(nulls) == 1:
+        notes.append("one neutral fine-tune says nothing of how far two of them differ; three or more do")
     if not nulls:
         notes.append(
             "no neutral fine-tune to set it beside (null=…): any training moves a model, whatever it is trained on"
