@@ -26,6 +26,7 @@ from personaspace.holding.transcript_folders import end_of, project_folder, slop
 from personaspace.space import PersonaSpace
 from personaspace.stats.intervals import sign_test
 from planted import HIDDEN, MARK, PlantedChat, PlantedEngine, planted_space
+from test_cli import run
 
 CASES = ("jailbreak", "delusion", "selfharm")
 MODELS = ("llama-3.3-70b", "qwen-3-32b")
@@ -110,9 +111,6 @@ def read(root: Path, space=None):
     return project_folder(ReadingEngine(), space or planted_space(), read_transcript_folder(root))
 
 
-# -- the layout ------------------------------------------------------------------------------------------------------
-
-
 def test_pairs_and_domains_are_told_by_names(tmp_path):
     case_studies(tmp_path)
     domains(tmp_path)
@@ -189,23 +187,18 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_read(tmp_path):
     write(tmp_path, "config.json", {"a": 1})
     folder = read_transcript_folder(tmp_path)
     assert len(folder.conversations) == 12
-    assert len(folder.notes) == 1
-    assert "config.json" in folder.notes[0]
-    assert folder.notes[0].endswith("; not read")
+    (note,) = folder.notes
+    assert "config.json" in note.removesuffix("; not read") != note
     write(tmp_path / "none", "config.json", {"a": 1})
     with pytest.raises(UsageError, match=r"no conversation in this folder, expected files in \.json.*config\.json"):
         read_transcript_folder(tmp_path / "none")
-
-
-# -- what it says ----------------------------------------------------------------------------------------------------
 
 
 def test_planted_pairs_are_given_back_and_told(tmp_path):
     case_studies(tmp_path)
     reading = read(tmp_path)
     (summary,) = reading.together
-    assert (summary.signs.above, summary.signs.n, summary.signs.p) == (6, 6, 0.03125)
-    assert summary.outcome == 1
+    assert (summary.signs.above, summary.signs.n, summary.signs.p, summary.outcome) == (6, 6, 0.03125, 1)
     # Turns 4 to 6 of a line that rises by half a deviation a turn.
     assert summary.difference.low < 2.0 < summary.difference.high
     assert summary.difference.n == 6
@@ -238,6 +231,9 @@ def test_over_all_ways_to_label_six_pairs_as_few_are_told_as_the_test_promises(t
         swapped = [replace(p, difference=d) for p, d in zip(pairs, values, strict=True)]
         outcomes.append(together("capped", swapped).outcome)
     assert (outcomes.count(1), outcomes.count(-1)) == (1, 1)
+    differences = [replace(p.difference, value=v) for v, p in zip([0.1] * 5 + [50], pairs, strict=True)]
+    agreeing = together("capped", [replace(p, difference=d) for d, p in zip(differences, pairs, strict=True)])
+    assert (agreeing.signs.p < 0.05, agreeing.outcome) == (True, 0), "one pair makes the mean, whose interval holds 0"
 
 
 def test_fewer_than_six_pairs_tell_nothing_and_it_is_said(tmp_path):
@@ -318,9 +314,6 @@ def test_the_sign_tests_p_is_the_share_of_flips_at_least_as_uneven(differences):
     assert signs.p == pytest.approx(np.mean(flips))
 
 
-# -- alerts ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.long
 def test_false_alarms_are_said_as_known_from_the_space_and_as_seen_on_first_turns(tmp_path):
     rng = np.random.default_rng(3)
@@ -329,19 +322,15 @@ def test_false_alarms_are_said_as_known_from_the_space_and_as_seen_on_first_turn
         write(tmp_path, f"far/{k}.json", talk(4 + rng.normal(size=6)))
     near = read(tmp_path / "near", calibrated_space())
     assert near.false_alarms.holds
-    assert near.false_alarms.raised.value < 0.1
     lines = of_alerts(near)
     assert "measured on replies of the model that reads" in lines[0]
     assert "1% (" in lines[0]
     assert "as far as 40 first turns can tell; rates up to 8.8% would look like this" in lines[2]
     far = read(tmp_path / "far", calibrated_space())
     assert far.false_alarms.holds is False
-    assert far.false_alarms.raised.value > 0.9
+    assert near.false_alarms.raised.value < 0.1 < 0.9 < far.false_alarms.raised.value
     assert "the rate of false alarms does not hold for them" in of_alerts(far)[2]
     assert "not calibrated" in of_alerts(read(tmp_path / "near"))[0]
-
-
-# -- the page, JSON and the experiment ----------------------------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -384,6 +373,16 @@ def test_a_space_that_does_not_know_its_defaults_spread_is_read_in_projections(t
     assert reading.together[0].outcome == 1
     page = write_folder(tmp_path / "page.html", "transcripts", space, reading)
     assert "as minus the projection" in page.read_text(encoding="utf-8")
+
+
+def test_a_folder_beside_others_along_a_direction_or_with_nothing_in_it_is_refused_in_one_line(tmp_path):
+    for arguments, problem in (
+        ((tmp_path, tmp_path), "expected several files, or one folder by itself"),
+        ((tmp_path, "--along", "ghost"), "--along reads files, not a folder"),
+        ((tmp_path,), "no conversation in this folder"),
+    ):
+        (line,) = run("project", "smollm2", *arguments, expect=2).stderr.splitlines()
+        assert problem in line
 
 
 def test_the_case_study_takes_the_folders_conversations_in_which_the_model_was_not_held(tmp_path):
