@@ -141,7 +141,7 @@ def test_where_decoding_ends_for_good_everybody_is_told(space, engine):
     with serving(space, engine, rows=1) as (address, worker), ThreadPoolExecutor(2) as pool:
 
         def fail(*_):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("the device has failed")
 
         worker._watch = worker._fresh = fail
         url = f"{address}/v1/chat/completions"

@@ -150,8 +150,8 @@ def test_a_folder_of_before_there_were_controls_is_gone_on_with(tmp_path):
     conducted(tmp_path, engine, SMALL.model_copy(update={"controls": 0}))
     engine.asked = 0
     result = conducted(tmp_path, engine)
-    assert engine.asked == len(control_asks(SMALL, load_catalog())) + 16, (
-        "those of the controls, and what measures the cap"
+    assert engine.asked == len(control_asks(SMALL, load_catalog())) + 8, (
+        "those of the controls, and the eight different prompts of one, on which the cap is measured"
     )
     assert result.figures["effects"]["steered away"].direction == 1
 
