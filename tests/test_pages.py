@@ -29,6 +29,7 @@ NOT_RUN = {
     r"hf://|\bQwen/|\bpush\b|--engine vllm": "the Hub or vLLM is needed",
     r"--engine ray": "a cluster is needed; tests/test_ray.py starts one",
     r"--judge(-model)? openai|--tasks": "an endpoint or a data set is needed",
+    r"\bcheckpoints/": "a training's checkpoints; tests/test_watch.py makes such",
     r"\.gguf\b|\./my-lora": "files that are not here; tests/test_gguf_models.py and test_adapters.py make such",
 }
 OTHER_PROGRAMS = ("pip", "make", "python", "docker", "kubectl", "sudo", "printf", "marimo", "inspect", "lm_eval")
@@ -153,7 +154,7 @@ def test_a_pages_examples_run_from_first_to_last(page, mapped, model, tiny_folde
                 Path(block.title).parent.mkdir(parents=True, exist_ok=True)
                 Path(block.title).write_text(block.text, encoding="utf-8")
             elif block.language == "python":
-                if re.search(r"\bvllm\b|hf://", block.text):
+                if re.search(r"\bvllm\b|hf://|\bTrainer\(", block.text):  # test_watch.py trains
                     compile(block.text, page.name, "exec")
                     continue
                 exec(compile(python_of(block.text, tiny_folder, address), page.name, "exec"), names)
