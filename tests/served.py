@@ -51,3 +51,12 @@ def serving(space, engine, **options):
         thread.join(20)
         listening.close()
         assert not thread.is_alive()
+
+
+def until(true):
+    """Waits for it, some seconds at most."""
+    for _ in range(500):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came true")

@@ -21,20 +21,11 @@ from personaspace.engines.transformers.sampling import uniforms
 from personaspace.serve import scheduler
 from personaspace.serve.lock import ModelLock, QueueFull
 from personaspace.serve.scheduler import Ended, Job, Worker
-from served import engine, serving, space
+from served import engine, serving, space, until
 
 HELLO = [{"role": "user", "content": "hello"}]
 TALK = {"messages": [*HELLO, {"role": "assistant", "content": "good day"}]}
 ASKED = {"model": "tiny", "messages": HELLO, "max_tokens": 5}
-
-
-def until(true):
-    """Waits for it, some seconds at most."""
-    for _ in range(500):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came true")
 
 
 def test_a_step_comes_after_each_exclusive_use_and_exclusive_use_after_each_step():

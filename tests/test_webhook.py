@@ -19,6 +19,7 @@ import pytest
 from personaspace.errors import UsageError
 from personaspace.serve import webhook
 from personaspace.serve.webhook import Signer, Webhook
+from served import until
 
 SECRET = "a secret of a test"
 
@@ -47,14 +48,6 @@ def receiver(statuses=(), location=None):
     finally:
         server.shutdown()
         server.server_close()
-
-
-def until(true):
-    for _ in range(500):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came true")
 
 
 def test_a_message_is_signed_so_that_its_receiver_can_tell_it_from_any_other():
