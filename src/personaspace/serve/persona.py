@@ -92,7 +92,8 @@ class Reader:
         if mean is None:
             return None
         reading, persona = self.reading(mean, tokens), persona or Persona()
-        along, started = self.watch.along(mean, persona), self.watch.started(mean)
+        started = self.watch.started(mean)
+        along = started if persona.read is None else self.watch.along(mean, persona.read)
         shifts = {name: place.shift for name, place in started.items() if place.shift is not None}
         if reading["drift"] is not None:
             shifts[AXIS] = -reading["drift"]

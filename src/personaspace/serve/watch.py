@@ -65,10 +65,13 @@ class Watch:
         return watch
 
     @property
+    def _alerted(self) -> list[str]:
+        return [alert.name for alert in self.alerts if alert.name != AXIS]
+
+    @property
     def names(self) -> list[str]:
         """The directions that the server was started with: of metrics, and of what every reply tells unless asked otherwise."""
-        alerted = [alert.name for alert in self.alerts if alert.name != AXIS]
-        return list(dict.fromkeys([*(self.direction(name).name for name in self.settings.read), *alerted]))
+        return list(dict.fromkeys([*(self.direction(name).name for name in self.settings.read), *self._alerted]))
 
     def direction(self, name: str) -> Direction:
         """One of the space's directions. Raises `SpaceError`."""
@@ -92,17 +95,17 @@ class Watch:
         if persona.on_alert == "cap" and cap is None and RECOMMENDED not in self.space.caps:
             raise BadRequest(f"This space has no cap {RECOMMENDED!r} to hold by on an alert", "persona.on_alert")
 
-    def along(self, mean: Tensor, persona: Persona) -> dict[str, Along]:
-        """Where a reply's mean `[hidden]` lies: along what the request names, or the server's own choice, and what the server
-        alerts on in any case."""
-        alerted = [alert.name for alert in self.alerts if alert.name != AXIS]
-        names = [*persona.read, *alerted] if persona.read is not None else self.names
+    def started(self, mean: Tensor) -> dict[str, Along]:
+        """Where a reply's mean `[hidden]` lies along the directions that the server was started with, whoever asks."""
+        return self._read(mean, self.names)
+
+    def along(self, mean: Tensor, read: Sequence[str]) -> dict[str, Along]:
+        """Where it lies along what a request names, and what the server alerts on in any case."""
+        return self._read(mean, [*read, *self._alerted])
+
+    def _read(self, mean: Tensor, names: Sequence[str]) -> dict[str, Along]:
         directions = {direction.name: direction for direction in map(self.direction, names)}
         return {name: direction.read(mean) for name, direction in directions.items()}
-
-    def started(self, mean: Tensor) -> dict[str, Along]:
-        """Where it lies along the directions that the server was started with, whatever a request names."""
-        return {name: self.direction(name).read(mean) for name in self.names}
 
     def _history(self, alert: NamedAlert, persona: Persona) -> list[float]:
         """The shifts of earlier turns that an alert looks at."""
