@@ -125,6 +125,21 @@ def test_a_first_slow_pass_over_prompts_is_not_counted():
     assert measured(Clocked(0.004, 0.3, cold=50.0), new_tokens=None) == pace.Pace(pytest.approx(0.004))
 
 
+@pytest.mark.parametrize("slow", [1, 2, 3])
+def test_a_pass_that_something_else_slowed_down_is_not_counted(slow):
+    """Pages of weights that come from the disk, another program's burst: they made of five minutes a forecast of 12.9 hours."""
+    engine = Clocked(0.004, 0.3)
+    prefill = engine._prefill
+
+    def stalled(prompts, times=1):
+        prefill(prompts, times)
+        if len(engine.asked) == slow:
+            engine.now += 10.0
+
+    engine._prefill = stalled
+    assert measured(engine, new_tokens=None).prompt_token == pytest.approx(0.004)
+
+
 def test_time_is_tokens_times_what_each_takes():
     found = pace.Pace(0.01, step=0.5, rows=100)
     assert found.seconds(2_000, 10_000) == pytest.approx(2_000 * 0.01 + 10_000 / 100 * 0.5)
@@ -134,8 +149,8 @@ def test_time_is_tokens_times_what_each_takes():
 def test_measuring_takes_a_few_steps_and_prompts_however_long_the_run():
     engine = Clocked(0.004, 0.3)
     measured(engine, n=64, new_tokens=4000)
-    # A prompt as long as half a reply, and some steps; then a few prompts, each time with some steps.
-    assert engine.now < 2_100 * 0.004 + 20 * 0.3
+    # A prompt as long as half a reply, and some steps; then a few prompts twice, each time with some steps.
+    assert engine.now < 2_100 * 0.004 + 25 * 0.3
     slow = Clocked(5.0, 60.0)
     measured(slow, new_tokens=24)
     assert slow.now < 8 * 60 + 5.0 * (3 * 40)

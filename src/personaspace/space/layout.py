@@ -66,14 +66,14 @@ def written(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
         meta["format"] = IN_HALVES
         meta["role_unit"] = max(float(stored["role_vectors"].abs().max()), 1e-30) / HALVES
         stored["role_vectors"] = (stored["role_vectors"] / meta["role_unit"]).half()
-    header = json.dumps(meta)
-    data: bytes = save(stored, {"personaspace": header, DIGEST: digest_of(header, stored)})
+    # One entry of metadata: of several, safetensors writes the order anew each time, and one space must be the same bytes.
+    data: bytes = save(stored, {"personaspace": json.dumps({**meta, DIGEST: digest_of(meta, stored)})})
     return data
 
 
-def digest_of(header: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of what a file holds, whatever order it is in: its metadata, and of each tensor name, kind, shape and bytes."""
-    digest = hashlib.sha256(header.encode())
+def digest_of(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a file holds: its metadata, and of each tensor, in order of names, name, kind, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(meta).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -85,8 +85,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of a file. Raises `SpaceError` for anything that is not a space's."""
     try:
         with safe_open(path, framework="pt") as f:
-            metadata = f.metadata() or {}
-            header = metadata.get("personaspace", "null")
+            header = (f.metadata() or {}).get("personaspace", "null")
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError) as e:
         raise SpaceError(
@@ -104,7 +103,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "version?"
         )
     # A space of an earlier version has no digest.
-    if metadata.get(DIGEST) not in (None, digest_of(header, tensors)):
+    if DIGEST in meta and meta.pop(DIGEST) != digest_of(meta, tensors):
         raise SpaceError(f"{path}: found other content than was written; map the model again, or fetch the file again")
     if problem := schema.wrong(meta, tensors):
         raise SpaceError(f"{path}: {problem}; map the model again, or fetch the file again")
