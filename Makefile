@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow soak test-vllm fuzz torture accelerator check bench docs site experiments \
+.PHONY: quickstart test test-fast test-slow mutants soak test-vllm fuzz torture accelerator check bench docs site experiments \
     bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
@@ -44,6 +44,21 @@ test-fast: $(VENV)/.dev
 # Fifty planted spaces a setting and the like: some twenty minutes on one core.
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+# Lines of what figures are made by are changed on purpose, so many a module: does a test fail? The tool stands apart, and sees
+# what is installed for the tests; the package that it changes is its own copy.
+MUTANTS_VENV := .venv-mutants
+MUTANTS ?= 40
+
+$(MUTANTS_VENV)/.installed: $(VENV)/.dev
+	$(PYTHON) -m venv $(MUTANTS_VENV)
+	$(MUTANTS_VENV)/bin/pip install --quiet --disable-pip-version-check mutmut==3.8.1
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	    >"$$($(MUTANTS_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	touch $@
+
+mutants: $(MUTANTS_VENV)/.installed
+	OMP_NUM_THREADS=1 nice $(MUTANTS_VENV)/bin/python scripts/mutants.py $(MUTANTS)
 
 # Every reader of a stranger's file, on changed ones; what fails is kept in tests/data/fuzz/, and tried by the tests from then on.
 MINUTES ?= 60
@@ -144,4 +159,4 @@ licences: $(VENV)/.dev
 	$(BIN)/python scripts/licences.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) .venv-gpu dist site
+	rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) $(MUTANTS_VENV) .venv-gpu dist site mutants

@@ -256,6 +256,7 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
     by_fold = _separation(included, np.concatenate(held_out, 1), fold)
     figures = {name: np.concatenate(values) for name, values in by_layer.items()}
     # 3) The layer: prompts' by reliability, replies' by how far they lie apart on questions that the axis did not see.
+    asked_layer = layer
     if layer is None and meta.get("reading") == PROMPT:
         whole_reliabilities = (
             spearman_brown(figures[f"{name}_split_half"], figures["split_half_factor"]) for name in ("order", "map")
@@ -298,7 +299,7 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
         **meta,
         "format": layout.FORMAT,
         "layer": chosen,
-        "layer_chosen": "auto" if layer is None else "given",
+        "layer_chosen": "auto" if asked_layer is None else "given",
         "roles": list(cells.names[1:]),
         "left_out": included.left_out,
         "n_default": int(cells.per_role()[0]),
