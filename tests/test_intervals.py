@@ -83,6 +83,12 @@ def test_kinds_are_counted_among_what_was_judged():
     }
 
 
+def test_where_nothing_was_judged_there_is_no_share_and_that_is_said():
+    nothing = intervals.share([None, math.nan])
+    assert (nothing.n, nothing.missing, math.isnan(nothing.value)) == (0, 2, True)
+    assert (f"{nothing:.0%}", f"{nothing:.2f}") == ("none judged (2 missing)", "none (2 missing)")
+
+
 def test_holms_p_is_the_smallest_times_as_many_as_are_left_and_never_falls():
     rng = np.random.default_rng(0)
     for n in (1, 2, 5, 9):

@@ -353,6 +353,17 @@ def test_a_compact_space_says_the_same_at_its_layer(space, tmp_path):
     assert places[0] == pytest.approx(places[1], abs=0.01), "vectors are kept in half precision"
 
 
+def test_a_compact_space_of_two_readings_keeps_what_the_other_ones_axis_and_first_component_have_in_common(space):
+    tensors = {
+        f"prompt.{name}": space.tensors[name] for name in ("role_vectors", "default_vector", "axis", "components")
+    }
+    other = {"prompt": {"reading": "prompt", "layer": 1, "roles": NAMES, "samples": ["as long as a book"]}}
+    small = PersonaSpace({**space.meta, "other": other}, {**space.tensors, **tensors}).compact()
+    assert small.meta["other"]["prompt"]["axis_pc1"] == pytest.approx(space.axis_pc1())
+    assert "samples" not in small.meta["other"]["prompt"]
+    assert small.interventions() == ()
+
+
 # -- the monitor -------------------------------------------------------------------------------------------------------
 
 
@@ -447,6 +458,7 @@ def test_a_rule_says_itself_in_words_and_refuses_what_makes_none():
         "runs and 90% of such conversations at 40 tokens a reply"
     )
     assert str(AlertRule(1.5)) == "mean drift over 1 turn above +1.50"
+    assert "5% of the default's conversations raise" in str(AlertRule(1.5, rate=0.05))
     assert "and 2% of its single turns; how alike" in str(AlertRule(1.5, rate=0.05, window_rate=0.02))
     for values in ((float("nan"),), (float("inf"),), (1.0, 0), (1.0, 1, -0.1)):
         with pytest.raises(UsageError, match="expected a finite threshold"):
