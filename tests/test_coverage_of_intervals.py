@@ -16,7 +16,7 @@ from in_memory import InMemory
 from personaspace.experiments.base_model.axis import _cosines
 from personaspace.experiments.capability.run import surprise
 from personaspace.experiments.compare.findings import correlation, pearson, spearman
-from personaspace.experiments.jailbreak.findings import effect
+from personaspace.experiments.jailbreak.findings import PERSONA, effect
 from personaspace.experiments.kit.trials import Reading
 from personaspace.experiments.traits import findings as trait_findings
 from personaspace.experiments.watch.findings import shifts
@@ -144,7 +144,7 @@ def _(seed):
             for condition, edge in (("plain", 0.0), ("held", 1.0)):
                 bad = float(of_item + 0.5 * rng.normal() > edge)
                 rows.append(
-                    {"arm": "persona", "item": f"{group} {item}", "group": group, "condition": condition, "bad": bad}
+                    {"arm": PERSONA, "item": f"{group} {item}", "group": group, "condition": condition, "bad": bad}
                 )
         # Both are shares of a normal of variance 2.25.
         truth = 1 - (1 - NormalDist(sigma=1.5).cdf(1.0)) / 0.5
