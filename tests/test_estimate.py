@@ -120,7 +120,13 @@ def test_reliabilities_are_those_of_halves_by_question_and_by_instruction(source
     roles = spearman_brown(products.role_split_half(), factor)
     assert np.allclose(space.tensors["role_reliability"].numpy(), roles, atol=1e-4)
     assert np.allclose(space.tensors["cosine_error"].numpy(), products.cosine_error(), atol=1e-4)
-    assert space.meta["reliability_interval"] == products.intervals(factor, 100, 3)
+    at_chosen, ratio = source.sums(included.cells, at_layer), float(ratios[space.layer])
+    left_out = [reliability.Products.of(p, at_chosen, ratio) for p in reliability.without_questions(splits[:5], 10, 3)]
+    assert space.meta["reliability_interval"] == products.intervals(factor, 100, 3, left_out)
+    by_roles = products.intervals(factor, 100, 3)
+    (low, high), (least, most) = space.meta["reliability_interval"]["order"], by_roles["order"]
+    assert low < least < most <= high  # other questions might have been asked as well
+    assert space.meta["reliability_interval"]["map"] == by_roles["map"]
     whole = estimate.reliabilities(included, space.layer, 3, ("axis", "order", "map"))
     one = reliability.split_half(splits, source.sums(included.cells, at_layer), ratios[at_layer])
     assert whole["axis"] == pytest.approx(float(spearman_brown(one.axis)[0]))

@@ -22,6 +22,7 @@ from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.noise import Sample
 
 SPLITS, BY_LAYER, FOLDS, BOOTSTRAPS = 20, 10, 10, 100
+JACKKNIFE_GROUPS, JACKKNIFE_SPLITS = 10, 5
 DEPTH = 2 / 3
 PLATEAU = 0.02
 """Reliabilities that differ by less are the same to who reads the map."""
@@ -268,6 +269,10 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
     ratio = float(figures["variance_ratio"][chosen])
     intervals = reliability.bootstrap(cells, at_layer[:, 0], axis[chosen].numpy(), BOOTSTRAPS, seed, ratio)
     products = reliability.Products.of(splits, at_layer, ratio, len(cells.shown) - 1)
+    left_out = [
+        reliability.Products.of(pairs, at_layer, ratio)
+        for pairs in reliability.without_questions(splits[:JACKKNIFE_SPLITS], JACKKNIFE_GROUPS, seed)
+    ]
     factor = float(figures["split_half_factor"][chosen])
     components, variance = principal_components(roles.float(), axis.float())
     # Noise is learnt from the sample, or as much of it as `NOISE_FROM` says.
@@ -306,7 +311,7 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
         "n_kept": int(cells.per_role().sum()),
         "axis_pc1_interval": intervals.axis_pc1.tolist(),
         "role_interval": "pooled",
-        "reliability_interval": products.intervals(factor, BOOTSTRAPS, seed),
+        "reliability_interval": products.intervals(factor, BOOTSTRAPS, seed, left_out),
         "corrected": without_noise,
         "histogram": _histogram(projections[:, chosen], is_default),
     }

@@ -61,6 +61,17 @@ def split_fits(cells: Cells, splits: int, seed: int) -> list[Pair]:
     return [pair for pair in pairs if all(_has_axis(fit) for fit in pair)]
 
 
+def without_questions(pairs: Sequence[Pair], groups: int, seed: int) -> list[list[Pair]]:
+    """The same halves without one group of the questions' blocks, for each of so many groups: what the jackknife asks for."""
+    if not pairs:
+        return []
+    cells = pairs[0][0].cells
+    group = np.random.default_rng(seed).permutation(np.arange(cells.blocks) % groups)
+    kept = [(group != k).astype(float) for k in range(min(groups, cells.blocks))]
+    all_pairs = [[(Fit(cells, a.weight * keep), Fit(cells, b.weight * keep)) for a, b in pairs] for keep in kept]
+    return [[pair for pair in some if all(_has_axis(fit) for fit in pair)] for some in all_pairs]
+
+
 def _has_axis(fit: Fit) -> bool:
     responses = fit.counts[fit.cells.shown].sum(1)
     return bool(responses[0] and responses[1:].any())
@@ -226,13 +237,9 @@ class Products:
         result: Floats = np.where(n > 0, (cosines * self.shared).sum(0) / np.maximum(n, 1), np.nan)
         return result
 
-    def intervals(self, factor: float, rounds: int, seed: int) -> dict[str, list[float]]:
-        """95% intervals of the whole's order and map reliability: how they vary with the roles that are drawn, by random
-        weights (mean 1) on roles in place of resampling."""
-        if not len(self.values):
-            return {}
-        rng = np.random.default_rng(seed)
-        weights = rng.exponential(size=(rounds, self.shared.shape[1]))
+    def agreement(self, weights: Floats) -> Floats:
+        """What halves agree on in the order and in the map, averaged over splits, by weights of the roles `[rounds, roles]`:
+        `[2, rounds]`."""
         squares = np.diagonal(self.values, axis1=3, axis2=4)[..., :-1]
         order, map_ = [], []
         for split, shared in enumerate(self.shared):
@@ -243,9 +250,27 @@ class Products:
             covariance = w @ (a * b) - mean_a * mean_b
             order.append(covariance / np.sqrt((w @ a**2 - mean_a**2) * (w @ b**2 - mean_b**2)))
             map_.append(w @ squares[split, 0, 1] / np.sqrt((w @ squares[split, 0, 0]) * (w @ squares[split, 1, 1])))
-        ends = [2.5, 97.5]
-        draws = {"order": order, "map": map_}
-        return {k: spearman_brown(np.percentile(np.mean(v, axis=0), ends), factor).tolist() for k, v in draws.items()}
+        return np.array([np.mean(order, axis=0), np.mean(map_, axis=0)])
+
+    def intervals(
+        self, factor: float, rounds: int, seed: int, left_out: Sequence[Products] = ()
+    ) -> dict[str, list[float]]:
+        """95% intervals of the whole's order and map reliability: how they vary with the roles that are drawn, by random
+        weights (mean 1) on roles in place of resampling; the order's with the questions as well, by the jackknife, since an
+        axis errs for all roles at once. left_out: the same halves, each time without one of as many groups of questions
+        (`without_questions`)."""
+        if not len(self.values):
+            return {}
+        roles = self.shared.shape[1]
+        even = np.ones((1, roles))
+        draws = self.agreement(np.random.default_rng(seed).exponential(size=(rounds, roles)))
+        order, map_ = np.percentile(draws, [2.5, 97.5], axis=1).T
+        groups = np.array([products.agreement(even)[0, 0] for products in left_out if len(products.values)])
+        if len(groups) > 1:
+            by_question = (len(groups) - 1) * groups.var()
+            centre = self.agreement(even)[0]
+            order = centre + (order - centre) * np.sqrt(1 + by_question / max(draws[0].var(), 1e-12))
+        return {k: spearman_brown(np.clip(v, -1, 1), factor).tolist() for k, v in (("order", order), ("map", map_))}
 
     def cosine_error(self) -> Floats:
         """Standard error of a role's cosines with other roles, pooled over those, `[roles]`; NaN without splits.
