@@ -10,6 +10,7 @@ from in_memory import InMemory, planted_responses
 from personaspace.catalog import DEFAULT
 from personaspace.errors import DesignError
 from personaspace.mapping import estimate
+from personaspace.report import map as report
 from personaspace.space import PersonaSpace
 from personaspace.stats import mixed, reliability, vectors
 from personaspace.stats.forecast import spearman_brown
@@ -258,6 +259,8 @@ def test_prompts_are_read_at_their_own_layer(included, space):
     ]
     assert of_prompts.layer == estimate.layer_of_prompts(*figures)
     assert of_prompts.meta["layer_chosen"] == "auto"
+    for made, rule in ((of_prompts, "about as reliable as at their best layers"), (space, "of the best separation")):
+        assert rule in report.render(made)
 
 
 def test_an_axis_alone_and_what_replies_show_of_it_are_those_of_the_space(included, space):
