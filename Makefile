@@ -133,7 +133,7 @@ site: $(VENV)/.dev
 
 # The compact space that comes with the package, from the quickstart's run.
 bundled: quickstart
-	$(BIN)/personaspace calibrate $(RUN) --sweep
+	$(BIN)/personaspace calibrate $(RUN) --sweep --controls 20
 	$(BIN)/personaspace export $(RUN) --format compact --out src/personaspace/data/smollm2.safetensors
 
 # Wheel and sdist into dist/, and the wheel tried in a clean environment; some ten minutes, most of it pip resolving extras.
