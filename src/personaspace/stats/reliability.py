@@ -68,8 +68,8 @@ def without_questions(pairs: Sequence[Pair], groups: int, seed: int) -> list[lis
     cells = pairs[0][0].cells
     group = np.random.default_rng(seed).permutation(np.arange(cells.blocks) % groups)
     kept = [(group != k).astype(float) for k in range(min(groups, cells.blocks))]
-    all_pairs = [[(Fit(cells, a.weight * keep), Fit(cells, b.weight * keep)) for a, b in pairs] for keep in kept]
-    return [[pair for pair in some if all(_has_axis(fit) for fit in pair)] for some in all_pairs]
+    without = [[(Fit(cells, a.weight * keep), Fit(cells, b.weight * keep)) for a, b in pairs] for keep in kept]
+    return [[pair for pair in remaining if all(_has_axis(fit) for fit in pair)] for remaining in without]
 
 
 def _has_axis(fit: Fit) -> bool:
