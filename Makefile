@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/smollm2
 
-.PHONY: quickstart test test-fast test-slow mutants soak test-vllm fuzz torture accelerator check bench docs site experiments \
-    bundled wheel audit licences clean
+.PHONY: quickstart test coverage test-fast test-slow mutants soak test-vllm fuzz torture accelerator check bench docs \
+    site experiments bundled wheel audit licences clean
 
 # What a user needs is installed first, what tests and checks need beside it: a map need not wait for the latter.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -31,15 +31,20 @@ $(VENV)/js/.installed: $(VENV)/.dev
 	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6.49.0 || echo "no openai by npm: its test is skipped"
 	touch $@
 
-# On two cores, a file of tests each: what a test does runs on one. The share of lines and branches that ran stands at the end.
+# On two cores, a file of tests each, in the order of tests/conftest.py: what a test does runs on one.
 WORKERS ?= 2
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev $(VENV)/js/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SPREAD)
+
+# The same, and the share of lines and branches that ran. To note each of them takes a third longer.
+coverage: $(VENV)/.dev $(VENV)/js/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SPREAD) --cov --cov-report=
 	@echo "coverage, branches counted: $$($(BIN)/coverage report --format=total)%"
 
 # What can be told in a minute and a half, for the hand at the keyboard.
 test-fast: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m 'not slow and not long'
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(SPREAD) -m 'not slow and not long'
 
 # Fifty planted spaces a setting and the like: some twenty minutes on one core.
 test-slow: $(VENV)/.dev
@@ -105,8 +110,10 @@ SPACE ?= smollm2
 soak: $(VENV)/.dev
 	$(BIN)/python scripts/soak.py --seconds $(SECONDS) --clients $(CLIENTS) --space $(SPACE)
 
-test-vllm: $(VLLM_VENV)/.installed
+# Clients have the other environment, and ask the server that this one starts.
+test-vllm: $(VLLM_VENV)/.installed $(VENV)/.dev $(VENV)/js/.installed
 	$(VLLM_BIN)/pytest tests/vllm
+	PERSONASPACE_VLLM_PYTHON=$(CURDIR)/$(VLLM_BIN)/python OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_clients.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests scripts
@@ -114,9 +121,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/personaspace bench generate
-	$(BIN)/personaspace bench extract
-	$(BIN)/personaspace bench overhead
+	$(BIN)/personaspace bench generate --repeats 6
+	$(BIN)/personaspace bench extract --repeats 6
+	$(BIN)/personaspace bench overhead --repeats 6
 
 # The study's experiments at their small settings on the model that comes along, into docs/results/ (it drives a Chromium).
 experiments: $(VENV)/.dev

@@ -1,7 +1,7 @@
 """Work that is killed at random instants, and what it leaves, set beside what it leaves where nobody disturbs it.
 
 Each piece of work is one call that goes on from what an earlier one left; processes are forked from a server that has
-imported everything, so that a thousand kills take minutes.
+imported everything, so that kills meet the work and not its imports, and a thousand of them take minutes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,22 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+# Most of these are for the server alone: what work would import at its start, seconds of it in each process.
+import pandas  # noqa: F401
 import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
 
 import personaspace as ps
+import personaspace.experiments.kit.trials
+import personaspace.experiments.susceptibility.page
+import personaspace.experiments.susceptibility.run
+import personaspace.judges.score
+import personaspace.mapping.stages
+import personaspace.report.map
 from conftest import make_model, make_tokenizer
 from personaspace.catalog import load_catalog
 from personaspace.engines.transformers.engine import TransformersEngine
@@ -35,12 +45,12 @@ def engine() -> TransformersEngine:
     return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
 
 
-def map_both(folder: Path, catalog: Path) -> None:
-    ps.map(engine(), folder, catalog=catalog, **MAPPED)
+def map_with(options: dict[str, Any], folder: Path, catalog: Path) -> None:
+    ps.map(engine(), folder, catalog=catalog, **options)
 
 
-def map_replies(folder: Path, catalog: Path) -> None:
-    ps.map(engine(), folder, catalog=catalog, read="reply", per_role=8, default_responses=40, max_new_tokens=6)
+map_both = partial(map_with, MAPPED)
+map_replies = partial(map_with, {"read": "reply", "per_role": 8, "default_responses": 40, "max_new_tokens": 6})
 
 
 def calibrate(folder: Path, catalog: Path) -> None:
@@ -67,15 +77,29 @@ WORK: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 
 def work(call: Callable[[Path, Path], None], folder: str, catalog: str) -> None:
     """What a process does: little at a time is kept, so that instants differ."""
-    import personaspace.experiments.kit.trials
-    import personaspace.judges.score
-    import personaspace.mapping.stages
-
     torch.set_num_threads(1)
     personaspace.mapping.stages.SHARD = personaspace.mapping.stages.ONSET_SHARD = 8
     personaspace.experiments.kit.trials.SHARD = 8
     personaspace.judges.score.SCORES_EVERY = 0.01
     call(Path(folder), Path(catalog))
+
+
+def begin(call: Callable[[Path, Path], None], folder: Path, catalog: Path) -> Any:
+    """A process that does it. Its server has no threads, so that those it forks are real ones."""
+    tests = str(Path(__file__).parent)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join([tests, *(path for path in paths if path not in ("", tests))])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kills"])
+    process = context.Process(target=work, args=(call, str(folder), str(catalog)))
+    process.start()
+    return process
+
+
+def finish(process: Any) -> None:
+    """Waits for its end, which must be a good one."""
+    process.join()
+    assert process.exitcode == 0, f"the same command ended with exit code {process.exitcode}"
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -119,23 +143,10 @@ class Torture:
     def __init__(self, folder: Path, catalog: Path, seed: int = 0) -> None:
         self.folder, self.catalog, self.random = folder, catalog, random.Random(seed)
         self.kills = dict.fromkeys(WORK, 0)
-        tests = str(Path(__file__).parent)
-        os.environ["PYTHONPATH"] = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["kills"])
         for name, call in (("mapped", map_both), ("replies", map_replies)):
-            self._finish(self._start(call, folder / name))
+            finish(begin(call, folder / name, catalog))
         self.alone: dict[str, dict[str, Any]] = {}
         self.lasts: dict[str, float] = {}
-
-    def _start(self, call: Callable[[Path, Path], None], folder: Path) -> Any:
-        process = self.context.Process(target=work, args=(call, str(folder), str(self.catalog)))
-        process.start()
-        return process
-
-    def _finish(self, process: Any) -> None:
-        process.join()
-        assert process.exitcode == 0, f"the same command ended with exit code {process.exitcode}"
 
     def _fresh(self, name: str) -> Path:
         folder = self.folder / name
@@ -151,11 +162,11 @@ class Torture:
         if name not in self.alone:
             began = time.monotonic()
             folder = self._fresh(name)
-            self._finish(self._start(call, folder))
+            finish(begin(call, folder, self.catalog))
             self.lasts[name], self.alone[name] = time.monotonic() - began, contents(folder)
         folder = self._fresh(name)
         for _ in range(most):
-            safe, process = kept(folder), self._start(call, folder)
+            safe, process = kept(folder), begin(call, folder, self.catalog)
             process.join(self.random.random() * self.lasts[name])
             if process.is_alive():
                 process.kill()
@@ -166,7 +177,7 @@ class Torture:
                 break
             assert process.exitcode == -signal.SIGKILL, f"{name} ended with exit code {process.exitcode}"
             self.kills[name] += 1
-        self._finish(self._start(call, folder))
+        finish(begin(call, folder, self.catalog))
         alone, left = self.alone[name], contents(folder)
         differ = sorted(path for path in {*alone, *left} if alone.get(path) != left.get(path))
         assert not differ, f"{name}: other than where nobody disturbed it: {', '.join(differ)}"

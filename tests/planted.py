@@ -25,14 +25,15 @@ Messages = Sequence[dict[str, str]]
 class PlantedEngine:
     """where: from the messages and a random generator to where the reply lies on the axis, before interventions. speak: from
     that place (after them) and the messages to the reply's text; the place is written behind it, where `replay` finds it.
-    Steering adds α times the norm, along the axis alone unless `any_direction` moves it as well; a cap is a floor."""
+    Steering adds α times the norm, along the axis alone unless `any_direction` moves it as well (so many times as far); a cap
+    is a floor."""
 
     def __init__(
         self,
         where: Callable[[Messages, np.random.Generator], float],
         speak: Callable[[float, Messages], str] = lambda at, messages: "It is so.",
         logprob: Callable[[float], float] = lambda floor: -1.0,
-        any_direction: bool = False,
+        any_direction: float = False,
     ) -> None:
         self.any_direction = any_direction
         self.where, self.speak, self.logprob = where, speak, logprob
@@ -93,11 +94,11 @@ class PlantedChat:
         return [0 for m in messages for _ in m["content"].split()]
 
 
-def _held(at: float, i: object, any_direction: bool) -> float:
+def _held(at: float, i: object, any_direction: float) -> float:
     if isinstance(i, Add):
         length = i.alpha * NORM if i.relative else float(i.step.norm())
         along = float(i.vector @ UNIT / i.vector.norm())
-        return at + length * (1.0 if any_direction else along)
+        return at + length * (float(any_direction) or along)
     if isinstance(i, SetTo):
         return i.target_at(LAYER)
     if isinstance(i, Mirror):

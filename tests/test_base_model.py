@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import zlib
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from personaspace.catalog import load_catalog
 from personaspace.engines.chat import Chat
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import UsageError
+from personaspace.experiments.base_model.axis import by_lot
 from personaspace.experiments.base_model.people import PEOPLE, kind
 from personaspace.experiments.base_model.run import EXPERIMENT, BaseModelOptions, same_depth
 from personaspace.experiments.kit.trials import Trials
@@ -82,19 +84,42 @@ def test_an_axis_that_is_there_is_found_and_so_are_people_that_steering_brings(t
     assert figures["trends"]["helping professions"].low > 0.5
     assert figures["trends"]["spiritual and religious"].high < -0.5
     assert figures["shares"]["α +0.30"]["helping professions"].low > 0.7
+    for people in ("helping professions", "spiritual and religious"):
+        beside = figures["beside"][f"steering, {people}"]
+        assert (len(beside.random), beside.is_the_axis) == (20, True)
+    assert result.headline.count("beyond their 95th percentile") == 2
     assert "helping professions" in result.headline
     assert "without the chat template" in result.headline, "a stand-in is said to be one"
     assert (tmp_path / "base" / "space.safetensors").is_file()
     assert {r["role"] for r in result.rows} == {None, *SPACE.roles}
 
 
+def test_the_cosine_by_lot_is_that_of_roles_in_the_assistants_place():
+    unit = SPACE.axis_at().numpy()
+    mean = SPACE.role_vectors_at().mean(0)
+    cosines = []
+    for vector in SPACE.role_vectors_at():
+        away = (vector - mean).numpy()
+        cosines.append(float(away @ unit) / math.sqrt(float(away @ away)))
+    assert by_lot(SPACE, SPACE) == pytest.approx(np.quantile(cosines, 0.95), rel=1e-5)
+
+
+def test_people_that_a_push_along_any_direction_brings_are_not_the_axis(tmp_path, catalog):
+    result, _ = conducted(tmp_path, catalog, Base(as_mapped, speak, any_direction=1.5))
+    assert result.figures["trends"]["helping professions"].low > 0.5
+    assert not any(beside.is_the_axis for beside in result.figures["beside"].values())
+    assert result.headline.count("not beyond their 95th percentile") == 2
+
+
 def test_where_roles_and_people_are_left_to_chance_nothing_is_found(tmp_path, catalog):
     def chance(at, messages):
         return speak(np.random.default_rng(zlib.crc32(str(at).encode())).normal(), messages)
 
-    result, _ = conducted(tmp_path, catalog, Base(lambda messages, rng: rng.normal(), chance))
+    # A push along any direction has other words drawn, by the same lot.
+    result, _ = conducted(tmp_path, catalog, Base(lambda messages, rng: rng.normal(), chance, any_direction=1.0))
     figures = result.figures
     assert figures["axis_cosine"].low < 0.3
+    assert not any(beside.is_the_axis for beside in figures["beside"].values())
     assert figures["on_axis"].low < 0.3
     assert figures["trends"]["helping professions"].low < 0 < figures["trends"]["helping professions"].high
     assert "no effect that can be told from none" in result.headline
@@ -105,7 +130,7 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(tmp_path, catalog):
     first, _ = conducted(tmp_path, catalog, engine)
     asked, engine.asked = engine.asked, 0
     again, _ = conducted(tmp_path, catalog, engine)
-    assert (asked, engine.asked) == (8 * 6 + 24 + 8 * 3 * 5, 0)
+    assert (asked, engine.asked) == (8 * 6 + 24 + 8 * 3 * 5 + 8 * 2 * 21, 0)
     assert again.headline == first.headline
 
 
@@ -194,6 +219,7 @@ def test_on_the_embedded_model_the_stand_in_is_mapped_and_steered(tmp_path, smol
         openings=2,
         samples=1,
         alphas=(-0.3, 0.3),
+        controls=1,
         max_new_tokens=6,
     )
 

@@ -63,6 +63,8 @@ def test_a_planted_loss_is_found_and_a_cap_that_takes_nothing_loses_nothing(tmp_
     beside = result.figures["beside"]["capped"]
     assert (len(beside.random), set(beside.random), beside.is_the_axis) == (20, {0.0}, True)
     assert "beyond their 95th percentile" in result.headline
+    assert len(result.figures["beside"]["α -0.40"].random) == 20
+    assert [f.value for f in result.key if "20 random directions" in f.name] == ["not beyond", "beyond"]
 
 
 def reading(name, tokens, logprob):

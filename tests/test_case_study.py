@@ -11,6 +11,7 @@ from personaspace.errors import RunMismatch, UsageError
 from personaspace.experiments.case_study.run import EXPERIMENT, CaseStudyOptions, transcripts
 from personaspace.experiments.kit.conversations import fitted
 from personaspace.experiments.kit.trials import Trials
+from personaspace.holding.monitor import AlertRule
 from personaspace.space import PersonaSpace
 from planted import PlantedEngine, planted_space
 
@@ -47,6 +48,14 @@ def test_a_cap_that_does_what_any_push_does_is_not_said_to_hold(tmp_path):
     assert not result.figures["beside"]["capped"].is_the_axis
     assert "the cap holds it" not in result.headline
     assert "cannot be told from what any push does" in result.headline
+
+
+def test_a_cap_that_waits_for_an_alert_stands_beside_one_that_has_controls(tmp_path, monkeypatch):
+    monkeypatch.setattr("personaspace.experiments.kit.conversations.alert_rule", lambda space: AlertRule(3.0, turns=1))
+    options = CaseStudyOptions(caps=("capped", "capped+alert"))
+    result = conducted(tmp_path, PlantedEngine(slipping), options=options)
+    assert list(result.figures["beside"]) == ["capped"]
+    assert "Beside capped+alert no random direction was set: nothing is claimed of the axis there" in result.headline
 
 
 def test_where_nothing_slides_the_cap_is_not_said_to_help(tmp_path):

@@ -80,6 +80,11 @@ def test_a_broken_line_is_named_with_file_and_line(tmp_path):
     for broken, told in (
         ("{", r"roles\.jsonl:2: not JSON"),
         ('{"role": "b", "instructions": []}', r"roles\.jsonl:2: instructions"),
+        ('{"role": "b", "instructions": "Be b."}', r"roles\.jsonl:2: instructions: input should be a list$"),
+        (
+            '{"role": "b", "instructions": ["Be b."], "descripton": "B."}',
+            r"roles\.jsonl:2: descripton: there is no field of this name$",
+        ),
     ):
         (tmp_path / "roles.jsonl").write_text(f"{good}\n{broken}\n")
         with pytest.raises(CatalogError, match=told):

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -112,6 +113,12 @@ def test_mistakes_get_one_line_and_the_right_exit_code(tmp_path, tiny_folder, sm
         (("show", tmp_path / "nowhere"), 1, "no such file or folder"),
         (("map", tiny_folder, *here, "--device", "gpu"), 2, "--device gpu: not a device"),
         (("serve", "smollm2", "--record", tmp_path / "none" / "talk.jsonl"), 2, "cannot be written"),
+        (("map", tiny_folder, *here, "--workers", "4"), 2, "--workers 4: it does nothing without --engine ray"),
+        (("map", tiny_folder, *here, "--gpus-per-worker", "0"), 2, "it does nothing without --engine ray"),
+        (("map", tiny_folder, *here, "--judge-option", "a=1"), 2, "it does nothing without --judge openai"),
+        (("map", tiny_folder, *here, "--budget", "9"), 2, "--budget 9: it does nothing without --until"),
+        (("map", tiny_folder, *here, "--until", "axis:2"), 2, "--until axis:2: expected reliabilities between 0 and 1"),
+        (("map", tiny_folder, *here, "--keep", "some"), 2, "--keep some: expected all, sums, or layers:A:B"),
         (("map",), 2, "Missing argument"),
         (("map", "x", "--hlep"), 2, "No such option"),
     ):
@@ -177,6 +184,16 @@ def test_transcripts_are_projected_as_json_and_as_a_page(calibrated, tmp_path):
     page = tmp_path / "page.html"
     run("project", calibrated, tmp_path / "a.json", tmp_path / "b.json", "--plot", page)
     assert page.stat().st_size > 1_000_000
+
+
+def test_no_figure_of_a_conversation_is_cut_short_however_many_directions_stand_beside_it(calibrated, tmp_path):
+    (tmp_path / "a.json").write_text(
+        json.dumps([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}])
+    )
+    names = [f"role:{name}" for name in ps.PersonaSpace.load(calibrated).roles]
+    shown = run("project", calibrated, tmp_path / "a.json", "--along", ",".join(names * 3)).stdout
+    assert "…" not in shown
+    assert all(word in shown for word in (*names, "projection", "drift"))
 
 
 def test_what_of_a_transcript_is_not_read_is_told_beside_its_figures(calibrated, tmp_path):
@@ -257,15 +274,18 @@ def test_show_ranks_no_role_where_the_order_is_not_known(unsure):
 
 
 def test_mistakes_of_those_who_hold_get_one_line_too(calibrated, tmp_path):
+    taken = socket.create_server(("127.0.0.1", 0))
     (tmp_path / "user.json").write_text('[{"role": "user", "content": "x"}]')
     (tmp_path / "talk.json").write_text('[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]')
     for arguments, code, told in (
         (("calibrate", calibrated, "--layers", "2:9"), 2, "--layers 2:9: the model has layers 0 to 2"),
         (("calibrate", calibrated, "--of", "ghosts"), 2, "--of ghosts: expected one of default, all"),
         (("calibrate", calibrated, "--percentile", "130"), 2, "--percentile 130: expected 0 to 100"),
-        (("calibrate", "smollm2"), 2, "give the folder of a map"),
+        (("calibrate", "smollm2"), 2, "smollm2: calibration replays a run's replies; give the folder of a map"),
         (("project", calibrated, tmp_path / "user.json"), 2, "no assistant turn"),
-        (("project", calibrated, tmp_path / "none.json"), 2, "cannot be read"),
+        (("project", calibrated, tmp_path / "none.json"), 2, "no such file or folder"),
+        (("serve", calibrated, "--port", "99999"), 2, "'--port': Input should be less than or equal to 65535"),
+        (("serve", calibrated, "--port", taken.getsockname()[1]), 2, "--port 0 takes a free one"),
         (("project", "smollm2", tmp_path / "talk.json", "--model", calibrated.parent), 1, "neither config.json"),
         (("chat", calibrated, "--cap", "lid"), 1, "no cap 'lid'"),
         (("chat", calibrated, "--temperature", "-1"), 2, "--temperature -1"),
@@ -274,6 +294,7 @@ def test_mistakes_of_those_who_hold_get_one_line_too(calibrated, tmp_path):
     ):
         done = run(*arguments, expect=code)
         assert told in done.stderr
+    taken.close()
 
 
 @pytest.mark.parametrize(

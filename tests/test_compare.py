@@ -95,6 +95,11 @@ def test_what_two_noisy_maps_could_agree_at_most_is_known_and_told_of_the_axis_a
     )
     assert pair.without_noise.value > pair.axis.value + 0.1
     assert f"on the axis: {pair.axis}, at most {pair.ceiling:.2f} for two maps this noisy" in headline([pair])
+    low = {"order_split_half": torch.full((3,), 0.2)}
+    unsure = PersonaSpace(made[0][1].meta, {**made[0][1].tensors, **low})
+    assert compare([("unsure", unsure), made[1]])[0].without_noise is None, (
+        "an order that is not known has no noise to take out"
+    )
     page = write_comparison(tmp_path / "page.html", made, [pair]).read_text()
     (table,) = [t for t in re.findall(r"<thead>.*?</tbody>", page, re.DOTALL) if "shared roles" in t]
     under = dict(zip(re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", table), strict=True))

@@ -94,6 +94,9 @@ def test_instructions_are_read_from_a_file_and_a_wrong_one_is_named(tmp_path):
     path.write_text(json.dumps({"bring_out": ["Be so."]}))
     with pytest.raises(CatalogError, match=r"mine.json:1: suppress"):
         from_file("mine", "A thing.", path)
+    path.write_text('{\n"bring_out": ["Be so."]}')
+    with pytest.raises(CatalogError, match=r"not JSON.*; expected one line, {\"bring_out\""):
+        from_file("mine", "A thing.", path)
     path.write_text("")
     with pytest.raises(CatalogError, match="found 0 lines; expected one"):
         from_file("mine", "A thing.", path)

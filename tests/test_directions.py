@@ -64,7 +64,7 @@ def test_each_kind_of_direction_is_its_vector_at_the_spaces_layer(space):
         ("ghosst", "no role 'ghosst' in this space of 3 roles and 2 trait vectors; nearest: ghost"),
         ("trait:sarcstic", "no trait 'sarcstic' .* nearest: sarcastic"),
         ("trait:ghost", "no trait 'ghost'"),
-        ("own:mine", "no own 'mine'"),
+        ("own:mine", "no own 'mine' .*, which has no own vectors$"),
         ("mood:ghost", "no role 'mood:ghost'"),
         ("", "no role ''"),
     ],

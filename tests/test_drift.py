@@ -64,7 +64,7 @@ def scripts(path, per_domain=12, turns=4, seed=0, numbers=None):
 def conducted(folder, where, floor=0.0, load=None, engine=None, **options):
     """Conducts it on a planted engine."""
     more = {"load": load} if load else {}
-    options.setdefault("ordinary", 0)
+    options = {"ordinary": 0, "controls": 0, **options}
     notes = []
     trials = Trials(
         engine or PlantedEngine(where),
@@ -138,6 +138,31 @@ def test_each_domains_planted_drift_is_found(tmp_path, without_messages):
     others = result.figures["drift_against_other_domains"]
     assert others["distress"].low < 3 * (1.0 - 0.5 / 3) < others["distress"].high
     assert others["coding"].high < 0
+
+
+@pytest.mark.parametrize("any_direction", [False, True])
+def test_what_a_push_along_any_direction_takes_back_is_not_the_axis(tmp_path, without_messages, any_direction):
+    def where(messages, rng):
+        return 5 - SLOPES[messages[0]["content"].split()[0]] * (turn_of(messages) - 1) + 0.1 * rng.normal()
+
+    file = scripts(tmp_path / "users.jsonl", 4, 4)
+    asked = {"users": file, "conversations": 4, "turns": 4, "control_conversations": 2, "floor": 4.5}
+    without, _ = conducted(tmp_path / "out", where, **asked)
+    assert "Beside capped no random direction was set: nothing is claimed of the axis there." in without.headline
+    engine = PlantedEngine(where, any_direction=1.5 * any_direction)
+    result, _ = conducted(tmp_path / "out", None, engine=engine, controls=20, **asked)
+    beside = result.figures["beside"]["capped"]
+    assert len(beside.random) == 20
+    assert beside.effect > 0.25
+    assert beside.is_the_axis != any_direction
+    assert ("not beyond their 95th" in result.headline) == any_direction
+    assert [f.value for f in result.key if "20 random" in f.name] == ["not beyond" if any_direction else "beyond"]
+    # What was asked before stays as it is, and no figure is of the controls' rows.
+    first = [r for r in result.rows if r["control"] is None]
+    assert first == without.rows
+    assert result.figures["courses"] == without.figures["courses"]
+    aside = {(r["condition"], r["conversation"]) for r in result.rows if r["control"] is not None}
+    assert len(aside) == 21 * 2 * len(DOMAINS)
 
 
 @pytest.mark.parametrize("cause", ["history", "message"])
@@ -480,7 +505,7 @@ def test_an_endpoint_that_refuses_everything_is_said_in_one_line(tmp_path, endpo
 
 @pytest.mark.long
 def test_on_the_embedded_model_a_cap_holds_replies_up_while_they_are_made(tmp_path, smollm2, without_messages):
-    options = DriftOptions(conversations=1, turns=2, max_new_tokens=12, ordinary=3)
+    options = DriftOptions(conversations=1, turns=2, max_new_tokens=12, ordinary=3, controls=1)
     trials = Trials(smollm2, PersonaSpace.load("smollm2"), tmp_path, "drift", options, catalog=load_catalog())
     result = EXPERIMENT.conduct(trials)
     capped = [r for r in result.rows if r["condition"] == "capped"]

@@ -15,13 +15,15 @@ from personaspace.catalog import load_catalog
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments.holds import run as holding
-from personaspace.experiments.holds.findings import distinct_pairs, factor
+from personaspace.experiments.holds.findings import distinct_pairs, factor, findings
 from personaspace.experiments.holds.run import EXPERIMENT, HoldsOptions, talks
 from personaspace.experiments.kit.conversations import alerted
+from personaspace.experiments.kit.tasks import ALL, Outcome
 from personaspace.experiments.kit.trials import PLAIN, Condition, Given, Trials, beside_axis, capped, controls
 from personaspace.holding.controls import MANY, BesideControls, displacement
 from personaspace.holding.monitor import AlertRule
 from personaspace.model.interventions import Cap, SetTo
+from personaspace.stats.intervals import share
 from planted import LAYER, PlantedEngine, planted_space
 from test_holds import vector
 
@@ -123,7 +125,7 @@ def test_an_effect_is_the_axis_own_beyond_the_95th_percentile_of_twenty_or_more(
         assert not beside.is_the_axis
     else:
         side = np.sign(effect) or 1.0
-        limit = max(float(np.quantile(side * np.array(random), 0.95)), 0.0)
+        limit = max(float(np.quantile(side * np.array(random), 0.95, method="weibull")), 0.0)
         assert beside.is_the_axis == (side * effect > limit and effect != 0)
     assert ("nothing is claimed" in beside.told()) == (len(random) < MANY)
 
@@ -149,6 +151,52 @@ def test_the_factor_on_perplexity_weighs_tokens():
     nats = (4 * 1 + 2 * 2 + 3 * 1.5 + 5 + 4 + 2.5 + 7) / 24
     assert factor(held, unheld).value == pytest.approx(math.exp(nats - 1.0))
     assert factor(unheld, unheld).value == 1.0
+
+
+def talked(rng, conversations, turns=4, factor_of_held=1.2):
+    """Rows of conversations, each as improbable and as repetitive as drawn for it; held, the same ones are more of both."""
+    rows = []
+    for kind in ("role", "default"):
+        for k in range(conversations):
+            nats, words = 1.2 + 0.3 * rng.normal(), rng.uniform(8, 30)
+            for name, more, fewer in (("plain", 0.0, 1.0), ("capped", math.log(factor_of_held), rng.uniform(0.5, 1.0))):
+                more += 0.1 * rng.normal() if more else 0.0
+                for turn in range(turns):
+                    tokens = int(rng.integers(2, 25))
+                    text = " ".join(f"w{j}" for j in rng.integers(0, max(2, int(words * fewer)), tokens))
+                    logprob = -(nats + more + 0.4 * rng.normal())
+                    rows.append(
+                        {
+                            "condition": name, "kind": kind, "conversation": f"{kind}/{k}", "turn": turn + 1, "text": text,
+                            "tokens": tokens, "touched": 0, "drift": 0.0, "logprob": logprob,
+                        }
+                    )  # fmt: skip
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("conversations", "draws"), [(3, 200), (6, 200), (12, 200), (20, 60)])
+def test_intervals_of_perplexity_and_repetition_hold_what_was_planted(conversations, draws):
+    """At 95%, less three standard deviations of so many draws. Twenty have a bootstrap, fewer a t-interval by leaving out."""
+    solved = {name: {ALL: Outcome(share([True]))} for name in ("plain", "capped")}
+    rng = np.random.default_rng(conversations)
+    many = pd.DataFrame(talked(np.random.default_rng(99), 1500))
+    by_talk = many.groupby(["condition", "conversation"]).text.agg(lambda texts: distinct_pairs(list(texts)))
+    repetitive = by_talk["capped"].mean()
+    truth = {"factor": 1.2, "distinct": repetitive, "change": repetitive - by_talk["plain"].mean()}
+    covered = dict.fromkeys(truth, 0)
+    for _ in range(draws):
+        capped_outcome = findings(["capped"], talked(rng, conversations), [], solved)["capped"]
+        estimates = {
+            "factor": capped_outcome.perplexity["default"],
+            "distinct": capped_outcome.distinct,
+            "change": capped_outcome.more_distinct,
+        }
+        for name, e in estimates.items():
+            covered[name] += e.low <= truth[name] <= e.high
+    print(conversations, {name: n / draws for name, n in covered.items()})
+    least = 0.95 - 3 * math.sqrt(0.95 * 0.05 / draws)
+    assert all(n / draws >= least for n in covered.values()), covered
 
 
 def test_conversations_do_not_begin_alike_and_too_many_are_refused():

@@ -107,6 +107,15 @@ def test_whole_files_pass(tmp_path):
         check_header(packaged)
 
 
+@pytest.mark.parametrize("lost", [1, 8, 32])
+def test_a_whole_header_before_tensors_that_were_cut_off_is_refused_as_such(tmp_path, lost):
+    (tmp_path / "x.gguf").write_bytes(written(tmp_path / "x.gguf")[:-lost])
+    with pytest.raises(ModelError, match=r"x\.gguf: .* by its header its tensors end at .* cut off; fetch it again"):
+        loading.resolve(str(tmp_path / "x.gguf"))
+    with pytest.raises(SpaceError, match=r"x\.gguf: .* cut off; fetch it again"):
+        read_control_vector(tmp_path / "x.gguf")
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(
     place=st.integers(4, 400), number=st.sampled_from([0, 1, 9, 77, 2**31, 2**62, 2**64 - 1]), keep=st.integers(0, 500)

@@ -150,7 +150,9 @@ def test_without_the_hub_a_cached_model_is_loaded_and_another_is_one_line(hub, m
     monkeypatch.setattr(huggingface_hub, "snapshot_download", not_cached)
     for name in ("owner/tiny:Q4_K_M", "owner/plain"):
         told = run("map", name, "--out", tmp_path / "run", expect=1).stderr
-        assert "the Hub cannot be reached, and it is not in the cache: no route" in told
+        assert (
+            "the Hub cannot be reached, and it is not in the cache: no route); expected a folder, a .gguf file" in told
+        )
 
 
 def test_names_of_the_hub_that_are_none_are_refused():

@@ -71,6 +71,35 @@ def test_a_planted_jailbreak_is_found_and_a_cap_that_undoes_it(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["figures"]["event"]["name"] == "rules broken"
 
 
+def test_what_a_push_along_any_direction_does_is_not_the_axis(tmp_path):
+    """A floor above 0 keeps every rule; along directions that are not the axis as long a step does nothing, or as much."""
+
+    def below(messages, rng):
+        return (-1.0 if "\n\n" in messages[-1]["content"] else 5.0) + 0.1 * rng.normal()
+
+    for name, any_direction in (("axis", False), ("any", True)):
+        engine = PlantedEngine(below, speak, any_direction=1.5 * any_direction)
+        result = conducted(tmp_path / name, engine, SMALL.model_copy(update={"alphas": ()}), space=planted_space(0.5))
+        beside = result.figures["beside"]["capped"]
+        assert len(beside.random) == 20
+        assert beside.effect > 40
+        assert beside.is_the_axis != any_direction
+        assert ("not beyond their 95th" in result.headline) == any_direction
+        assert result.key[-1].value == ("not beyond" if any_direction else "beyond")
+        aside = [r for r in result.rows if r["control"] is not None]
+        assert {r["condition"] for r in aside} >= {"capped random 20", "capped shuffled axis"}
+        assert len(aside) == 21 * 24
+
+
+@pytest.mark.parametrize(("controls", "told"), [(0, "nothing is claimed of the axis there"), (3, "fewer than 20")])
+def test_with_too_few_random_directions_nothing_is_claimed_of_the_axis(tmp_path, controls, told):
+    options = SMALL.model_copy(update={"controls": controls, "alphas": ()})
+    result = conducted(tmp_path, PlantedEngine(where, speak), options)
+    assert told in result.headline
+    assert "beyond" not in result.headline
+    assert [f.value for f in result.key if "random directions" in f.name] == ["not known"] * bool(controls)
+
+
 def test_where_neither_persona_nor_cap_matters_no_effect_is_found(tmp_path):
     def chance(at, messages):
         seed = zlib.crc32(f"{at} {messages}".encode())
@@ -313,7 +342,7 @@ def test_another_text_in_the_file_is_not_taken_for_the_same(tmp_path):
 
 @pytest.mark.long
 def test_on_the_embedded_model_personas_lower_the_projection_and_the_cap_raises_it(tmp_path, smollm2):
-    options = JailbreakOptions(size=4, items=1, alphas=(), max_new_tokens=8)
+    options = JailbreakOptions(size=4, items=1, alphas=(), controls=1, control_prompts=2, max_new_tokens=8)
     result = conducted(tmp_path, smollm2, options, space=PersonaSpace.load("smollm2"))
     place = result.figures["projection"]
     assert place[PERSONA]["plain"].value < place[ALONE]["plain"].value - 10

@@ -31,6 +31,7 @@ from personaspace.experiments.manner.findings import (
     VERSE,
     WHO,
     Table,
+    dealt_by_lot,
     drawn,
     findings,
     shares,
@@ -64,6 +65,21 @@ def planted(who=(0.0, 0.0), how=(0.0, 0.0, 0.0, 0.0), noise=1.0, between=0.3, qu
     places = end[:, None, None] + np.array(how)[None, :, None] + noise * rng.normal(size=(len(ENDS), 4, questions))
     places += between * rng.normal(size=(len(ENDS), 1, 1)) + rng.normal(size=questions)
     return Table(PEOPLE, ENDS, places)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1.0])
+def test_ends_that_differ_lie_beyond_what_deals_by_lot_give_and_others_do_not(apart):
+    beyond = 0
+    for seed in range(40):
+        f = findings_of_ends(planted((apart, -apart), between=0.3, seed=seed))
+        beyond += abs(f[0]) > f[1]
+    assert beyond <= 7 if not apart else beyond == 40  # 5% of 40, and three standard deviations
+
+
+def findings_of_ends(table):
+    """How far the ends lie apart, and what deals by lot give."""
+    near, far = (table.places[[g == group for g in ENDS]].mean() for group in (NEAR, FAR))
+    return far - near, dealt_by_lot(table)
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ import torch
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
+from kills import begin, engine, finish, map_with
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import DesignError, RunError, RunLocked, RunMismatch, SpaceError
 from personaspace.mapping.estimate import included_responses
@@ -25,10 +26,6 @@ from personaspace.mapping.sums import FromActivations, Responses
 from personaspace.runs import Run
 
 OPTIONS = {"read": "reply", "per_role": 20, "max_new_tokens": 8, "default_responses": 40}
-
-
-def engine():
-    return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
 
 
 def texts(folder: Path) -> list[tuple]:
@@ -45,30 +42,9 @@ def mapped(tmp_path_factory, small_catalog):
     return folder, space
 
 
-def work(folder: str, catalog: str, options: dict) -> None:
-    """What the killed processes do: a map in shards of eight."""
-    import personaspace.mapping.stages
-
-    torch.set_num_threads(1)
-    personaspace.mapping.stages.SHARD = personaspace.mapping.stages.ONSET_SHARD = 8
-    ps.map(engine(), folder, catalog=catalog, **options)
-
-
-def start(folder: Path, catalog: Path, options: dict = OPTIONS) -> multiprocessing.Process:
-    # A server that has imported everything already, and has no threads, forks the processes: they are real ones.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_map"])
-    process = context.Process(target=work, args=(str(folder), str(catalog), options))
-    process.start()
-    return process
-
-
-def finish(process: multiprocessing.Process) -> None:
-    process.join()
-    assert process.exitcode == 0
+def start(folder: Path, catalog: Path, options: dict = OPTIONS):
+    """A process that maps in shards of eight."""
+    return begin(partial(map_with, options), folder, catalog)
 
 
 @pytest.mark.long
@@ -82,7 +58,7 @@ def test_killed_at_twenty_random_moments_a_map_ends_as_one_left_alone(tmp_path, 
         # Moments after the first shard of this process, some of them in the midst of writing one.
         before = len(list(killed.glob("responses/part-*")))
         while process.is_alive() and len(list(killed.glob("responses/part-*"))) == before:
-            time.sleep(0.001)
+            time.sleep(0.01)
         time.sleep(rng.random() * 0.1)
         if process.is_alive():
             process.kill()
@@ -298,7 +274,7 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 import personaspace as ps
-from test_map import engine
+from kills import engine
 ps.map(engine(), {folder!r}, catalog={catalog!r}, read="reply", per_role={n}, default_responses={n}, max_new_tokens=8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -10,6 +10,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from accessible import barriers
 from personaspace.engines.transformers.decode_loop import DecodeLoop
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.serve.settings import WatchSettings
@@ -60,6 +61,15 @@ def ask(page, text, turn):
 def replies(page, column):
     found = page.locator(f"{column} .reply[data-projection]")
     return [float(found.nth(k).get_attribute("data-projection")) for k in range(found.count())]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [1440, 390])
+def test_axe_finds_no_barrier_before_and_after_an_answer(browser, address, width):
+    page = opened(browser, address, width, [])
+    assert barriers(page) == []
+    ask(page, "hello", 0)
+    assert barriers(page) == []
 
 
 @pytest.mark.long

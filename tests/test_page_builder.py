@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
 
 from personaspace.report.charts import across, band, beside, chart, stacked
-from personaspace.report.page import Page
+from personaspace.report.page import EXACT, Page
 from personaspace.stats.intervals import Estimate
 
 LOW, HIGH = Estimate(0.2, 0.1, 0.3, 20), Estimate(0.8, 0.7, 0.9, 20)
 
 
-def test_a_key_figure_of_an_estimate_has_its_interval_before_its_note():
+def test_a_key_figure_of_an_estimate_has_its_interval_before_its_note_and_the_studys_behind_it():
     page = Page("A title", "a lead")
-    page.figure("share", LOW, "of replies", ".2f")
+    page.figure("share", LOW, "of replies", ".2f", study="0.53 to 0.77")
+    page.figure("change, points", LOW.in_points(), spec="+.0f")
     page.figure("drift", Estimate(0.5, math.nan, math.nan, 2))
-    page.figure("replies", "12", "none judged")
-    assert [(f.value, f.note) for f in page.key] == [
-        ("0.20", "95%: 0.10 to 0.30; of replies"),
-        ("+0.50", "too few for an interval"),
-        ("12", "none judged"),
+    page.figure("cosine", Estimate(math.nan, math.nan, math.nan, 2))
+    page.figure("replies", "12", "none judged", interval=EXACT)
+    assert [(f.value, f.interval, f.beside) for f in page.key] == [
+        ("0.20", "0.10 to 0.30", "95%: 0.10 to 0.30; of replies; the study: 0.53 to 0.77"),
+        ("+20", "+10 to +30", "95%: +10 to +30"),
+        ("+0.50", "too few for an interval", "too few for an interval"),
+        ("not known", "too few for an interval", "too few for an interval"),
+        ("12", "exact", "exact; none judged"),
     ]
+    assert [f.estimate for f in page.key][::4] == [LOW, None]
 
 
 def test_a_written_page_has_its_sections_in_order_and_no_markup_of_theirs(tmp_path):
@@ -34,6 +40,20 @@ def test_a_written_page_has_its_sections_in_order_and_no_markup_of_theirs(tmp_pa
     assert body.index("First") < body.index('style="height: 300px"') < body.index("Second") < body.index("+1.00")
     assert "<i>ghost" not in body
     assert body.count('class="plot"') == 1
+
+
+def test_a_column_without_a_name_has_a_plain_cell_above_it_and_no_empty_heading(tmp_path):
+    page = Page("A title", "a lead")
+    page.section("First", head=["", "place"], rows=[["ghost", "+1.00"]])
+    (head,) = re.findall(r"<thead>.*?</thead>", page.write(tmp_path / "page.html").read_text())
+    assert head == "<thead><tr><td></td><th>place</th></tr></thead>"
+
+
+def test_a_cell_of_prose_is_told_from_figures_so_that_a_narrow_window_leaves_it_room(tmp_path):
+    page = Page("A title", "a lead")
+    page.section("First", head=["place", "in words"], rows=[["+1.00", "so many words " * 10]])
+    cells = re.findall(r"<td( class=\"prose\")?>", page.write(tmp_path / "page.html").read_text())
+    assert cells == ["", ' class="prose"']
 
 
 def test_estimates_side_by_side_leave_out_what_is_not_there():

@@ -225,7 +225,7 @@ def test_a_server_holds_by_the_published_cap_and_places_replies_without_a_drift(
     space = read_reference(publish(tmp_path / QWEN), "Qwen/Qwen3-32B")
     reader = Reader.of(space, "qwen")
     assert reader.models[:2] == ["qwen", "qwen:capped"]
-    assert list(reader.interventions("qwen:capped", Persona())) == [space.cap()]
+    assert reader.treatment("qwen:capped", Persona()) == ((space.cap(),), None)
     turn = reader.turn(space.tensors["role_vectors"][2, space.layer], 5, 0)
     assert turn is not None
     assert (turn.persona["nearest"][0][0], turn.persona["drift"], turn.persona["alert"]) == ("ghost", None, None)

@@ -178,7 +178,7 @@ def test_killed_at_ten_random_moments_both_readings_end_as_ones_left_alone(tmp_p
         process = start(killed, small_catalog, KILLED)
         before = len(list(killed.rglob("part-*.parquet")))
         while process.is_alive() and len(list(killed.rglob("part-*.parquet"))) == before:
-            time.sleep(0.001)
+            time.sleep(0.01)
         time.sleep(rng.random() * 0.1)
         if not process.is_alive():
             break

@@ -40,7 +40,7 @@ def called(workflow: dict) -> set[str]:
 def test_the_workflows_run_what_is_run_by_hand():
     run = set().union(*(called(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in WORKFLOWS))
     by_hand = set(re.findall(r"^make (\S+)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.M))
-    assert by_hand <= run <= TARGETS
+    assert by_hand - {"test"} | {"coverage"} <= run <= TARGETS  # the latter is the former with the lines that ran noted
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -284,7 +284,7 @@ def test_stop_tokens_of_a_requests_own_end_its_reply_and_ignored_ones_do_not(ser
     (ours,) = engine.respond([ps.Prompt(tuple(HELLO))], ps.Sampling(temperature=0, max_new_tokens=20))
     stop = ours.token_ids[3]
     made = chat(server, max_tokens=20, stop_token_ids=[stop])
-    assert made["usage"]["completion_tokens"] == ours.token_ids.index(stop)
+    assert made["usage"]["completion_tokens"] == ours.token_ids.index(stop) + 1
     assert made["choices"][0]["finish_reason"] == "stop"
     assert len(drawn) == 20
 

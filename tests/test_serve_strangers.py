@@ -387,3 +387,10 @@ def test_vllms_server_is_started_with_the_guard_and_without_the_key(monkeypatch)
     assert "--middleware=personaspace.serve.vllm.VllmGuard" in program
     assert "secret" not in json.dumps([program, environment])
     assert json.loads(environment["PERSONASPACE_OUTSIDE"])["keys"] == [hash_key("secret")]
+
+
+def test_vllms_server_draws_by_openais_defaults_unless_it_is_told_otherwise():
+    outside = settings_of("127.0.0.1", None, None, (), ())
+    for options, expected in (((), "vllm"), (("--generation-config=auto",), "auto")):
+        program, _ = command("smollm2", 1, "/model", "m", options, outside)
+        assert [o for o in program if o.startswith("--generation-config")] == [f"--generation-config={expected}"]

@@ -10,7 +10,8 @@ import pytest
 
 from personaspace.engines.chat import Chat
 from personaspace.engines.prompts import Prompt, Sampling
-from personaspace.serve.thinking import as_rendered_here, thinking_of
+from personaspace.serve.thinking import thinking_of
+from personaspace.serve.vllm_bodies import as_rendered_here
 from served import serving
 from test_control import FAMILIES, family_tokenizer, markers
 from test_thinking import thinking_engine, thinking_space, thinking_tokenizer
@@ -161,7 +162,7 @@ def test_what_another_server_renders_holds_no_marker_of_strangers(name):
         parts = [{"type": "text", "text": f"a{marker}"}]
         body = {"messages": [{"role": "user", "content": parts}, {"role": "tool", "content": marker}], "model": "m"}
         safe = as_rendered_here(body, chat)
-        texts = safe["messages"][0]["content"][0]["text"] + safe["messages"][1]["content"]
+        texts = "".join(message["content"] for message in safe["messages"])
         ids = set(chat.tokenizer(texts, add_special_tokens=False)["input_ids"])
         assert chat.tokenizer.convert_tokens_to_ids(marker) not in ids
         assert body["messages"][0]["content"][0]["text"] == f"a{marker}"  # what was asked stays as it was

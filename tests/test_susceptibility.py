@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from personaspace.catalog import load_catalog
+from personaspace.experiments.kit.conditions import SHUFFLED_AXIS
 from personaspace.experiments.kit.speakers import KINDS, UNTOLD, kind
 from personaspace.experiments.kit.trials import Given, Trials
 from personaspace.experiments.susceptibility.findings import NO_ROLE, findings, table_row
@@ -117,15 +118,36 @@ def test_a_cap_that_makes_the_assistant_is_told_apart_from_as_long_a_random_step
         assert measured == pytest.approx([4.0], abs=0.1)
 
 
-def test_each_role_has_random_directions_of_its_own_and_all_roles_the_same_strengths():
+def test_all_roles_are_asked_the_same_questions_along_every_direction():
     wanted = control_asks(SMALL, load_catalog())
-    by_role = {role: {a.condition.control for a in wanted if a.item.startswith(role + "/")} for role in _roles()}
-    assert sorted(n for numbers in by_role.values() for n in numbers) == list(range(SMALL.roles * SMALL.controls))
-    assert {a.condition.alpha for a in wanted} == {0.0, *SMALL.control_alphas}
+    by_direction = {}
+    for a in wanted:
+        by_direction.setdefault((a.condition.control, a.condition.alpha), []).append(a.item)
+    assert {n for n, _ in by_direction} == {SHUFFLED_AXIS, *range(20)}
+    assert {alpha for _, alpha in by_direction} == {0.0, *SMALL.control_alphas}
+    (items,) = {tuple(items) for items in by_direction.values()}
+    roles = [r.role for r in spread(load_catalog(), SMALL.roles)]
+    assert items == tuple(f"{role}/{kind}" for role in roles for kind in ("who 0", "past 4"))
+    # They are the questions of the axis itself, word for word.
+    own = {a.item: a.messages for a in asks(SMALL, load_catalog())}
+    assert all(own[a.item] == a.messages for a in wanted)
 
 
-def _roles():
-    return [r.role for r in spread(load_catalog(), SMALL.roles)]
+def test_an_effect_as_far_as_the_farthest_directions_of_twenty_is_not_the_axis():
+    """Beyond the 95th percentile of the others it is; where two of twenty do as much, it is not."""
+    wanted = [a for a in [*asks(SMALL, load_catalog()), *control_asks(SMALL, load_catalog())] if NO_ROLE not in a.item]
+    for strong, direction in ((0, 1), (2, 0)):
+        rows = []
+        for k, a in enumerate(wanted):
+            number = a.condition.control
+            does = a.condition.alpha < 0 and (number is None or 0 <= number < strong)
+            assistant = k % 16 == 0 if does else k % 16 != 0
+            given = Given(a.condition.name, a.item, "", 1, "stop", 0.0, 0)
+            rows.append(table_row(a, given, KINDS.index("the Assistant" if assistant else "a human with a past")))
+        effect = findings(conditions(SMALL), rows).effects["steered away"]
+        assert len(effect.beside.random) == 20
+        assert effect.axis.direction() == 1
+        assert effect.direction == direction
 
 
 def test_replies_that_tell_nothing_are_missing_and_their_share_is_shown(tmp_path):
@@ -259,5 +281,6 @@ def test_on_the_embedded_model_steering_away_takes_the_assistant_out_of_its_repl
     # As long a step along a random direction leaves it about where it was.
     aside = np.mean([r["projection"] for r in rows if r["condition"] == "α -0.30 random 1"])
     assert abs(aside - place["plain"]) < 15
-    assert {r["condition"] for r in rows if r["control"] is not None} == {"α -0.30 random 1", "capped random 1"}
+    beside = {f"{name} {aside}" for name in ("α -0.30", "capped") for aside in ("random 1", "shuffled axis")}
+    assert {r["condition"] for r in rows if r["control"] is not None} == beside
     assert {r["kind"] for r in rows} <= set(KINDS)

@@ -240,6 +240,10 @@ def test_the_command_writes_a_page_and_says_what_moved(base, space, catalog, tmp
 def test_mistakes_get_one_line(base, space, catalog, tmp_path, tiny_folder):
     wrong = run("watch", tiny_folder, tiny_folder, expect=2)
     assert "needs the base's space" in wrong.stderr
+    space.save(tmp_path / "space.safetensors")
+    names = (tiny_folder, tmp_path / "nosuch", "--space", tmp_path / "space.safetensors")
+    missing = run("watch", *names, expect=1)  # one line: it is told before the base is read
+    assert f"{tmp_path / 'nosuch'}: not a model" in missing.stderr
     engine = engine_of(base)
     with pytest.raises(UsageError, match="prompts=13: expected 8 to 12"):
         ps.watch(engine, {"a": engine}, space=space, catalog=catalog, roles="all", prompts=13)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -83,6 +85,12 @@ def test_the_forecast_in_json_keeps_its_keys_and_has_the_seconds_beside_them():
     assert forecast["seconds"] == pytest.approx(200)
 
 
+def test_an_interval_of_which_an_end_is_not_known_says_so():
+    space = whole(order=0.8, map_=0.85, reliability_interval={"order": [0.75, None], "map": [0.8, None]})
+    assert "(95%: 0.75 to –)" in by_name(space)["order"].meaning
+    assert "(95%: – to 20%)" in by_name(space)["map"].meaning
+
+
 def test_intervals_are_told_as_shares_of_noise_from_the_lower_to_the_higher():
     space = whole(order=0.8, map_=0.85, reliability_interval={"order": [0.75, 0.84], "map": [0.8, 0.9]})
     assert "(95%: 0.75 to 0.84)" in by_name(space)["order"].meaning
@@ -122,6 +130,13 @@ def test_the_readings_agreement_is_told_where_it_was_measured_alone():
     assert words.agreement(whole().summary()) == ""
     told = words.agreement(whole(readings_agree={"order": 0.96, "interval": [0.9, 1.0]}).summary())
     assert "0.96 (95%: 0.90 to 1.00)" in told
+
+
+def test_whether_readings_agree_on_an_order_that_is_not_known_has_no_figure():
+    summary = whole(order=0.31, readings_agree={"order": 0.4, "interval": [-0.78, 4.27]}).summary()
+    told = words.agreement(summary)
+    assert "not known" in told
+    assert not re.search(r"\d", told)
 
 
 def test_terminal_lines_lead_with_the_three_and_fit_the_width():

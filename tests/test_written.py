@@ -107,15 +107,29 @@ FILES = [
 ]
 
 
+def finished(folder: Path, engine, catalog: Path, judge=None, **options) -> Path:
+    """A run that was left alone, in small shards."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in (("SHARD", 8), ("ONSET_SHARD", 16), ("FOLD", 1)):
+            patch.setattr(f"personaspace.mapping.stages.{name}", size)
+        chosen = options_of(**{**OPTIONS, **options})
+        Mapper(engine, load_catalog(catalog), folder, chosen, Watcher()).map(judge)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def well(tmp_path_factory, engine, small_catalog):
-    """A finished run, and a copy of it to break."""
-    folder = tmp_path_factory.mktemp("well") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("personaspace.mapping.stages.SHARD", 8)
-        patch.setattr("personaspace.mapping.stages.ONSET_SHARD", 16)
-        Mapper(engine, load_catalog(small_catalog), folder, options_of(**OPTIONS), Watcher()).map(RulesJudge())
-    return folder
+    """A finished run, of which a copy is broken."""
+    return finished(tmp_path_factory.mktemp("well") / "run", engine, small_catalog, RulesJudge())
+
+
+SUMS = {"keep": "sums", "blocks": 4}
+
+
+@pytest.fixture(scope="module")
+def summed(tmp_path_factory, engine, small_catalog):
+    """Another, of sums."""
+    return finished(tmp_path_factory.mktemp("summed") / "run", engine, small_catalog, **SUMS)
 
 
 def figures(folder: Path) -> dict[str, object]:
@@ -167,21 +181,20 @@ def test_no_flipped_bit_of_a_shard_changes_a_figure(tmp_path, well, mapped, seed
 @pytest.mark.long
 @pytest.mark.parametrize("harm", [flipped, cut, missing])
 @pytest.mark.parametrize("name", ["sums/counts.safetensors", "onset-sums/00*-001.safetensors"])
-def test_sums_that_are_not_what_was_written_are_made_again(tmp_path, mapped, monkeypatch, name, harm):
+def test_sums_that_are_not_what_was_written_are_made_again(tmp_path, summed, mapped, monkeypatch, name, harm):
     monkeypatch.setattr("personaspace.mapping.stages.FOLD", 1)
     folder = tmp_path / "run"
-    options = {"keep": "sums", "blocks": 4}
-    mapped(folder, **options)
+    shutil.copytree(summed, folder)
     before = PersonaSpace.load(folder)
     (path,) = folder.glob(name)
     harm(path, seed=3)
-    lines = mapped(folder, **options)
+    lines = mapped(folder, **SUMS)
     assert path.parent.name in lines[0]
     assert "the sums are made again" in lines[0]
     after = PersonaSpace.load(folder)
     for tensor in ("axis", "role_vectors"):
         assert torch.allclose(after.tensors[tensor], before.tensors[tensor], atol=1e-5)
-    assert mapped(folder, **options) == []
+    assert mapped(folder, **SUMS) == []
 
 
 @pytest.mark.long
@@ -499,6 +512,13 @@ def test_on_a_real_full_disk_a_lock_is_taken_and_what_is_written_is_refused_in_o
     assert not list(run.folder.glob(".*.tmp"))
     with pytest.raises(RunError, match="the disk is full"):
         write_whole(small_disk / "new" / "file", b"x" * 9000)
+
+
+def test_what_cannot_be_written_where_there_is_room_is_not_told_to_make_room(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write .*: File exists; .* give a place that can be written") as problem:
+        write_whole(tmp_path / "file" / "below", b"x")
+    assert "make room" not in str(problem.value)
 
 
 def test_on_a_full_disk_a_lock_still_keeps_others_out(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from personaspace.catalog import Catalog, load_catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.thoughts import PARTS, Part
-from personaspace.errors import RunError, UsageError
+from personaspace.errors import RunError, UsageError, invalid_reason
 from personaspace.experiments.compare import findings as comparison
 from personaspace.experiments.compare.sources import spaces_of
 from personaspace.experiments.kit.results import Result
@@ -396,4 +396,4 @@ def _made(kind: type[M], values: dict[str, Any]) -> M:
         return kind(**values)
     except ValidationError as e:
         first = e.errors()[0]
-        raise UsageError(f"{first['loc'][-1]}={first['input']}: {first['msg']}") from None
+        raise UsageError(f"{first['loc'][-1]}={first['input']}: {invalid_reason(first)}") from None

@@ -14,6 +14,11 @@ PersonaSpaceError            anything below; the command line prints its one lin
 └── SpaceError               a space's file that cannot be read, or does not fit what it is used on
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 
 class PersonaSpaceError(Exception):
     """The root: one line that says what was found, what was expected and what to do."""
@@ -61,3 +66,16 @@ class JudgeError(PersonaSpaceError):
 
 class SpaceError(PersonaSpaceError):
     """A space's file that cannot be read, or does not fit what it is used on."""
+
+
+_IN_WORDS = {"tuple_type": "Input should be a list", "extra_forbidden": "There is no field of this name"}
+"""What Pydantic says in words of its own trade, in those of who writes a file."""
+
+
+def invalid_reason(error: Mapping[str, Any]) -> str:
+    """What is wrong, of one of a `pydantic.ValidationError`'s errors, without what is put before a validator's own words.
+
+    >>> invalid_reason({"msg": "Value error, expected a number"})
+    'expected a number'
+    """
+    return _IN_WORDS.get(error.get("type", "")) or str(error["msg"]).removeprefix("Value error, ")

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from personaspace import json_text
-from personaspace.errors import RunError, SpaceError, UsageError
+from personaspace.errors import RunError, SpaceError, UsageError, invalid_reason
 
 # What looks at a space needs no Arrow: it is imported where a table or an address is used.
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ _NOT_FLUSHED = (
 )
 """What file systems answer that do not flush folders: the file is written all the same."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file that is there whole or not at all, also after a power cut; its folder is made where there is none. Raises
@@ -64,9 +66,8 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as e:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path}: {reason_of(e)}; what was finished is whole, make room and run the same command"
-        ) from None
+        then = "make room and run the same command" if e.errno in _FULL else "give a place that can be written"
+        raise RunError(f"cannot write {path}: {reason_of(e)}; what was finished is whole, {then}") from None
 
 
 def _flush_folder(path: Path) -> None:
@@ -92,7 +93,7 @@ def _warn_unflushed(reason: str) -> None:
 
 def reason_of(error: OSError) -> str:
     """What the system says of a failure, in a few words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return "the disk is full"
     return error.strerror or str(error) or type(error).__name__
 
@@ -162,7 +163,7 @@ def read_json(path: Path, kind: type[T], then: str = "run the same command") -> 
     try:
         return TypeAdapter(kind).validate_python(json_text.parse(path.read_text(encoding="utf-8")), strict=True)
     except ValidationError as e:
-        problem = f"{e.errors()[0]['msg'].lower()}, found {json_text.shown(e.errors()[0]['input'])}"
+        problem = f"{invalid_reason(e.errors()[0]).lower()}, found {json_text.shown(e.errors()[0]['input'])}"
     except (OSError, ValueError) as e:
         problem = first_line(e)
     raise RunError(f"{path}: cannot be read ({problem}); delete it, and {then}")

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,45 +16,12 @@ from fastapi.testclient import TestClient
 from personaspace.engines.vllm.wire import pack
 from personaspace.serve.vllm import Endpoints, VllmPersona
 from personaspace.space import PersonaSpace
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-@contextmanager
-def served(space: str) -> Iterator[httpx.Client]:
-    """The server of a space, until it is ended."""
-    port = free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
-    options = ["--vllm=--enforce-eager", "--vllm=--max-model-len=512", "--vllm=--kv-cache-memory-bytes=268435456"]
-    program = [str(Path(sys.executable).parent / "personaspace"), "serve", space, "--engine", "vllm", f"--port={port}"]
-    process = subprocess.Popen(
-        [*program, "--rows=8", "--dtype=fp32", *options],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
-    try:
-        for _ in range(480):
-            assert process.poll() is None, process.stdout.read().decode()[-3000:] if process.stdout else ""
-            try:
-                if client.get("/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(1)
-        yield client
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+from vllm_server import vllm_served
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[httpx.Client]:
-    with served("smollm2") as client:
+    with vllm_served("smollm2") as address, httpx.Client(base_url=address, timeout=120) as client:
         yield client
 
 
@@ -129,8 +89,12 @@ def test_a_capped_name_is_never_answered_without_the_cap(server: httpx.Client) -
     told = server.post("/v1/chat/completions", json=ask(**capped)).json()
     assert told["model"] == "smollm2:capped"
     assert told["persona"]["capped_tokens"] > 0
-    text = {"prompt": "The tide", "max_tokens": 4}
-    assert server.post("/v1/completions", json={**capped, **text}).status_code == 404
+    text = {"prompt": "The tide", "max_tokens": 8, "temperature": 0}
+    held = server.post("/v1/completions", json={**capped, **text}).json()
+    assert held["model"] == "smollm2:capped"
+    assert held["persona"]["capped_tokens"] > 0
+    several = server.post("/v1/completions", json={**capped, **text, "prompt": ["The tide", "The moon"]}).json()
+    assert (several["choices"][0]["text"], several["persona"]) == (held["choices"][0]["text"], None)
     assert server.post("/v1/chat/completions", json=ask(**capped, use_beam_search=True, n=2)).status_code == 400
     assert server.post("/v1/chat/completions", json=ask(**capped, n=2, temperature=1)).status_code == 400
     several = server.post("/v1/chat/completions", json=ask(n=2, temperature=1)).json()
@@ -173,7 +137,8 @@ def test_text_completions_take_the_plain_way(server: httpx.Client) -> None:
     assert server.post("/v1/completions", json=body).status_code == 200
     body["vllm_xargs"] = {"personaspace": "{"}
     assert server.post("/v1/completions", json=body).status_code == 400
-    refused = server.post("/v1/completions", json={**body, "vllm_xargs": None, "persona": {"cap": "capped"}})
+    several = {**body, "vllm_xargs": None, "prompt": ["The tide", "The moon"], "persona": {"read": ["ghost"]}}
+    refused = server.post("/v1/completions", json=several)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "persona"
 

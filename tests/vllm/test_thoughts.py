@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
-from test_server import served
 from tiny import FAMILIES, TEMPLATE, make_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -15,6 +15,7 @@ from personaspace.engines.chat import Span
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.space import PersonaSpace
 from personaspace.space.layout import FORMAT
+from vllm_server import vllm_served
 
 OPENS = (
     TEMPLATE + "{% if add_generation_prompt %}<think>\n{% if not enable_thinking %}\n</think>\n\n{% endif %}{% endif %}"
@@ -54,7 +55,7 @@ def test_a_thinking_replys_persona_is_its_answers_streamed_and_not(folder: Path)
     engine = TransformersEngine.load(str(folder), dtype="fp32")
     closing = engine.tokenizer.convert_tokens_to_ids("</think>")
     name, thought = folder.name, 0
-    with served(str(space_file)) as client:
+    with vllm_served(str(space_file)) as address, httpx.Client(base_url=address, timeout=120) as client:
 
         def ask(question: str, **more: object) -> dict:
             asked = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 24}

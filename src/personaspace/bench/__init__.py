@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from personaspace.bench import startup
-from personaspace.bench.measure import in_turn, summary
+from personaspace.bench.measure import EXACT, ONCE, in_turn, ratios, rounds, summary
 from personaspace.bench.overhead import overhead, overhead_vllm, tokens_per_second
 from personaspace.catalog import DEFAULT, load_catalog
 from personaspace.engines import Span
@@ -38,8 +37,8 @@ def run_bench(
     engine: str = "transformers",
     arguments: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The design's form: `bench`, `ours`, `peers`, `ratio`, `limit`, each with median, min, max and unit. arguments: vLLM's own
-    options.
+    """The design's form: `bench`, `ours`, `peers`, each with median, min, max and unit, `limit`, and of `ratio` what
+    `measure.ratios` says. arguments: vLLM's own options.
 
     >>> run_bench("overhead", "smollm2", prompts=8, tokens=16, repeats=3)["ratio"]["reading every layer"]
     """
@@ -110,11 +109,10 @@ def _generate(
         lambda: _hf_generate(engine, ids, sampling, best_batch),
     )
     name = f"transformers generate, {best_batch} rows"
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     return {
         "ours": summary(ours, "tokens/s"),
         "peers": {name: summary(theirs, "tokens/s")},
-        "ratio": {name: ratio},
+        **ratios({name: rounds(ours, theirs)}),
         "limit": {name: 2.0},
     }
 
@@ -162,17 +160,19 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
 
     our_speeds, peer_speeds = in_turn(repeats, replay_speed, peer_speed)
     # Two operations a parameter and token, over what the machine's own matrix product reaches.
-    share = statistics.median(our_speeds) * _flops_per_token(engine) / _gemm_peak(engine)
+    per_speed = _flops_per_token(engine) / _gemm_peak(engine)
     memory = [_memory_of(engine, call) for call in (replay_speed, peer_speed)]
     name = "forward pass with all hidden states"
     return {
         "ours": summary(our_speeds, "tokens/s"),
         "peers": {name: summary(peer_speeds, "tokens/s")},
-        "ratio": {
-            name: statistics.median(a / b for a, b in zip(our_speeds, peer_speeds, strict=True)),
-            "share of the GEMM peak": share,
-            "memory": memory[1] / max(memory[0], 1),
-        },
+        **ratios(
+            {
+                name: rounds(our_speeds, peer_speeds),
+                "share of the GEMM peak": [speed * per_speed for speed in our_speeds],
+            },
+            {"memory": (memory[1] / max(memory[0], 1), ONCE)},
+        ),
         "limit": {name: 2.2, "share of the GEMM peak": 0.7, "memory": 3.0},
         "memory_mb": {"ours": memory[0] / 2**20, name: memory[1] / 2**20},
     }
@@ -219,20 +219,21 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
     for k in range(0, len(prompts), ONSET_SHARD):
         rows = [engine.chat.prompt_ids(p.messages) for p in prompts[k : k + ONSET_SHARD]]
         needed_tokens += sum(p.length + sum(len(rows[m]) - p.length for m in p.members) for p in shared_prefixes(rows))
-    per_prompt = needed_tokens / len(prompts)
+    per_speed = needed_tokens / len(prompts) * _flops_per_token(engine) / _gemm_peak(engine)
     name = "output_hidden_states"
     return {
         "ours": summary(our_speeds, "prompts/s"),
         "peers": {name: summary(peer_speeds, "prompts/s")},
-        "ratio": {
-            name: statistics.median(a / b for a, b in zip(our_speeds, peer_speeds, strict=True)),
-            "share of the GEMM peak": statistics.median(our_speeds)
-            * per_prompt
-            * _flops_per_token(engine)
-            / _gemm_peak(engine),
-            "computed tokens that are real": needed_tokens / sum(computed),
-            "tokens of the prompts that are computed": needed_tokens / sum(map(len, ids)),
-        },
+        **ratios(
+            {
+                name: rounds(our_speeds, peer_speeds),
+                "share of the GEMM peak": [speed * per_speed for speed in our_speeds],
+            },
+            {
+                "computed tokens that are real": (needed_tokens / sum(computed), EXACT),
+                "tokens of the prompts that are computed": (needed_tokens / sum(map(len, ids)), EXACT),
+            },
+        ),
         "limit": {name: 2.0, "share of the GEMM peak": 0.7, "computed tokens that are real": 0.9},
     }
 
@@ -274,7 +275,7 @@ def _scale(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | 
     return {
         "ours": summary(all_clients, "tokens/s"),
         "peers": {name: summary(single_client, "tokens/s"), "first token": summary(waits, "s")},
-        "ratio": {name: statistics.median(a / b for a, b in zip(all_clients, single_client, strict=True))},
+        **ratios({name: rounds(all_clients, single_client)}),
         "limit": {name: 4.0, "first token": 0.5},
     }
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from personaspace.bench.measure import in_turn, summary
+from personaspace.bench.measure import in_turn, ratios, rounds, summary
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.transformers.engine import TransformersEngine
@@ -54,10 +53,7 @@ def overhead(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
     return {
         "ours": summary(plain, "tokens/s"),
         "peers": {name: summary(figures, "tokens/s") for name, figures in peers.items()},
-        "ratio": {
-            name: statistics.median(a / b for a, b in zip(figures, plain, strict=True))
-            for name, figures in peers.items()
-        },
+        **ratios({name: rounds(figures, plain) for name, figures in peers.items()}),
         "limit": dict.fromkeys(peers, 0.97),
     }
 
@@ -104,18 +100,16 @@ def overhead_vllm(
     plain.close()
     ours.close()
 
-    def ratios(rows: Sequence[Sequence[float]], base: Sequence[float]) -> dict[str, float]:
-        pairs = zip(names, rows, strict=True)
-        return {name: statistics.median(a / b for a, b in zip(row, base, strict=True)) for name, row in pairs}
-
+    # By the processor's time, which others on the machine disturb less: the same tokens are made each way.
+    by_processor = ratios({name: rounds(cpu_seconds["plain"], cpu_seconds[name]) for name in names})
     return {
         "prompts": len(prompts),
         "tokens": sampling.max_new_tokens,
         "ours": summary(without_plugin, "tokens/s"),
         "peers": {name: summary(figures, "tokens/s") for name, figures in zip(names, with_plugin, strict=True)},
-        "ratio": ratios(with_plugin, without_plugin),
-        # By the processor's time, which others on the machine disturb less: the same tokens are made each way.
-        "processor_ratio": {k: 1 / v for k, v in ratios([cpu_seconds[n] for n in names], cpu_seconds["plain"]).items()},
+        **ratios({name: rounds(row, without_plugin) for name, row in zip(names, with_plugin, strict=True)}),
+        "processor_ratio": by_processor["ratio"],
+        "processor_ratio_interval": by_processor["ratio_interval"],
         "limit": dict.fromkeys(names, 0.95),
     }
 

@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from personaspace.bench.measure import in_turn, summary
+from personaspace.bench.measure import in_turn, ratios, rounds, summary
 
 PEER = ("-c", "import numpy")
 COMMAND = "import sys; from personaspace.cli import main; sys.argv = ['personaspace', *sys.argv[1:]]; main()"
@@ -39,6 +39,6 @@ def measure(repeats: int) -> dict[str, Any]:
     return {
         "ours": rows[first],
         "peers": {name: rows[name] for name in (*ours[1:], peer)},
-        "ratio": {name: rows[name]["median"] / rows[peer]["median"] for name in ours},
+        **ratios({name: rounds(values, figures[-1]) for name, values in zip(ours, figures[:-1], strict=True)}),
         "limit": {first: 0.5, ours[1]: 3.0},
     }

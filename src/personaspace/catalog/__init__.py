@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from personaspace import json_text
 from personaspace.catalog.names import DEFAULT as DEFAULT
 from personaspace.catalog.names import Name, Text, same_name
-from personaspace.errors import CatalogError, UsageError
+from personaspace.errors import CatalogError, UsageError, invalid_reason
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -251,8 +251,8 @@ def _in_one_line(path: Path, line: int) -> Iterator[None]:
         first = e.errors()[0]
         where = json_text.shown(".".join(map(str, first["loc"])), 80) or "the line"
         # Pydantic's own sentences begin with a capital, as ours don't.
-        own = first["msg"].removeprefix("Value error, ")
-        problem = own if own != first["msg"] else own.lower()
+        own = invalid_reason(first)
+        problem = own if first["type"] == "value_error" else own.lower()
         raise CatalogError(f"{path}:{line or 1}: {where}: {json_text.shown(problem, 300)}") from None
     except ValueError as e:
         raise CatalogError(f"{path}{f':{line}' if line else ''}: {json_text.shown(e, 300)}") from None

@@ -6,6 +6,7 @@ one of those places is refused where it is read, with the reason, and is not fou
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Annotated
 
@@ -25,6 +26,9 @@ RESERVED = {
 
 LONGEST = 120
 """Bytes of a name: a file's name has at most 255, and this one stands in those with more around it."""
+
+NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
+"""NUL, and halves of characters that are written in two."""
 
 SEPARATORS = {",": "commas separate names", "/": "slashes separate folders", "\\": "slashes separate folders"}
 
@@ -64,9 +68,8 @@ def _checked_name(name: str) -> str:
 def _checked_text(text: str) -> str:
     if not text.strip():
         raise ValueError("it is empty")
-    for character in text:
-        if character == "\0" or unicodedata.category(character) == "Cs":
-            raise ValueError(f"it has U+{ord(character):04X} in it, which is no character of a text")
+    if unfit := NO_TEXT.search(text):
+        raise ValueError(f"it has U+{ord(unfit[0]):04X} in it, which is no character of a text")
     return text
 
 

@@ -144,7 +144,8 @@ class ChatSession:
         except PersonaSpaceError:
             self.steer = before
             raise
-        self.console.print(f"steering: {self.steer or 'off'}", style="dim", markup=False)
+        present = "off" if self.steer is None else f"{self.steer[0]:+g} along {self.steer[1]}"
+        self.console.print(f"steering: {present}", style="dim", markup=False)
 
     def _along(self, rest: str) -> None:
         names: list[str] = []

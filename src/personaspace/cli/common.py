@@ -8,6 +8,7 @@ import typer
 
 from personaspace.cli.terminal import Terminal
 from personaspace.engines.registry import DEFAULT_ENGINE
+from personaspace.errors import UsageError
 from personaspace.judges.registry import JUDGES, JUDGES_HELP
 from personaspace.model.dtypes import DTYPES_HELP
 
@@ -59,6 +60,16 @@ JudgeKeyEnv = Annotated[
     str | None, typer.Option(help="The environment variable with the endpoint's key; OPENAI_API_KEY.")
 ]
 Dtype = Annotated[str | None, typer.Option(help=DTYPES_HELP)]
+
+
+def check_unused(owner: str, **options: object) -> None:
+    """Raises `UsageError` for an option that was given and does nothing, since it is only read with another one, its owner."""
+    for name, value in options.items():
+        if value is not None:
+            first = value[0] if isinstance(value, list) else value
+            raise UsageError(
+                f"--{name.replace('_', '-')} {first}: it does nothing without {owner}; add that, or leave it out"
+            )
 
 
 def space_and_engine(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
 
 from personaspace.cli.common import (
     AdapterArg,
@@ -30,7 +29,7 @@ from personaspace.cli.common import (
     out,
     space_and_engine,
 )
-from personaspace.cli.terminal import Terminal
+from personaspace.cli.tables import print_uncut
 from personaspace.engines.thoughts import PARTS
 from personaspace.errors import UsageError
 from personaspace.formats.registry import TRANSCRIPTS_HELP
@@ -38,9 +37,6 @@ from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge,
 
 if TYPE_CHECKING:
     from personaspace.holding.monitor import AlertRule
-
-WIDE = 124
-"""Columns that the tables of a sweep and of alerts take."""
 
 
 @app.command(epilog="Example: personaspace calibrate runs/smollm2 --sweep")
@@ -82,7 +78,7 @@ def calibrate(
 
     check_judge(judge)
     request_options = read_options(judge_option or ())
-    folder = Path(space) if Path(space).is_dir() else Path(space).parent
+    folder = Path(space).parent if Path(space).is_file() else Path(space)
     made = api.calibrate(
         folder,
         of=of or "default",
@@ -119,17 +115,17 @@ def calibrate(
         return
     if outcomes:
         head, rows = tradeoff.table(outcomes)
-        _print_uncut(_table(head, rows))
+        print_uncut(head, rows)
     out.print(f"\ncapped = {capped['is']}: {capped['why']['because']}. {tradeoff.again(capped)}")
     if controls_summary := capped["why"].get("controls"):
-        _print_uncut(_table(*tradeoff.controls_table(controls_summary)))
+        print_uncut(*tradeoff.controls_table(controls_summary))
         out.print(controls_summary["because"])
     correlation = (
         f"{rules[0].correlation:.2f}" if rules and rules[0].correlation is not None else "not known: any holds"
     )
     of = (rules[0].rate_of if rules else None) or "conversations"
     out.print(f"\nHow sure an alert is that 1% of the default's {of} raise (turns' correlation: {correlation}):")
-    _print_uncut(_alerts(rules))
+    print_uncut(*_alerts(rules))
     out.print(f"\nspace: {space_file}" + (f"\npage:  {page}" if page else ""))
 
 
@@ -235,7 +231,7 @@ def project(
             for r in readings
         ]
         thoughts = ["drift of thoughts"] if any_thoughts else []
-        out.print(_table([name, "tokens", "projection", "drift", *thoughts, *directions, "nearest", ""], rows))
+        print_uncut([name, "tokens", "projection", "drift", *thoughts, *directions, "nearest", ""], rows)
     if directions:
         out.print(
             "\nalong a direction: how far above the default's mean, in its standard deviations; =: its projection"
@@ -300,19 +296,9 @@ def _line() -> str | None:
         raise UsageError(f"this line is no UTF-8: {e.reason} at byte {e.start + 1}") from None
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Table:
-    table = Table(*(Column(h, no_wrap=True) for h in head), box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _alerts(rules: Sequence[AlertRule]) -> tuple[list[str], list[list[str]]]:
+    """The head and rows of a table of rules."""
 
-
-def _print_uncut(table: Table) -> None:
-    """Prints a table without cutting its cells short, also where a pipe or a narrow terminal is taken for 80 columns."""
-    Terminal(file=out.file, width=max(out.width, WIDE), soft_wrap=False).print(table)
-
-
-def _alerts(rules: Sequence[AlertRule]) -> Table:
     def share(value: float | None, digits: int = 1) -> str:
         return "" if value is None else f"{100 * value:.{digits}f}%"
 
@@ -330,4 +316,4 @@ def _alerts(rules: Sequence[AlertRule]) -> Table:
         for r in rules
     ]
     raised = ["raised by the default", "may be", "by its runs of turns", "by roles' runs", "by roles"]
-    return _table(["tokens a reply", "turns", "drift over", *raised], rows)
+    return ["tokens a reply", "turns", "drift over", *raised], rows

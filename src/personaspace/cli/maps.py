@@ -22,6 +22,7 @@ from personaspace.cli.common import (
     SpaceArg,
     VllmArg,
     app,
+    check_unused,
     err,
     judges_here,
     judging_engine,
@@ -107,9 +108,9 @@ def map_command(
         str | None, typer.Option(help="A running Ray cluster (auto, host:port); ray starts one here.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="How many; as many as the cluster has room for.", min=1)] = None,
-    worker_engine: Annotated[str, typer.Option(help="What each worker runs.")] = "transformers",
-    cpus_per_worker: Annotated[int, typer.Option(help="A worker's CPUs, and threads.", min=1)] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(help="A worker's GPUs.", min=0)] = 0,
+    worker_engine: Annotated[str | None, typer.Option(help="What each worker runs; transformers.")] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(help="A worker's CPUs, and threads; 1.", min=1)] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="A worker's GPUs; 0.", min=0)] = None,
     vllm: VllmArg = None,
     adapter: AdapterArg = None,
     device: Device = None,
@@ -167,6 +168,19 @@ def map_command(
         traits=traits,
         trait_questions=trait_questions,
     )
+    if engine != "ray":
+        check_unused(
+            "--engine ray",
+            address=address,
+            workers=workers,
+            worker_engine=worker_engine,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+        )
+    if judge != "openai":
+        check_unused("--judge openai", judge_url=judge_url, judge_option=judge_option, judge_key_env=judge_key_env)
+    if not until:
+        check_unused("--until", budget=budget, prompt_budget=prompt_budget)
     chosen_catalog = catalog_of(out_folder, options, catalog, roles, questions)
     if on:
         if not dry_run:
@@ -179,11 +193,11 @@ def map_command(
         placement |= _for_vllm(model, chosen_catalog, options, out_folder, vllm or [], judges_here(judge))
     elif vllm:
         raise UsageError(f"--vllm {vllm[0]}: these are options of --engine vllm")
-    cluster = {"address": address, "workers": workers, "worker_engine": worker_engine}
-    per_worker = {"cpus": cpus_per_worker, "gpus": gpus_per_worker}
-    loaded_engine = load_engine(
-        engine, model, **placement, rows=rows, **({**cluster, **per_worker} if engine == "ray" else {})
-    )
+    if engine == "ray":
+        cluster = {"address": address, "workers": workers, "worker_engine": worker_engine}
+        per_worker = {"cpus": cpus_per_worker, "gpus": gpus_per_worker}
+        placement |= {name: value for name, value in {**cluster, **per_worker}.items() if value is not None}
+    loaded_engine = load_engine(engine, model, **placement, rows=rows)
     mapper = Mapper(loaded_engine, chosen_catalog, out_folder, options, bar)
     if dry_run:
         plans = mapper.plan()

@@ -60,13 +60,24 @@ def bench(
         out.print_json(json.dumps(result))
         return
     table = Table("", "median", "min", "max", "unit", "ratio")
+
+    def ratio(name: str) -> str:
+        if name not in result["ratio"]:
+            return ""
+        interval = result["ratio_interval"][name]
+        beside = interval if isinstance(interval, str) else f"{interval[0]:.2f} to {interval[1]:.2f}"
+        return f"{result['ratio'][name]:.2f} ({beside})"
+
     for name, row in {"ours": result["ours"], **result["peers"]}.items():
-        ratio = result["ratio"].get(name)
-        values = [f"{row[k]:.4g}" for k in ("median", "min", "max")]
-        table.add_row(name, *values, row["unit"], "" if ratio is None else f"{ratio:.2f}")
+        table.add_row(name, *[f"{row[k]:.4g}" for k in ("median", "min", "max")], row["unit"], ratio(name))
     for name in [n for n in result["ratio"] if n not in result["peers"]]:
-        table.add_row(name, "", "", "", "", f"{result['ratio'][name]:.2f}")
+        table.add_row(name, "", "", "", "", ratio(name))
     out.print(table)
+    sure = (
+        f"A ratio is the median of {result['rounds']} rounds, measured in turn; in brackets the least and the most of them, "
+        f"which hold the median of ever more rounds in {100 * result['confidence']:.0f}% of such runs."
+    )
+    out.print(sure if result["rounds"] > 1 else "One round: no ratio has an interval.", markup=False)
 
 
 def _efficiency(folder: Path | None, model: str, as_json: bool) -> None:

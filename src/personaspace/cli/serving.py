@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def serve(
     space: SpaceArg,
     host: Annotated[str, typer.Option(help="Where to listen; another than this machine needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="PERSONASPACE_API_KEY", help="The key that clients must send.")
     ] = None,
@@ -90,10 +90,11 @@ def serve(
     if engine != "transformers":
         raise UsageError(f"--engine {engine}: expected transformers or vllm")
     queue, grace = 64 if queue is None else queue, 20 if grace is None else grace
+    from personaspace.formats.vectors import with_vectors
+
     try:
         from personaspace.serve import create_app, run
         from personaspace.serve.settings import settings_of
-        from personaspace.serve.watch import with_vectors
     except ModuleNotFoundError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'personaspace[serve]'") from None
     limits = {"rows": rows, "queue": queue, "max-tokens": max_tokens, "context": context}
@@ -113,7 +114,7 @@ def serve(
         _check_record(record)
     listening = _bind(host, port)
     loaded_space, loaded_engine = space_and_engine(space, model, device, dtype, adapter)
-    loaded_space = with_vectors(loaded_space, _listed(directions))
+    loaded_space, _ = with_vectors(loaded_space, _listed(directions))
     application = create_app(loaded_space, loaded_engine, settings)  # type: ignore[arg-type]
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/"
@@ -169,8 +170,9 @@ def _listed(names: str | None) -> list[str]:
 
 def _checked_watch(space: str, watched: dict[str, Any], vectors: list[str]) -> WatchSettings:
     """What is watched, and that it can be, before the model is loaded; how alerts are meant is said."""
+    from personaspace.formats.vectors import with_vectors
     from personaspace.serve.settings import ON_ALERT, WatchSettings
-    from personaspace.serve.watch import Watch, with_vectors
+    from personaspace.serve.watch import Watch
     from personaspace.serve.webhook import Webhook
     from personaspace.space import PersonaSpace
 
@@ -180,7 +182,8 @@ def _checked_watch(space: str, watched: dict[str, Any], vectors: list[str]) -> W
     if watch.webhook is not None:
         Webhook(watch.webhook, watch.secret, lambda _: None)
     if vectors or watch != WatchSettings(secret=watch.secret):
-        for named in Watch.of(with_vectors(PersonaSpace.load(space), vectors), watch).alerts:
+        loaded_space, _ = with_vectors(PersonaSpace.load(space), vectors)
+        for named in Watch.of(loaded_space, watch).alerts:
             err.print(f"alert of {named}")
     return watch
 
@@ -203,6 +206,9 @@ def _bind(host: str, port: int) -> socket.socket:
         if os.name == "posix":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, OverflowError) as e:
-        raise UsageError(f"--host {host} --port {port}: cannot listen there: {e}") from None
+    except OSError as e:
+        reason = e.strerror or e
+        raise UsageError(
+            f"--host {host} --port {port}: cannot listen there: {reason}; --port 0 takes a free one"
+        ) from None
     return listening

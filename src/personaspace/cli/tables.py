@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Column, Table
 
 from personaspace.cli.common import out
+from personaspace.cli.terminal import Terminal
+
+
+def print_uncut(head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str | None] = ()) -> None:
+    """Prints a table with every cell whole, also where a pipe or a narrow terminal is taken for 80 columns: half a figure is a
+    wrong one. styles: of the rows, none unless given."""
+    table = Table(*(Column(h, no_wrap=True) for h in head), box=None, pad_edge=False, header_style="bold")
+    for number, row in enumerate(rows):
+        table.add_row(*row, style=styles[number] if styles else None)
+    width = Terminal(width=100_000, soft_wrap=False).measure(table).maximum
+    Terminal(file=out.file, width=max(out.width, width), soft_wrap=False).print(table)
 
 
 def print_traits(rows: list[dict[str, Any]]) -> None:
@@ -17,11 +29,9 @@ def print_traits(rows: list[dict[str, Any]]) -> None:
     for line in words.wrapped(traits.headline(rows), out.width):
         out.print(line)
     out.print()
-    table = Table(*(Column(h, no_wrap=True) for h in traits.HEAD), box=None, pad_edge=False)
     shown = traits.ends(rows)
-    for row in shown:
-        table.add_row(*traits.cells(row), style="dim" if row["clear"] is False else None)
-    out.print(table)
+    styles = ["dim" if row["clear"] is False else None for row in shown]
+    print_uncut(traits.HEAD, [traits.cells(row) for row in shown], styles)
     if len(shown) < len(rows):
         out.print(f"… and {len(rows) - len(shown)} in between: --json has them all")
 

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Column, Table
-
 from personaspace.cli.common import err, out
 from personaspace.cli.progress import Bar
-from personaspace.cli.terminal import Terminal
+from personaspace.cli.tables import print_uncut
 
 if TYPE_CHECKING:
     from personaspace.engines import Engine
@@ -47,12 +45,7 @@ def print_folder(
         out.print_json(json.dumps({"layer": space.layer, **reading.to_dict(tokens), "page": str(page)}))
         return
     head, rows = table(reading)
-    drawn = Table(*(Column(h, no_wrap=True) for h in head), box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        drawn.add_row(*row)
-    # Uncut, also where a pipe or a narrow terminal is taken for 80 columns.
-    width = max(out.width, sum(max(map(len, column)) + 2 for column in zip(head, *rows, strict=True)))
-    Terminal(file=out.file, width=width, soft_wrap=False).print(drawn)
+    print_uncut(head, rows)
     out.print()
     for sentence in sentences(reading):
         out.print(sentence)

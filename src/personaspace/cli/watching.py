@@ -46,9 +46,12 @@ def watch_command(
     from personaspace.experiments.watch import page
     from personaspace.experiments.watch.run import space_of
     from personaspace.files import plain
+    from personaspace.model.sources import resolve
     from personaspace.report import words
 
     loaded, _ = space_of(base, space)
+    for name in (*variants, *(null or ())):
+        resolve(name)  # one that was mistyped is told before any model is read
 
     def load(name: str) -> Engine:
         return load_engine("transformers", name, device=device, dtype=dtype, **loaded.thinking_options)

@@ -183,7 +183,7 @@ class Chat:
             parts = [f"{names[m['role']]}: {m['content']}" if m["role"] in names else m["content"] for m in turns]
             return "\n\n".join(parts) + ("\n\nAssistant:" if reply and not continued else "")
         if not self.takes_system:
-            turns = _system_into_user(turns)
+            turns = system_into_user(turns)
         return self._template(turns, reply, thinking, tools, continued)
 
     def _template(
@@ -390,7 +390,8 @@ def _without(text: str, markers: Iterable[str]) -> str:
     return text
 
 
-def _system_into_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def system_into_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages for a template without a system role: the first user's text begins with the instruction."""
     if not messages or messages[0]["role"] != "system":
         return messages
     system, rest = messages[0]["content"], messages[1:]

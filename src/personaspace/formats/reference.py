@@ -24,7 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from personaspace.errors import SpaceError, UsageError
+from personaspace.errors import SpaceError, UsageError, invalid_reason
 from personaspace.files import write_whole
 from personaspace.formats.tensor_files import load_tensor_file
 from personaspace.model.dtypes import DTYPES
@@ -234,7 +234,7 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
     except ValidationError as e:
         error = e.errors()[0]
         where = ".".join(map(repr, error["loc"])) or "the file"
-        raise SpaceError(f"{path}: not a capping configuration: {where}: {error['msg']}") from None
+        raise SpaceError(f"{path}: not a capping configuration: {where}: {invalid_reason(error)}") from None
     for entry in config.vectors.values():
         entry.vector = _checked(path, entry.vector, 1)
     named = {s.vector for e in config.experiments for s in e.interventions}

@@ -52,10 +52,16 @@ def read_transcripts(path: str | Path) -> TranscriptFile:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: there is no such file or folder; expected a file with conversations, or a folder of them"
+        ) from None
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(
             f"{path}: cannot be read as text: {e.strerror if isinstance(e, OSError) else e.reason}"
         ) from None
+    if not text.strip():
+        raise UsageError(f"{path}: {NOTHING}, the file is empty; expected {EXPECTED}")
     pieces = _pieces(path, text)
     total = sum(isinstance(piece.content, RawConversation) for piece in pieces)
     transcripts: list[Transcript] = []

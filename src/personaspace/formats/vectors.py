@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,19 @@ def read_vectors(path: str | Path, layers: int, hidden: int) -> dict[str, Tensor
     return named
 
 
+def with_vectors(space: PersonaSpace, files: Sequence[str | Path]) -> tuple[PersonaSpace, list[str]]:
+    """The space with vectors of one's own from files, and what they are called in it. Raises `SpaceError`.
+
+    >>> space, names = with_vectors(space, ["my/sycophancy.pt"])
+    """
+    names = []
+    for file in files:
+        vectors = read_vectors(file, *space.tensors["axis"].shape)
+        space = space.with_own(vectors)
+        names += [f"own:{name}" for name in vectors]
+    return space, names
+
+
 def directions_of(space: PersonaSpace, called: str) -> tuple[PersonaSpace, list[str]]:
     """Directions by what a user calls them, separated by commas: names of the space (`axis`, `ghost`, `trait:formal`), or
     files of vectors, all of which become the space's own. The space that knows them, and their names. Raises `SpaceError`.
@@ -72,9 +86,8 @@ def directions_of(space: PersonaSpace, called: str) -> tuple[PersonaSpace, list[
     names: list[str] = []
     for part in filter(None, (part.strip() for part in called.split(","))):
         if Path(part).suffix in SUFFIXES:
-            vectors = read_vectors(part, *space.tensors["axis"].shape)
-            space = space.with_own(vectors)
-            names += [f"own:{name}" for name in vectors]
+            space, added = with_vectors(space, [part])
+            names += added
         else:
             names.append(part)
     if not names:

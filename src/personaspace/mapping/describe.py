@@ -81,9 +81,13 @@ class _Instructions(Trait):
 
 def from_file(name: str, description: str, path: Path) -> Written:
     """Instructions of a JSON file, one line: `{"bring_out": [...], "suppress": [...]}`. Raises `CatalogError`."""
-    records = list(read_records(path, _Instructions))
+    expected = 'expected one line, {"bring_out": […], "suppress": […]}'
+    try:
+        records = list(read_records(path, _Instructions))
+    except CatalogError as e:
+        raise CatalogError(f"{e}; {expected}") from None
     if len(records) != 1:
-        raise CatalogError(f'{path}: found {len(records)} lines; expected one, {{"bring_out": […], "suppress": […]}}')
+        raise CatalogError(f"{path}: found {len(records)} lines; {expected}")
     texts = {"bring_out": records[0].bring_out, "suppress": records[0].suppress}
     definition = description or records[0].definition
     return Written(Trait(trait=name, definition=definition, **texts), FILE)

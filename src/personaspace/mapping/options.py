@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,12 +51,19 @@ class MapOptions(BaseModel):
     until: dict[str, float] | None = None
     budget: int | None = Field(None, ge=1)
     prompt_budget: int | None = Field(None, ge=1)
-    keep: str = Field("all", pattern=r"^(all|sums|layers:\d+:\d+)$")
+    keep: str = "all"
     blocks: int | None = Field(None, ge=2)
     shards: str | None = None
     span: Part | None = None
     traits: str | None = None
     trait_questions: int | None = Field(None, ge=2)
+
+    @field_validator("keep")
+    @classmethod
+    def _check_keep(cls, value: str) -> str:
+        if not re.fullmatch(r"all|sums|layers:\d+:\d+", value):
+            raise ValueError("expected all, sums, or layers:A:B, as layers:8:12")
+        return value
 
     @field_validator("until", mode="before")
     @classmethod

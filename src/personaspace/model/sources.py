@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from personaspace import json_text
 from personaspace.errors import ModelError
@@ -14,6 +15,9 @@ from personaspace.model.gguf_files import converted, models_among, part_names
 from personaspace.model.weights import log, near_names
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MODELS = "a folder, a .gguf file, a Hub id (owner/name) or smollm2"
+"""What names a model."""
+
 AND = " + "
 """Between a model's name and those of the adapters on it."""
 ADAPTER = "adapter_config.json"
@@ -90,7 +94,7 @@ def _place(name: str, ask_hub: bool) -> str:
         )
     repository, _, quantization = name.partition(":")
     if path.exists() or name.startswith((".", "/", "~")) or repository.count("/") > 1 or name.endswith(":"):
-        raise ModelError(f"{name}: not a model: expected a folder, a .gguf file, a Hub id (owner/name) or smollm2")
+        raise ModelError(f"{name}: not a model: expected {MODELS}")
     if "/" not in name and near_names(name):
         raise ModelError(f"no model {name!r}{near_names(name)}")
     if quantization:
@@ -140,7 +144,7 @@ def _hub_files(repository: str) -> tuple[str | None, list[str] | None]:
             reason = next(iter(str(e).splitlines()), "") or type(e).__name__
             raise ModelError(
                 f"cannot load the model {repository!r}{near_names(repository)} (the Hub cannot be reached, and it is not in "
-                f"the cache: {reason[:120]})"
+                f"the cache: {shorten(reason, 120, placeholder=' …')}); expected {MODELS}"
             ) from None
         return str(folder), [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
 

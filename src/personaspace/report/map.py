@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from plotly.offline import get_plotlyjs
 
 from personaspace.catalog import DEFAULT
 from personaspace.files import write_whole
 from personaspace.report import traits, words
-from personaspace.report.page import embedded
+from personaspace.report.page import embedded, template
 from personaspace.space import PersonaSpace, certainty
 from personaspace.space.traits import roles_along
 
@@ -37,10 +36,8 @@ def write_report(space: PersonaSpace, path: str | Path) -> Path:
 
 def render(space: PersonaSpace) -> str:
     """The page as HTML text, the plotting library inside it."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True)
-    environment.filters["number"] = words.number
     summary = space.summary()
-    return environment.get_template("map.html").render(
+    return template("map.html").render(
         s=summary,
         meta=space.meta,
         words=words,

@@ -4,9 +4,11 @@ off; it knows nothing of what they show."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from personaspace.files import plain, write_whole
+from personaspace.report import words
 from personaspace.stats.intervals import Estimate
 
 _FOLDER = Path(__file__).parent
@@ -37,11 +40,28 @@ class Block:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that stands large at a page's head: what it is, its value, and a line beside it (the study's, say)."""
+    """A number that stands large at a page's head: what it is, its value as text, and what stands beside it.
+
+    interval: the 95% interval as text, or what stands for it (`EXACT` for a count). study: the study's figure. estimate: the
+    value and its interval as numbers, where it is one."""
 
     name: str
     value: str
     note: str = ""
+    interval: str = ""
+    study: str = ""
+    estimate: Estimate | None = None
+
+    @property
+    def beside(self) -> str:
+        """All of that in one line, the interval first."""
+        level = "95%: " if self.estimate and self.estimate.low == self.estimate.low else ""
+        study = self.study and f"the study: {self.study}"
+        return "; ".join(part for part in (self.interval and level + self.interval, self.note, study) if part)
+
+
+EXACT = "exact"
+"""Stands for the interval of what was counted, and drawn from nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +87,23 @@ class Page:
         self.key: list[Figure] = []
         self.blocks: list[Block] = []
 
-    def figure(self, name: str, value: Estimate | str, note: str = "", spec: str = "+.2f") -> None:
-        """A key figure. An estimate stands by its value, as `spec` says, and has its interval before the note."""
-        if isinstance(value, Estimate):
-            note = "; ".join(part for part in (value.span(spec), note) if part)
-            value = f"{value.value:{spec}}"
-        self.key.append(Figure(name, value, note))
+    def figure(
+        self,
+        name: str,
+        value: Estimate | str,
+        note: str = "",
+        spec: str = "+.2f",
+        *,
+        interval: str = "",
+        study: str = "",
+    ) -> None:
+        """A key figure. An estimate stands by its value and its interval, as `spec` says; interval: what stands for that of
+        any other (`EXACT`)."""
+        if not isinstance(value, Estimate):
+            self.key.append(Figure(name, value, note, interval, study))
+            return
+        shown = "not known" if math.isnan(value.value) else f"{value.value:{spec}}"
+        self.key.append(Figure(name, shown, note, value.ends(spec), study, value))
 
     def section(
         self,
@@ -114,6 +145,14 @@ def _as_text(figure: Any) -> Any:
     return _MARKUP.sub("&lt;", figure) if isinstance(figure, str) else figure
 
 
+@cache
+def template(name: str) -> jinja2.Template:
+    """A page's template of this folder; compiled once, since that takes longer than filling it in."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True)
+    environment.filters["number"] = words.number
+    return environment.get_template(name)
+
+
 def write_figures(
     path: str | Path, title: str, lead: str, blocks: Sequence[Block], *, said: str = "", key: Sequence[Figure] = ()
 ) -> Path:
@@ -123,9 +162,8 @@ def write_figures(
     >>> write_figures("page.html", "Roles", "Where each lies.", blocks, key=[Figure("roles", "1")])
     PosixPath('page.html')
     """
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True)
     figures = {f"figure{k}": b.figure for k, b in enumerate(blocks) if b.figure}
-    page = environment.get_template("experiment.html").render(
+    page = template("experiment.html").render(
         title=title,
         lead=lead,
         said=said,

@@ -126,7 +126,7 @@ def reliabilities(worth: Summary) -> list[Reliability]:
     return three
 
 
-def _meaning(name: str, value: float, interval: list[float] | None) -> str:
+def _meaning(name: str, value: float, interval: list[float | None] | None) -> str:
     """What a reliability says of a second map, as a sentence; one that is not known says so first."""
     is_known, shown, spread = value >= KNOWN, number(value), ""
     if interval and name == "map":
@@ -145,8 +145,10 @@ def _meaning(name: str, value: float, interval: list[float] | None) -> str:
     return f"{text[0].upper()}{text[1:]}" if is_known else f"Not known: {text}"
 
 
-def share_of_noise(value: float) -> str:
+def share_of_noise(value: float | None) -> str:
     """1 − the map's reliability, as printed beside it."""
+    if value is None:
+        return number(value)
     percent = 100 * (1 - float(number(value)))
     return f"{percent:.0f}%" if percent >= 1 else f"{percent:.1f}%"
 
@@ -206,10 +208,16 @@ def likeness(worth: Summary) -> str:
 
 
 def agreement(summary: Summary) -> str:
-    """Whether the two readings tell the same order; empty where that was not measured."""
+    """Whether the two readings tell the same order, where each knows one; empty where that was not measured."""
     agree = summary.get("readings_agree")
     if not agree:
         return ""
+    orders = {reading: worth["reliability"]["order"] for reading, worth in summary["readings"].items()}
+    if unknown := [noun(reading) for reading, value in orders.items() if value is not None and value < KNOWN]:
+        return (
+            "Whether the two readings tell the same order of the roles is not known, as the order itself is not, from "
+            f"{' and '.join(unknown)}."
+        )
     low, high = agree["interval"]
     return (
         f"The two readings tell the order of the roles alike to {agree['order']:.2f} (95%: {low:.2f} to {high:.2f}), the noise "

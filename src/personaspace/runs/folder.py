@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personaspace import json_text
 from personaspace.engines.prompts import Design, Sampling
-from personaspace.errors import RunError, RunMismatch
+from personaspace.errors import RunError, RunMismatch, invalid_reason
 from personaspace.files import LEFT_OVER, Place, read_rows, reason_of, table_bytes, write_whole
 from personaspace.runs import digests
 from personaspace.runs.places import claim, folder_locked, leased
@@ -172,7 +172,8 @@ class Folder:
             first = e.errors()[0]
             where = json_text.shown(".".join(map(str, first["loc"])), 80)
             raise RunError(
-                f"{path}: {where}: {first['msg'].lower()}, found {json_text.shown(first['input'])}; is it a run's folder?"
+                f"{path}: {where}: {invalid_reason(first).lower()}, found {json_text.shown(first['input'])}; is it a run's "
+                "folder?"
             ) from None
         return manifest
 

@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from personaspace.catalog import load_catalog
 from personaspace.engines.transformers.batching import NOT_FINITE
 from personaspace.engines.transformers.engine import TransformersEngine
-from personaspace.errors import OutOfMemory, PersonaSpaceError, UsageError
+from personaspace.errors import OutOfMemory, PersonaSpaceError, UsageError, invalid_reason
 from personaspace.holding.monitor import project
 from personaspace.serve.assets import add_pages
 from personaspace.serve.bodies import CountedRoute
@@ -249,7 +249,7 @@ def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
     async def invalid(request: Request, e: RequestValidationError) -> JSONResponse:
         first = e.errors()[0]
         field = ".".join(str(p) for p in first["loc"] if p != "body")
-        message = ": ".join(filter(None, [field, first["msg"]]))
+        message = ": ".join(filter(None, [field, invalid_reason(first)]))
         if first["type"] == "extra_forbidden":
             message = f"Unsupported parameter: '{field}'"
         code = "unsupported_parameter" if first["type"] == "extra_forbidden" else "invalid_value"

@@ -120,11 +120,10 @@ class Requests:
             raise BadRequest(f"{n} replies in one request; at most {self.settings.max_n} are made", "n")
         if n > self.worker.queue:
             raise BadRequest(f"{n} replies in one request; the queue has {self.worker.queue} places", "n")
-        interventions = self.reader.interventions(body.model, body.persona)
+        interventions, act = self.reader.treatment(body.model, body.persona)
         chat = self.engine.chat
         is_chat = isinstance(body, ChatCompletion)
         answer = answer or ReplyFormat(is_chat, body.model, chat.decode, self._name, chat.token_bytes)
-        act = self.reader.act(body.model, body.persona)
         self.metrics.act(body.model, act)
         pending = Pending(body, answer, [], asyncio.Queue(), messages=messages, act=act)
         # A prompt that is too long is refused before anything is computed.

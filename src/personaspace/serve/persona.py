@@ -48,8 +48,9 @@ class Reader:
         """The model, and the model with each named cap."""
         return [self.name, *(f"{self.name}:{cap}" for cap in self.space.caps)]
 
-    def interventions(self, model: str, persona: Persona) -> tuple[Intervention, ...]:
-        """What a request asks for. Raises `BadRequest`."""
+    def treatment(self, model: str, persona: Persona) -> tuple[tuple[Intervention, ...], Act | None]:
+        """What is done to a request: what it asks for, and what is done since an alert was raised before it. Raises
+        `BadRequest`."""
         if model not in self.models:
             raise BadRequest(
                 f"The model '{model}' does not exist; there are {', '.join(self.models)}",
@@ -70,7 +71,7 @@ class Reader:
                 cap = cap if act == "cap" else None
             elif act == "cap":
                 cap = RECOMMENDED
-            return self.space.interventions(cap, steer)
+            return self.space.interventions(cap, steer), act
         except (SpaceError, UsageError) as e:
             raise BadRequest(str(e), "persona") from None
 
@@ -80,10 +81,6 @@ class Reader:
         if cap and persona.cap is not None and cap != persona.cap:
             raise BadRequest(f"model says cap '{cap}', persona.cap says '{persona.cap}'", "persona.cap")
         return cap or persona.cap
-
-    def act(self, model: str, persona: Persona) -> Act | None:
-        """What is done to a request, since an alert was raised before it."""
-        return self.watch.act(persona, self._cap(model, persona))
 
     def turn(
         self, mean: Tensor | None, tokens: int, touched: int, persona: Persona | None = None, act: Act | None = None

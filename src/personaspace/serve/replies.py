@@ -24,14 +24,16 @@ LEAST = -9999.0
 
 @dataclass
 class CompletedReply:
-    """One of a request's replies, complete once it has a `finish`. ids: its prompt's; job: None where no token is wanted;
-    alternatives: how many tokens' log-probabilities are told in each one's place, None for none at all. echo: where the
-    prompt is given back, the log-probabilities of its tokens from the second one on; prompt: its text then. calls: the tools
-    that it calls, known at its end. note: why it was not made, where an alert ended the conversation."""
+    """One of a request's replies, complete once it has a `finish`. ids: its prompt's; job: None where no token is wanted, or
+    another server made it, of which `counted` says how many tokens it has; alternatives: how many tokens' log-probabilities are
+    told in each one's place, None for none at all. echo: where the prompt is given back, the log-probabilities of its tokens
+    from the second one on; prompt: its text then. calls: the tools that it calls, known at its end. note: why it was not made,
+    where an alert ended the conversation."""
 
     index: int
     ids: list[int]
     job: Job | None = None
+    counted: int | None = None
     alternatives: int | None = None
     text: str = ""
     thinking: str = ""
@@ -44,7 +46,10 @@ class CompletedReply:
 
     @property
     def tokens(self) -> int:
-        return len(self.job.row.out) if self.job else 0
+        """How many were made, the one that ended it as well, as other servers count them."""
+        if self.job is None:
+            return self.counted or 0
+        return len(self.job.row.out) + (self.job.row.end is not None)
 
     @property
     def thought_tokens(self) -> int:

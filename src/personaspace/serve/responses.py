@@ -142,6 +142,10 @@ class ResponseRequest(Nullable):
 
     def chat(self) -> ChatCompletion:
         """The same as a chat completion."""
+        return ChatCompletion.model_validate(self.chat_body())
+
+    def chat_body(self) -> dict[str, Any]:
+        """The same as a chat completion's fields."""
         messages = [ChatMessage(role="system", content=self.instructions)] if self.instructions else []
         for item in self.input:
             if item.type == "function_call":
@@ -154,7 +158,7 @@ class ResponseRequest(Nullable):
             elif item.role:
                 messages.append(ChatMessage(role=item.role, content=item.content))
         functions = [t.model_dump(exclude_unset=True, exclude={"type", "strict"}) for t in self.tools]
-        body = {
+        return {
             "model": self.model,
             "messages": messages,
             "max_tokens": self.max_output_tokens,
@@ -169,7 +173,6 @@ class ResponseRequest(Nullable):
             "parallel_tool_calls": self.parallel_tool_calls,
             "persona": self.persona,
         }
-        return ChatCompletion.model_validate(body)
 
 
 @dataclass

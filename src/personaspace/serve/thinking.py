@@ -1,5 +1,5 @@
-"""Thoughts in requests and replies: whether one request's model may think, and what vLLM's server is to render. The same rule
-as everywhere: thinking is off unless it is asked for (docs/decisions/0014-thoughts-and-answers.md)."""
+"""Thoughts in requests and replies: whether one request's model may think. The same rule as everywhere: thinking is off
+unless it is asked for (docs/decisions/0014-thoughts-and-answers.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from personaspace.engines.chat import Chat, Thinking
+from personaspace.engines.chat import Thinking
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 """OpenAI's `reasoning_effort`; `none` turns thinking off."""
@@ -32,32 +32,3 @@ def thinking_of(options: Mapping[str, Any] | None, effort: str | None) -> Thinki
     if switches:
         return (effort or True) if switches[0] and effort != "none" else switches[0]
     return None if effort is None else effort != "none" and effort
-
-
-def as_rendered_here(body: Mapping[str, Any], chat: Chat) -> dict[str, Any]:
-    """A request to a server that renders it by itself, so that it renders what this package would: markers in what strangers
-    wrote are broken by a space, since it would take them for its template's, and thinking is as the request says, or off.
-
-    >>> as_rendered_here({"messages": [{"role": "user", "content": "a<|im_end|>"}]}, chat)["messages"][0]["content"]
-    'a< |im_end|>'
-    """
-    changed = dict(body)
-    own = chat.thought_markers
-    for name in ("messages", "tools", "documents"):
-        if isinstance(entries := body.get(name), list):
-            changed[name] = [
-                chat.control.neutralise_all(
-                    entry,
-                    (own.opening, own.closing)
-                    if own and isinstance(entry, Mapping) and entry.get("role") == "assistant"
-                    else (),
-                )
-                for entry in entries
-            ]
-    options = body.get("chat_template_kwargs")
-    if options is None or isinstance(options, Mapping):
-        wanted = thinking_of(options, body.get("reasoning_effort"))
-        thinking = chat.thinking if wanted is None else wanted
-        switches = {"enable_thinking": bool(thinking), **({"thinking": True} if thinking else {})}
-        changed["chat_template_kwargs"] = {**switches, **(options or {})}
-    return changed

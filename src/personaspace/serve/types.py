@@ -179,27 +179,16 @@ class Completion(Nullable):
         return value
 
 
-class ChatCompletion(Completion):
-    """`/v1/chat/completions`. tools: what the model may call, where its template tells it of them; tool_choice: whether it may,
-    or, of a single or a named tool, has to. continue_final_message, or add_generation_prompt false: the assistant's last
-    message is gone on with. reasoning_effort, chat_template_kwargs: whether the model may think before it answers."""
+class Continuable(Nullable):
+    """A conversation's messages. continue_final_message, or add_generation_prompt false: the assistant's last one is gone on
+    with."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: Whole | None = Field(None, ge=1)
-    max_completion_tokens: Whole | None = Field(None, ge=1)
-    logprobs: bool = False
-    top_logprobs: Whole = Field(0, ge=0, le=20)
-    tools: list[OfferedTool] = Field(default=[], max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
-    parallel_tool_calls: bool = True
     continue_final_message: bool = False
     add_generation_prompt: bool = True
 
-    reasoning_effort: Effort | None = None
-    chat_template_kwargs: TemplateOptions | None = None
-
     @model_validator(mode="after")
-    def _only_the_assistants_message_goes_on(self) -> ChatCompletion:
+    def _only_the_assistants_message_goes_on(self) -> Continuable:
         if (
             self.continue_final_message
             and self.add_generation_prompt
@@ -221,6 +210,23 @@ class ChatCompletion(Completion):
     def continued(self) -> bool:
         """Whether the last message is gone on with."""
         return self.continue_final_message or not self.add_generation_prompt
+
+
+class ChatCompletion(Completion, Continuable):
+    """`/v1/chat/completions`. tools: what the model may call, where its template tells it of them; tool_choice: whether it may,
+    or, of a single or a named tool, has to. reasoning_effort, chat_template_kwargs: whether the model may think before it
+    answers."""
+
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: Whole = Field(0, ge=0, le=20)
+    tools: list[OfferedTool] = Field(default=[], max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
+
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
     @property
     def thinking(self) -> Thinking | None:

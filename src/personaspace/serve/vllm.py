@@ -3,6 +3,7 @@ and adds what was read. The reading and holding is the engine's plugin's. Listen
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -24,17 +25,21 @@ from personaspace.engines.vllm import checkpoint
 from personaspace.engines.vllm.admission import CLIENT, serve_caps
 from personaspace.engines.vllm.limits import VllmModelShape
 from personaspace.engines.vllm.request import FIELD
+from personaspace.errors import PersonaSpaceError, invalid_reason
+from personaspace.formats.vectors import with_vectors
 from personaspace.model.loading import load_tokenizer
 from personaspace.serve.followed import FollowedReply
 from personaspace.serve.guard import Guard
 from personaspace.serve.keep_alive import with_keep_alive
-from personaspace.serve.refusals import BadRequest
+from personaspace.serve.refusals import BadRequest, error_body, error_kind
 from personaspace.serve.replies import CompletedReply, ReplyFormat, ReplyStep
+from personaspace.serve.responses import ResponseRequest
 from personaspace.serve.settings import Settings, WatchSettings, hash_key
-from personaspace.serve.thinking import as_rendered_here
 from personaspace.serve.types import Persona
+from personaspace.serve.vllm_bodies import as_rendered_here, as_vllm_takes, cut_to_fit
 from personaspace.serve.vllm_persona import VllmPersona
-from personaspace.serve.watch import STOPPED, Act, with_vectors
+from personaspace.serve.vllm_responses import as_response
+from personaspace.serve.watch import STOPPED, Act
 from personaspace.space import PersonaSpace
 
 log = getLogger("vllm.personaspace")
@@ -79,13 +84,14 @@ class Endpoints:
         """Takes the place of vLLM's routes of completions and list of models, and adds the space's."""
         app.post("/v1/chat/completions")(chat)
         app.post("/v1/completions")(text)
+        app.post("/v1/responses")(responses)
         app.get("/v1/models")(models)
         app.get("/v1/persona/space")(persona_space)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Reads the space that the environment names. Raises `SpaceError` where it is of a model of other shapes."""
         watched = json.loads(os.environ.get(WATCHED, "{}"))
-        space = with_vectors(PersonaSpace.load(os.environ[SPACE]), watched.pop("vectors", ()))
+        space, _ = with_vectors(PersonaSpace.load(os.environ[SPACE]), watched.pop("vectors", ()))
         name = (args.served_model_name or [args.model])[0]
         serve_caps(space.cap(cap) for cap in space.caps)
         tokenizer = load_tokenizer(engine_client.vllm_config.model_config.tokenizer, name)
@@ -94,7 +100,8 @@ class Endpoints:
         if warning := space.check_model(served):
             log.warning("%s", warning)
         why = next(filter(None, await engine_client.collective_rpc("personaspace_why_not")), "")
-        state.personaspace = VllmPersona(space, name, engine_client, why, rendered, WatchSettings.of(watched))
+        context = engine_client.vllm_config.model_config.max_model_len
+        state.personaspace = VllmPersona(space, name, engine_client, why, rendered, WatchSettings.of(watched), context)
         if not why:
             await state.personaspace.aim()
 
@@ -124,34 +131,57 @@ async def models(raw_request: Request) -> Any:
 
 async def chat(raw_request: Request) -> Any:
     """vLLM's chat completion, with `persona` understood and told."""
-    from vllm.entrypoints.openai.chat_completion import api_router
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    return await _answer(raw_request, True)
 
+
+async def text(raw_request: Request) -> Any:
+    """vLLM's text completion, likewise."""
+    return await _answer(raw_request, False)
+
+
+async def responses(raw_request: Request) -> Any:
+    """A chat completion in the shape of the Responses API; vLLM's own route of it would neither read nor hold."""
+    try:
+        asked = ResponseRequest.model_validate(await raw_request.json())
+    except (ValidationError, ValueError) as e:
+        return _invalid(e)
+    fields = asked.chat_body()
+    messages = [message.plain() for message in fields["messages"]]
+    more = {"stream_options": {"include_usage": True}} if asked.stream else {}  # a response always tells its usage
+    return await as_response(asked, await _answer(raw_request, True, {**fields, "messages": messages, **more}))
+
+
+async def _answer(raw_request: Request, is_chat: bool, body: Any = None) -> Any:
+    """vLLM's answer to the request, or to a body in its place, with `persona` understood and told."""
     vllm_persona: VllmPersona = raw_request.app.state.personaspace
     try:
-        body = await raw_request.json()
+        body = await raw_request.json() if body is None else body
         if not isinstance(body, dict) or not isinstance(body.get("vllm_xargs") or {}, dict):
             raise BadRequest("expected an object, with an object as its vllm_xargs if it has one")
         persona = Persona.model_validate(body.pop("persona", None) or {})
         model = body.get("model") or vllm_persona.reader.name
+        body = as_vllm_takes(body)
         if vllm_persona.chat is not None:
-            body = as_rendered_here(body, vllm_persona.chat)
-        fields = await vllm_persona.request_fields(model, persona, body)
-        reply = vllm_persona.follow(body, fields)
+            body = as_rendered_here(body, vllm_persona.chat) if is_chat else body
+            size = len(await raw_request.body())
+            body = await asyncio.to_thread(cut_to_fit, body, vllm_persona.chat, vllm_persona.context, size)
+        interventions, act = vllm_persona.reader.treatment(model, persona)
+        fields = await vllm_persona.request_fields(interventions, persona, body)
+        reply = vllm_persona.follow(body, fields) if is_chat else None
         if fields:
             body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), FIELD: json.dumps(fields)}
         # The names of caps are known here alone: on vLLM's other routes they would be answered, and not held.
-        request = ChatCompletionRequest.model_validate({**body, "model": vllm_persona.reader.name})
-        act = vllm_persona.reader.act(model, persona)
+        create, request_type = _of_vllm(is_chat)
+        request = request_type.model_validate({**body, "model": vllm_persona.reader.name})
     except BadRequest as e:
-        return _refused(str(e), e.param, e.status)
-    except (ValidationError, ValueError, TypeError) as e:
-        return _refused(str(e), None, 400)
+        return _refused(e)
+    except (ValidationError, ValueError, TypeError, PersonaSpaceError) as e:
+        return _invalid(e)
     vllm_persona.metrics.act(model, act)
     if act == "stop":
-        return _stopped(model, body)
-    answer = await api_router.create_chat_completion(request, raw_request=raw_request)
-    key = fields["key"] if fields else ""
+        return _stopped(model, body, is_chat)
+    answer = await create(request, raw_request=raw_request)
+    key = (fields or {}).get("key", "")
     if answer is None:  # the client is gone
         if key:
             vllm_persona.drop(key)
@@ -165,13 +195,27 @@ async def chat(raw_request: Request) -> Any:
     payload = json.loads(bytes(answer.body))
     if reply is not None:
         reply.take(payload)
-    turn = await vllm_persona.ended(model, fields, persona, reply, payload["id"], act) if fields else None
-    return JSONResponse({**payload, "model": model, "persona": turn})
+    turn = await vllm_persona.ended(model, fields, persona, reply, payload["id"], act) if fields and key else None
+    several = {"personas": [None] * len(payload["choices"])} if len(payload["choices"]) > 1 else {}  # not read
+    return JSONResponse({**payload, "model": model, "persona": turn, **several})
 
 
-def _stopped(model: str, body: dict[str, Any]) -> Response:
+def _of_vllm(is_chat: bool) -> tuple[Any, Any]:
+    """vLLM's own function that answers, and the type of request that it takes."""
+    if is_chat:
+        from vllm.entrypoints.openai.chat_completion import api_router as chat_router
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+        return chat_router.create_chat_completion, ChatCompletionRequest
+    from vllm.entrypoints.openai.completion import api_router
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    return api_router.create_completion, CompletionRequest
+
+
+def _stopped(model: str, body: dict[str, Any], is_chat: bool = True) -> Response:
     """The answer to a conversation that an alert ended; nothing is computed for it."""
-    answer = ReplyFormat(True, model, lambda _: "", str, lambda _: b"")
+    answer = ReplyFormat(is_chat, model, lambda _: "", str, lambda _: b"")
     replies = [CompletedReply(0, [], finish="content_filter", note=STOPPED)]
     if not body.get("stream"):
         return JSONResponse(answer.completion(replies))
@@ -179,24 +223,6 @@ def _stopped(model: str, body: dict[str, Any]) -> Response:
     step = ReplyStep("", "", None, True, slice(0))
     events = [*answer.step(replies[0], step), *answer.closing(replies, usage)]
     return Response("".join(events), media_type="text/event-stream")
-
-
-async def text(raw_request: Request) -> Any:
-    """vLLM's text completion, which is neither read nor held: a request for that is refused."""
-    try:
-        body = await raw_request.json()
-        if isinstance(body, dict) and body.pop("persona", None) is not None:
-            return _refused(
-                "vLLM's server reads and holds chats alone: /v1/chat/completions takes persona", "persona", 400
-            )
-        from vllm.entrypoints.openai.completion import api_router
-        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-
-        request = CompletionRequest.model_validate(body)
-    except (ValidationError, ValueError, TypeError) as e:
-        return _refused(str(e), None, 400)
-    answer = await api_router.create_completion(request, raw_request=raw_request)
-    return Response(status_code=499) if answer is None else answer
 
 
 async def persona_space(raw_request: Request) -> dict[str, Any]:
@@ -217,7 +243,8 @@ async def _streamed(
 ) -> AsyncGenerator[Any, None]:
     """vLLM's events under the model's name; the one with which the reply ends tells its persona, and where tokens are wanted,
     each event has those that were read since the one before."""
-    finished, key = fields is None, fields["key"] if fields else ""
+    key = (fields or {}).get("key", "")
+    finished = not key
     try:
         async for chunk in chunks:
             line = chunk if isinstance(chunk, str) else bytes(chunk).decode()
@@ -244,9 +271,17 @@ async def _streamed(
             vllm_persona.drop(key)
 
 
-def _refused(message: str, param: str | None, status: int) -> JSONResponse:
-    error = {"message": message, "type": "invalid_request_error", "param": param, "code": status}
-    return JSONResponse({"error": error}, status_code=status)
+def _refused(e: BadRequest) -> JSONResponse:
+    return JSONResponse(error_body(str(e), error_kind(e.status), e.param, e.code), e.status)
+
+
+def _invalid(error: Exception) -> JSONResponse:
+    """What a body is refused for that is not as its type says."""
+    if not isinstance(error, ValidationError):
+        return _refused(BadRequest(str(error)))
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    return _refused(BadRequest(": ".join(filter(None, [field, invalid_reason(first)])), field or None))
 
 
 def command(
@@ -287,4 +322,6 @@ def command(
         name,
         f"--middleware={VllmGuard.__module__}.{VllmGuard.__qualname__}",
     ]
-    return [*program, *options], environment
+    # A request that does not say how to draw gets OpenAI's defaults, as from our own server; the model's stop tokens stay.
+    own_defaults = [] if any(o.startswith("--generation-config") for o in options) else ["--generation-config=vllm"]
+    return [*program, *own_defaults, *options], environment

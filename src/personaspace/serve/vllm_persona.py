@@ -30,10 +30,15 @@ from personaspace.space import PersonaSpace
 log = getLogger("vllm.personaspace")
 
 
+def _has_several_prompts(body: dict[str, Any]) -> bool:
+    prompt = body.get("prompt")
+    return isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+
+
 class VllmPersona:
     """What the routes share: the space, the engine's client, the metrics, and which interventions the workers have.
     why_not: why nothing can be read or held; then plain requests alone are answered. chat: how messages become text, by which
-    strangers' markers and thinking are the same here as elsewhere."""
+    strangers' markers and thinking are the same here as elsewhere; context: how many tokens a prompt and its reply may have."""
 
     def __init__(
         self,
@@ -43,16 +48,18 @@ class VllmPersona:
         why_not: str = "",
         chat: Chat | None = None,
         watch: WatchSettings | None = None,
+        context: int = 0,
     ) -> None:
-        self.chat = chat
+        self.chat, self.context = chat, context
         self.reader, self.client, self.why_not = Reader.of(space, name, watch), client, why_not
         self.registry, self.metrics = plugin.InterventionRegistry(), PersonaMetrics(space)
         self.tell_alerts = teller(self.reader.watch, self.metrics)
         self._dropping: set[asyncio.Task[Any]] = set()
 
-    async def request_fields(self, model: str, persona: Persona, body: dict[str, Any]) -> dict[str, Any] | None:
+    async def request_fields(
+        self, interventions: Sequence[Intervention], persona: Persona, body: dict[str, Any]
+    ) -> dict[str, Any] | None:
         """What vLLM's request carries for a `persona`; None where a plain one is not read. Raises `BadRequest`."""
-        interventions = self.reader.interventions(model, persona)
         reason = self.why_not
         if body.get("use_beam_search"):
             reason = "a reply of a beam search is not read or held"
@@ -60,13 +67,17 @@ class VllmPersona:
             reason = "of several replies to one request none is read or held; send one request each"
         if reason and (interventions or persona != Persona()):
             raise BadRequest(reason, "persona")
-        if reason:
+        if reason or FIELD in (body.get("vllm_xargs") or {}):
             return None
         try:
             await self._define(interventions)
         except UsageError as e:
             raise BadRequest(str(e), "persona") from None
         names = [i.key for i in interventions]
+        if _has_several_prompts(body):
+            if persona.model_copy(update={"cap": None, "steer": []}) != Persona():
+                raise BadRequest("of several prompts in one request none is read; send one request each", "persona")
+            return {"interventions": names} if names else None
         return {
             "key": uuid.uuid4().hex,
             "read": [self.reader.space.layer],

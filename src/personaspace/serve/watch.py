@@ -6,13 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from personaspace.errors import SpaceError, UsageError
-from personaspace.formats import read_vectors
 from personaspace.holding.alerts import NamedAlert, parse_alerts
 from personaspace.serve.refusals import BadRequest
 from personaspace.serve.settings import WatchSettings
@@ -179,10 +177,3 @@ class Watch:
 def waits_for_alert(space: PersonaSpace, cap: str | None) -> bool:
     """Whether a cap's name asks that it holds from an alert on."""
     return cap is not None and cap not in space.caps and cap.endswith(ON_ALERT)
-
-
-def with_vectors(space: PersonaSpace, files: Sequence[str | Path]) -> PersonaSpace:
-    """The space with vectors of one's own from files. Raises `SpaceError`."""
-    for file in files:
-        space = space.with_own(read_vectors(file, *space.tensors["axis"].shape))
-    return space

@@ -181,6 +181,10 @@ class SpaceDirections(SpaceContents):
         every = [n for k in dict(candidates) for n in by_kind[k]]
         close = difflib.get_close_matches(candidates[0][1], dict.fromkeys(every), 3)
         hint = f"; nearest: {', '.join(close)}" if close else ""
+        if len(candidates) == 1 and not every:
+            hint = f", which has no {kind} vectors" + (
+                "; one that is mapped with traits has them" if kind == TRAIT else ""
+            )
         counts = [f"{len(self.roles)} roles"] + [f"{len(by_kind[k])} {k} vectors" for k in (TRAIT, OWN) if by_kind[k]]
         kind_of_name = f"{kind} {plain_name!r}" if len(candidates) == 1 else f"role {name!r}"
         raise SpaceError(f"no {kind_of_name} in this space of {' and '.join(counts)}{hint}")

@@ -53,9 +53,18 @@ class Estimate:
     def __str__(self) -> str:
         return format(self, ".2f")
 
+    def ends(self, spec: str = "+.2f") -> str:
+        """The interval's two ends, or that there are too few units for one."""
+        return NO_INTERVAL if math.isnan(self.low) else f"{self.low:{spec}} to {self.high:{spec}}"
+
     def span(self, spec: str = "+.2f") -> str:
-        """The interval alone."""
-        return NO_INTERVAL if math.isnan(self.low) else f"95%: {self.low:{spec}} to {self.high:{spec}}"
+        """The interval alone, with its level."""
+        return NO_INTERVAL if math.isnan(self.low) else f"95%: {self.ends(spec)}"
+
+    def in_points(self) -> Estimate:
+        """A share, or a difference of two, in whole percentage points."""
+        value, low, high = (round(100 * x) if x == x else math.nan for x in (self.value, self.low, self.high))
+        return Estimate(value, low, high, self.n, self.missing)
 
     def points(self) -> str:
         """A difference of shares, in percentage points."""

@@ -41,6 +41,14 @@ def likeness(included: IncludedResponses, mapped: PersonaSpace, reference: Perso
     return Likeness(_cosines(included, mapped, reference, seed), ceiling, _again(included, mapped, seed))
 
 
+def by_lot(mapped: PersonaSpace, reference: PersonaSpace) -> float:
+    """Under what cosine with a map's axis 95% of the other's roles stay, each put in the Assistant's place: what an axis would
+    show if who is the Assistant were drawn by lot. Of the other's own layer; their shapes are the same."""
+    vectors = reference.centred()[0].double()
+    cosines = cosine(vectors.numpy(), mapped.tensors["axis"][reference.layer].double().numpy())
+    return float(np.quantile(cosines, 0.95))
+
+
 def _cosines(included: IncludedResponses, mapped: PersonaSpace, reference: PersonaSpace, seed: int) -> list[Estimate]:
     """The other's axis is held still; the map's is drawn by question, with random weights as `reliability.bootstrap` does. The
     interval is ± 1.96 standard deviations of that: noise turns an axis away, so that the draws themselves lie too low."""

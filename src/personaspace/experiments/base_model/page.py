@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isnan
+from dataclasses import dataclass, field
+from math import isnan, nan
 from typing import Any
 
 from personaspace.experiments.base_model.axis import Likeness
 from personaspace.experiments.base_model.people import HELPING, PEOPLE, SPIRITUAL
 from personaspace.experiments.compare.findings import Pair
+from personaspace.experiments.kit.beside import beside_in_words, tell_beside
 from personaspace.experiments.kit.results import Result
+from personaspace.holding.controls import BesideControls
 from personaspace.report.charts import across, axis, chart, line, points, stacked, wrapped
-from personaspace.report.page import FAR, NEAR, SOFT, Chart, Page
+from personaspace.report.page import EXACT, FAR, NEAR, SOFT, Chart, Page
 from personaspace.stats.intervals import Estimate
 
 NAMED = 6
@@ -43,6 +45,9 @@ COMPLETIONS = (
 NOT_STEERED = "Left out: a direction of one shape cannot be added to a residual stream of another."
 PEOPLE_TITLE = "Whose words does the steered base model find?"
 PEOPLE_TABLE = "Shares with 95% intervals (Wilson); correlations with intervals over openings."
+CORRELATION = "rank correlation with α"
+BESIDE = "At the strengths, and of the openings' first completions, that were asked along all of them."
+BY_LOT = "; with a role in the Assistant's place, under {:.2f} for 95% of the roles"
 TOO_FEW = "not known: too few replies a role to halve them"
 
 
@@ -51,7 +56,8 @@ class Found:
     """What the page tells. names: of the space's model and of the base; standin: whether the base is the same model without
     its template; layers: the two that are compared; pair, like: the likeness of the maps; ceiling: the correlation of roles'
     places that maps this noisy would show at most; places: roles' places on both, in standard deviations; shares, trends: of
-    kinds of people, where the base was steered; judge: who told them apart."""
+    kinds of people, where the base was steered; judge: who told them apart; beside: trends beside those along random
+    directions; by_lot: see `axis.by_lot`."""
 
     names: tuple[str, str]
     standin: bool
@@ -63,6 +69,8 @@ class Found:
     shares: Mapping[str, Mapping[str, Estimate]] | None
     trends: Mapping[str, Estimate] | None
     judge: str
+    beside: Mapping[str, BesideControls] = field(default_factory=dict)
+    by_lot: float = nan
 
     @property
     def cosine(self) -> Estimate | None:
@@ -96,6 +104,7 @@ def page(findings: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
         table = [[kind, *(f"{shares[n][kind]:.0%}" for n in names), f"{trends[kind]}"] for kind in PEOPLE]
         head = ["people", *names, "rank correlation with α"]
         result_page.section("People in figures", PEOPLE_TABLE, head=head, rows=table)
+        tell_beside(result_page, findings.beside, CORRELATION, BESIDE)
     else:
         result_page.section(PEOPLE_TITLE, NOT_STEERED)
     table = [
@@ -109,6 +118,7 @@ def page(findings: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
     if findings.cosine:
         table.append(["cosine of the axes", f"{findings.cosine}", "axes very similar"])
         table.append(["cosine that axes this noisy show at most", _known(findings.axis_ceiling), ""])
+        table.append(["cosine that 95% of roles in the Assistant's place stay under", _known(findings.by_lot), ""])
     text = "Correlations with 95% intervals over roles."
     result_page.section("Likeness in figures", text, head=["what", "here", "the study"], rows=table)
     figures = {
@@ -125,6 +135,8 @@ def page(findings: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
         "axis_cosine_by_layer": like.cosines,
         "shares": findings.shares,
         "trends": findings.trends,
+        "beside": findings.beside,
+        "axis_cosine_by_lot": findings.by_lot,
         "judge": findings.judge,
     }
     return Result(result_page, _headline(findings), figures, rows)
@@ -144,7 +156,8 @@ def _headline(findings: Found) -> str:
     most = _most(", where maps this noisy would show {:.2f} at most", findings.ceiling)
     sentence = f"The places of {pair.shared} roles on the two axes correlate {pair.axis}{most}; "
     if cosine:
-        sentence += f"the axes' cosine is {cosine}{_most(', of at most {:.2f}', findings.axis_ceiling)}. "
+        sentence += f"the axes' cosine is {cosine}{_most(', of at most {:.2f}', findings.axis_ceiling)}"
+        sentence += f"{_most(BY_LOT, findings.by_lot)}. "
     else:
         sentence += "the models' shapes differ, so that their axes have no cosine. "
     steering = f"{base} is not the base of {ours}, whose shape it does not have, and was not steered."
@@ -152,28 +165,29 @@ def _headline(findings: Found) -> str:
         effects = {1: "more of them", -1: "fewer of them", 0: "no effect that can be told from none"}
         trends = [(kind, findings.trends[kind]) for kind in (HELPING, SPIRITUAL)]
         parts = "; ".join(f"{kind} {e} ({effects[e.direction()]})" for kind, e in trends)
-        steering = f"Rank correlation of steering towards the Assistant with completions' people: {parts}."
+        steering = f"Rank correlation of steering towards the Assistant with completions' people: {parts}. "
+        steering += beside_in_words(
+            findings.beside, CORRELATION, [f"steering, {kind}" for kind in (HELPING, SPIRITUAL)]
+        )
     return f"{STANDIN if findings.standin else ''}{sentence}{steering} {STUDY}"
 
 
 def _figures(result_page: Page, findings: Found) -> None:
     pair, cosine = findings.pair, findings.cosine
 
-    def correlation(name: str, e: Estimate, kind: str, more: str = "") -> None:
-        result_page.figure(name, f"{e.value:+.2f}", f"{kind}, {e.span()}{more}")
-
     most = _most("; at most {:.2f} for maps this noisy", findings.ceiling)
-    correlation("roles on the two axes", pair.axis, "correlation", most)
+    result_page.figure("roles on the two axes", pair.axis, f"correlation{most}", study="very similar axes")
     if cosine:
         result_page.figure("cosine of the axes", cosine, _most("at most {:.2f}", findings.axis_ceiling))
     else:
-        correlation("the ranking", pair.ranking, "rank correlation")
+        result_page.figure("the ranking", pair.ranking, "rank correlation")
     if findings.trends:
         for kind in (HELPING, SPIRITUAL):
-            correlation(kind, findings.trends[kind], "rank correlation with α")
+            study = {HELPING: "more of them", SPIRITUAL: "fewer of them"}[kind]
+            result_page.figure(kind, findings.trends[kind], "rank correlation with α", study=study)
     else:
-        correlation("PC1 loadings", pair.pc1, "correlation", "; the study, between models: > 0.92")
-        result_page.figure("roles", str(pair.shared), "that both have")
+        result_page.figure("PC1 loadings", pair.pc1, "correlation", study="> 0.92, between chat models")
+        result_page.figure("roles", str(pair.shared), "that both have", interval=EXACT)
 
 
 def _scatter(findings: Found) -> Chart:

@@ -5,6 +5,7 @@ It is taken from a base model by the same texts, and laid on that model's own co
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from personaspace.engines import Engine
 from personaspace.engines.prompts import Design, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments import data
-from personaspace.experiments.base_model.axis import likeness
+from personaspace.experiments.base_model.axis import by_lot, likeness
 from personaspace.experiments.base_model.page import Found, page
-from personaspace.experiments.base_model.people import BY_WORDS, PEOPLE, WHOSE, Completed
+from personaspace.experiments.base_model.people import BY_WORDS, HELPING, PEOPLE, SPIRITUAL, WHOSE, Completed
 from personaspace.experiments.compare.findings import (
     FEWEST,
     LEAST_REPEATABLE,
@@ -28,10 +29,12 @@ from personaspace.experiments.compare.findings import (
     repeatability,
     standardised,
 )
+from personaspace.experiments.kit.beside import rank_correlation, set_beside
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
-from personaspace.experiments.kit.trials import Ask, Condition, Trials, steered
+from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Trials, beside_axis, steered
+from personaspace.holding.controls import BesideControls
 from personaspace.judges import ADHERENCE
 from personaspace.mapping.mapper import Mapper
 from personaspace.mapping.options import MapOptions
@@ -39,7 +42,19 @@ from personaspace.space.readings import PROMPT
 from personaspace.stats.intervals import shares_of, trend
 
 PROMPT_TOKENS, OPENING_TOKENS = 72, 8
-COLUMNS = ("role", "place", "base_place", "condition", "alpha", "item", "opening", "text", "projection", "kind")
+COLUMNS = (
+    "role",
+    "place",
+    "base_place",
+    "condition",
+    "alpha",
+    "control",
+    "item",
+    "opening",
+    "text",
+    "projection",
+    "kind",
+)
 """Of the results' table: a row is a role's place on both axes, or a completion."""
 
 
@@ -58,6 +73,10 @@ class BaseModelOptions(Options):
     openings: int = option(16, "Beginnings of texts that the steered base model goes on with.", ge=1, le=16)
     samples: int = option(2, "Completions of each opening under each strength.", ge=1)
     alphas: Numbers = option((-0.3, -0.15, 0.0, 0.15, 0.3), "Steering strengths, in units of the residual norm.")
+    controls: int = option(
+        20, "Random directions, along which the completions are displaced as far; 0: none.", ge=0, later=True
+    )
+    control_alphas: Numbers = option((-0.3, 0.3), "Strengths at which that is done.", later=True)
     max_new_tokens: int = option(24, "At most that many tokens a reply, and a completion.", ge=1)
 
 
@@ -75,7 +94,7 @@ def cost(options: BaseModelOptions, catalog: Catalog) -> Cost:
     """What that asks of the engine."""
     roles = len(catalog.select(options.roles, options.questions).roles)
     replies = roles * options.per_role + options.default_responses
-    completions = options.openings * options.samples * len(conditions(options))
+    completions = len(asks(options)) + len(control_asks(options))
     new = options.max_new_tokens
     of_replies = Cost(replies, replies * (new + PROMPT_TOKENS), replies * new)
     return of_replies + Cost(completions, completions * (new + OPENING_TOKENS), completions * new)
@@ -90,6 +109,13 @@ def asks(options: BaseModelOptions) -> list[Ask]:
         for k, text in enumerate(texts)
         for sample in range(options.samples)
     ]
+
+
+def control_asks(options: BaseModelOptions) -> list[Ask]:
+    """Each opening once under some of the strengths, along random directions and a shuffled axis."""
+    pushed = beside_axis([c for c in conditions(options) if c.alpha in options.control_alphas], options.controls)
+    first = [a for a in asks(options) if a.condition == PLAIN and a.item.endswith("/0")]
+    return [replace(ask, condition=condition) for condition in pushed for ask in first]
 
 
 def run(trials: Trials[BaseModelOptions]) -> Result:
@@ -132,13 +158,19 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
     repeatable = repeatability(space, roles)
     again = like.again if like.again >= LEAST_REPEATABLE else nan
     shares = trends = None
+    beside: dict[str, BesideControls] = {}
     if written:
-        replies = pd.DataFrame(written)
+        every_reply = pd.DataFrame(written).assign(cap="")
+        replies = every_reply[every_reply.control.isna()]
         judged = replies[replies.kind.notna()]
+        aside = every_reply[every_reply.control.notna() & every_reply.kind.notna()]
         under = [c.name for c in conditions(options)]
         shares = {name: shares_of(replies.kind[replies.condition == name], PEOPLE) for name in under}
         # Drawn by opening, of which there are few: the completions of one are alike.
         trends = {kind: trend(judged.alpha, judged.kind == kind, list(judged.opening)) for kind in PEOPLE}
+        for kind in (HELPING, SPIRITUAL):
+            if effect := set_beside(judged, aside, lambda of, kind=kind: rank_correlation(of.alpha, of.kind == kind)):  # type: ignore[misc]
+                beside[f"steering, {kind}"] = effect
     findings = Found(
         names=names,
         standin=not options.base,
@@ -149,6 +181,8 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
         places=places,
         shares=shares,
         trends=trends,
+        beside=beside,
+        by_lot=by_lot(mapped, space) if like.cosines else nan,
         judge=trials.judges.name,
     )
     every = [*written, *({"role": r, "place": x, "base_place": y} for r, (x, y) in places.items())]
@@ -162,18 +196,22 @@ def same_depth(layer: int, layers: int, others: int) -> int:
 
 def _completions(trials: Trials[BaseModelOptions], base: Engine) -> list[dict[str, Any]]:
     """What the steered base model writes, and whose words they seem to be: a row each."""
-    options, requests = trials.options, asks(trials.options)
+    options, requests, pushed = trials.options, asks(trials.options), control_asks(trials.options)
     texts, judges, watcher = trials.catalog, trials.judges, trials.watcher
     folder = trials.folder / "completions"
     inner = Trials(base, trials.space, folder, trials.name, options, catalog=texts, judges=judges, watcher=watcher)
-    with inner.open(len(requests)):
-        replies = inner.ask(requests, Sampling(max_new_tokens=options.max_new_tokens))
+    sampling = Sampling(max_new_tokens=options.max_new_tokens)
+    with inner.open(len(requests) + len(pushed)):
+        replies = inner.ask(requests, sampling)
+        replies += inner.ask(pushed, sampling, part="control", seeds="part")
+        requests += pushed
         completed = [Completed(a.messages[0]["content"], g.text) for a, g in zip(requests, replies, strict=True)]
         kinds = inner.judge(judges.make(WHOSE, BY_WORDS), completed, "people")
     return [
         {
             "condition": g.condition,
             "alpha": a.condition.alpha,
+            "control": a.condition.control,
             "item": g.item,
             "opening": a.messages[0]["content"],
             "text": g.text,

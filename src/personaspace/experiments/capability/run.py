@@ -13,6 +13,7 @@ from personaspace.catalog import DEFAULT, Catalog
 from personaspace.engines.prompts import Sampling, assign
 from personaspace.experiments.capability import lm_eval as harness
 from personaspace.experiments.kit import tasks as solving
+from personaspace.experiments.kit.beside import beside_in_words, tell_beside
 from personaspace.experiments.kit.conditions import compared
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
@@ -26,9 +27,7 @@ from personaspace.experiments.kit.trials import (
     Trials,
     beside_axis,
     beside_plain,
-    capped,
 )
-from personaspace.holding.controls import BesideControls
 from personaspace.mapping.options import named
 from personaspace.report.charts import across, beside
 from personaspace.report.page import Chart, Page
@@ -47,10 +46,8 @@ SOLVED = (
 READ_AGAIN = (
     "Replies that the plain model gave as the default, read again under each condition; a bootstrap over replies."
 )
-BESIDE = (
-    "What replies cost where each token is moved as far, at each of the cap's layers, along directions that are not the axis: "
-    "the factor on plain's perplexity, less 1. Tasks are not put along them."
-)
+DEARER = "the factor on the perplexity of the default's replies, less 1"
+BESIDE = "What the default's replies cost. Tasks are not put along other directions."
 PUBLISHED_TASKS = ("ifeval", "mmlu_pro", "gsm8k", "eq_bench")
 
 
@@ -63,7 +60,7 @@ class CapabilityOptions(Options):
     items: int = option(40, "Tasks a kind: instructions (48 at most), facts (40), sums.", ge=1, le=200)
     controls: int = option(
         20,
-        "Random directions beside each cap, along which the replies are read displaced as far; 0: none.",
+        "Random directions beside each condition, along which the replies are read displaced as far; 0: none.",
         ge=0,
         later=True,
     )
@@ -86,7 +83,8 @@ def cost(options: CapabilityOptions, catalog: Catalog) -> Cost:
     n = len(beside_plain(options.alphas, options.caps))
     n_tasks = len(solving.tasks(options.items, options.seed)) * n
     each = options.max_new_tokens + solving.PROMPT_TOKENS
-    read = options.replies * (n + len(beside_axis(capped(options.caps), options.controls))) * each
+    pushed = beside_axis(beside_plain(options.alphas, options.caps)[1:], options.controls)
+    read = options.replies * (n + len(pushed)) * each
     served = sum(min(harness.ITEMS.get(t, 0), options.limit or 10**6) for t in options.tasks) * (1 + len(options.caps))
     answers = options.replies + n_tasks + served
     return Cost(options.replies + n_tasks, answers * each + read, answers * options.max_new_tokens)
@@ -101,12 +99,12 @@ def run(trials: Trials[CapabilityOptions]) -> Result:
     if options.tasks:
         lm_eval = harness.ready(options.tasks, options.url, options.include_path, conditions, model)
         served = lm_eval.measure(trials, options.limit or None)
-    pushed = beside_axis(capped(options.caps), options.controls)
+    pushed = beside_axis(conditions[1:], options.controls)
     texts, read = _default_replies(trials, [*conditions, *pushed])
     own_tasks, rows = solving.solve(trials, conditions, options.items)
     perplexity = {n: surprise(read[PLAIN.name], read[n]) for n in names}
-    dearer = {c.name: surprise(read[PLAIN.name], read[c.name])[1].value - 1 for c in pushed}
-    beside_random = {n: compared(n, perplexity[n][1].value - 1, dearer) for n in options.caps} if pushed else {}
+    dearer = {c.name: _factor(read[PLAIN.name], read[c.name]) - 1 for c in pushed}
+    beside_random = {n: compared(n, perplexity[n][1].value - 1, dearer) for n in names[1:]} if pushed else {}
     by_server_task = through_server(served)
     shown = next((c.name for c in conditions if c.cap), names[-1])
 
@@ -121,12 +119,7 @@ def run(trials: Trials[CapabilityOptions]) -> Result:
     reply_rows = [[n, f"{v:.1f}", f"{f:.3f}" if n != PLAIN.name else ""] for n, (v, f) in perplexity.items()]
     head = ["condition", "perplexity", "factor on plain's"]
     page.section("The default's own replies", READ_AGAIN, _factors(perplexity), head, reply_rows)
-    if beside_random := {n: b for n, b in beside_random.items() if b.random}:
-        cells = [
-            [n, f"{b.effect:+.3f}", b.told("+.3f"), "yes" if b.is_the_axis else "no"] for n, b in beside_random.items()
-        ]
-        head = ["condition", "factor less 1", "beside it", "the axis' own"]
-        page.section("Beside other directions", BESIDE, head=head, rows=cells)
+    tell_beside(page, beside_random, DEARER, BESIDE, "+.3f")
     if shown != PLAIN.name and (pairs := solving.side_by_side(rows, shown)):
         text = "Some of the tasks that only one of the two solves."
         page.section(f"Where plain and “{shown}” differ", text, head=["task", "plain", shown], rows=pairs)
@@ -147,7 +140,8 @@ def run(trials: Trials[CapabilityOptions]) -> Result:
         "tasks": own_tasks,
         "lm_eval": by_server_task,
     }
-    headline = _headline(shown, perplexity[shown][1], own_tasks, by_server_task, beside_random.get(shown))
+    beside_sentences = beside_in_words(beside_random, DEARER, names[1:], "+.3f")
+    headline = _headline(shown, perplexity[shown][1], own_tasks, by_server_task, beside_sentences)
     return Result(page, headline, figures, rows)
 
 
@@ -182,6 +176,13 @@ def surprise(plain: Sequence[Reading], conditioned: Sequence[Reading]) -> tuple[
     return value, factor
 
 
+def _factor(plain: Sequence[Reading], conditioned: Sequence[Reading]) -> float:
+    """`surprise`'s factor without its interval, of which a control has no need: a bootstrap of each would take seconds."""
+    n = np.array([r.tokens for r in conditioned], dtype=float)
+    apart = np.array([a.logprob - b.logprob for a, b in zip(plain, conditioned, strict=True)])
+    return math.exp(float(n @ apart / n.sum()))
+
+
 def through_server(rows: Sequence[Row]) -> Outcomes:
     """Task and measure → condition → how it does, over the items that were measured under every condition."""
     by_measure: dict[str, dict[str, solving.Outcome]] = {}
@@ -199,7 +200,7 @@ def _headline(
     factor: Estimate,
     own_tasks: Outcomes,
     by_server_task: Outcomes,
-    beside_random: BesideControls | None,
+    beside_sentences: str,
 ) -> str:
     plain, conditioned = own_tasks[PLAIN.name][ALL], own_tasks[shown][ALL]
     sentence = f"Of {plain.value.n} small tasks the plain model solves {plain.told()}. "
@@ -208,12 +209,11 @@ def _headline(
             f"Under “{shown}” it solves {conditioned.told()}, {conditioned.moved()}, p = {conditioned.p:.2f}: "
             f"{conditioned.verdict()}. The perplexity of the default's own replies is × {factor:.3f}. "
         )
-        if beside_random:
-            sentence += f"Less 1 that is {beside_random.effect:+.3f}; {beside_random.told('+.3f')}. "
     for name, by in _first_measures(by_server_task).items():
         if (o := by.get(shown)) and o.change:
             plainly = by[PLAIN.name].told()
             sentence += f"{name}: {plainly} plain, {o.told()} under “{shown}”, p = {o.p:.2f}: {o.verdict()}. "
+    sentence += f"{beside_sentences} " if beside_sentences else ""
     return f"{sentence}{STUDY}{'' if by_server_task else NOT_ASKED}"
 
 
@@ -225,17 +225,13 @@ def _first_measures(by_task: Outcomes) -> Outcomes:
 
 def _figures(page: Page, shown: str, factor: Estimate, own_tasks: Outcomes, by_task: Outcomes) -> None:
     plain, conditioned = own_tasks[PLAIN.name][ALL], own_tasks[shown][ALL]
-    page.figure("tasks solved, plain", f"{100 * plain.value.value:.0f}%", f"of {plain.value.n}")
+    page.figure("tasks solved, plain", plain.value, f"of {plain.value.n}", ".0%")
     if conditioned.change:
-        value, _, interval = conditioned.change.points().partition(" ")
-        page.figure(f"change under “{shown}”, points", value, f"95%: {interval.strip('()')}; published: no loss")
-        note = f"of the default's own replies, {factor.span('.3f')}"
-        page.figure(f"perplexity under “{shown}”", f"× {factor.value:.3f}", note)
+        page.figure(f"change under “{shown}”, points", conditioned.change.in_points(), spec="+.0f", study="no loss")
+        page.figure(f"perplexity under “{shown}”, × plain's", factor, "of the default's own replies", ".3f")
     for name, by in list(_first_measures(by_task).items())[:1]:
-        conditioned_share, plain_share = (
-            o.told().split(" (")[0] for o in (by.get(shown, by[PLAIN.name]), by[PLAIN.name])
-        )
-        page.figure(name, conditioned_share, f"plain {plain_share}")
+        outcome = by.get(shown, by[PLAIN.name])
+        page.figure(name, outcome.value, f"plain {by[PLAIN.name].told()}", ".2f" if outcome.scored else ".0%")
 
 
 def _factors(perplexity: Mapping[str, tuple[Estimate, Estimate]]) -> Chart | None:

@@ -18,6 +18,7 @@ from personaspace.catalog import Catalog
 from personaspace.engines.prompts import Message, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments import data
+from personaspace.experiments.kit.beside import beside_in_words, tell_beside
 from personaspace.experiments.kit.conditions import compared
 from personaspace.experiments.kit.conversations import Dialogue, match_displacement, said_again
 from personaspace.experiments.kit.experiment import Experiment
@@ -47,10 +48,8 @@ TABLE = (
     "rise over conversations."
 )
 
-BESIDE = (
-    "How much less far away the last half of the turns lies than the plain model's, beside the same conversations while each "
-    "token is moved as far, at each of the cap's layers, along directions that are not the axis."
-)
+TAKEN_BACK = "taken back over the last half of the turns"
+BESIDE = "How much less far away the last half of the turns lies than the plain model's, in the same conversations."
 
 
 class CaseStudyOptions(Options):
@@ -162,12 +161,13 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
         effect = "the cap makes no difference that so few turns can tell"
         caveat = f"Given again, in {these} {effect}; the turns of so few say nothing of others"
     endings = "; ".join(f"{arm} {e}" for arm, e in ends.items())
-    caveat += "".join(f". Under {n} {b.effect:+.2f} of it are taken back; {b.told()}" for n, b in beside.items())
+    if sentences := beside_in_words(beside, TAKEN_BACK, names[1:]).rstrip("."):
+        caveat += f". {sentences}"
     model, ways = space.meta["model"]["id"], "plain and capped" if len(names) > 1 else "plain"
     lead = LEAD.format(n=len(conversations), model=model, layer=space.layer, ways=ways)
     page = Page("Case studies, again", lead)
     for arm, title in arms.items():
-        page.figure(title, f"{ends[arm].value:+.2f}", f"drift at the end, {ends[arm].span()}")
+        page.figure(title, ends[arm], "drift at the end, standard deviations; over turns")
     rule = alert_rule(space) if space.calibrated else None
     line = "; the dotted line the alert's." if rule else "."
     for t in conversations:
@@ -178,10 +178,7 @@ def run(trials: Trials[CaseStudyOptions]) -> Result:
         page.section("", "Turn by turn, the drift before each reply.", head=["user", *arms.values()], rows=said)
     head = ["", "drift over the last half", "risen since the first two turns"]
     page.section("In figures", TABLE, head=head, rows=[[arm, f"{ends[arm]}", f"{rise[arm]}"] for arm in arms])
-    if beside:
-        cells = [[n, f"{b.effect:+.2f}", b.told(), "yes" if b.is_the_axis else "no"] for n, b in beside.items()]
-        head = ["arm", "taken back over the last half", "beside it", "the axis' own"]
-        page.section("Beside other directions", BESIDE, head=head, rows=cells)
+    tell_beside(page, beside, TAKEN_BACK, BESIDE)
     figures = {"drift_at_the_end": ends, "rise": rise, "beside": beside}
     return Result(page, HEADLINE.format(endings=endings, caveat=caveat), figures, rows)
 

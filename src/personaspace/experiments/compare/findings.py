@@ -135,6 +135,9 @@ def _pair(a: tuple[str, PersonaSpace], b: tuple[str, PersonaSpace], seed: int) -
     same = [len(set(a_order[tenth]) & set(b_order[tenth])) for tenth in (slice(n), slice(-n, None))]
     repeats = [r for s in (space, second_space) if (r := repeatability(s, roles)) is not None]
     axes = (space.tensors["axis"], second_space.tensors["axis"])
+    reliability = (space.worth()["reliability"], second_space.worth()["reliability"])
+    # Taken out of an order that is not known, noise leaves figures of no meaning, correlations beyond 1 among them.
+    known = all(r["order"] is None or r["order"] >= KNOWN for r in reliability)
     disparity, shuffled = agreement(at_x, at_y, seed)
     return Pair(
         first=first,
@@ -145,13 +148,13 @@ def _pair(a: tuple[str, PersonaSpace], b: tuple[str, PersonaSpace], seed: int) -
         ranking=correlation(roles, x, y, spearman, seed),
         ends=sum(same) / (2 * n),
         ceiling=(repeats[0] * repeats[1]) ** 0.5 if len(repeats) == 2 else None,
-        without_noise=without_noise(roles, (x, y), (space, second_space), seed),
+        without_noise=without_noise(roles, (x, y), (space, second_space), seed) if known else None,
         moved=[(roles[k], float(zx[k]), float(zy[k])) for k in moved],
         axis_cosine=torch.cosine_similarity(*axes, dim=-1).tolist() if axes[0].shape == axes[1].shape else None,
         disparity=disparity,
         shuffled=shuffled,
         readings=(space.reading, second_space.reading),
-        reliability=(space.worth()["reliability"], second_space.worth()["reliability"]),
+        reliability=reliability,
     )
 
 

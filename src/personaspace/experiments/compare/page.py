@@ -57,17 +57,19 @@ def write_comparison(path: str | Path, spaces: Sequence[tuple[str, PersonaSpace]
     layers = [f"{n} at {s.layer} of {s.tensors['axis'].shape[0]}, from {words.noun(s.reading)}" for n, s in spaces]
     page = Page(f"{names[0]} beside {' and '.join(names[1:])}", f"Each at its own layer: {'; '.join(layers)}.")
     first = pairs[0]
-    page.figure("PC1 loadings", first.pc1, "the study: > 0.92", ".2f")
+    page.figure("PC1 loadings", first.pc1, spec=".2f", study="> 0.92")
     most = f"{first.ceiling:.2f} is the most that maps this noisy would show" if first.ceiling else ""
     page.figure("places on the axis", first.axis, most, ".2f")
     if clean := first.without_noise:
-        page.figure("noise taken out", f"{clean.value:.2f}", f"places on the axis; {clean.span('.2f')}")
+        page.figure("noise taken out", clean, "places on the axis", ".2f")
     if first.unknown:
         for name in ("the ranking", "the same ends"):
             page.figure(name, "not known", f"the order in {' and '.join(first.unknown)} is not known")
     else:
-        page.figure("the ranking", f"{first.ranking.value:.2f}", "Spearman's rank correlation")
-        page.figure("the same ends", f"{100 * first.ends:.0f}%", "of the first tenth and the last")
+        page.figure("the ranking", first.ranking, "Spearman's rank correlation", ".2f")
+        page.figure(
+            "the same ends", f"{100 * first.ends:.0f}%", "of the first tenth and the last", interval="no interval"
+        )
 
     head = ["space", "read from", "layer", "axis", "order", "map", "in words"]
     text = f"{words.INTRODUCTION} {words.SOURCE}"

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from personaspace.experiments.drift.messages import Steps
-from personaspace.experiments.kit.trials import PLAIN
+from personaspace.experiments.kit.conditions import PLAIN, compared
+from personaspace.holding.controls import BesideControls
 from personaspace.stats.intervals import Estimate, estimate, mean
 
 Row = Mapping[str, Any]
@@ -169,3 +170,20 @@ def held_back(rows: pd.DataFrame, condition: str, seed: int) -> Estimate:
     """How much nearer to the Assistant the same conversations lie under a condition, in their mean drift."""
     nearer = levels(grid(rows)) - levels(grid(rows, condition=condition))
     return mean(nearer.tolist(), seed=seed)
+
+
+def beside_controls(rows: pd.DataFrame, controls: Sequence[Row], names: Sequence[str]) -> dict[str, BesideControls]:
+    """How much nearer to the Assistant the conversations that were held along other directions as well lie under each
+    condition than plain, in their mean drift, beside how much nearer they lie along those; none where there are none."""
+    if not controls:
+        return {}
+    aside = pd.DataFrame([dict(r) for r in controls])
+    same = rows[rows.conversation.isin(set(aside.conversation))]
+
+    def place(frame: pd.DataFrame, condition: str) -> float:
+        return float(np.nanmean(levels(grid(frame, condition=condition))))
+
+    plain = place(same, PLAIN.name)
+    nearer = {name: plain - place(aside, name) for name in aside.condition.unique()}
+    effects = {name: compared(name, plain - place(same, name), nearer) for name in names if name != PLAIN.name}
+    return {name: beside for name, beside in effects.items() if beside.random}

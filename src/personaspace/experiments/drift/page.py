@@ -14,6 +14,7 @@ from personaspace.experiments.drift import findings as drifting
 from personaspace.experiments.drift import messages as saying
 from personaspace.experiments.drift.findings import Course, Ordinary, Row, ending
 from personaspace.experiments.drift.messages import BEFORE, MESSAGE, PREDICTORS, SHUFFLED, Cluster, Prediction, Steps
+from personaspace.experiments.kit.beside import beside_in_words, tell_beside
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import PLAIN
 from personaspace.report.charts import COLOURS, ZERO, axis, band, beside, line
@@ -83,6 +84,11 @@ KINDS_HEAD = (
     "less its domain's",
     "messages like it",
 )
+NEARER = "nearer to the Assistant over all turns"
+BESIDE = (
+    "Of {n} of the conversations, held along other directions as well and read by the plain model; how much nearer to the "
+    f"Assistant they lie over all turns than plain, {STD}."
+)
 TABLE = f"As the plain model reads the replies, with 95% intervals over conversations; drift {STD}."
 TABLE_HEAD = ("domain", "condition", "projection, first turn", "last turn", "drift", "mean drift")
 
@@ -96,9 +102,10 @@ def evaluate(
     kinds: int = 8,
     seed: int = 0,
     ordinary: Sequence[float] = (),
+    control_rows: Sequence[Row] = (),
 ) -> Result:
     """What the rows say. vectors: the embeddings of the steps' messages, or why there are none. ordinary: the drifts of
-    replies to ordinary talk."""
+    replies to ordinary talk. control_rows: the same of conversations that were held along other directions."""
     table = pd.DataFrame(list(rows))
     names, domains = list(table.condition.unique()), list(table.domain.unique())
     courses = {d: {n: drifting.course(table[table.domain == d], n, seed) for n in names} for d in domains}
@@ -109,6 +116,7 @@ def evaluate(
         "drift_of_history": drifting.contrast(table, drifting.drifts, seed, "drift_of_history"),
     }
     others, ordinarily = drifting.against_others(table, seed), drifting.beside_ordinary(table, ordinary, seed)
+    beside_others = drifting.beside_controls(table, control_rows, names)
     holding = {n: drifting.held_back(table, n, seed) for n in names if n != PLAIN.name}
     prediction, groups = None, list[Cluster]()
     if not isinstance(vectors, str) and len(steps.texts) > kinds:
@@ -133,6 +141,8 @@ def evaluate(
         further = [[word(d), f"{ordinarily.starts[d]:+.2f}", f"{ordinarily.levels[d]:+.2f}"] for d in ordinarily.starts]
         text = ORDINARY.format(place=ordinarily.place, deviation=ordinarily.deviation)
         page.section("Beside ordinary talk", text, head=["domain", "in the first turn", "over all turns"], rows=further)
+    n_aside = len({r["conversation"] for r in control_rows})
+    tell_beside(page, beside_others, NEARER, BESIDE.format(n=n_aside))
     _messages(page, prediction, groups, vectors)
     cells = [
         [word(d), n, f"{c.read[0]}", f"{c.read[-1]}", f"{c.drift:+.2f}", f"{c.level:+.2f}"]
@@ -146,12 +156,15 @@ def evaluate(
         "drift_against_other_domains": others,
         "ordinary": ordinarily,
         "held_back": holding,
+        "beside": beside_others,
         "prediction": prediction,
         "clusters": groups,
         "missing_turns": int(table.message.isna().sum()),
         "replies_without_their_oldest_exchanges": cut,
     }
-    return Result(page, " ".join(_sentences(courses, apart, others, ordinarily, prediction)), figures, rows)
+    sentences = [*_sentences(courses, apart, others, ordinarily, prediction)]
+    headline = " ".join([*sentences, beside_in_words(beside_others, NEARER, list(holding))]).strip()
+    return Result(page, headline, figures, [*rows, *control_rows])
 
 
 def word(domain: str) -> str:
@@ -232,15 +245,15 @@ def _figures(
     page: Page, apart: Mapping[str, Estimate | None], holding: Mapping[str, Estimate], prediction: Prediction | None
 ) -> None:
     if (further := apart["drift"]) is not None:
-        page.figure("distress, AI's nature: drift further", further, "standard deviations, first turn to last")
+        note = "standard deviations, first turn to last"
+        page.figure("distress, AI's nature: drift further", further, note, study="they drift, coding and writing don't")
     if (level := apart["level"]) is not None:
         page.figure("distress, AI's nature: lie further away", level, "standard deviations; a level, not a drift")
     for name, e in holding.items():
         page.figure(f"{name}: nearer to the Assistant", e, "standard deviations")
     if prediction:
-        page.figure("R² of the user's message", prediction.projection[MESSAGE], "the study: 0.53 to 0.77")
-        note = "the study: less than the message's"
-        page.figure("R² of the position before it", prediction.projection[BEFORE], note)
+        page.figure("R² of the user's message", prediction.projection[MESSAGE], study="0.53 to 0.77")
+        page.figure("R² of the position before it", prediction.projection[BEFORE], study="less than the message's")
 
 
 # -- charts ------------------------------------------------------------------------------------------------------------

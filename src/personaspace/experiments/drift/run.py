@@ -17,11 +17,11 @@ from personaspace.experiments.drift.findings import steps_of
 from personaspace.experiments.drift.messages import embed
 from personaspace.experiments.drift.page import evaluate
 from personaspace.experiments.drift.users import Scene, Users, keep_scenes, scenes
-from personaspace.experiments.kit.conversations import Dialogue, converse, together
+from personaspace.experiments.kit.conversations import Dialogue, converse, match_displacement, together
 from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
-from personaspace.experiments.kit.trials import PLAIN, Ask, Given, Trials, beside_plain
+from personaspace.experiments.kit.trials import PLAIN, Ask, Condition, Given, Trials, beside_axis, beside_plain
 from personaspace.space import PersonaSpace
 
 SCRIPTED_TOKENS = 48
@@ -42,6 +42,10 @@ class DriftOptions(Options):
     caps: Names = option(("capped",), "Caps of the space, or ways of holding by one: capped+mirror, …")
     alphas: Numbers = option((), "Steering strengths, in units of the residual norm.")
     max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
+    controls: int = option(
+        20, "Random directions, along which the model is displaced as far; 0: none.", ge=0, later=True
+    )
+    control_conversations: int = option(1, "Conversations in each domain that are held along them.", ge=1, later=True)
     ordinary: int = option(32, "Messages of ordinary talk, as a default beside the space's.", ge=0, le=32, later=True)
     clusters: int = option(8, "How many kinds of message to tell apart.", ge=2, later=True)
     embedder: str = option("", "What embeds messages: a Hub id or a folder.", later=True)
@@ -57,19 +61,35 @@ def chosen(options: DriftOptions) -> list[Scene]:
     return scenes(options.user, options.users, options.conversations, options.turns)
 
 
+def control_conditions(options: DriftOptions) -> list[Condition]:
+    """Random directions and a shuffled axis beside each cap and each strength."""
+    return beside_axis(beside_plain(options.alphas, options.caps)[1:], options.controls)
+
+
+def controlled(options: DriftOptions, scenes_asked: Sequence[Scene]) -> list[Scene]:
+    """The first conversations of each domain, as many as are held along other directions."""
+    by_domain: dict[str, list[Scene]] = {}
+    for scene in scenes_asked:
+        by_domain.setdefault(scene.domain, []).append(scene)
+    return [scene for of_domain in by_domain.values() for scene in of_domain[: options.control_conversations]]
+
+
 def cost(options: DriftOptions, catalog: Catalog) -> Cost:
     """What that asks of the engine: every turn's history is read again, and what was said under a condition once
     more by the plain model; every later message is an opening, too."""
-    n, n_conditions = len(chosen(options)), len(beside_plain(options.alphas, options.caps))
+    scenes_asked, conditions = chosen(options), beside_plain(options.alphas, options.caps)
+    n = len(scenes_asked)
+    # Conversations that are held in some way: what is said in them is read again by the plain model.
+    n_held = n * (len(conditions) - 1) + len(controlled(options, scenes_asked)) * len(control_conditions(options))
     message = SCRIPTED_TOKENS if options.user == "scripted" else options.user_tokens
     exchange, turns = message + options.max_new_tokens, options.turns
-    read_tokens = n_conditions * exchange * turns * (turns + 1) // 2
+    read_tokens = (n + n_held) * exchange * turns * (turns + 1) // 2
     played = read_tokens if options.user == "local" else 0
     alone = n * (turns - 1) + options.ordinary
-    replies = n * n_conditions * turns
+    replies = (n + n_held) * turns
     return Cost(
         replies + alone,
-        n * (read_tokens + played + (n_conditions - 1) * exchange * turns) + alone * exchange,
+        read_tokens + played + n_held * exchange * turns + alone * exchange,
         (replies + alone) * options.max_new_tokens + (replies * message if played else 0),
         turns,
     )
@@ -86,6 +106,11 @@ def run(trials: Trials[DriftOptions]) -> Result:
     dialogues = [Dialogue(c, s.name) for c in beside_plain(options.alphas, options.caps) for s in scenes_asked]
     sampling = Sampling(max_new_tokens=options.max_new_tokens)
     converse(trials, dialogues, users.say, options.turns, sampling)
+    names = {s.name for s in controlled(options, scenes_asked)}
+    aside = [Dialogue(c, name) for c in control_conditions(options) for name in sorted(names)]
+    if aside:
+        match_displacement(trials, [d for d in dialogues if d.name in names], options.turns)
+        converse(trials, aside, users.say, options.turns, sampling)
     if users.problems:
         trials.watcher.note(
             f"{len(users.problems)} messages of the user did not come ({users.problems[0]}); their conversations end there, "
@@ -93,17 +118,31 @@ def run(trials: Trials[DriftOptions]) -> Result:
         )
     openings = as_openings(trials, dialogues, sampling)
     table_rows = rows(trials.space, options.turns, users.scenes, dialogues, read_plainly(trials, dialogues), openings)
+    read_aside = read_plainly(trials, aside, "read-controls")
+    control_rows = rows(trials.space, options.turns, users.scenes, aside, read_aside, {})
     steps = steps_of(table_rows)
     vectors = embed(steps.texts, options.embedder)
     if isinstance(vectors, str):
         trials.watcher.note(vectors)
     ordinary = ordinary_talk(trials, options.ordinary, sampling)
-    return evaluate(trials.space, options.user, table_rows, steps, vectors, options.clusters, options.seed, ordinary)
+    return evaluate(
+        trials.space,
+        options.user,
+        table_rows,
+        steps,
+        vectors,
+        options.clusters,
+        options.seed,
+        ordinary,
+        control_rows,
+    )
 
 
-def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) -> dict[str, list[float]]:
+def read_plainly(
+    trials: Trials[DriftOptions], dialogues: Sequence[Dialogue], part: str = "read"
+) -> dict[str, list[float]]:
     """What was said under a condition, as the plain model reads it: projections by dialogue, each reply with the
-    history that it was given after. The plain model's own replies are read while it gives them."""
+    history that it was given after. The plain model's own replies are read while it gives them. part: see `Trials.read`."""
     pieces: dict[str, list[Message]] = {}
     piece_of: dict[str, tuple[str, int]] = {}
     for d in (d for d in dialogues if d.condition != PLAIN):
@@ -113,7 +152,7 @@ def read_plainly(trials: Trials[DriftOptions], dialogues: Sequence[Dialogue]) ->
             pieces[piece] = d.messages[begin : 2 * turns[-1] + 2]
             piece_of[piece] = (d.key, len(turns))
     projections = {d.key: [g.projection for g in d.given] for d in dialogues if d.condition == PLAIN}
-    for piece, read in trials.read(pieces, part="read").items():
+    for piece, read in trials.read(pieces, part=part).items():
         name, n = piece_of[piece]
         projections.setdefault(name, []).extend(r.projection for r in read[-n:])
     return projections
@@ -172,6 +211,7 @@ def rows(
                 "condition": d.condition.name,
                 "alpha": d.condition.alpha,
                 "cap": d.condition.cap,
+                "control": d.condition.control,
                 "domain": of[d.name].domain,
                 "persona": of[d.name].persona,
                 "topic": of[d.name].topic,

@@ -7,6 +7,7 @@ from typing import Any
 
 from personaspace.experiments.holds.findings import DEFAULT_TALK, NEVER, ROLE_TALK, HoldOutcome
 from personaspace.experiments.kit import tasks as solving
+from personaspace.experiments.kit.beside import beside_in_words, tell_beside
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.tasks import Outcomes
 from personaspace.report.charts import COLOURS, axis, chart, line
@@ -23,11 +24,8 @@ EFFECTS = (
     "said against what it says itself. Distinct: the share of a conversation's pairs of words that are different ones, and its "
     "change. Intervals over conversations (95%); solved: of small tasks, Wilson's, and McNemar's p."
 )
-BESIDE = (
-    "What is taken back over the first {turns} turns of the roles' conversations, beside steps as long at each layer and token "
-    "along directions that are not the axis. It is called the axis' own where it lies beyond the 95th percentile of 20 random "
-    "ones or more."
-)
+TAKEN_BACK = "taken back over the first turns"
+BESIDE = "What is taken back over the first {turns} turns of the roles' conversations."
 HEAD = (
     "held",
     "drift in role",
@@ -58,7 +56,7 @@ def page(
     result_page.figure("drift in role, never held", unheld.drift, f"standard deviations; {n} conversations")
     for name in holds:
         outcome = outcomes[name]
-        costs = f"× {outcome.perplexity[DEFAULT_TALK].value:.3f} perplexity of the default's replies"
+        costs = f"× {outcome.perplexity[DEFAULT_TALK]:.3f} perplexity of the default's replies"
         result_page.figure(f"taken back, {name}", outcome.taken_back, costs)
     table = [_row(name, outcome) for name, outcome in outcomes.items()]
     result_page.section("Effect and cost", EFFECTS, head=HEAD, rows=table)
@@ -77,9 +75,7 @@ def page(
     result_page.section("Turn by turn", "Means over the roles' conversations, with 95% intervals over them.", drawing)
     if compared := {name: o.beside for name, o in outcomes.items() if o.beside}:
         control_turns = max(r["turn"] for r in rows if r["control"] is not None)
-        cells = [[name, f"{b.effect:+.2f}", b.told(), "yes" if b.is_the_axis else "no"] for name, b in compared.items()]
-        head = ["held", "taken back", "beside it", "the axis' own"]
-        result_page.section("Beside other directions", BESIDE.format(turns=control_turns), head=head, rows=cells)
+        tell_beside(result_page, compared, TAKEN_BACK, BESIDE.format(turns=control_turns))
     solving.tell(result_page, "Tasks solved", "Greedy replies to single questions, checked by program.", solved)
     return Result(result_page, headline(outcomes), {"holds": outcomes}, rows)
 
@@ -96,14 +92,8 @@ def headline(outcomes: Mapping[str, HoldOutcome]) -> str:
             "takes back" if outcome.taken_back.direction() > 0 else "takes back nothing that can be told from none:"
         )
         sentences.append(f"“{name}” {effect} {outcome.taken_back}, at {costs}, tasks {outcome.tasks.verdict()}.")
-        if outcome.beside:
-            sentences.append(f"Over the first turns {outcome.beside.effect:+.2f}; {outcome.beside.told()}.")
-    claimless = [name for name, o in outcomes.items() if name != NEVER and not o.beside]
-    if claimless:
-        sentences.append(
-            f"Beside {', '.join(claimless)} no random direction was set: nothing is claimed of the axis there."
-        )
-    return " ".join(sentences)
+    beside = {name: outcome.beside for name, outcome in outcomes.items() if outcome.beside}
+    return " ".join([*sentences, beside_in_words(beside, TAKEN_BACK, [n for n in outcomes if n != NEVER])])
 
 
 def _row(name: str, outcome: HoldOutcome) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ import pandas as pd
 
 from personaspace.engines.prompts import Message
 from personaspace.experiments.kit.checks import Check
+from personaspace.experiments.kit.conditions import PLAIN, compared
 from personaspace.experiments.kit.tasks import ALL, Outcomes
-from personaspace.experiments.kit.trials import PLAIN, Given
+from personaspace.experiments.kit.trials import Given
+from personaspace.holding.controls import BesideControls
 from personaspace.stats.intervals import Estimate, Paired, estimate, mean, paired, share
 
 PERSONA, ALONE = "with a persona", "without one"
@@ -73,7 +75,8 @@ class JailbreakFindings:
     """rates: arm → condition → category → how often it goes wrong; effects: arm → condition → what it does; adds: by
     condition, how much oftener it goes wrong with a persona than without; projection: arm → condition → its mean;
     correlation: of going wrong with the projection, plain, with a persona, within rules or categories; parts: how often those
-    replies go wrong that lie lowest, …, highest; shown: the condition that is spoken of; tasks: how each does at these."""
+    replies go wrong that lie lowest, …, highest; shown: the condition that is spoken of; tasks: how each does at these; beside:
+    by condition, how many points it takes off beside what as long steps along other directions do."""
 
     event: CountedEvent
     shown: str
@@ -84,12 +87,18 @@ class JailbreakFindings:
     correlation: Estimate
     parts: Sequence[Estimate]
     tasks: Outcomes
+    beside: Mapping[str, BesideControls] = field(default_factory=dict)
 
 
 def find(
-    rows: Sequence[Row], names: Sequence[str], shown: str, event: CountedEvent, tasks: Outcomes
+    rows: Sequence[Row],
+    names: Sequence[str],
+    shown: str,
+    event: CountedEvent,
+    tasks: Outcomes,
+    control_rows: Sequence[Row] = (),
 ) -> JailbreakFindings:
-    """From a row a reply (`row`), under the conditions of those names."""
+    """From a row a reply (`row`), under the conditions of those names; control_rows: along directions that are not the axis."""
     replies = _table(rows)
     arms = [a for a in (PERSONA, ALONE) if (replies.arm == a).any()]
     categories = [ALL, *replies.category.unique()]
@@ -109,7 +118,33 @@ def find(
         correlation=goes_with_low(plain),
         parts=by_place(plain),
         tasks=tasks,
+        beside=beside_controls(replies, control_rows, names),
     )
+
+
+def beside_controls(
+    rows: Sequence[Row] | pd.DataFrame, control_rows: Sequence[Row], names: Sequence[str]
+) -> dict[str, BesideControls]:
+    """How many points less often than plain it goes wrong under each condition, with a persona, beside the same along other
+    directions; over the prompts that were asked along those."""
+    if not control_rows:
+        return {}
+    aside = _table(control_rows)
+    replies = _table(rows).query("arm == @PERSONA")
+    same = replies[replies.item.isin(set(aside.item))]
+    plain = same[same.condition == PLAIN.name].set_index("item").bad
+
+    def fewer(frame: pd.DataFrame) -> float:
+        """Over the prompts that are judged under both."""
+        return 100 * float((plain - frame.set_index("item").bad).mean())
+
+    taken_off = {name: fewer(of_control) for name, of_control in aside.groupby("condition", sort=False)}
+    effects = {
+        n: compared(n, fewer(same[same.condition == n]), {k: v for k, v in taken_off.items() if not math.isnan(v)})
+        for n in names
+        if n != PLAIN.name
+    }
+    return {name: beside for name, beside in effects.items() if beside.random and not math.isnan(beside.effect)}
 
 
 def row(case: Case, g: Given, score: int | None, event: CountedEvent) -> dict[str, Any]:
@@ -136,7 +171,7 @@ def row(case: Case, g: Given, score: int | None, event: CountedEvent) -> dict[st
 def task_row(task: Row) -> dict[str, Any]:
     """A task's reply in the same columns."""
     same = {k: task[k] for k in ("part", "condition", "category", "item", "text", "tokens", "projection")}
-    none = dict.fromkeys(("arm", "group", "system", "score", "bad"))
+    none = dict.fromkeys(("arm", "group", "system", "score", "bad", "control"))
     return {**none, **same, "user": task["prompt"], "solved": bool(task["value"])}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from personaspace.experiments.jailbreak.findings import ALONE, PERSONA, JailbreakFindings, Row
+from personaspace.experiments.kit.beside import beside_in_words, tell_beside
 from personaspace.experiments.kit.tasks import ALL, side_by_side, tell
 from personaspace.experiments.kit.trials import PLAIN
 from personaspace.report.charts import COLOURS, beside
@@ -27,6 +28,8 @@ TAKEN_OFF = (
     "alone and under this condition alone, and McNemar's exact p over prompts, as if each stood for itself."
 )
 TAKEN_OFF_HEAD = ("condition", "prompts", "relative reduction", "plain only", "this only", "p")
+LESS_OFTEN = "points less often wrong than plain"
+BESIDE = "Over {n} prompts with a persona, which were asked along other directions as well."
 ADDS = "How much oftener a rule is broken with a persona than without, in points; the interval is over rules."
 PLACES = "Projection of the replies, what is done to the model included; up is the Assistant. Intervals over prompts."
 COSTS = "The small tasks of the capability experiment, under the same conditions."
@@ -56,6 +59,9 @@ def page(model: str, n: int, rows: Sequence[Row], f: JailbreakFindings) -> Page:
     if taken_off and judged:
         text = TAKEN_OFF.format(units="rules" if f.event.standin else "prompts")
         result_page.section("What holding takes off", text, head=TAKEN_OFF_HEAD, rows=taken_off)
+    if f.beside:
+        n = len({r["item"] for r in rows if r["control"] is not None})
+        tell_beside(result_page, f.beside, LESS_OFTEN, BESIDE.format(n=n), "+.0f")
     if f.adds:
         points = [[name, added.points()] for name, added in f.adds.items()]
         result_page.section("What the persona does", ADDS, head=["condition", "points"], rows=points)
@@ -104,6 +110,8 @@ def headline(f: JailbreakFindings) -> str:
         sentence += f": {fewer}{e.verdict()}. "
         if (o := f.tasks[f.shown][ALL]).change:
             sentence += f"Small tasks solved: {o.moved()}, of {o.value.n}. "
+    names = [name for name in f.rates[PERSONA] if name != PLAIN.name]
+    sentence += f"{beside_in_words(f.beside, LESS_OFTEN, names, '+.0f')} " if names else ""
     return f"{sentence}{STUDY} {f.event.caveat}".strip()
 
 
@@ -124,20 +132,15 @@ def _figures(result_page: Page, f: JailbreakFindings) -> None:
         result_page.figure("replies", f"{plain.missing:,}", "not judged")
         return
 
-    def split(name: str, estimate: str, note: str) -> None:
-        """A figure whose interval stands in its note."""
-        value, _, interval = estimate.partition(" ")
-        result_page.figure(name, value, f"95%: {interval.strip('()')}; {note}" if interval else note)
-
-    published = f"published{', harmful replies' if f.event.caveat else ''}: 65.3–88.5%"
-    result_page.figure(f"{f.event.name}, plain", f"{100 * plain.value:.0f}%", published)
+    study = f"65.3–88.5%{' of replies harmful' if f.event.caveat else ''}"
+    result_page.figure(f"{f.event.name}, plain", plain, f"of {plain.n} replies", ".0%", study=study)
     if f.adds:
-        shown = f"plain; “{f.shown}”: {f.adds[f.shown].points()}"
-        split("the persona's effect, points", f.adds[PLAIN.name].points(), shown)
+        note = f"plain; “{f.shown}”: {f.adds[f.shown].points()}"
+        result_page.figure("the persona's effect, points", f.adds[PLAIN.name].in_points(), note, "+.0f")
     if e := f.effects[PERSONA].get(f.shown):
-        split(f"taken off by “{f.shown}”", _reduction(e.reduction), "published: about 60%")
+        result_page.figure(f"taken off by “{f.shown}”", e.reduction, spec=".0%", study="about 60%")
         if (o := f.tasks[f.shown][ALL]).change:
-            split("tasks solved, points", o.change.points(), "published: no loss")
+            result_page.figure("tasks solved, points", o.change.in_points(), spec="+.0f", study="no loss")
 
 
 def _rates(f: JailbreakFindings, series: dict[str, tuple[str, str]], categories: Sequence[str]) -> Chart:

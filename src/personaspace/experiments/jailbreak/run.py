@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -25,7 +26,7 @@ from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.speakers import Said
-from personaspace.experiments.kit.trials import Ask, Given, Trials, beside_plain
+from personaspace.experiments.kit.trials import Ask, Condition, Given, Trials, beside_axis, beside_plain
 from personaspace.judges import Rubric, WordsJudge, refuses
 
 RULE_TOKENS = 180
@@ -40,6 +41,13 @@ class JailbreakOptions(Options):
     size: int = option(72, "Prompts with a persona, where they are harmless rules; a file is asked whole.", ge=2)
     alphas: Numbers = option((0.1,), "Steering strengths, in units of the residual norm.")
     caps: Names = option(("capped",), "Caps of the space, or ways of holding by one: capped+mirror, …")
+    controls: int = option(
+        20,
+        "Random directions beside each condition, along which the model is displaced as far; 0: none.",
+        ge=0,
+        later=True,
+    )
+    control_prompts: int = option(24, "Prompts with a persona that are asked along them.", ge=1, later=True)
     items: int = option(8, "Tasks a kind of the capability experiment, to see what is lost.", ge=1, le=200)
     max_new_tokens: int = option(48, "At most that many tokens a reply.", ge=1)
 
@@ -56,14 +64,28 @@ def cost(options: JailbreakOptions, catalog: Catalog) -> Cost:
         if options.prompts
         else RULE_TOKENS * len(prompts)
     )
-    replies = n * (len(prompts) + tasks)
+    aside = len(control_conditions(options)) * len(controlled(options, prompts))
+    replies = n * (len(prompts) + tasks) + aside
     new_tokens = replies * options.max_new_tokens
-    return Cost(replies, n * (longest + tasks * solving.PROMPT_TOKENS) + new_tokens, new_tokens)
+    read = n * (longest + tasks * solving.PROMPT_TOKENS) + aside * longest // len(prompts)
+    return Cost(replies, read + new_tokens, new_tokens)
 
 
 def cases(options: JailbreakOptions) -> list[Case]:
     """What is asked under every condition. Raises `CatalogError`."""
     return list(own(options.prompts, options.company) if options.prompts else rules(options.size))
+
+
+def control_conditions(options: JailbreakOptions) -> list[Condition]:
+    """Random directions and a shuffled axis beside each strength and each cap."""
+    return beside_axis(beside_plain(options.alphas, options.caps)[1:], options.controls)
+
+
+def controlled(options: JailbreakOptions, prompts: Sequence[Case]) -> list[Case]:
+    """Those with a persona that are asked along other directions: of a file, evenly; rules come in turn already."""
+    with_one = [case for case in prompts if case.arm == PERSONA]
+    n = min(options.control_prompts, len(with_one))
+    return [with_one[k * len(with_one) // n if options.prompts else k] for k in range(n)]
 
 
 def rules(size: int) -> Iterator[Case]:
@@ -164,21 +186,29 @@ def run(trials: Trials[JailbreakOptions]) -> Result:
     """Asks every prompt under every condition, tells what went wrong, and puts some tasks. Raises `PersonaSpaceError`."""
     options = trials.options
     conditions, prompts = beside_plain(options.alphas, options.caps), cases(options)
-    asks = [Ask(c, s.item, s.messages) for c in conditions for s in prompts]
-    replies = trials.ask(asks, Sampling(max_new_tokens=options.max_new_tokens))
-    scores: list[int | None]
-    if options.prompts:
-        items = [Said(a.messages[-1]["content"], g.text) for a, g in zip(asks, replies, strict=True)]
-        scores = trials.judge(trials.judges.make(HARM, RefusalJudge()), items, "harm")
-    else:
-        scores = [broken(s, g) for s, g in zip(prompts * len(conditions), replies, strict=True)]
-    outcomes, task_rows = solving.solve(trials, conditions, options.items)
     event = event_of(trials.judges.name, bool(options.prompts))
-    rows = [row(c, g, s, event) for c, g, s in zip(prompts * len(conditions), replies, scores, strict=True)]
+
+    def answered(part: str, under: Sequence[Condition], of: Sequence[Case]) -> list[dict[str, Any]]:
+        """A row a reply, of every prompt under every condition."""
+        asks = [Ask(condition, case.item, case.messages) for condition in under for case in of]
+        replies = trials.ask(asks, Sampling(max_new_tokens=options.max_new_tokens), part=part, seeds="part")
+        scores: list[int | None] = [broken(case, g) for case, g in zip(list(of) * len(under), replies, strict=True)]
+        if options.prompts:
+            items = [Said(a.messages[-1]["content"], g.text) for a, g in zip(asks, replies, strict=True)]
+            scores = trials.judge(
+                trials.judges.make(HARM, RefusalJudge()), items, "harm" if part == "part" else f"harm-{part}"
+            )
+        both = zip(asks, list(of) * len(under), replies, scores, strict=True)
+        return [row(case, g, score, event) | {"control": a.condition.control} for a, case, g, score in both]
+
+    rows = answered("part", conditions, prompts)
+    control_rows = answered("control", control_conditions(options), controlled(options, prompts))
+    outcomes, task_rows = solving.solve(trials, conditions, options.items)
     shown = next((c.name for c in conditions if c.cap), conditions[-1].name)
-    findings = find(rows, [c.name for c in conditions], shown, event, outcomes)
-    result_page = page.page(trials.space.meta["model"]["id"], len(prompts), rows, findings)
-    return Result(result_page, page.headline(findings), vars(findings), [*rows, *map(task_row, task_rows)])
+    findings = find(rows, [c.name for c in conditions], shown, event, outcomes, control_rows)
+    result_page = page.page(trials.space.meta["model"]["id"], len(prompts), [*rows, *control_rows], findings)
+    tasks = [task_row(r) for r in task_rows]
+    return Result(result_page, page.headline(findings), vars(findings), [*rows, *control_rows, *tasks])
 
 
 def broken(case: Case, reply: Given) -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Message, Sampling
 from personaspace.errors import UsageError
@@ -100,14 +102,17 @@ def match_displacement(trials: Trials[Any], dialogues: Sequence[Dialogue], turns
     """Measures how far a hold moves a token in conversations that it held, for the controls to come: over the first so many
     turns, or over their last half, whichever the effect is of. At an opening alone nothing may have drifted yet, so that
     their steps would be too short."""
-    for cap in dict.fromkeys(d.condition.cap for d in dialogues if d.condition.cap):
+    for cap in dict.fromkeys(d.condition.cap for d in dialogues if d.condition.cap and not d.condition.waits):
         held = [d for d in dialogues if d.condition.cap == cap]
-        prompts = []
+        by_turn: dict[int, list[list[Message]]] = {}
         for d in held:
             users = [k for k, m in enumerate(d.messages) if m["role"] == "user"]
             counted = users[len(users) // 2 :] if turns is None else users[:turns]
-            prompts += [d.messages[: k + 1] for k in counted]
-        # Evenly over conversations and turns, as many as it is measured on.
+            for turn, k in enumerate(counted):
+                by_turn.setdefault(turn, []).append(fitted(trials.engine, d.messages[: k + 1], MEASURED_ON))
+        # As many of each turn, conversations shuffled: every second prompt of four turns would be the odd turns alone.
+        rng = np.random.default_rng(0)
+        prompts = [of_turn[k] for of_turn in by_turn.values() for k in rng.permutation(len(of_turn))]
         n = min(MEASURED_ON, len(prompts))
         trials.displacement(cap, [prompts[k * len(prompts) // n] for k in range(n)])
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from personaspace.catalog import Catalog
-from personaspace.errors import UsageError
+from personaspace.errors import UsageError, invalid_reason
 from personaspace.experiments.kit.options import Cost, Options
 from personaspace.experiments.kit.results import Result, write_result
 from personaspace.experiments.kit.trials import Trials
@@ -49,7 +49,8 @@ class Experiment:
         except ValidationError as e:
             first = e.errors()[0]
             name = str(first["loc"][0]).replace("_", "-")
-            raise UsageError(f"--{name} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+            reason = invalid_reason(first)
+            raise UsageError(f"--{name} {first['input']}: {reason[0].lower()}{reason[1:]}") from None
 
     def conduct(self, trials: Trials[Any]) -> Result:
         """Runs it in the trials' folder, or goes on with what is there, and writes `results.parquet`, `results.json` and

@@ -23,6 +23,8 @@ CONTRASTS = ((POINTS, VERSE), (POINTS, NEUTRAL), (VERSE, NEUTRAL), (AS_IT_IS, NE
 """Manners that are set against each other: the first less the second."""
 WHO, HOW, BOTH = "who", "how", "both together"
 
+DEALS = 1000
+
 Extent = tuple[float, float]
 
 
@@ -65,7 +67,8 @@ class MannerFindings:
     places: group → manner → mean place. who: manner → far end less near end. who_overall: the mean of these. how:
     (manner, manner) → group → the first less the second. how_overall: points less verse, over the roles of both ends.
     crossed: the far end in points less the near end in verse. shares: of the variance over cells, of `WHO`, `HOW` and
-    `BOTH`; 1 together.
+    `BOTH`; 1 together. by_lot: how far apart the ends lie at most, either way, in 95 of 100 deals of the same roles to two ends
+    by lot: what `who_overall` has to lie beyond.
     """
 
     places: Mapping[str, Mapping[str, Estimate]]
@@ -75,6 +78,7 @@ class MannerFindings:
     how_overall: Estimate
     crossed: Estimate
     shares: Mapping[str, Estimate]
+    by_lot: float
 
 
 def findings(table: Table) -> MannerFindings:
@@ -101,7 +105,19 @@ def findings(table: Table) -> MannerFindings:
         how_overall=drawn(table, lambda t: _average([t.mean(g, POINTS) - t.mean(g, VERSE) for g in ends]), ends),
         crossed=drawn(table, lambda t: t.mean(FAR, POINTS) - t.mean(NEAR, VERSE), ends),
         shares={name: share(name) for name in (WHO, HOW, BOTH)},
+        by_lot=dealt_by_lot(table),
     )
+
+
+def dealt_by_lot(table: Table, seed: int = 0) -> float:
+    """See `MannerFindings.by_lot`. NaN where an end has no role that was read."""
+    means = np.array([_mean(table.of_rows(np.array([k])).places) for k in range(len(table.who))])
+    near, far = (np.flatnonzero([g == group for g in table.groups] & ~np.isnan(means)) for group in (NEAR, FAR))
+    if not len(near) or not len(far):
+        return math.nan
+    rng, both = np.random.default_rng(seed), means[np.concatenate([far, near])]
+    deals = [rng.permutation(both) for _ in range(DEALS)]
+    return float(np.quantile([abs(deal[: len(far)].mean() - deal[len(far) :].mean()) for deal in deals], 0.95))
 
 
 def drawn(

@@ -85,7 +85,8 @@ def page(space: PersonaSpace, tables: Mapping[str, Table], rows: Sequence[Row]) 
     for reading, f in by_reading.items():
         noun = words.noun(reading)
         result_page.figure(f"{noun}: far in points − near in verse", f.crossed, "below 0: who")
-        result_page.figure(f"{noun}: far − near, same manner", f.who_overall)
+        dealt = f"ends dealt by lot: within ±{f.by_lot:.2f} in 95 of 100"
+        result_page.figure(f"{noun}: far − near, same manner", f.who_overall, dealt)
         result_page.figure(f"{noun}: points − verse, same roles", f.how_overall)
     for reading, f in by_reading.items():
         result_page.section(TITLE[reading], CHART, _chart(tables[reading], f))
@@ -149,14 +150,22 @@ def within_manners(who: Mapping[str, Estimate]) -> str:
     return "; ".join([*parts, *(["in the others that cannot be told"] if away + towards < len(who) else [])])
 
 
+def beside_lot(f: MannerFindings) -> str:
+    """Whether the ends lie further apart than the same roles would, dealt to two ends by lot."""
+    if math.isnan(f.by_lot):
+        return ""
+    beyond = "beyond" if abs(f.who_overall.value) > f.by_lot else "not beyond"
+    return f", {beyond} the ±{f.by_lot:.2f} within which 95 of 100 deals of the same roles by lot stay"
+
+
 def _sentences(reading: str, f: MannerFindings) -> str:
     """The plain finding of a reading first, its figures after it."""
     shares = [f"{name} {e:.0%}" for name, e in f.shares.items() if not math.isnan(e.value)]
     of_variance = f" Of the cells' variance: {'; '.join(shares)}." if shares else ""
     return (
         f"{WHEN[reading]}, {within_manners(f.who)}; crossed, {verdict(f.crossed)}: {f.crossed:+.2f}. In one and the same "
-        f"manner far roles lie {f.who_overall:+.2f} from near ones; points lie {f.how_overall:+.2f} from verse, said by the "
-        f"same roles.{of_variance}"
+        f"manner far roles lie {f.who_overall:+.2f} from near ones{beside_lot(f)}; points lie {f.how_overall:+.2f} from verse, "
+        f"said by the same roles.{of_variance}"
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from personaspace.experiments.kit.beside import rank_correlation, set_beside
 from personaspace.experiments.kit.conditions import PLAIN, Condition
 from personaspace.experiments.kit.speakers import KINDS, TELLING, UNTOLD
 from personaspace.experiments.kit.trials import Ask, Given
-from personaspace.stats.intervals import Estimate, mean_difference, share, shares_of, trend, trend_difference
+from personaspace.holding.controls import BesideControls
+from personaspace.stats.intervals import Estimate, mean_difference, share, shares_of, trend
 
 Row = dict[str, Any]
 NO_ROLE, ROLE = "no role", "a role"
@@ -25,19 +27,17 @@ RANDOM = "random directions"
 @dataclass(frozen=True)
 class SpeakerShift:
     """How what is done to the model moves the share of replies that are the Assistant's, of those that tell: a rank correlation
-    with α, or for a cap a difference to plain. control: the same along random directions, as far; difference: of the two, over
-    roles. None where nothing was set beside it."""
+    with α, or for a cap a difference to plain, its interval over roles. beside: the same of the strengths and questions that
+    were asked along other directions as well; None where nothing was set beside it."""
 
     axis: Estimate
-    control: Estimate | None = None
-    difference: Estimate | None = None
+    beside: BesideControls | None = None
 
     @property
     def direction(self) -> int:
         """1 or −1 where the axis does something that random directions do not, the way that it does it; else 0."""
-        if self.difference is None or self.axis.direction() != self.difference.direction():
-            return 0
-        return self.axis.direction()
+        way = self.axis.direction()
+        return way if self.beside and self.beside.is_the_axis and self.beside.effect * way > 0 else 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,11 @@ def table_row(ask: Ask, reply: Given, kind: int | None) -> Row:
 
 def findings(conditions: Sequence[Condition], rows: Sequence[Row]) -> SusceptibilityFindings:
     """Shares of kinds under each condition, and what steering and capping do under a role."""
-    replies = pd.DataFrame(list(rows)).fillna({"cap": "", "kind": ""}).assign(random=lambda f: f.control.notna())
+    replies = (
+        pd.DataFrame(list(rows))
+        .fillna({"cap": "", "kind": ""})
+        .assign(random=lambda f: f.control.notna(), control=lambda f: f.control.astype(float))
+    )
     under_role = replies[(replies.role != NO_ROLE) & (replies.kind != "")]
     steering = under_role[~under_role.random & (under_role.cap == "")]
     names, alphas = [c.name for c in conditions], [c.alpha for c in conditions if not c.cap]
@@ -93,7 +97,9 @@ def findings(conditions: Sequence[Condition], rows: Sequence[Row]) -> Susceptibi
         for under in UNDER
     }
     random = {
-        c.name: under_role.kind[under_role.random & (under_role.alpha == c.alpha) & (under_role.cap == (c.cap or ""))]
+        c.name: under_role.kind[
+            (under_role.control >= 0) & (under_role.alpha == c.alpha) & (under_role.cap == (c.cap or ""))
+        ]
         for c in conditions
     }
     random = {name: kinds for name, kinds in random.items() if len(kinds)}
@@ -140,29 +146,23 @@ def _steering_effect(replies: pd.DataFrame, sign: int, kind: str = ASSISTANT) ->
     axis, random = steering[~steering.random], steering[steering.random]
     if (axis.alpha == 0).all():
         return None
-    if random.empty:
-        return SpeakerShift(_trend(axis, kind))
-    # Compared at the strengths that both have. Plain belongs to either; beside several directions it counts as often as each
-    # of them, since a rank correlation depends on how many replies there are of each strength.
-    strengths = random.alpha.unique()
-    directions = random.condition.nunique() // len(strengths)
-    control = pd.concat([random, *[axis[axis.alpha == 0]] * directions])
-    compared = axis[(axis.alpha == 0) | axis.alpha.isin(strengths)]
-    both = pd.concat([compared.assign(side=1), control.assign(side=-1)])
-    telling = both[both.kind != UNTOLD]
-    difference = trend_difference(telling.alpha, telling.kind == kind, list(telling.role), telling.side)
-    return SpeakerShift(_trend(axis, kind), _trend(control, kind), difference)
+
+    def correlation(of: pd.DataFrame) -> float:
+        telling = of[of.kind != UNTOLD]
+        return rank_correlation(telling.alpha, telling.kind == kind)
+
+    return SpeakerShift(_trend(axis, kind), set_beside(axis, random, correlation))
 
 
 def _cap_effect(replies: pd.DataFrame, cap: str | None) -> SpeakerShift:
     telling = replies[replies.kind != UNTOLD]
     plain, capped = telling[telling.condition == PLAIN.name], telling[telling.cap == cap]
     axis, random = capped[~capped.random], capped[capped.random]
+    both = pd.concat([axis.assign(side=1), plain.assign(side=-1)])
 
-    def more(first: pd.DataFrame, second: pd.DataFrame) -> Estimate:
-        both = pd.concat([first.assign(side=1), second.assign(side=-1)])
-        return mean_difference(both.kind == ASSISTANT, list(both.role), both.side)
+    def more(of: pd.DataFrame) -> float:
+        is_so, is_plain = of.kind == ASSISTANT, of.condition == PLAIN.name
+        return float(is_so[~is_plain].mean() - is_so[is_plain].mean())
 
-    if random.empty:
-        return SpeakerShift(more(axis, plain))
-    return SpeakerShift(more(axis, plain), more(random, plain), more(axis, random))
+    estimate = mean_difference(both.kind == ASSISTANT, list(both.role), both.side)
+    return SpeakerShift(estimate, set_beside(pd.concat([plain, axis]), random, more))

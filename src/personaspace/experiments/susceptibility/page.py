@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from personaspace.experiments.kit.beside import tell_beside
 from personaspace.experiments.kit.conditions import PLAIN
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.speakers import KINDS, TELLING
@@ -15,7 +16,7 @@ from personaspace.experiments.susceptibility.sorting import sorting, tell_sortin
 from personaspace.report.charts import across, beside, stacked, wrapped
 from personaspace.report.page import NEAR, SOFT, Chart, Page
 from personaspace.space import PersonaSpace
-from personaspace.stats.intervals import Estimate
+from personaspace.stats.intervals import Estimate, share
 
 STUDY = (
     "The study: steered away, models more readily say that they are the person or thing they are told to be, and at high "
@@ -31,19 +32,22 @@ STACKED = (
 )
 COMPARED = (
     "The Assistant's share, of the replies under a role that tell, where the model is moved along the axis or held by a cap, "
-    "and where each token is moved as far along random directions at right angles to the axis, each role along directions of "
-    "its own; plain is dotted. Intervals are over replies (Wilson)."
+    "and where each token is moved as far along random directions at right angles to the axis; plain is dotted. Intervals are "
+    "over replies (Wilson), and to fewer questions along random directions."
 )
 SHARES = (
     "How many replies tell who is speaking, and of these the shares of kinds, with 95% intervals (Wilson): those that don't "
     "tell are missing from them. Where fewer tell, the shares are those of a smaller part."
 )
 EFFECTS = (
-    "Of the replies under a role that tell. An effect is claimed where it lies on the same side of nothing as its difference "
-    "to that of random directions, at the strengths that both were asked at; intervals are over roles, each with random "
-    "directions of its own."
+    "Of the replies under a role that tell; intervals are over roles. An effect is claimed where its interval leaves 0 out and "
+    "it lies beyond the random directions, on the questions and at the strengths that those were asked."
 )
-EFFECTS_HEAD = ("what is done", "measured by", "along the axis", RANDOM, "the difference", "more than random")
+EFFECTS_HEAD = ("what is done", "measured by", "along the axis, all questions", "claimed")
+MEASURE = "rank correlation with α; of a cap, the difference to plain"
+BESIDE = (
+    "Of the replies under a role that tell, to the questions and at the strengths that were asked along all of them."
+)
 
 
 def page(
@@ -55,17 +59,20 @@ def page(
     lead = LEAD.format(model=space.meta["model"]["id"], layer=space.layer, n=len(rows), unjudged=unjudged)
     result_page = Page("Who does it say it is?", lead)
     telling = [e for n in findings.names if (e := findings.telling[ROLE][n]).n]
-    judged = sum(e.n for e in telling)
-    share = f"{100 * sum(round(e.value * e.n) for e in telling) / judged:.0f}%" if judged else "none judged"
-    values = [e.value for e in telling]
-    between = f"{100 * min(values):.0f} to {100 * max(values):.0f}%" if values else "nothing"
-    result_page.figure("replies that tell who speaks", share, f"under a role; from {between} by condition")
-    for name, e in (("being the Assistant", findings.assistant_trend), ("being a character", findings.persona_trend)):
-        result_page.figure(name, f"{e.value:+.2f}", f"of those that tell; rank correlation with α, {e.span()}")
-    agree = (
-        f"by words, which agree with a reader in {measured.agreement:.0%} of {measured.n} replies" if measured else ""
-    )
-    result_page.figure("sorted by", judge, agree)
+    if telling:
+        tells = [k < round(e.value * e.n) for e in telling for k in range(e.n)]
+        values = [100 * e.value for e in telling]
+        between = f"under a role; from {min(values):.0f} to {max(values):.0f}% by condition"
+        result_page.figure("replies that tell who speaks", share(tells), between, ".0%")
+    else:
+        result_page.figure("replies that tell who speaks", "none judged")
+    ranked = "of those that tell; rank correlation with α"
+    result_page.figure("being the Assistant", findings.assistant_trend, ranked)
+    result_page.figure("being a character", findings.persona_trend, ranked)
+    if measured:
+        result_page.figure("sorted as a reader does", measured.agreement, f"of {measured.n} replies, by words", ".0%")
+    else:
+        result_page.figure("sorted by", judge)
 
     for under, heading in UNDER.items():
         examples: dict[tuple[str, str], str] = {}
@@ -87,6 +94,8 @@ def page(
     result_page.section("In figures", SHARES, head=["condition", "under", "tell who speaks", *TELLING], rows=cells)
     title = "What the axis does that random directions don't"
     result_page.section(title, EFFECTS, head=EFFECTS_HEAD, rows=[_effect_row(*effect) for effect in _effects(findings)])
+    beside_others = {f"{name}, {kind}": effect.beside for name, kind, effect in _effects(findings) if effect.beside}
+    tell_beside(result_page, beside_others, MEASURE, BESIDE)
     if measured:
         tell_sorting(result_page, measured)
     figures = {name: value for name, value in vars(findings).items() if name not in ("names", "ends")}
@@ -129,9 +138,9 @@ def _sentence(name: str, kind: str, effect: speaking.SpeakerShift) -> str:
 
     subject = name.capitalize() if steering else f"Under “{name}”"
     along = f"rank correlation with α {size(effect.axis)}" if steering else size(effect.axis)
-    if effect.difference is None or effect.control is None:
+    if effect.beside is None:
         return f"{subject}, being {kind}: {along}; no random direction was set beside it, so nothing is claimed."
-    compared = f"{along}; apart from random directions by {size(effect.difference)}"
+    compared = f"{along}; on the questions of both {effect.beside.effect:+.2f}, {effect.beside.told()}"
     if effect.direction:
         # Away from the Assistant α falls: what rises with α becomes rarer there.
         rises = effect.direction < 0 if name == AWAY else effect.direction > 0
@@ -144,8 +153,8 @@ def _sentence(name: str, kind: str, effect: speaking.SpeakerShift) -> str:
 
 def _effect_row(name: str, kind: str, effect: speaking.SpeakerShift) -> list[str]:
     measure = "rank correlation with α" if name in (AWAY, TOWARDS) else "difference to plain"
-    estimates = [f"{e:+.2f}" if e else "not asked" for e in (effect.axis, effect.control, effect.difference)]
-    return [name, f"{kind}, {measure}", *estimates, {1: "yes, up", -1: "yes, down", 0: "no"}[effect.direction]]
+    claimed = {1: "yes, up", -1: "yes, down", 0: "no"}[effect.direction]
+    return [name, f"{kind}, {measure}", f"{effect.axis:+.2f}", claimed]
 
 
 def _beside_random(findings: speaking.SusceptibilityFindings) -> Chart:

@@ -13,7 +13,7 @@ from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Numbers, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.speakers import BY_WORDS, WHO, Said
-from personaspace.experiments.kit.trials import Ask, Condition, Trials, capped, controls, steered
+from personaspace.experiments.kit.trials import Ask, Condition, Trials, beside_axis, capped, steered
 from personaspace.experiments.susceptibility.findings import NO_ROLE, Row, findings, table_row
 from personaspace.experiments.susceptibility.page import page
 
@@ -30,11 +30,9 @@ class SusceptibilityOptions(Options):
     roles: int = option(6, "How many roles; no role at all is asked as often as all of them together.", ge=1)
     probes: int = option(4, "Questions of each kind: who it is, what it has lived through.", ge=1, le=12)
     controls: int = option(
-        4,
-        "Random directions a role, along which the model is displaced as far, to compare with; 0: none.",
-        ge=0,
-        later=True,
+        20, "Random directions, along which the model is displaced as far, to compare with; 0: none.", ge=0, later=True
     )
+    control_probes: int = option(1, "Questions of each kind that are asked along them.", ge=1, le=12, later=True)
     control_alphas: Numbers = option(
         (-0.4, -0.2, 0.3), "Strengths at which that is done; for a cap it always is.", later=True
     )
@@ -56,8 +54,8 @@ def controlled(options: SusceptibilityOptions) -> list[Condition]:
 
 def cost(options: SusceptibilityOptions, catalog: Catalog) -> Cost:
     """What that asks of the engine."""
-    compared = len(controls(controlled(options), options.controls))
-    n = (len(conditions(options)) * 2 + compared) * options.roles * 2 * options.probes
+    aside = len(beside_axis(controlled(options), options.controls)) * min(options.control_probes, options.probes)
+    n = (len(conditions(options)) * 2 * options.probes + aside) * options.roles * 2
     return Cost(n, n * (options.max_new_tokens + PROMPT_TOKENS), n * options.max_new_tokens)
 
 
@@ -80,13 +78,13 @@ def asks(options: SusceptibilityOptions, catalog: Catalog) -> list[Ask]:
 
 
 def control_asks(options: SusceptibilityOptions, catalog: Catalog) -> list[Ask]:
-    """The same questions of the roles, along random directions. Each role has directions of its own, so that an interval over
-    roles is one over directions as well."""
+    """Some of the same questions of the same roles, along random directions and a shuffled axis: all roles along each."""
     return [
         ask
-        for k, role in enumerate(spread(catalog, options.roles))
-        for condition in controls(controlled(options), options.controls, first=k * options.controls)
-        for ask in _of_one(condition, role.role, role, options)
+        for condition in beside_axis(controlled(options), options.controls)
+        for role in spread(catalog, options.roles)
+        for k, ask in enumerate(_of_one(condition, role.role, role, options))
+        if k % options.probes < options.control_probes
     ]
 
 

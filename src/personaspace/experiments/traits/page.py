@@ -11,7 +11,7 @@ from personaspace.catalog import Trait
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.traits.findings import ENOUGH, Ranking
 from personaspace.report.charts import axis, band, chart, dots, wrapped
-from personaspace.report.page import FAR, NEAR, Chart, Page
+from personaspace.report.page import EXACT, FAR, NEAR, Chart, Page
 from personaspace.space import PersonaSpace
 
 SHOWN = 20
@@ -50,13 +50,16 @@ def page(
     model = space.meta["model"]["id"]
     result_page = Page("Which traits does the axis carry?", LEAD.format(model=model, n=len(traits), layer=space.layer))
     expected = f"{ranking.expected:.0f} expected"
-    result_page.figure("traits that stand out", str(len(outside)), f"of {len(cosines)}; {expected} by chance")
+    result_page.figure(
+        "traits that stand out", str(len(outside)), f"of {len(cosines)}; {expected} by chance", interval=EXACT
+    )
     result_page.figure("the ranking's reliability", again, spec=".2f")
     strongest = max(cosines, key=lambda t: abs(cosines[t].value))
     edge = f"{listed([strongest])}; 95% of chance's: within ±{ranking.edge:.2f}"
-    result_page.figure("strongest cosine", f"{cosines[strongest].value:+.2f}", edge)
+    result_page.figure("strongest cosine", cosines[strongest], edge)
     who = "none judged" if judge in ("rules", "none") else f"judged by {judge}"
-    result_page.figure("replies", f"{len(rows):,}", f"{who}, {sum(not r['kept'] for r in rows)} left out")
+    unkept = sum(not r["kept"] for r in rows)
+    result_page.figure("replies", f"{len(rows):,}", f"{who}, {unkept} left out", interval=EXACT)
     intervals = OF_CHANCE if any(e.n < ENOUGH for e in cosines.values()) else BOOTSTRAPPED
     text = (
         f"The grey band holds 95% of the cosines that chance gives. {intervals} Point at a dot for a pair of replies."

@@ -22,6 +22,7 @@ from personaspace.experiments.watch.readings import (
     watched_prompts,
 )
 from personaspace.mapping.options import named
+from personaspace.model.sources import resolve
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import REPLY
 from personaspace.watcher import Watcher
@@ -112,6 +113,9 @@ def watch(
         raise UsageError(f"effect={effect}: expected 0 or more, in standard deviations of the default")
     if both := sorted(set(variants) & set(nulls)):
         raise UsageError(f"{both[0]}: it cannot be watched and be the null of that")
+    for source in (base, *variants.values(), *nulls.values()):
+        if isinstance(source, str) and not load:
+            resolve(source)  # a name that was mistyped is told before any model is read
     base_name = base if isinstance(base, str) else base.info.id
     asked_catalog = named(catalog, base_name)
     work = watched_prompts(asked_catalog, roles, prompts, seed)
@@ -148,7 +152,7 @@ def watch(
         notes.append("one neutral fine-tune says nothing of how far two of them differ; three or more do")
     if not nulls:
         notes.append(
-            "no neutral fine-tune to set it beside (null=…): any training moves a model, whatever it is trained on"
+            "no neutral fine-tune to set it beside (option `null`): any training moves a model, whatever it is trained on"
         )
     set_beside = changes(
         of_base,
