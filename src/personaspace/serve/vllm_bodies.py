@@ -65,11 +65,17 @@ def _prompt_length(body: Mapping[str, Any], chat: Chat) -> int:
         options = body.get("chat_template_kwargs")
         wanted = thinking_of(options if isinstance(options, Mapping) else None, body.get("reasoning_effort"))
         return len(chat.prompt_ids(plain, body.get("tools") or (), bool(body.get("continue_final_message")), wanted))
-    if not isinstance(prompt, str | list) or not prompt:
-        return 0
-    prompts = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-    lengths = (len(chat.text_ids(p)) if isinstance(p, str) else len(p) for p in prompts if isinstance(p, str | list))
-    return max(lengths, default=0)
+    texts_or_ids = (p for p in prompts_of(prompt) if isinstance(p, str | list))
+    return max((len(chat.text_ids(p)) if isinstance(p, str) else len(p) for p in texts_or_ids), default=0)
+
+
+def prompts_of(prompt: Any) -> list[Any]:
+    """A text completion's prompts, one a reply, whatever stands in their place: a list of token ids is one.
+
+    >>> prompts_of([1, 2]), prompts_of(["a", "b"])
+    ([[1, 2]], ['a', 'b'])
+    """
+    return prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
 
 
 def as_rendered_here(body: Mapping[str, Any], chat: Chat) -> dict[str, Any]:

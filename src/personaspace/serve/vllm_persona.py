@@ -23,16 +23,12 @@ from personaspace.serve.persona import Reader, is_finite
 from personaspace.serve.refusals import BadRequest
 from personaspace.serve.settings import WatchSettings
 from personaspace.serve.types import Persona
+from personaspace.serve.vllm_bodies import prompts_of
 from personaspace.serve.watch import Act
 from personaspace.serve.webhook import teller
 from personaspace.space import PersonaSpace
 
 log = getLogger("vllm.personaspace")
-
-
-def _has_several_prompts(body: dict[str, Any]) -> bool:
-    prompt = body.get("prompt")
-    return isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
 
 
 class VllmPersona:
@@ -74,7 +70,7 @@ class VllmPersona:
         except UsageError as e:
             raise BadRequest(str(e), "persona") from None
         names = [i.key for i in interventions]
-        if _has_several_prompts(body):
+        if len(prompts_of(body.get("prompt"))) > 1:
             if persona.model_copy(update={"cap": None, "steer": []}) != Persona():
                 raise BadRequest("of several prompts in one request none is read; send one request each", "persona")
             return {"interventions": names} if names else None
