@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
+from personaspace.cli import app
 from personaspace.space import PersonaSpace
 from served import serving
 
@@ -50,3 +53,37 @@ def test_the_readmes_client_runs_against_a_server_of_the_model_that_comes_along(
     with serving(PersonaSpace.load("smollm2"), smollm2, max_tokens=16) as (address, _):
         exec(compile(block.replace("http://127.0.0.1:8000", address), "README.md", "exec"), {})
     assert "nearest" not in capsys.readouterr().err
+
+
+PAGES = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").rglob("*.md")) if "results" not in p.parts)]
+BLOCK = re.compile(r"^(?: {4}|\$ )?(?:\.venv/bin/)?(personaspace [a-z].*(?:\\\n.*)*)$", re.M)
+INLINE = re.compile(r"`(?:\.venv/bin/)?(personaspace [a-z][^`]* --[^`]*)`")
+
+
+def commands_on(page: Path) -> set[str]:
+    """Each command of ours on a page, without those that leave something out."""
+    text = page.read_text(encoding="utf-8")
+    every = {*BLOCK.findall(text), *(" ".join(line.split()) for line in INLINE.findall(text))}
+    return {command.replace("\\\n", " ") for command in every if "…" not in command and "..." not in command}
+
+
+TYPED = sorted({(page.relative_to(ROOT).as_posix(), command) for page in PAGES for command in commands_on(page)})
+
+
+def test_commands_are_found_on_the_pages():
+    assert len(TYPED) > 80
+    assert len({page for page, _ in TYPED}) > 15
+
+
+@pytest.mark.parametrize(("page", "command"), TYPED, ids=[f"{page}: {command}" for page, command in TYPED])
+def test_every_command_on_the_pages_is_one_that_the_program_takes(page, command):
+    words = shlex.split(command, comments=True)[1:]
+    for operator in ("&&", "|", ">", "&"):
+        words = words[: words.index(operator)] if operator in words else words
+    program = typer.main.get_command(app)
+    context = program.make_context("personaspace", words)
+    while context.protected_args or context.args:
+        name, subcommand, rest = context.command.resolve_command(context, [*context.protected_args, *context.args])
+        context = subcommand.make_context(name, rest, parent=context)
+        if not hasattr(subcommand, "commands"):
+            break

@@ -21,6 +21,7 @@ from personaspace.holding import calibrate, controls, monitor, outcomes, sweep, 
 from personaspace.holding.monitor import AlertRule, Monitor
 from personaspace.judges import make_judge
 from personaspace.runs import Run
+from personaspace.watcher import Watcher
 from planted import planted_space
 
 
@@ -211,6 +212,21 @@ def test_a_sweep_with_no_prompts_left_says_so_and_tries_nothing_twice(engine, sp
     why = made.meta["caps"]["capped"]["why"]
     assert "no prompts were left" in why["because"]
     assert tradeoff.again(made.meta["caps"]["capped"]) == ""
+
+
+@pytest.mark.parametrize("prompts", [4, 1000], ids=["tried again", "no prompts left"])
+def test_a_sweep_tells_of_each_reply_that_it_waits_for_and_ends_at_their_number(prompts, engine, space, sample):
+    class Told(Watcher):
+        def __init__(self) -> None:
+            self.steps: list[tuple[int, int]] = []
+
+        def progress(self, done: int, total: int) -> None:
+            self.steps.append((done, total))
+
+    watcher = Told()
+    sweep.sweep(engine, space, sample, [range(1, 3)], judge=None, prompts=min(prompts, len(sample.roles)), watcher=watcher)
+    (total,) = {total for _, total in watcher.steps}
+    assert [done for done, _ in watcher.steps] == list(range(1, total + 1))
 
 
 def test_a_space_calibrated_from_too_few_has_no_alert_rule(space):

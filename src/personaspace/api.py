@@ -159,6 +159,7 @@ def calibrate(
                 tasks=tasks,
                 seed=seed,
                 random=controls,
+                watcher=watcher,
             )
         else:
             calibrated = calibration.recommended(calibrated, name, {"because": why})

@@ -36,3 +36,17 @@ class Watcher:
 
     def note(self, text: str) -> None:
         """Something worth a line."""
+
+
+class Overall(Watcher):
+    """Tells another of several calls' work together. total: of all of them."""
+
+    def __init__(self, watcher: Watcher, total: int) -> None:
+        self.watcher, self.total, self.count = watcher, total, 0
+
+    def progress(self, done: int, total: int) -> None:
+        self.count += 1
+        self.watcher.progress(self.count, self.total)
+
+    def note(self, text: str) -> None:
+        self.watcher.note(text)

@@ -25,6 +25,7 @@ from personaspace.holding.tradeoff import compared
 from personaspace.judges import KEPT, Item, Judge, score_all
 from personaspace.model.interventions import Intervention
 from personaspace.space import PersonaSpace
+from personaspace.watcher import Overall, Watcher
 
 CONTROLS = 3
 """Random directions that the cap which is taken is compared with unless more are asked for."""
@@ -95,6 +96,7 @@ def sweep(
     tasks: Sequence[CapabilityTask] = (),
     seed: int = 0,
     random: int = CONTROLS,
+    watcher: Watcher | None = None,
 ) -> tuple[PersonaSpace, list[CapOutcome]]:
     """Tries every range with every percentile; returns the space with those on the front as caps, the best as
     `capped`, and what each that was tried does, no cap (`none`) first. random: along how many random directions the
@@ -107,7 +109,9 @@ def sweep(
     shuffled = [sample.roles[k] for k in order]
     source_replies, fresh_replies = shuffled[:prompts], shuffled[prompts : 4 * prompts]
     half = len(sample.held_out) // 2
-    trial = Trial(engine, space, judge, tasks, seed)
+    retried_count = 1 + min(FINALISTS, len(tried_caps)) if fresh_replies else 0
+    total = (1 + len(tried_caps)) * len(source_replies) + (retried_count + random) * len(fresh_replies or source_replies)
+    trial = Trial(engine, space, judge, tasks, seed, Overall(watcher or Watcher(), total))
     interventions = {"none": (), **{name: (space.cap(name),) for name in tried_caps}}
     replies = trial.role_replies(interventions, source_replies)
     outcomes = pareto(trial.outcomes(interventions, replies, source_replies, sample.held_out[:half]))
@@ -163,6 +167,7 @@ class Trial:
     judge: Judge | None
     tasks: Sequence[CapabilityTask]
     seed: int
+    watcher: Watcher
 
     def outcomes(
         self,
@@ -211,7 +216,11 @@ class Trial:
             for c, cap_interventions in enumerate(interventions.values())
             for k, r in enumerate(source_replies)
         ]
-        responses = sorted(self.engine.respond(prompts, sampling), key=lambda r: (r.prompt.question, r.prompt.index))
+        responses = []
+        for response in self.engine.respond(prompts, sampling):
+            responses.append(response)
+            self.watcher.progress(len(responses), len(prompts))
+        responses.sort(key=lambda r: (r.prompt.question, r.prompt.index))
         replies = [RunReply(r.prompt.role, r.prompt.messages, r.token_ids, r.text) for r in responses]
         shape = (len(interventions), len(source_replies))
         activations = self._activations(replies).view(*shape, -1)

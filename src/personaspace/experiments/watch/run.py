@@ -25,7 +25,7 @@ from personaspace.mapping.options import named
 from personaspace.model.sources import resolve
 from personaspace.space import PersonaSpace
 from personaspace.space.readings import REPLY
-from personaspace.watcher import Watcher
+from personaspace.watcher import Overall, Watcher
 
 ROLES = "24"
 QUESTIONS = 2
@@ -56,20 +56,6 @@ class Watched:
     def nulls(self) -> list[Change]:
         """The neutral ones."""
         return [change for change in self.changes if change.is_null]
-
-
-class _Overall(Watcher):
-    """Tells another of the prompts of all models together."""
-
-    def __init__(self, watcher: Watcher, total: int) -> None:
-        self.watcher, self.total, self.count = watcher, total, 0
-
-    def progress(self, done: int, total: int) -> None:
-        self.count += 1
-        self.watcher.progress(self.count, self.total)
-
-    def note(self, text: str) -> None:
-        self.watcher.note(text)
 
 
 def space_of(base: str, space: PersonaSpace | str | Path | None) -> tuple[PersonaSpace, str]:
@@ -121,7 +107,7 @@ def watch(
     work = watched_prompts(asked_catalog, roles, prompts, seed)
     models = 1 + len(variants) + len(nulls)
     of_traits = 2 * trait_questions * len(traits_of(space, asked_catalog, traits)[1])
-    watcher = _Overall(watcher or Watcher(), models * len(work) + of_traits)
+    watcher = Overall(watcher or Watcher(), models * len(work) + of_traits)
 
     def loaded(source: str | Engine) -> Engine:
         if not isinstance(source, str):
