@@ -143,6 +143,26 @@ def test_a_model_whose_stream_is_not_where_it_seems_is_refused():
         TransformersEngine(behind, make_tokenizer())
 
 
+def test_what_rounding_leaves_of_large_numbers_is_not_taken_for_looking_ahead():
+    # A fine-tune of SmolLM2, with entries of 25,000 in its stream, has small ones of which inputs of other lengths leave others.
+    def hook(_, __, output):
+        hidden = 1000 * output
+        hidden[..., 0] = 0.1 * output.shape[1]
+        return hidden
+
+    model = make_model("llama")
+    model.model.layers[-1].register_forward_hook(hook)
+    TransformersEngine(model, make_tokenizer())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_looks_ahead_is_refused_in_any_dtype(dtype):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    config = BertConfig(vocab_size=300, is_decoder=False, initializer_range=0.2, **sizes)
+    with pytest.raises(ModelError, match="hear of those behind them"):
+        TransformersEngine(AutoModelForCausalLM.from_config(config).to(dtype).eval(), make_tokenizer())
+
+
 def test_a_model_that_looks_ahead_is_refused():
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
     model = AutoModelForCausalLM.from_config(BertConfig(vocab_size=300, is_decoder=False, **sizes)).eval()

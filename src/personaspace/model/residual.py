@@ -119,7 +119,9 @@ def check_layers(model: Any, layers: nn.ModuleList) -> None:
             ran, passed = outputs.copy(), last[0].to(final.device)
             outputs.clear()
             entered_next = entered[1 : len(ran)]
-            base(input_ids=ids[:, :3], use_cache=False)
+            # As long, so that the same products are made: a fine-tune's, shortened, differed by 2e-4 where nothing looked ahead.
+            other_end = torch.cat([ids[:, :3], (ids[:, 3:] + 7) % text_config(model).vocab_size], 1)
+            base(input_ids=other_end, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -134,7 +136,9 @@ def check_layers(model: Any, layers: nn.ModuleList) -> None:
     same = (torch.allclose(h.float(), final.float(), rtol=near, atol=near) for h in (passed, *in_line))
     if passed.shape != final.shape or not any(same):
         raise ModelError(f"{refused}: its last hidden state does not come of the last layer's output")
-    if not torch.allclose(outputs[-1].float(), ran[-1][:, :3].float(), rtol=1e-2, atol=1e-2):
+    before, beginning = (h[:, :3].float() for h in (ran[-1], outputs[-1]))
+    # By whole vectors: where a stream has entries of some ten thousands, small ones are what rounding leaves of them.
+    if bool(((beginning - before).norm(dim=-1) > near * before.norm(dim=-1)).any()):
         raise ModelError(f"{refused}: its tokens hear of those behind them, so it cannot answer token by token")
 
 
