@@ -144,7 +144,7 @@ def test_a_model_whose_stream_is_not_where_it_seems_is_refused():
 
 
 def test_what_rounding_leaves_of_large_numbers_is_not_taken_for_looking_ahead():
-    # A fine-tune of SmolLM2, with entries of 25,000 in its stream, has small ones of which inputs of other lengths leave others.
+    # A fine-tune of SmolLM2 has entries of 25,000, and small ones of which inputs of other lengths leave others.
     def hook(_, __, output):
         hidden = 1000 * output
         hidden[..., 0] = 0.1 * output.shape[1]

@@ -224,7 +224,9 @@ def test_a_sweep_tells_of_each_reply_that_it_waits_for_and_ends_at_their_number(
             self.steps.append((done, total))
 
     watcher = Told()
-    sweep.sweep(engine, space, sample, [range(1, 3)], judge=None, prompts=min(prompts, len(sample.roles)), watcher=watcher)
+    sweep.sweep(
+        engine, space, sample, [range(1, 3)], judge=None, prompts=min(prompts, len(sample.roles)), watcher=watcher
+    )
     (total,) = {total for _, total in watcher.steps}
     assert [done for done, _ in watcher.steps] == list(range(1, total + 1))
 

@@ -109,8 +109,11 @@ def sweep(
     shuffled = [sample.roles[k] for k in order]
     source_replies, fresh_replies = shuffled[:prompts], shuffled[prompts : 4 * prompts]
     half = len(sample.held_out) // 2
+    control_directions = directions(space, random)
     retried_count = 1 + min(FINALISTS, len(tried_caps)) if fresh_replies else 0
-    total = (1 + len(tried_caps)) * len(source_replies) + (retried_count + random) * len(fresh_replies or source_replies)
+    total = (1 + len(tried_caps)) * len(source_replies) + (retried_count + len(control_directions)) * len(
+        fresh_replies or source_replies
+    )
     trial = Trial(engine, space, judge, tasks, seed, Overall(watcher or Watcher(), total))
     interventions = {"none": (), **{name: (space.cap(name),) for name in tried_caps}}
     replies = trial.role_replies(interventions, source_replies)
@@ -136,7 +139,7 @@ def sweep(
     cap = space.cap(best.name)
     steps = displacement(engine, space, cap, [r.messages for r in source_replies])
     control_interventions = {
-        name: displaced(space, cap.layers, steps, along) for name, along in directions(space, random).items()
+        name: displaced(space, cap.layers, steps, along) for name, along in control_directions.items()
     }
     replies = {name: replies[name] for name in ("none", best.name)} | trial.role_replies(
         control_interventions, source_replies

@@ -119,7 +119,7 @@ def check_layers(model: Any, layers: nn.ModuleList) -> None:
             ran, passed = outputs.copy(), last[0].to(final.device)
             outputs.clear()
             entered_next = entered[1 : len(ran)]
-            # As long, so that the same products are made: a fine-tune's, shortened, differed by 2e-4 where nothing looked ahead.
+            # As long, so that the same products are made: shortened, a fine-tune's vectors differed by 2e-4.
             other_end = torch.cat([ids[:, :3], (ids[:, 3:] + 7) % text_config(model).vocab_size], 1)
             base(input_ids=other_end, use_cache=False)
     finally:
