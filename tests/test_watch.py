@@ -15,12 +15,24 @@ from transformers import Trainer, TrainingArguments
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer, write_catalog
+from personaspace.catalog import load_catalog
+from personaspace.engines import load_engine
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import SpaceError, UsageError
-from personaspace.experiments.watch.findings import changes, null_edges, shifts
-from personaspace.experiments.watch.readings import Looks, ModelReading
+from personaspace.experiments.watch.findings import DIMENSIONS, changes, null_edges, shifts
+from personaspace.experiments.watch.readings import (
+    PROMPTS,
+    Looks,
+    ModelReading,
+    looks_of,
+    read_model,
+    watched_prompts,
+)
+from personaspace.mapping.options import named
 from personaspace.space.directions import ROLE, TRAIT
+from personaspace.space.readings import READINGS, REPLY
 from personaspace.stats.intervals import holm
+from personaspace.watcher import Watcher
 from test_cli import run
 from tuning import VOICES, tuned
 
@@ -88,6 +100,35 @@ def test_a_role_and_a_trait_that_are_planted_are_named_and_noise_is_not(watched,
     assert [noise.moved, same.moved] == [False, False]
     assert same.length == same.axis.shift.value == 0
     assert noise.length == pytest.approx(role.length, rel=1e-4)
+
+
+def test_replies_name_a_planted_role_as_prompts_do_and_one_that_is_the_same_stays(base, space, catalog):
+    variants = {
+        "role": moved_by(base, space, 8 * space.direction("role:ghost")),
+        "same": engine_of(copy.deepcopy(base), "same"),
+    }
+    watched = ps.watch(engine_of(base), variants, space=space, catalog=catalog, roles="2", prompts=12, reading="reply")
+    role, same = watched.variants
+    assert (watched.reading, role.nearest(ROLE)[0].name) == ("reply", "role:ghost")
+    assert (same.moved, same.length) == (False, 0)
+    with pytest.raises(UsageError, match="read=both: expected prompt or reply"):
+        ps.watch(engine_of(base), variants, space=space, catalog=catalog, reading="both")
+
+
+def test_prompts_to_which_one_of_both_replies_nothing_are_left_out_of_both():
+    rng, base, looks = sets(6)
+    silent = base.default + 4 * looks.units[5] + rng.normal(size=base.default.shape) / 5
+    silent[3] = np.nan
+    without = [np.delete(rows, 3, 0) for rows in (base.default, silent)]
+    (change,) = found_in(base, {"a": reading_of(silent)}, {"n": reading_of(silent)}, looks)[:1]
+    (same,) = found_in(reading_of(without[0]), {"a": reading_of(without[1])}, {"n": reading_of(without[1])}, looks)[:1]
+    assert [k.shift for k in change.looks] == [k.shift for k in same.looks]
+    assert (change.length, change.place) == (same.length, same.place)
+    silent[8:] = np.nan
+    with pytest.raises(
+        UsageError, match="a: 7 of the default's 40 prompts have a reply by it and by the base; expected 8"
+    ):
+        found_in(base, {"a": reading_of(silent)}, {}, looks)
 
 
 def reading_of(default, roles=None):
@@ -234,6 +275,9 @@ def test_the_command_writes_a_page_and_says_what_moved(base, space, catalog, tmp
     tuned, null = as_json["variants"]
     assert [tuned["null"], null["null"], null["moved"]] == [False, True, False]
     assert tuned["roles"][0]["name"] == "role:ghost"
+    spoken = json.loads(run("watch", *names, "--json", "--read", "reply", *options).stdout)
+    assert (spoken["reading"], len(spoken["variants"])) == ("reply", 1)
+    assert "read in replies of up to 24 tokens" in (tmp_path / "watch.html").read_text()
     assert tuned["roles"][0]["shift"] == pytest.approx(watched.variants[0].nearest(ROLE)[0].shift.value, rel=0.02)
 
 
@@ -354,18 +398,32 @@ def fine_tunes(tmp_path_factory):
     return {(voice, k): tuned(folder / f"{voice}{k}", voice, k) for voice in VOICES for k in SEEDS}
 
 
+@pytest.fixture(scope="module", params=READINGS)
+def readings(request, fine_tunes):
+    """By prompts and by replies: what was read of the base and of each fine-tune, and what to set them side by side with."""
+    space, catalog = ps.PersonaSpace.load("smollm2"), named(load_catalog(), "smollm2")
+    work = watched_prompts(catalog, "2", PROMPTS, 0)
+    names = {"base": "smollm2", **fine_tunes}
+    read = {
+        name: read_model(load_engine("transformers", model), work, space.layer, Watcher(), request.param)
+        for name, model in names.items()
+    }
+    components, centre = space.components_at()[0][:DIMENSIONS], space.centre(reading=request.param)
+    return request.param, read, (looks_of(space, {}), components.double().numpy(), centre.double().numpy())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_pirate_is_named_and_neutral_talk_is_not(seed, fine_tunes):
-    """The neutral ones of the other seeds are the null of both. On this small model a pirate's voice lies along several roles
-    that the Assistant is not; which stands first among them is not asked."""
-    null = {f"null {k}": fine_tunes["neutral", k] for k in SEEDS if k != seed}
-    both = {voice: fine_tunes[voice, seed] for voice in VOICES}
-    watched = ps.watch("smollm2", both, null=null, traits="none")
-    for change in watched.changes:
-        print(
-            seed, change.name, [f"{k.plain_name} {k.cosine:+.2f} {k.shift:+.1f}" for k in change.nearest(ROLE, 8)[:8]]
-        )
-    pirate, neutral = watched.variants
-    assert "role:pirate" in [look.name for look in pirate.nearest(ROLE)[:5] if look.moved]
+def test_a_pirate_is_named_and_neutral_talk_is_not(seed, readings):
+    """The neutral ones of the other seeds are the null of both. What is replied names the pirate before all 274 others; before
+    the first word this small model's lies along several roles that the Assistant is not, and is among the first five."""
+    reading, read, others = readings
+    null = {f"null {k}": read["neutral", k] for k in SEEDS if k != seed}
+    both = {voice: read[voice, seed] for voice in VOICES}
+    pirate, neutral, *_ = changes(read["base"], both, null, *others)
+    for change in (pirate, neutral):
+        nearest = [f"{k.plain_name} {k.cosine:+.2f} {k.shift:+.1f} {k.moved}" for k in change.nearest(ROLE, 8)[:8]]
+        print(reading, seed, change.name, sum(k.moved for k in change.looks), nearest)
+    named_roles = [look.name for look in pirate.nearest(ROLE)[: 1 if reading == REPLY else 5] if look.moved]
+    assert "role:pirate" in named_roles
     assert not neutral.moved

@@ -32,6 +32,9 @@ def watch_command(
     ] = None,
     trait_questions: Annotated[int, typer.Option(help="Of a trait that the space lacks.", min=2)] = 2,
     roles: Annotated[str, typer.Option(help="Roles that are read beside the default: all, a number, or names.")] = "24",
+    read: Annotated[
+        str, typer.Option(help="prompt: before the first word; reply: 24 tokens of each, which name a voice better.")
+    ] = "prompt",
     prompts: Annotated[int, typer.Option(help="Prompts of the default, each another question.")] = 120,
     catalog: Annotated[Path | None, typer.Option(help="A catalogue's folder of your own.")] = None,
     device: Device = None,
@@ -70,6 +73,7 @@ def watch_command(
             trait_questions=trait_questions,
             roles=roles,
             prompts=prompts,
+            reading=read,
             seed=seed,
         )
     written = page.write_watched(out_file, watched)

@@ -109,22 +109,22 @@ def changes(
 
     A look counts where the shift lies beyond the effect size, added to what the nulls show (`null_edges`); and where more of
     the move lies along the direction than of a random move of the same length; both at 5% for all looks of all variants
-    together (Holm).
+    together (Holm). Raises `UsageError` where a variant replies to too few prompts.
     """
+    pairs = {name: base.beside(reading, name) for name, reading in {**variants, **nulls}.items()}
     edges = np.zeros((2, len(looks.names)))
     if nulls:
-        edges = null_edges(np.stack([shifts(base, reading, looks)[0] for reading in nulls.values()]), looks)
+        edges = null_edges(np.stack([shifts(*pairs[name], looks)[0] for name in nulls]), looks)
     beyond = edges + effect
-    every = {**variants, **nulls}
-    rows = {name: _row(base, reading, looks, beyond) for name, reading in every.items()}
+    rows = {name: _row(*pair, looks, beyond) for name, pair in pairs.items()}
     tested = np.concatenate([rows[name][3] for name in variants]) if variants else np.zeros(0)
     corrected = holm(tested).reshape(len(variants), len(looks.names))
     from scipy.stats import t
 
-    reach = float(t.ppf((1 + LEVEL) / 2, len(base.default) - 1))
-    size = math.sqrt(float(((base.default - base.default.mean(0)) ** 2).sum(1).mean()))
     results = []
-    for number, (name, reading) in enumerate(every.items()):
+    for number, (name, (base, reading)) in enumerate(pairs.items()):
+        reach = float(t.ppf((1 + LEVEL) / 2, len(base.default) - 1))
+        size = math.sqrt(float(((base.default - base.default.mean(0)) ** 2).sum(1).mean()))
         shift, error, cosine, _ = rows[name]
         is_null = name in nulls
         ps = np.full(len(shift), math.nan) if is_null else corrected[number]

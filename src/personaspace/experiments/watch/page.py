@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from personaspace.experiments.watch.findings import DIMENSIONS, NAMED, Change, Look
+from personaspace.experiments.watch.readings import REPLY_TOKENS
 from personaspace.experiments.watch.run import Watched
 from personaspace.report.charts import COLOURS, ZERO, axis, chart, dots, line, points
 from personaspace.report.page import FAR, SOFT, Page
 from personaspace.space.directions import ROLE, TRAIT
+from personaspace.space.readings import PROMPT, REPLY
 
 HEAD = ("variant", "on the axis", "the move", "in roles' space", "contrast left", "traits", "roles")
 TABLE = (
@@ -27,6 +29,7 @@ RULE = (
     "A look counts where the shift lies more than {beyond}, and where more of the move lies along the direction than of a "
     "random move as long, both at 5% for all {looks:,} looks together (Holm, paired over {prompts} prompts)."
 )
+READ = {PROMPT: "read before the first word", REPLY: f"read in replies of up to {REPLY_TOKENS} tokens"}
 MAP = (
     "Where the default lies among the roles, on their first two components, PC1 up; a line leads from the base to each "
     "variant. Roles that a variant moved towards, and that count, are named."
@@ -86,7 +89,7 @@ def write_watched(path: str | Path, watched: Watched) -> Path:
     count = f"{len(variants)} variant{'s' * (len(variants) > 1)}"
     page = Page(
         f"What moved of {watched.base}",
-        f"{count} on the same {watched.prompts} prompts of the default, read before the first word at layer "
+        f"{count} on the same {watched.prompts} prompts of the default, {READ[watched.reading]} at layer "
         f"{watched.space.layer} of {len(watched.space.tensors['axis'])}.",
     )
     for change in variants[:4]:
@@ -169,6 +172,7 @@ def plain_changes(watched: Watched) -> dict[str, Any]:
     """All of it as JSON has it."""
     return {
         "base": watched.base,
+        "reading": watched.reading,
         "rule": rule(watched),
         "notes": list(watched.notes),
         "variants": [

@@ -1,9 +1,11 @@
-"""Reads a model or a variant of it before the first word, all on the same prompts, and makes the directions to look along."""
+"""Reads a model or a variant of it, all on the same prompts, before the first word or in short replies, and makes the
+directions to look along."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,11 +14,12 @@ from torch import Tensor
 
 from personaspace.catalog import DEFAULT, Catalog, Trait
 from personaspace.engines import Engine
-from personaspace.engines.prompts import Prompt, assign
+from personaspace.engines.prompts import Prompt, Sampling, assign
 from personaspace.errors import UsageError
 from personaspace.mapping.traits import chosen_traits, read_traits
 from personaspace.space import PersonaSpace
 from personaspace.space.directions import AXIS, ROLE, TRAIT
+from personaspace.space.readings import PROMPT, REPLY
 from personaspace.watcher import Watcher
 
 Floats = NDArray[np.float64]
@@ -28,6 +31,9 @@ FEWEST = 8
 """Fewer of the default's prompts say nothing of how they spread."""
 
 PROMPTS_A_ROLE = 4
+
+REPLY_TOKENS = 24
+"""Tokens of a reply that is read, at most: a voice shows in its first words."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +107,46 @@ def watched_prompts(catalog: Catalog, roles: str, prompts: int, seed: int) -> li
 
 @dataclass(frozen=True)
 class ModelReading:
-    """What was read of one model at the space's layer. default: `[prompts, hidden]`; roles: `[prompts, hidden]`, of all roles,
-    in the prompts' order; texts: the first prompt's token ids, by which another template shows."""
+    """What was read of one model at the space's layer. default: `[prompts, hidden]`, NaN where a reply has no token; roles:
+    `[prompts, hidden]`, of all roles, in the prompts' order, those with a token; texts: the first prompt's token ids, by which
+    another template shows."""
 
     default: Floats
     roles: Floats
     texts: tuple[int, ...]
 
+    def beside(self, other: ModelReading, name: str = "the variant") -> tuple[ModelReading, ModelReading]:
+        """This one's and another's, with the default's prompts to which both have said something. Raises `UsageError` where
+        these are too few. name: of the other."""
+        both = np.isfinite(np.concatenate([self.default, other.default], 1)).all(1)
+        if both.sum() < FEWEST:
+            raise UsageError(
+                f"{name}: {both.sum()} of the default's {len(self.default)} prompts have a reply by it and by the base; "
+                f"expected {FEWEST} at least"
+            )
+        return replace(self, default=self.default[both]), replace(other, default=other.default[both])
 
-def read_model(engine: Engine, prompts: Sequence[Prompt], layer: int, watcher: Watcher) -> ModelReading:
-    """Reads the prompts. Raises `ActivationError` where NaN or Inf is read."""
+
+def read_model(
+    engine: Engine, prompts: Sequence[Prompt], layer: int, watcher: Watcher, reading: str = PROMPT
+) -> ModelReading:
+    """Reads the prompts before the first word, or the beginnings of what is replied to them at temperature 0. Raises
+    `ActivationError` where NaN or Inf is read."""
     by_prompt: dict[tuple[str, int], Tensor] = {}
-    for count, response in enumerate(engine.onsets(prompts, read=[layer]), 1):
-        assert response.activation is not None, "onsets are read at layers"
-        by_prompt[response.prompt.role, response.prompt.index] = response.activation[0].double().cpu()
+    if reading == REPLY:
+        responses = engine.respond(prompts, Sampling(temperature=0, max_new_tokens=REPLY_TOKENS), read=[layer])
+    else:
+        responses = engine.onsets(prompts, read=[layer])
+    for count, response in enumerate(responses, 1):
+        assert response.activation is not None, f"{reading}s are read at layers"
+        mean = response.activation[0].double().cpu()
+        is_empty = reading == REPLY and not response.token_ids
+        by_prompt[response.prompt.role, response.prompt.index] = (
+            mean.new_full(mean.shape, math.nan) if is_empty else mean
+        )
         watcher.progress(count, len(prompts))
     default = [by_prompt[p.role, p.index] for p in prompts if p.role == DEFAULT]
     roles = [by_prompt[p.role, p.index] for p in prompts if p.role != DEFAULT]
     texts = tuple(engine.chat.prompt_ids(prompts[0].messages))
-    return ModelReading(torch.stack(default).numpy(), torch.stack(roles).numpy(), texts)
+    of_roles = torch.stack(roles).numpy()
+    return ModelReading(torch.stack(default).numpy(), of_roles[np.isfinite(of_roles).all(1)], texts)

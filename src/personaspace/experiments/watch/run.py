@@ -24,7 +24,7 @@ from personaspace.experiments.watch.readings import (
 from personaspace.mapping.options import named
 from personaspace.model.sources import resolve
 from personaspace.space import PersonaSpace
-from personaspace.space.readings import REPLY
+from personaspace.space.readings import PROMPT, READINGS, REPLY
 from personaspace.watcher import Overall, Watcher
 
 ROLES = "24"
@@ -37,7 +37,8 @@ Variants = Mapping[str, str | Engine]
 @dataclass(frozen=True)
 class Watched:
     """What was looked at, and what has moved. changes: of the variants in their order, the nulls after them; looks: how many
-    directions each was looked at along; prompts: of the default; notes: what to keep in mind."""
+    directions each was looked at along; prompts: of the default; reading: of these, `prompt` or `reply`; notes: what to keep in
+    mind."""
 
     base: str
     changes: Sequence[Change]
@@ -45,6 +46,7 @@ class Watched:
     looks: Looks
     prompts: int
     effect: float
+    reading: str
     notes: Sequence[str]
 
     @property
@@ -87,16 +89,20 @@ def watch(
     trait_questions: int = QUESTIONS,
     prompts: int = PROMPTS,
     effect: float = EFFECT,
+    reading: str = PROMPT,
     seed: int = 0,
     load: Callable[[str], Engine] | None = None,
     watcher: Watcher | None = None,
 ) -> Watched:
     """Reads the base and each variant on the same prompts, one model in memory at a time, and sets them side by side; see
-    `changes`. Raises `UsageError`, `CatalogError`, `ModelError`, `SpaceError` for a model of another shape."""
+    `changes`. reading: before the first word, in seconds, or `reply`: of 24 tokens of each reply, which names better whom a
+    variant has become. Raises `UsageError`, `CatalogError`, `ModelError`, `SpaceError` for a model of another shape."""
     if not variants:
         raise UsageError("watch: expected a base and one variant at least")
     if effect < 0:
         raise UsageError(f"effect={effect}: expected 0 or more, in standard deviations of the default")
+    if reading not in READINGS:
+        raise UsageError(f"read={reading}: expected {' or '.join(READINGS)}")
     if both := sorted(set(variants) & set(nulls)):
         raise UsageError(f"{both[0]}: it cannot be watched and be the null of that")
     for source in (base, *variants.values(), *nulls.values()):
@@ -119,19 +125,19 @@ def watch(
     engine = loaded(base)
     if warning := space.check_model(engine.info, space.span):
         notes.append(f"{base_name}: {warning}")
-    if space.reading == REPLY:
+    if space.reading == REPLY and reading == PROMPT:
         notes.append(
             "the space was read from replies, and prompts are set on its axis; a map with read=prompt is of both"
         )
     vectors = trait_vectors(engine, space, asked_catalog, traits, trait_questions, seed, watcher)
     looks = looks_of(space, vectors)
-    of_base = read_model(engine, work, space.layer, watcher)
+    of_base = read_model(engine, work, space.layer, watcher, reading)
     readings: dict[str, ModelReading] = {}
     for name, source in {**variants, **nulls}.items():
         del engine  # one model in memory at a time
         engine = loaded(source)
         space.check_model(engine.info)
-        readings[name] = read_model(engine, work, space.layer, watcher)
+        readings[name] = read_model(engine, work, space.layer, watcher, reading)
         if readings[name].texts != of_base.texts:
             notes.append(f"{name}: its template makes other prompts than the base's; a part of the move may be that")
     if len(nulls) == 1:
@@ -146,7 +152,7 @@ def watch(
         {name: readings[name] for name in nulls},
         looks,
         space.components_at()[0][:DIMENSIONS].double().numpy(),
-        space.centred()[1].double().numpy(),
+        space.centre(reading=reading).double().numpy(),
         effect,
     )
-    return Watched(base_name, set_beside, space, looks, prompts, effect, notes)
+    return Watched(base_name, set_beside, space, looks, prompts, effect, reading, notes)
