@@ -82,6 +82,9 @@ def test_a_cap_on_alert_leaves_a_conversation_alone_that_raises_none(tmp_path, m
     texts = {name: list(of.text) for name, of in rows.groupby("condition")}
     assert texts["capped+alert"] == texts["plain"]
     assert texts["capped"] != texts["plain"]
+    # That is no finding of what it takes back.
+    assert "“capped+alert” held no reply: in these conversations no alert came." in result.headline
+    assert "“capped” held no reply" not in result.headline
 
 
 @settings(max_examples=60, deadline=None)

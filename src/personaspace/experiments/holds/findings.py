@@ -43,6 +43,11 @@ class HoldOutcome:
     tasks: Outcome
     beside: BesideControls | None = None
 
+    @property
+    def changed_nothing(self) -> bool:
+        """Whether every reply is what it is unheld, which is no finding about a way that waits for an alert."""
+        return self.touched.value == 0 == self.taken_back.low == self.taken_back.high
+
 
 def findings(
     holds: Sequence[str], rows: Sequence[Row], control_rows: Sequence[Row], solved: Outcomes

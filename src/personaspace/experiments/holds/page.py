@@ -56,6 +56,9 @@ def page(
     result_page.figure("drift in role, never held", unheld.drift, f"standard deviations; {n} conversations")
     for name in holds:
         outcome = outcomes[name]
+        if outcome.changed_nothing:
+            result_page.figure(f"taken back, {name}", "held no reply", "in these conversations no alert came")
+            continue
         costs = f"× {outcome.perplexity[DEFAULT_TALK]:.3f} perplexity of the default's replies"
         result_page.figure(f"taken back, {name}", outcome.taken_back, costs)
     table = [_row(name, outcome) for name, outcome in outcomes.items()]
@@ -88,9 +91,11 @@ def headline(outcomes: Mapping[str, HoldOutcome]) -> str:
         if name == NEVER:
             continue
         costs = f"perplexity × {outcome.perplexity[DEFAULT_TALK]:.3f} of the default's replies"
-        effect = (
-            "takes back" if outcome.taken_back.direction() > 0 else "takes back nothing that can be told from none:"
-        )
+        if outcome.changed_nothing:
+            sentences.append(f"“{name}” held no reply: in these conversations no alert came.")
+            continue
+        told_effects = {1: "takes back", 0: "takes back nothing that can be told from none:", -1: "leads further away:"}
+        effect = told_effects[outcome.taken_back.direction()]
         sentences.append(f"“{name}” {effect} {outcome.taken_back}, at {costs}, tasks {outcome.tasks.verdict()}.")
     beside = {name: outcome.beside for name, outcome in outcomes.items() if outcome.beside}
     return " ".join([*sentences, beside_in_words(beside, TAKEN_BACK, [n for n in outcomes if n != NEVER])])
