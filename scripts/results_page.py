@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from personaspace.holding.controls import BesideControls
 from personaspace.report.page import EXACT
 from personaspace.stats.intervals import Estimate, share
 
@@ -134,7 +135,13 @@ def estimate(values: Mapping[str, Any]) -> Estimate:
 
 
 def figure_of(measured: Mapping[str, Measured], path: Sequence[str] | None) -> Estimate | None:
-    """The figure at a path of `study.json`: a measurement's name, then its figure's; None where that was not measured, or its
+    """The figure at a path of `study.json`, as `values_of` finds it."""
+    values = values_of(measured, path)
+    return None if values is None else estimate(values)
+
+
+def values_of(measured: Mapping[str, Measured], path: Sequence[str] | None) -> Any:
+    """What lies at a path of `study.json`: a measurement's name, then its figure's; None where that was not measured, or its
     figure is not known. Raises `KeyError` where the measurement has no such figure."""
     if path is None or path[0] not in measured:
         return None
@@ -148,7 +155,7 @@ def figure_of(measured: Mapping[str, Measured], path: Sequence[str] | None) -> E
         value = value[step]
         if value is None:
             return None
-    return estimate(value)
+    return value
 
 
 def verdict(claim: Mapping[str, Any], e: Estimate, measured: Mapping[str, Measured]) -> str:
@@ -159,6 +166,10 @@ def verdict(claim: Mapping[str, Any], e: Estimate, measured: Mapping[str, Measur
     needed = [(figure_of(measured, path), least) for path, least in claim.get("needs", ())]
     if math.isnan(e.low) or any(other is None or not other.low > least for other, least in needed):
         return UNCLEAR + note
+    if "beside" in claim:
+        beside = values_of(measured, claim["beside"])
+        if beside is None or not BesideControls(**beside).is_the_axis:
+            return UNCLEAR + note
 
     def bound(value: Any, end: str) -> float:
         if not isinstance(value, list):

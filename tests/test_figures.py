@@ -102,6 +102,13 @@ def test_a_bound_that_is_another_figure_is_passed_by_its_whole_interval():
     ]
 
 
+def test_an_effect_that_random_directions_have_as_well_agrees_with_nothing():
+    claim = {"above": 0, "beside": ["drift", "beside"]}
+    for random, agreed in (([0.01 * k for k in range(20)], AGREES), ([0.1 * k for k in range(20)], UNCLEAR)):
+        figures = {"beside": {"effect": 0.5, "random": random, "shuffled": 0.0}}
+        assert of(claim, 0.4, 0.6, drift=an_experiment(figures)) == agreed
+
+
 def test_every_claim_of_the_study_names_figures_that_experiments_write():
     measured = {results_page.MAP: results_page.of_map(PersonaSpace.load("smollm2").summary(), "show", "The map")}
     for file in RESULTS.glob("*.json"):
@@ -112,6 +119,7 @@ def test_every_claim_of_the_study_names_figures_that_experiments_write():
         for path in (claim["ours"], claim["other"], *(path for path, _ in claim.get("needs", ()))):
             if path and path[0] != results_page.OTHER_MAP:
                 assert results_page.figure_of(measured, path), path
+        assert "beside" not in claim or results_page.values_of(measured, claim["beside"])["random"], claim
     lines = results_page.beside_study(measured, "another").splitlines()[2:]
     assert len(lines) == len(claims)
     assert sum(line.split(" | ")[2] == results_page.NOT_MEASURED for line in lines) == sum(
