@@ -105,6 +105,8 @@ def drawn(pages: dict[str, Path]) -> None:
 def measurement(folder: Path, command: str) -> tuple[Measured, dict[str, Any]]:
     """What an experiment found, and its `results.json` with the seconds that it took."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if base := results["options"].get("base"):
+        results["options"]["base"] = Path(base).name  # no path of this machine
     results["seconds"] = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]
     fields = {name: results[name] for name in ("title", "key", "figures", "headline", "seconds")}
     return Measured(command=command, **fields), results
