@@ -85,7 +85,8 @@ def report(browser: Browser) -> None:
     """The quickstart's report."""
     with files_served(DOCS / "results") as address:
         page = browser.new_page(viewport={"width": 1440, "height": 900})
-        page.goto(f"{address}2026-11-28/quickstart.html", timeout=MINUTES)
+        newest = sorted((DOCS / "results").glob("20*"))[-1].name
+        page.goto(f"{address}{newest}/quickstart.html", timeout=MINUTES)
         in_every_form(browser, page, "report")
         page.close()
 

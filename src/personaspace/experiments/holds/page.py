@@ -57,7 +57,7 @@ def page(
     for name in holds:
         outcome = outcomes[name]
         if outcome.changed_nothing:
-            result_page.figure(f"taken back, {name}", "held no reply", "in these conversations no alert came")
+            result_page.figure(f"taken back, {name}", "held no reply", f"in these conversations {_uncalled(name)}")
             continue
         costs = f"× {outcome.perplexity[DEFAULT_TALK]:.3f} perplexity of the default's replies"
         result_page.figure(f"taken back, {name}", outcome.taken_back, costs)
@@ -83,6 +83,11 @@ def page(
     return Result(result_page, headline(outcomes), {"holds": outcomes}, rows)
 
 
+def _uncalled(name: str) -> str:
+    """Why a way of holding has changed nothing."""
+    return "no alert came" if "+alert" in name else "nothing called for it"
+
+
 def headline(outcomes: Mapping[str, HoldOutcome]) -> str:
     """What each takes back and costs, and what may be said of it."""
     unheld = outcomes[NEVER]
@@ -90,10 +95,10 @@ def headline(outcomes: Mapping[str, HoldOutcome]) -> str:
     for name, outcome in outcomes.items():
         if name == NEVER:
             continue
-        costs = f"perplexity × {outcome.perplexity[DEFAULT_TALK]:.3f} of the default's replies"
         if outcome.changed_nothing:
-            sentences.append(f"“{name}” held no reply: in these conversations no alert came.")
+            sentences.append(f"“{name}” held no reply: in these conversations {_uncalled(name)}.")
             continue
+        costs = f"perplexity × {outcome.perplexity[DEFAULT_TALK]:.3f} of the default's replies"
         told_effects = {1: "takes back", 0: "takes back nothing that can be told from none:", -1: "leads further away:"}
         effect = told_effects[outcome.taken_back.direction()]
         sentences.append(f"“{name}” {effect} {outcome.taken_back}, at {costs}, tasks {outcome.tasks.verdict()}.")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine, load_engine
 from personaspace.errors import UsageError
@@ -138,6 +140,10 @@ def watch(
         engine = loaded(source)
         space.check_model(engine.info)
         readings[name] = read_model(engine, work, space.layer, watcher, reading)
+        if silent := int(np.isnan([of_base.default, readings[name].default]).any((0, 2)).sum()):
+            notes.append(
+                f"{name}: {silent} of the default's prompts have no reply by it or by the base, and are left out"
+            )
         if readings[name].texts != of_base.texts:
             notes.append(f"{name}: its template makes other prompts than the base's; a part of the move may be that")
     if len(nulls) == 1:
