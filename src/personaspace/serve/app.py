@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from personaspace.catalog import load_catalog
 from personaspace.engines.transformers.batching import NOT_FINITE
 from personaspace.engines.transformers.engine import TransformersEngine
-from personaspace.errors import OutOfMemory, PersonaSpaceError, UsageError, invalid_reason
+from personaspace.errors import OutOfMemory, PersonaSpaceError, UsageError
 from personaspace.holding.monitor import project
 from personaspace.serve.assets import add_pages
 from personaspace.serve.bodies import CountedRoute
@@ -41,7 +41,7 @@ from personaspace.serve.openapi import (
     refused,
 )
 from personaspace.serve.persona import Reader, is_finite
-from personaspace.serve.refusals import BadRequest, error_body, error_kind
+from personaspace.serve.refusals import BadRequest, error_body, error_kind, refusal_of
 from personaspace.serve.replies import AnswerFormat
 from personaspace.serve.responses import ResponseFormat, ResponseRequest
 from personaspace.serve.scheduler import Worker
@@ -247,13 +247,7 @@ def _errors(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, e: RequestValidationError) -> JSONResponse:
-        first = e.errors()[0]
-        field = ".".join(str(p) for p in first["loc"] if p != "body")
-        message = ": ".join(filter(None, [field, invalid_reason(first)]))
-        if first["type"] == "extra_forbidden":
-            message = f"Unsupported parameter: '{field}'"
-        code = "unsupported_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-        return answer(request, 400, error_body(message, "invalid_request_error", field or None, code))
+        return await bad(request, refusal_of(e.errors()[0]))
 
     @app.exception_handler(QueueFull)
     async def full(request: Request, _: QueueFull) -> JSONResponse:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import Receive, Send
+
+from personaspace.errors import invalid_reason
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 """OpenAI's types of errors, by status; every other refusal of a request is an `invalid_request_error`."""
@@ -20,6 +23,14 @@ class BadRequest(Exception):
     def __init__(self, message: str, param: str | None = None, code: str = "invalid_value", status: int = 400) -> None:
         super().__init__(message)
         self.param, self.code, self.status = param, code, status
+
+
+def refusal_of(error: Mapping[str, Any]) -> BadRequest:
+    """What a body is refused for that is not as its type says, of the first of a `pydantic.ValidationError`'s errors."""
+    field = ".".join(str(part) for part in error["loc"] if part != "body")
+    if error["type"] == "extra_forbidden":
+        return BadRequest(f"Unsupported parameter: '{field}'", field, "unsupported_parameter")
+    return BadRequest(": ".join(filter(None, [field, invalid_reason(error)])), field or None)
 
 
 def error_kind(status: int) -> str:

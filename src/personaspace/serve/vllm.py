@@ -25,13 +25,13 @@ from personaspace.engines.vllm import checkpoint
 from personaspace.engines.vllm.admission import CLIENT, serve_caps
 from personaspace.engines.vllm.limits import VllmModelShape
 from personaspace.engines.vllm.request import FIELD
-from personaspace.errors import PersonaSpaceError, invalid_reason
+from personaspace.errors import PersonaSpaceError
 from personaspace.formats.vectors import with_vectors
 from personaspace.model.loading import load_tokenizer
 from personaspace.serve.followed import FollowedReply
 from personaspace.serve.guard import Guard
 from personaspace.serve.keep_alive import with_keep_alive
-from personaspace.serve.refusals import BadRequest, error_body, error_kind
+from personaspace.serve.refusals import BadRequest, error_body, error_kind, refusal_of
 from personaspace.serve.replies import CompletedReply, ReplyFormat, ReplyStep
 from personaspace.serve.responses import ResponseRequest
 from personaspace.serve.settings import Settings, WatchSettings, hash_key
@@ -279,9 +279,7 @@ def _invalid(error: Exception) -> JSONResponse:
     """What a body is refused for that is not as its type says."""
     if not isinstance(error, ValidationError):
         return _refused(BadRequest(str(error)))
-    first = error.errors()[0]
-    field = ".".join(map(str, first["loc"]))
-    return _refused(BadRequest(": ".join(filter(None, [field, invalid_reason(first)])), field or None))
+    return _refused(refusal_of(error.errors()[0]))
 
 
 def command(
