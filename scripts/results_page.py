@@ -235,9 +235,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def page(date: str, model: str, other: str, measured: Mapping[str, Measured], pictures: Sequence[str]) -> str:
     """The whole page. other: the name of the other model's base, empty where there is none; pictures: the measurements that
     have a page and a picture beside this one."""
-    other_commands = "".join(
-        f" {other}'s are of `{measured[name].command}`." for name in ("base-model-other", OTHER_MAP) if name in measured
-    )
+    commands = [f"`{measured[name].command}`" for name in ("base-model-other", OTHER_MAP) if name in measured]
+    other_commands = f" {other}'s are of {' and '.join(commands)}." if commands else ""
     parts = [
         f"# {model}, {date}",
         "Every experiment at its small setting, by `make experiments`; each has the command that makes it again. Intervals are "

@@ -24,6 +24,7 @@ EXAMPLES = sorted(p for part in ("tutorial", "howto") for p in (ROOT / "docs" / 
 SHELL = ("", "bash", "console")
 FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```$", re.M | re.S)
 INDENTED = re.compile(r"(?:^ {4}(?! *[-*] ).*\n|^\n(?= {4}))+", re.M)
+INLINE = re.compile(r"`((?:\.venv/bin/)?personaspace [a-z][^`…]* --[^`…]*)`")
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ def shell_lines(text: str) -> Iterator[str]:
 
 
 def commands(page: Path) -> list[str]:
-    """All commands of ours that a page shows, in fenced or indented blocks, without a venv's folder before them."""
+    """All commands of ours that a page shows, in fenced or indented blocks, and with options in its text, without a venv's
+    folder before them."""
     text = page.read_text(encoding="utf-8")
     of_fences = [b.text for b in blocks(page) if b.language in SHELL]
     of_indents = INDENTED.findall(FENCE.sub("", text))
     lines = [line for block in of_fences + of_indents for line in shell_lines(block)]
+    lines += [" ".join(line.split()) for line in INLINE.findall(FENCE.sub("", text))]
     ours = re.compile(r"^(?:\.venv/bin/)?(personaspace .*)$")
     return [match[1] for match in map(ours.match, lines) if match]
 

@@ -13,6 +13,7 @@ import sys
 import tomllib
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,9 +21,12 @@ import yaml
 import personaspace as ps
 from personaspace.cli.common import WrongUse
 from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.formats.registry import TRANSCRIPT_FORMATS
 from personaspace.serve.app import OPEN_PATHS
+from personaspace.serve.settings import Settings
+from personaspace.serve.types import MOST_READ
 from served import serving
-from shown import EXAMPLES, PAGES, ROOT, arguments_of, blocks, check_arguments, commands, shell_lines
+from shown import EXAMPLES, PAGES, ROOT, arguments_of, blocks, check_arguments, commands, program, shell_lines
 from test_cli import run
 
 NOT_RUN = {
@@ -32,7 +36,20 @@ NOT_RUN = {
     r"\bcheckpoints/": "a training's checkpoints; tests/test_watch.py makes such",
     r"\.gguf\b|\./my-lora": "files that are not here; tests/test_gguf_models.py and test_adapters.py make such",
 }
-OTHER_PROGRAMS = ("pip", "make", "python", "docker", "kubectl", "sudo", "printf", "marimo", "inspect", "lm_eval")
+OTHER_PROGRAMS = (
+    ".",
+    "pip",
+    "curl",
+    "make",
+    "python",
+    "docker",
+    "kubectl",
+    "sudo",
+    "printf",
+    "marimo",
+    "inspect",
+    "lm_eval",
+)
 """What a page may show beside our own commands; not run here. Targets of make, extras of pip and files are looked up."""
 SMALL_MAP = (
     "--prompts-per-role 6 --default-prompts 24 --per-role 6 --default-responses 60 --max-new-tokens 9 --rows 32 "
@@ -52,6 +69,30 @@ FEWER = "ghost,hermit,evaluator,analyst,bard,consultant"
 def test_every_command_of_a_page_is_one_that_the_program_takes(page):
     for command in commands(page):
         check_arguments(arguments_of(command))
+
+
+def test_every_example_of_a_commands_help_is_one_that_the_program_takes():
+    examples = [e for group in groups() for command in subcommands(group) if (e := command.epilog or "")]
+    assert len(examples) > 20
+    for example in examples:
+        check_arguments(arguments_of(example.removeprefix("Example: ")))
+
+
+def groups() -> list[Any]:
+    """The program, and its command that has commands of its own."""
+    top = program()
+    return [top, *(command for command in subcommands(top) if hasattr(command, "list_commands"))]
+
+
+def subcommands(group: Any) -> list[Any]:
+    context = group.make_context("", ["--no-such-command"], resilient_parsing=True)
+    return [group.get_command(context, name) for name in group.list_commands(context)]
+
+
+def test_commands_are_found_in_blocks_and_in_the_text_of_pages():
+    of_pages = {page.relative_to(ROOT).as_posix(): commands(page) for page in PAGES}
+    assert sum(map(len, of_pages.values())) > 90
+    assert "personaspace export SPACE --format gguf --out axis.gguf" in of_pages["docs/faq.md"]
 
 
 def test_a_command_with_an_option_that_is_not_there_is_noticed():
@@ -78,6 +119,28 @@ def test_what_pages_install_and_make_is_there():
                     assert made[1] in targets, (page.name, line)
                 for name in re.findall(r"(?<![\w/])((?:deploy|scripts|docs)/[\w./-]+)", line):
                     assert (ROOT / name).exists(), (page.name, line)
+
+
+def test_the_pages_name_every_extra_and_every_format_of_transcripts():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    install = (ROOT / "docs" / "howto" / "install.md").read_text(encoding="utf-8")
+    assert all(f"`{extra}`" in install for extra in settings["project"]["optional-dependencies"])
+    transcripts = (ROOT / "docs" / "howto" / "transcripts.md").read_text(encoding="utf-8")
+    assert all(f"| {form.summary} | {form.told_by} |" in transcripts for form in TRANSCRIPT_FORMATS.values())
+
+
+def test_the_servers_limits_stand_on_its_page_as_they_are():
+    page, settings = (ROOT / "docs" / "server.md").read_text(encoding="utf-8"), Settings()
+    for line in (
+        f"| replies decoded together | {settings.rows} |",
+        f"| replies that may wait; more get 429 | {settings.queue} |",
+        f"| tokens of a reply | {settings.max_tokens:,} |",
+        f"| messages of a conversation; `n`, or prompts of a body | {settings.max_messages}; {settings.max_n} |",
+        f"| a body | {settings.max_body >> 20} MiB, within {settings.body_seconds:g} s |",
+        f"| {settings.head_seconds:g} s; {settings.unread_seconds:g} s |",
+        f"| directions read for one reply | {MOST_READ} |",
+    ):
+        assert line in page
 
 
 def test_the_probes_of_the_page_on_deploying_are_what_the_server_answers_without_a_key():
