@@ -15,6 +15,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from personaspace.formats import read_control_vector
 from personaspace.formats.reference import read_capping, read_reference
 from personaspace.formats.registry import TRANSCRIPT_FORMATS
 from personaspace.formats.transcripts import read_transcripts
+from personaspace.formats.vectors import read_vectors
 from personaspace.holding import calibrate
 from personaspace.holding.sweep import read_tasks
 from personaspace.judges.endpoint import answer_of
@@ -275,6 +277,15 @@ def _tensor_file(folder: Path) -> Path:
     return folder / "role_vectors" / "clerk.pt"
 
 
+def _own_vectors(kind: str, folder: Path) -> Path:
+    path = folder / f"mine.{kind}"
+    if kind == "npy":
+        np.save(path, np.ones((3, 8), dtype=np.float32))
+    else:
+        save_file({"vectors": torch.rand(2, 3, 8)}, path, {"personaspace": json.dumps({"traits": ["a", "b"]})})
+    return path
+
+
 def _capping(folder: Path) -> Path:
     vectors = {"layer_1/a": {"vector": torch.rand(8), "layer": 1}}
     steps = [{"vector": "layer_1/a", "cap": 0.5}]
@@ -389,6 +400,10 @@ READERS: dict[str, Reader] = {
         for name, entry in TRANSCRIPT_FORMATS.items()
     },
     "transcript-lines": Reader(_file("talk.jsonl", _lines(EXPORTS["openai"], EXPORTS["sharegpt"])), _read_transcript),
+    **{
+        f"own-vectors-{kind}": Reader(partial(_own_vectors, kind), lambda path: read_vectors(path, 3, 8))
+        for kind in ("npy", "safetensors")
+    },
     "vectors": Reader(_tensor_file, lambda path: read_reference(path.parent.parent)),
     "capping": Reader(_capping, read_capping),
     "control-vector": Reader(_gguf("controlvector"), read_control_vector),

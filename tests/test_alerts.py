@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,20 @@ def test_a_threshold_of_ones_own_comes_with_the_rate_that_it_has(space):
     by_rate = direction_rule(space, rate=0.02)
     assert direction_rule(space, threshold=by_rate.threshold).rate == pytest.approx(0.02, abs=5e-4)
     assert direction_rule(space, threshold=9.0).rate == 0
+
+
+def test_the_rates_interval_goes_by_the_replies_that_were_read_and_not_by_a_maps_prompts():
+    space = PersonaSpace.load("smollm2")
+    assert space.meta["n_default"] != space.of("reply").meta["n_default"]
+
+    def width(n_prompts: int, n_replies: int) -> float:
+        meta = copy.deepcopy(dict(space.meta))
+        meta["n_default"], meta["other"]["reply"]["n_default"] = n_prompts, n_replies
+        low, high = direction_rule(PersonaSpace(meta, space.tensors)).rate_interval
+        return high - low
+
+    assert width(1000, 300) == width(50, 300)
+    assert width(1000, 40) > 1.5 * width(1000, 300)
 
 
 def test_alerts_are_written_as_names_with_and_without_a_threshold_on_either_side(space):

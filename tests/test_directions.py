@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,10 @@ def test_vectors_of_ones_own_are_read_from_the_files_that_they_are_kept_in(space
     torch.testing.assert_close(unit(control[LAYER]), space.direction("ghost"))
 
 
+NPY = b"\x93NUMPY\x01\x00\x76\x00%-117s\n"
+"""A file of version 1.0: its header, padded, and no numbers behind it."""
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
@@ -170,6 +176,16 @@ def test_vectors_of_ones_own_are_read_from_the_files_that_they_are_kept_in(space
         ("cut.safetensors", b"\x10", "not a whole safetensors file"),
         ("cut.pt", b"PK\x03\x04", "not a whole .pt file"),
         ("cut.npy", b"\x93NUMPY", "not a whole .npy file"),
+        (
+            "huge.npy",
+            NPY % b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000000,), }",
+            "not a whole .npy",
+        ),
+        (
+            "vast.npy",
+            NPY % b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000000000000000000000000000,), }",
+            "not a whole .npy",
+        ),
         ("cut.gguf", b"GGUF", "GGUF"),
     ],
 )
@@ -179,6 +195,13 @@ def test_a_file_that_holds_no_vectors_is_told_in_one_line(tmp_path, name, conten
     with pytest.raises(SpaceError, match=problem) as refused:
         read_vectors(tmp_path / name, LAYERS, HIDDEN)
     assert "\n" not in str(refused.value)
+
+
+def test_a_single_number_that_is_called_vectors_is_refused(tmp_path):
+    names = {"personaspace": json.dumps({"traits": ["formal"]})}
+    save_file({"vectors": torch.tensor(1.0)}, tmp_path / "one.safetensors", names)
+    with pytest.raises(SpaceError, match=r"shape \[\]"):
+        read_vectors(tmp_path / "one.safetensors", LAYERS, HIDDEN)
 
 
 def test_vectors_of_another_model_are_refused_by_their_shape(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import heeds_signals
+from personaspace import cli
 from personaspace.cli import main
 from personaspace.engines.base import not_finite
 from personaspace.engines.prompts import Prompt
@@ -41,6 +42,19 @@ def test_a_signal_ends_a_map_in_one_line_and_the_same_command_goes_on(
     assert process.returncode == code
     assert lines[-1] == "personaspace: stopped; what was finished is kept, the same command goes on from there"
     assert not any("Traceback" in line for line in lines)
+
+
+def test_a_command_that_keeps_nothing_does_not_say_that_it_does(monkeypatch, capsys):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    for command in ("chat", "project", "bench", "map"):
+        monkeypatch.setattr(sys, "argv", ["personaspace", command, "smollm2"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 130
+        assert ("is kept" in capsys.readouterr().err) == (command == "map")
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from personaspace.serve.connections import FULL
 from served import engine, space, until
 
 spec = importlib.util.spec_from_file_location("soak", Path(__file__).parent.parent / "scripts" / "soak.py")
@@ -195,3 +196,8 @@ def test_a_short_soak_finds_nothing_wrong(started):
     assert figures["replies that such a gap may explain"] <= 2
     assert set(figures["requests"]) == {"greedy", "stream", "nulls", "response", "sampled", "refused", "hang_up"}
     assert "Traceback" not in log.read_text()
+
+
+def test_the_answer_of_a_server_with_no_room_is_as_long_as_it_says():
+    head, _, body = FULL.partition(b"\r\n\r\n")
+    assert f"content-length: {len(body)}".encode() in head.splitlines()

@@ -20,6 +20,7 @@ from personaspace.serve import Settings, hash_key, read_keys
 from personaspace.serve.bodies import read_body
 from personaspace.serve.refusals import BadRequest
 from personaspace.serve.settings import EMPTY, host_name, settings_of
+from personaspace.serve.texts import texts_of
 from personaspace.serve.vllm import VllmGuard, command
 from served import engine, serving, space
 
@@ -121,6 +122,29 @@ def test_of_a_text_that_is_far_too_long_only_the_beginning_is_tokenised(space, e
         projected = httpx.post(f"{address}/v1/persona/project", json=content, timeout=30)
         assert projected.json()["error"]["code"] == "context_length_exceeded"
     assert max(lengths) <= 8 * 512
+
+
+def test_what_a_call_holds_is_text_as_what_a_message_says(space, engine, monkeypatch):
+    whole, lengths = engine.chat.text_ids, []
+    monkeypatch.setattr(engine.chat, "text_ids", lambda text: lengths.append(len(text)) or whole(text))
+    monkeypatch.setattr(engine.chat, "prompt_ids", None)
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "word " * 100_000}}
+    said = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "2"},
+    ]
+    with serving(space, engine) as (address, _):
+        for route in ("chat/completions", "persona/project"):
+            body = {"messages": said} if route == "persona/project" else {**ASKED, "messages": said}
+            answer = httpx.post(f"{address}/v1/{route}", json=body, timeout=30)
+            assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert max(lengths) <= 8 * 512
+
+
+def test_all_texts_of_tools_count_names_of_fields_too():
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"x" * 5000: [{"enum": ["y" * 5000, 1]}]}}}
+    assert len(texts_of([{"role": "user", "content": "hi"}], [tool])) > 10_000
 
 
 def test_stop_texts_are_few_and_short(server):

@@ -96,6 +96,7 @@ def test_a_response_has_its_thoughts_as_an_item_of_their_own_streamed_and_not(se
     assert (made.output_text, made.reasoning.effort, made.persona) == (reply.text, "low", chat["persona"])
     assert made.usage.output_tokens == chat["usage"]["completion_tokens"]
     assert made.usage.output_tokens_details.reasoning_tokens == reply.tokens > 1
+    assert chat["usage"]["completion_tokens_details"] == {"reasoning_tokens": reply.tokens}
     # Streamed: each item is begun, told in deltas and ended before the next.
     events = list(client.responses.create(stream=True, **asked_for))
     assert [e.sequence_number for e in events] == list(range(len(events)))

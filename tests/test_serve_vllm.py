@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from personaspace.engines.chat import Chat
 from personaspace.engines.vllm.wire import ReadMeans, pack
+from personaspace.model.interventions import Ablate
 from personaspace.serve.followed import FollowedReply
 from personaspace.serve.refusals import BadRequest
 from personaspace.serve.responses import ResponseRequest
@@ -75,6 +76,14 @@ def test_several_prompts_of_which_something_is_to_be_read_are_refused_by_name(vl
     assert answer.json()["error"]["param"] == "persona"
 
 
+@pytest.mark.parametrize("asked", [([Ablate(torch.ones(576), 3)], Persona()), ([], Persona(read=["ghost"]))])
+def test_a_wish_of_ones_own_never_takes_the_place_of_a_cap_in_silence(vllm_persona, asked):
+    own = {"vllm_xargs": {"personaspace": '{"read": [5]}'}}
+    with pytest.raises(BadRequest, match="leave out either"):
+        asyncio.run(vllm_persona.request_fields(*asked, own))
+    assert asyncio.run(vllm_persona.request_fields([], Persona(), own)) is None
+
+
 def means_of(activation):
     return ReadMeans((16,), activation[None, None], torch.ones(1, 1), torch.tensor([3]), torch.tensor([0]))
 
@@ -121,13 +130,21 @@ def test_a_reply_that_is_followed_shows_the_answers_tokens_alone_and_no_ids_that
         read = [{"index": 2 * place}, {"index": 2 * place + 1}] if 2 * place < len(ids) else []
         told += reply.tokens(read)
     told += reply.tokens([], final=True)
+    counts = {"usage": {"completion_tokens": len(ids)}}
+    reply.take(counts)
+    assert counts["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
     assert [t["index"] for t in told] == [start, start + 1]
     assert reply.answer(len(ids)) == (start, start + 2)
     assert reply.answer(3) == (3, 3)  # cut short in its thoughts
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
-COUNTS = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+COUNTS = {
+    "prompt_tokens": 5,
+    "completion_tokens": 3,
+    "total_tokens": 8,
+    "completion_tokens_details": {"reasoning_tokens": 2},
+}
 READ = {"projection": 1.5}
 MESSAGES = {
     "said": {"content": "Good day."},
@@ -177,6 +194,7 @@ def test_a_chats_answer_becomes_a_response_streamed_and_not(name):
     calls = [item["arguments"] for item in whole["output"] if item["type"] == "function_call"]
     assert calls == [call["function"]["arguments"] for call in message.get("tool_calls", ())]
     assert (whole["usage"]["input_tokens"], whole["usage"]["output_tokens"]) == (5, 3)
+    assert whole["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
     assert (whole["status"], whole["persona"]) == ("completed", READ)
     asked = ResponseRequest(model="smollm2", input="hello", stream=True)
     events = events_of(asyncio.run(as_response(asked, StreamingResponse(in_pieces(message)))))

@@ -60,6 +60,9 @@ def root(
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of what Ctrl-C and SIGTERM ended, as a shell has them: 128 and the signal's number."""
 
+GO_ON = ("map", "judge", "experiment", "compare")
+"""Commands that keep what they have finished, and go on from there."""
+
 
 def main() -> None:
     """The entry point: no stack trace reaches a user."""
@@ -75,10 +78,9 @@ def main() -> None:
         except WrongUse as e:
             code = _fail(f"{e.format_message()} (see personaspace --help)", 2)
         except (KeyboardInterrupt, typer.Abort):
-            code = _fail(
-                "stopped; what was finished is kept, the same command goes on from there",
-                TERMINATED if terminated else INTERRUPTED,
-            )
+            goes_on = set(GO_ON) & set(sys.argv[1:2])
+            kept = "; what was finished is kept, the same command goes on from there" if goes_on else ""
+            code = _fail(f"stopped{kept}", TERMINATED if terminated else INTERRUPTED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0

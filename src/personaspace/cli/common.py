@@ -9,7 +9,7 @@ import typer
 from personaspace.cli.terminal import Terminal
 from personaspace.engines.registry import DEFAULT_ENGINE
 from personaspace.errors import UsageError
-from personaspace.judges.registry import JUDGES, JUDGES_HELP
+from personaspace.judges.registry import JUDGES, JUDGES_HELP, check_judge, read_options
 from personaspace.model.dtypes import DTYPES_HELP
 
 if TYPE_CHECKING:
@@ -70,6 +70,27 @@ def check_unused(owner: str, **options: object) -> None:
             raise UsageError(
                 f"--{name.replace('_', '-')} {first}: it does nothing without {owner}; add that, or leave it out"
             )
+
+
+def check_judge_options(
+    judge: str,
+    model: str | None,
+    url: str | None,
+    option: list[str] | None,
+    key_env: str | None,
+    prefix: str = "judge",
+) -> dict[str, Any]:
+    """The fields of each request of a judge. prefix: what its options begin with. Raises `UsageError` for a name that is no
+    judge's, and for options that the judge of that name does not read."""
+    check_judge(judge)
+    elsewhere = [f"--{prefix} {name}" for name, entry in JUDGES.items() if entry.by_endpoint]
+    by_model = [f"--{prefix} {name}" for name, entry in JUDGES.items() if entry.by_endpoint or entry.by_model]
+    if f"--{prefix} {judge}" not in elsewhere:
+        of_endpoint = {f"{prefix}_url": url, f"{prefix}_option": option, f"{prefix}_key_env": key_env}
+        check_unused(" or ".join(elsewhere), **of_endpoint)
+    if f"--{prefix} {judge}" not in by_model:
+        check_unused(" or ".join(by_model), **{f"{prefix}_model": model})
+    return read_options(option or ())
 
 
 def space_and_engine(

@@ -24,6 +24,7 @@ from personaspace.cli.common import (
     ModelArg,
     SpaceArg,
     app,
+    check_judge_options,
     err,
     judging_engine,
     out,
@@ -31,7 +32,7 @@ from personaspace.cli.common import (
 )
 from personaspace.errors import CatalogError, UsageError
 from personaspace.experiments.registry import EXPERIMENTS, find
-from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, read_options
+from personaspace.judges.registry import DEFAULT_JUDGE
 
 if TYPE_CHECKING:
     from personaspace.experiments.kit.experiment import Experiment
@@ -151,8 +152,7 @@ def _run(
     from personaspace.engines import load_engine
     from personaspace.experiments.kit.trials import Judges
 
-    check_judge(judge)
-    request_options = read_options(judge_option or ())
+    request_options = check_judge_options(judge, judge_model, judge_url, judge_option, judge_key_env)
     options = experiment.read_options(overrides, published)
     texts = load_catalog(catalog)
     loaded, engine = space_and_engine(space, model, device, dtype, adapter)

@@ -24,6 +24,8 @@ from personaspace.cli.common import (
     ModelArg,
     SpaceArg,
     app,
+    check_judge_options,
+    check_unused,
     err,
     judging_engine,
     out,
@@ -33,7 +35,7 @@ from personaspace.cli.tables import print_uncut
 from personaspace.engines.thoughts import PARTS
 from personaspace.errors import UsageError
 from personaspace.formats.registry import TRANSCRIPTS_HELP
-from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge, read_options
+from personaspace.judges.registry import DEFAULT_JUDGE, make_judge
 
 if TYPE_CHECKING:
     from personaspace.holding.monitor import AlertRule
@@ -43,14 +45,16 @@ if TYPE_CHECKING:
 def calibrate(
     space: SpaceArg,
     of: Annotated[str | None, typer.Option(help="Whose tokens' percentile: default or all.")] = None,
-    percentile: Annotated[int | None, typer.Option(help="Which percentile is the recommended floor.")] = None,
+    percentile: Annotated[
+        int | None, typer.Option(help="Which percentile is the floor; a sweep chooses it itself.")
+    ] = None,
     layers: Annotated[
         str | None, typer.Option(help="A:B, half-open; from 60% to 87% of the depth unless given.")
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Try ranges and percentiles, and draw the trade-off.")] = False,
     prompts: Annotated[
-        int, typer.Option(help="Role prompts of the sweep; three times as many try the best again.")
-    ] = 24,
+        int | None, typer.Option(min=1, help="Role prompts of the sweep, 24; three times as many try the best again.")
+    ] = None,
     capability: Annotated[Path | None, typer.Option(help='Tasks for the sweep, JSONL: {"prompt", "answer"}.')] = None,
     judge: JudgeArg = DEFAULT_JUDGE,
     judge_model: JudgeModel = None,
@@ -58,9 +62,11 @@ def calibrate(
     judge_option: JudgeOption = None,
     judge_key_env: JudgeKeyEnv = None,
     controls: Annotated[
-        int,
-        typer.Option(min=3, max=20, help="Random directions that the sweep's cap is compared with, displaced as far."),
-    ] = 3,
+        int | None,
+        typer.Option(
+            min=3, max=20, help="Random directions that the sweep's cap is compared with, displaced as far; 3."
+        ),
+    ] = None,
     model: ModelArg = None,
     adapter: AdapterArg = None,
     device: Device = None,
@@ -76,8 +82,13 @@ def calibrate(
     from personaspace.holding import tradeoff
     from personaspace.holding.monitor import detection
 
-    check_judge(judge)
-    request_options = read_options(judge_option or ())
+    request_options = check_judge_options(judge, judge_model, judge_url, judge_option, judge_key_env)
+    if not sweep:
+        asked_judge = None if judge == DEFAULT_JUDGE else judge
+        check_unused("--sweep", prompts=prompts, capability=capability, judge=asked_judge, controls=controls)
+    elif of or percentile is not None:
+        option = f"--of {of}" if of else f"--percentile {percentile}"
+        raise UsageError(f"{option}: a sweep chooses whose percentile is the floor itself; leave out one of the two")
     folder = Path(space).parent if Path(space).is_file() else Path(space)
     made = api.calibrate(
         folder,
@@ -85,7 +96,7 @@ def calibrate(
         percentile=25 if percentile is None else percentile,
         layers=calibration.parse_range(layers) if layers else None,
         try_caps=sweep,
-        prompts=prompts,
+        prompts=24 if prompts is None else prompts,
         tasks=sweeping.read_tasks(capability) if capability else [],
         judge=lambda engine: make_judge(
             judge,
@@ -95,7 +106,7 @@ def calibrate(
             options=request_options,
             key_env=judge_key_env,
         ),
-        controls=controls,
+        controls=3 if controls is None else controls,
         engine=lambda: space_and_engine(space, model, device, dtype, adapter, span=None)[1],
         seed=seed,
         why="it was asked for" if of or percentile is not None or layers else "no sweep was made",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -20,10 +20,12 @@ from personaspace.cli.common import (
     JudgeUrl,
     ModelArg,
     app,
+    check_judge_options,
+    check_unused,
     out,
 )
 from personaspace.errors import UsageError
-from personaspace.judges.registry import DEFAULT_JUDGE, JUDGES, NOBODY, check_judge, make_judge, read_options
+from personaspace.judges.registry import DEFAULT_JUDGE, JUDGES, NOBODY, make_judge
 
 if TYPE_CHECKING:
     from personaspace.api import Judged, JudgedReply
@@ -61,27 +63,38 @@ def judge_command(
     from personaspace.runs import Run
 
     for option, name in (("--judge", judge), ("--against", against)):
-        if name is not None:
-            check_judge(name)
         if name == NOBODY:
             raise UsageError(f"{option} {NOBODY}: expected one of {', '.join(JUDGES)}")
+    first = check_judge_options(judge, judge_model, judge_url, judge_option, judge_key_env)
+    if against is None:
+        check_unused(
+            "--against",
+            against_model=against_model,
+            against_url=against_url,
+            against_option=against_option,
+            against_key_env=against_key_env,
+        )
+    else:
+        second = check_judge_options(
+            against, against_model, against_url, against_option, against_key_env, prefix="against"
+        )
 
-    def made(name: str, judge_model: str | None, url: str | None, options: list[str], key_env: str | None) -> Judge:
+    def made(
+        name: str, judge_model: str | None, url: str | None, options: dict[str, Any], key_env: str | None
+    ) -> Judge:
         engine = None
         if JUDGES[name].by_model:
             from personaspace.engines.registry import DEFAULT_ENGINE, load_engine
 
             own = model or Run(run).manifest()["config"]["model"]["id"]
             engine = load_engine(DEFAULT_ENGINE, judge_model or own, device=device, dtype=dtype)
-        judge = make_judge(
-            name, engine=engine, model=judge_model, url=url, options=read_options(options), key_env=key_env
-        )
+        judge = make_judge(name, engine=engine, model=judge_model, url=url, options=options, key_env=key_env)
         assert judge is not None, "only nobody is none"
         return judge
 
-    judges = [made(judge, judge_model, judge_url, judge_option or [], judge_key_env)]
+    judges = [made(judge, judge_model, judge_url, first, judge_key_env)]
     if against is not None:
-        judges.append(made(against, against_model, against_url, against_option or [], against_key_env))
+        judges.append(made(against, against_model, against_url, second, against_key_env))
     judged = api.judge(run, *judges, catalog=catalog, show=show, seed=seed)
     if as_json:
         from personaspace.files import plain

@@ -22,6 +22,7 @@ from personaspace.cli.common import (
     SpaceArg,
     VllmArg,
     app,
+    check_judge_options,
     check_unused,
     err,
     judges_here,
@@ -31,7 +32,7 @@ from personaspace.cli.common import (
 from personaspace.cli.tables import print_space
 from personaspace.engines.registry import DEFAULT_ENGINE, ENGINES_HELP
 from personaspace.errors import UsageError
-from personaspace.judges.registry import DEFAULT_JUDGE, check_judge, make_judge, read_options
+from personaspace.judges.registry import DEFAULT_JUDGE, make_judge
 
 if TYPE_CHECKING:
     from personaspace.catalog import Catalog
@@ -138,8 +139,7 @@ def map_command(
     from personaspace.mapping.questions import catalog_of
     from personaspace.model.loading import with_adapters
 
-    check_judge(judge)
-    request_options = read_options(judge_option or ())
+    request_options = check_judge_options(judge, judge_model, judge_url, judge_option, judge_key_env)
     if layer != "auto" and not layer.isdigit():
         raise UsageError(f"--layer {layer}: expected auto or a number from 0")
     if published:
@@ -177,8 +177,6 @@ def map_command(
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
         )
-    if judge != "openai":
-        check_unused("--judge openai", judge_url=judge_url, judge_option=judge_option, judge_key_env=judge_key_env)
     if not until:
         check_unused("--until", budget=budget, prompt_budget=prompt_budget)
     chosen_catalog = catalog_of(out_folder, options, catalog, roles, questions)

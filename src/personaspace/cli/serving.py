@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from personaspace.cli.common import AdapterArg, Device, Dtype, ModelArg, SpaceArg, app, err, space_and_engine
+from personaspace.cli.common import (
+    AdapterArg,
+    Device,
+    Dtype,
+    ModelArg,
+    SpaceArg,
+    app,
+    check_unused,
+    err,
+    space_and_engine,
+)
 from personaspace.errors import UsageError
 from personaspace.model.dtypes import torch_name
 
@@ -89,6 +99,7 @@ def serve(
         _become_vllm(space, model, adapter, outside, [*options, *(vllm or ())], watched, _listed(directions))
     if engine != "transformers":
         raise UsageError(f"--engine {engine}: expected transformers or vllm")
+    check_unused("--engine vllm", vllm=vllm)
     queue, grace = 64 if queue is None else queue, 20 if grace is None else grace
     from personaspace.formats.vectors import with_vectors
 

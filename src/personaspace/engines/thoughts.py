@@ -59,6 +59,11 @@ class ReplyParts:
     answer: tuple[int, int]
     thinking: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def thought_tokens(self) -> int:
+        """How many tokens are thoughts, their markers not among them."""
+        return sum(end - start for start, end in self.thinking)
+
 
 def thought_markers(template: str, vocabulary: Any) -> ThoughtMarkers | None:
     """Those that a template mentions or a vocabulary has as tokens; None where a model knows none."""

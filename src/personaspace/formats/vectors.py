@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -16,6 +17,19 @@ from personaspace.errors import SpaceError
 from personaspace.formats.gguf import read_control_vector
 from personaspace.formats.tensor_files import load_tensor_file
 from personaspace.space import PersonaSpace
+
+NOT_READ = (
+    ValueError,
+    OSError,
+    EOFError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TokenError,
+)
+"""What numpy raises for a file that is no array's: its header is read as Python's own notation is."""
 
 SUFFIXES = (".safetensors", ".pt", ".npy", ".gguf")
 
@@ -39,9 +53,11 @@ def read_vectors(path: str | Path, layers: int, hidden: int) -> dict[str, Tensor
         vectors = _torch_file(file)
     elif file.suffix == ".npy":
         try:
-            vectors = {file.stem: torch.from_numpy(np.load(file, allow_pickle=False))}
-        except (ValueError, OSError, EOFError, TypeError) as e:
-            raise SpaceError(f"{file}: not a whole .npy file of numbers ({str(e).splitlines()[0]})") from None
+            # Mapped, a file whose header says more than it holds is refused before anything is allocated.
+            vectors = {file.stem: torch.from_numpy(np.array(np.load(file, mmap_mode="r", allow_pickle=False)))}
+        except NOT_READ as e:
+            reason = (str(e) or type(e).__name__).splitlines()[0]
+            raise SpaceError(f"{file}: not a whole .npy file of numbers ({reason[:200]})") from None
     else:
         by_layer = read_control_vector(file)
         every = torch.zeros(layers, hidden)
@@ -106,7 +122,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, ValueError, json.JSONDecodeError) as e:
         raise SpaceError(f"{file}: not a whole safetensors file ({e})") from None
     names = about.get("traits") if isinstance(about, dict) else None
-    if isinstance(names, list) and set(tensors) == {"vectors"} and len(names) == len(tensors["vectors"]):
+    if isinstance(names, list) and set(tensors) == {"vectors"} and tensors["vectors"].shape[:1] == (len(names),):
         return {str(name): vector for name, vector in zip(names, tensors["vectors"], strict=True)}
     return {file.stem if len(tensors) == 1 else name: vector for name, vector in tensors.items()}
 

@@ -26,6 +26,7 @@ from personaspace.holding.monitor import (
 )
 from personaspace.space import PersonaSpace
 from personaspace.space.directions import AXIS, Direction
+from personaspace.space.readings import REPLY
 
 SAMPLED = 2048
 """So many of the default's replies at most a map keeps each of, to know how they lie."""
@@ -91,7 +92,8 @@ def direction_rule(
     else:
         rate = max(_exceeding(tops, threshold) for tops in every)
     worst = max(range(len(every)), key=lambda k: _exceeding(every[k], threshold))
-    replies = min(int(space.meta.get("n_default") or 0), SAMPLED)
+    of_replies = space.of(REPLY) if REPLY in space.readings else space  # the map's own may be of prompts
+    replies = min(int(of_replies.meta.get("n_default") or 0), SAMPLED)
     rng = np.random.default_rng(seed)
     bounds = rate_bounds(space, every[worst], threshold, replies, CORRELATIONS[worst], rng) if replies > 1 else None
     spread = ((1 + (turns - 1) * CORRELATIONS[worst]) / turns) ** 0.5

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class JudgeEntry:
     """place: `module:function` that makes the judge, imported when it is asked for; it takes `make_judge`'s keywords that it
-    needs. summary: of help texts. by_model: whether a loaded model does the judging."""
+    needs. summary: of help texts. by_model: whether a model that is loaded here judges; by_endpoint: whether one elsewhere."""
 
     place: str
     summary: str
     by_model: bool = False
+    by_endpoint: bool = False
 
 
 NOBODY = "none"
@@ -29,7 +30,9 @@ DEFAULT_JUDGE = "rules"
 JUDGES = {
     "rules": JudgeEntry("personaspace.judges.rules:rules_judge", "by words alone"),
     "local": JudgeEntry("personaspace.judges.local:local_judge", "a model here reads each reply", by_model=True),
-    "openai": JudgeEntry("personaspace.judges.openai_judge:openai_judge", "a model behind an endpoint"),
+    "openai": JudgeEntry(
+        "personaspace.judges.openai_judge:openai_judge", "a model behind an endpoint", by_endpoint=True
+    ),
 }
 JUDGE_NAMES = (*JUDGES, NOBODY)
 JUDGES_HELP = "; ".join(f"{name}: {entry.summary}" for name, entry in JUDGES.items()) + "; or none."

@@ -46,6 +46,7 @@ from personaspace.serve.replies import AnswerFormat
 from personaspace.serve.responses import ResponseFormat, ResponseRequest
 from personaspace.serve.scheduler import Worker
 from personaspace.serve.settings import Settings
+from personaspace.serve.texts import texts_of
 from personaspace.serve.types import ChatCompletion, Completion, Conversation, TextCompletion
 from personaspace.space import PersonaSpace
 
@@ -155,7 +156,7 @@ def _api(app: FastAPI, requests: Requests, reader: Reader) -> None:
                 readings, problem = project(requests.engine, reader.space, messages, reader.rule, requests.context)
             return {"layer": reader.space.layer, "turns": [r.to_dict(True) for r in readings], "problem": problem}
 
-        if sum(len(m["content"]) for m in messages) > CHARACTERS_PROJECTED * requests.context:
+        if len(texts_of(messages)) > CHARACTERS_PROJECTED * requests.context:
             raise BadRequest(
                 f"This model's context is {requests.context} tokens; cut the conversation",
                 "messages",

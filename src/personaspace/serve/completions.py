@@ -26,7 +26,7 @@ from personaspace.serve.refusals import BadRequest
 from personaspace.serve.replies import AnswerFormat, CompletedReply, Logged, ReplyFormat, ReplyStep
 from personaspace.serve.scheduler import OUT_OF_MEMORY, Ended, Event, Job, Worker
 from personaspace.serve.settings import Settings
-from personaspace.serve.texts import Texts
+from personaspace.serve.texts import Texts, texts_of
 from personaspace.serve.tools import OfferedTools
 from personaspace.serve.types import ChatCompletion, Completion, TextCompletion
 from personaspace.serve.watch import STOPPED, Act, WatchedReply
@@ -180,9 +180,9 @@ class Requests:
         if isinstance(body, ChatCompletion):
             self.check_messages(body.messages)
             messages = [m.plain() for m in body.messages]
-            text = "\n".join(str(m["content"]) for m in messages)
             ids = await self.texts.tokens(
-                text, lambda: chat.prompt_ids(messages, tools.offered, body.continued, body.thinking)
+                texts_of(messages, tools.offered),
+                lambda: chat.prompt_ids(messages, tools.offered, body.continued, body.thinking),
             )
             return [tools.after(ids)], messages
         assert isinstance(body, TextCompletion)

@@ -30,7 +30,7 @@ ACCEPTED = 8
 
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\nretry-after: 5\r\nconnection: close\r\n"
-    b"content-length: 25\r\n\r\nToo many are asking now.\r\n"
+    b"content-length: 26\r\n\r\nToo many are asking now.\r\n"
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from personaspace.engines.chat import Chat
 from personaspace.engines.vllm.wire import ReadMeans
+from personaspace.serve.replies import thoughts_detail
 
 
 class FollowedReply:
@@ -22,7 +23,7 @@ class FollowedReply:
         self._untold: list[dict[str, Any]] = []
 
     def take(self, event: dict[str, Any]) -> None:
-        """Takes in an answer or an event."""
+        """Takes in an answer or an event, and says in its counts how many tokens were thoughts."""
         self.prompt_ids += event.get("prompt_token_ids") or ()
         if not self.tells_ids:
             event.pop("prompt_token_ids", None)
@@ -30,6 +31,9 @@ class FollowedReply:
             self.ids += choice.get("token_ids") or ()
             if not self.tells_ids:
                 choice.pop("token_ids", None)
+        splitter = self.chat.splitter(self.prompt_ids) if event.get("usage") else None
+        if splitter is not None and (thoughts := splitter.follow(self.ids).thought_tokens):
+            event["usage"] |= thoughts_detail(thoughts)
 
     def answer(self, count: int) -> tuple[int, int]:
         """Where the answer is among the first so many tokens, those that were read; empty where there is none."""

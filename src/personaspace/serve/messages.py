@@ -84,16 +84,17 @@ Content = Annotated[Text, BeforeValidator(_text), WithJsonSchema(_CONTENT)]
 """A text, whole or in parts."""
 
 
-def _plain_json(value: Any, depth: int = 0) -> Any:
+def plain_json(value: Any, depth: int = 0) -> Any:
+    """A value of JSON as it is. Raises `ValueError` where it nests too deep, or has what is no text in it."""
     if depth > DEEPEST:
         raise ValueError(f"it nests deeper than {DEEPEST}")
     if isinstance(value, dict):
         for key, inner in value.items():
             _encodable(key)
-            _plain_json(inner, depth + 1)
+            plain_json(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _plain_json(inner, depth + 1)
+            plain_json(inner, depth + 1)
     elif isinstance(value, str):
         _encodable(value)
     return value
@@ -111,11 +112,11 @@ class OfferedTool(Nullable):
 
     model_config = ConfigDict(extra="ignore")
     type: Literal["function"] = "function"
-    function: Annotated[OfferedFunction, BeforeValidator(_plain_json)]
+    function: Annotated[OfferedFunction, BeforeValidator(plain_json)]
 
 
 def _arguments(value: Any) -> Any:
-    return json.dumps(_plain_json(value), ensure_ascii=False) if isinstance(value, dict) else value
+    return json.dumps(plain_json(value), ensure_ascii=False) if isinstance(value, dict) else value
 
 
 _ARGUMENTS = {"anyOf": [{"type": "string"}, {"type": "object"}]}

@@ -57,12 +57,19 @@ class PersonaTold(BaseModel):
     acted: Literal["cap"] | None = None
 
 
+class ThoughtsCounted(BaseModel):
+    """Of a reply with thoughts, how many tokens they are."""
+
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
     """Counts of tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: ThoughtsCounted | None = None
 
 
 class CalledFunctionTold(BaseModel):

@@ -25,7 +25,8 @@ LEAST = -9999.0
 @dataclass
 class CompletedReply:
     """One of a request's replies, complete once it has a `finish`. ids: its prompt's; job: None where no token is wanted, or
-    another server made it, of which `counted` says how many tokens it has; alternatives: how many tokens' log-probabilities are
+    another server made it, of which `counted` says how many tokens it has, and `thoughts_counted` how many of them are
+    thoughts; alternatives: how many tokens' log-probabilities are
     told in each one's place, None for none at all. echo: where the prompt is given back, the log-probabilities of its tokens
     from the second one on; prompt: its text then. calls: the tools that it calls, known at its end. note: why it was not made,
     where an alert ended the conversation."""
@@ -34,6 +35,7 @@ class CompletedReply:
     ids: list[int]
     job: Job | None = None
     counted: int | None = None
+    thoughts_counted: int = 0
     alternatives: int | None = None
     text: str = ""
     thinking: str = ""
@@ -54,8 +56,10 @@ class CompletedReply:
     @property
     def thought_tokens(self) -> int:
         """How many of its tokens are thoughts, their markers not among them."""
-        splitter = self.job.reply.splitter if self.job else None
-        return sum(end - start for start, end in splitter.parts.thinking) if splitter else 0
+        if self.job is None:
+            return self.thoughts_counted
+        splitter = self.job.reply.splitter
+        return splitter.parts.thought_tokens if splitter else 0
 
 
 @dataclass(frozen=True)
@@ -242,15 +246,26 @@ def _call(call: CalledTool) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def usage(replies: Sequence[CompletedReply]) -> dict[str, int]:
-    """Tokens of the prompts, counted once a prompt, and of the replies."""
+def usage(replies: Sequence[CompletedReply]) -> dict[str, Any]:
+    """Tokens of the prompts, counted once a prompt, and of the replies; how many of these are thoughts, where any is."""
     prompt_tokens = sum({id(r.ids): len(r.ids) for r in replies}.values())
     completion_tokens = sum(r.tokens for r in replies)
+    thoughts = sum(r.thought_tokens for r in replies)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        **(thoughts_detail(thoughts) if thoughts else {}),
     }
+
+
+def thoughts_detail(tokens: int) -> dict[str, Any]:
+    """How many of a reply's tokens are thoughts, as `usage` tells it.
+
+    >>> thoughts_detail(3)
+    {'completion_tokens_details': {'reasoning_tokens': 3}}
+    """
+    return {"completion_tokens_details": {"reasoning_tokens": tokens}}
 
 
 def sse(value: Mapping[str, Any], event: str = "") -> str:

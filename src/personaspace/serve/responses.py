@@ -21,6 +21,7 @@ from personaspace.serve.messages import (
     Text,
     ToolCall,
     Whole,
+    plain_json,
 )
 from personaspace.serve.replies import CompletedReply, ReplyStep, sse, usage
 from personaspace.serve.thinking import Effort
@@ -117,7 +118,7 @@ class ResponseRequest(Nullable):
     top_p: float = Field(1.0, ge=0, le=1)
     stream: bool = False
     reasoning: Reasoning = Reasoning()
-    tools: list[OfferedFunctionTool] = Field(default=[], max_length=128)
+    tools: list[Annotated[OfferedFunctionTool, BeforeValidator(plain_json)]] = Field(default=[], max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool = "auto"
     parallel_tool_calls: bool = True
     persona: Persona = Persona()
@@ -189,6 +190,7 @@ class ResponseFormat:
         self._numbers = count()
         self._told: dict[ItemType, str] = {}  # the text of each item that a stream has begun, in that order
         self._ended: set[ItemType] = set()
+        self._last_tokens: dict[str, Any] = {}
 
     @property
     def request_id(self) -> str:
@@ -209,7 +211,10 @@ class ResponseFormat:
             types = ["reasoning"]
         output = [self._item(t, texts[t], status if t == types[-1] else "completed") for t in types]
         output += [_call(call, status) for call in reply.calls]
-        return {**self._response(status, output, replies), "persona": reply.persona}
+        return {
+            **self._response(status, output, replies),
+            "persona": {**(reply.persona or {}), **self._last_tokens} or None,
+        }
 
     def opening(self, replies: Sequence[CompletedReply]) -> Iterator[str]:
         """A response without output."""
@@ -220,6 +225,8 @@ class ResponseFormat:
     def step(self, r: CompletedReply, step: ReplyStep) -> Iterator[str]:
         """What a step added to the thoughts, and to the text, with `persona` where tokens are told of."""
         told = {"persona": step.persona} if step.persona and not r.finish else {}
+        if r.finish and step.persona:  # tokens that were read since the last event; the whole response tells them
+            self._last_tokens = {name: value for name, value in step.persona.items() if name == "tokens"}
         # Thoughts behind the first word of an answer, which Harmony might hold, stand in the whole response alone.
         if step.thinking and "message" not in self._told:
             yield from self._begin("reasoning")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from personaspace.engines.chat import Chat
 from personaspace.serve.lock import QueueFull
@@ -21,6 +21,30 @@ CHARACTERS_A_TOKEN = 8
 
 MARGIN = 16
 """Tokens by which a text's beginning may be told otherwise alone than in the whole."""
+
+
+def texts_of(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """All that a chat template may write of a conversation and its tools, without its own words: contents, calls, and the tools
+    with the names of their fields.
+
+    >>> texts_of([{"role": "user", "content": "Hi"}], [{"function": {"name": "add"}}])
+    'Hi\nfunction\nname\nadd'
+    """
+    texts = []
+    for message in messages:
+        texts.append(str(message["content"]))
+        for call in message.get("tool_calls", ()):
+            texts += [call["function"]["name"], call["function"]["arguments"]]
+    unseen: list[Any] = list(reversed(tools))
+    while unseen:
+        value = unseen.pop()
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, Mapping):
+            unseen += [part for item in reversed(list(value.items())) for part in reversed(item)]
+        elif isinstance(value, Sequence):
+            unseen += reversed(value)
+    return "\n".join(texts)
 
 
 class Texts:

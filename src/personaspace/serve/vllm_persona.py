@@ -63,7 +63,11 @@ class VllmPersona:
             reason = "of several replies to one request none is read or held; send one request each"
         if reason and (interventions or persona != Persona()):
             raise BadRequest(reason, "persona")
-        if reason or FIELD in (body.get("vllm_xargs") or {}):
+        own_wish = FIELD in (body.get("vllm_xargs") or {})
+        if own_wish and (interventions or persona != Persona()):
+            message = f"vllm_xargs has {FIELD!r} in it, and the model's name or `persona` asks for something as well"
+            raise BadRequest(f"{message}; leave out either", "vllm_xargs")
+        if reason or own_wish:
             return None
         try:
             await self._define(interventions)

@@ -79,6 +79,7 @@ def _take(reply: CompletedReply, told: Mapping[str, Any]) -> None:
     """What an answer, or a chunk of it, says of the reply as a whole."""
     if counts := told.get("usage"):
         reply.ids, reply.counted = [0] * counts["prompt_tokens"], counts["completion_tokens"]
+        reply.thoughts_counted = (counts.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     reply.persona = told.get("persona") or reply.persona
     for choice in told["choices"]:
         reply.finish = choice.get("finish_reason") or reply.finish
