@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,8 @@ def test_a_random_push_that_does_as_much_takes_the_claim_away(tmp_path, monkeypa
     assert beside.shuffled is not None
     assert beside.is_the_axis
     assert "beyond their 95th percentile" in along.headline
+    assert re.search(r"Taken back: “capped” [\d.]+ \(", along.headline)
+    assert "Nothing taken back" not in along.headline
     any_push = conducted(tmp_path / "any", monkeypatch, PlantedEngine(slipping, any_direction=True))
     assert not any_push.figures["holds"]["capped"].beside.is_the_axis
     assert "not beyond" in any_push.headline

@@ -26,6 +26,9 @@ EFFECTS = (
 )
 TAKEN_BACK = "taken back over the first turns"
 BESIDE = "What is taken back over the first {turns} turns of the roles' conversations."
+EFFECTS_IN_WORDS = {1: "Taken back", 0: "Nothing taken back that can be told from none", -1: "Led further away"}
+"""How it is said which way an interval leaves none out, up being back to the default."""
+
 HEAD = (
     "held",
     "drift in role",
@@ -89,21 +92,22 @@ def _uncalled(name: str) -> str:
 
 
 def headline(outcomes: Mapping[str, HoldOutcome]) -> str:
-    """What each takes back and costs, and what may be said of it."""
-    unheld = outcomes[NEVER]
+    """Which ways take back what can be told, which don't, and what may be said of it; costs stand in the table."""
+    unheld, holds = outcomes[NEVER], {name: outcome for name, outcome in outcomes.items() if name != NEVER}
     sentences = [f"Never held, roles' replies lie {unheld.drift} of the default's standard deviations away."]
-    for name, outcome in outcomes.items():
-        if name == NEVER:
-            continue
+    tried = {name: outcome for name, outcome in holds.items() if not outcome.changed_nothing}
+    for direction, effect in EFFECTS_IN_WORDS.items():
+        if names := [name for name, outcome in tried.items() if outcome.taken_back.direction() == direction]:
+            each = "; ".join(f"“{name}” {tried[name].taken_back}" for name in names)
+            sentences.append(f"{effect}: {each}.")
+    for name, outcome in holds.items():
         if outcome.changed_nothing:
             sentences.append(f"“{name}” held no reply: in these conversations {_uncalled(name)}.")
-            continue
-        costs = f"perplexity × {outcome.perplexity[DEFAULT_TALK]:.3f} of the default's replies"
-        told_effects = {1: "takes back", 0: "takes back nothing that can be told from none:", -1: "leads further away:"}
-        effect = told_effects[outcome.taken_back.direction()]
-        sentences.append(f"“{name}” {effect} {outcome.taken_back}, at {costs}, tasks {outcome.tasks.verdict()}.")
+        elif (verdict := outcome.tasks.verdict()) in ("a loss", "a gain"):
+            sentences.append(f"At small tasks “{name}” shows {verdict}.")
+    sentences.append("What each costs stands in the table.")
     beside = {name: outcome.beside for name, outcome in outcomes.items() if outcome.beside}
-    return " ".join([*sentences, beside_in_words(beside, TAKEN_BACK, [n for n in outcomes if n != NEVER])])
+    return " ".join([*sentences, beside_in_words(beside, TAKEN_BACK, list(holds))])
 
 
 def _row(name: str, outcome: HoldOutcome) -> list[str]:
