@@ -17,7 +17,7 @@ from personaspace.engines import Engine
 from personaspace.engines.chat import Span
 from personaspace.engines.prompts import Message, Prompt, Sampling
 from personaspace.errors import RunError
-from personaspace.model.interventions import Add, Cap, Decaying, Intervention, SetTo
+from personaspace.model.interventions import Add, Cap, Decaying, Intervention, SetTo, Where
 from personaspace.space import PersonaSpace
 
 MEASURED_ON = 16
@@ -81,24 +81,36 @@ def directions(space: PersonaSpace, random: int, first: int = 0) -> dict[str, Di
     return {**by_name, CONSTANT: lambda space, layer: space.axis_at(layer)}
 
 
-def displaced(space: PersonaSpace, layers: Sequence[int], steps: Sequence[float], along: Direction) -> tuple[Add, ...]:
-    """Steps of those lengths along a direction, one at each layer, at every token; none where a length is 0.
+def displaced(
+    space: PersonaSpace,
+    layers: Sequence[int],
+    steps: Sequence[float],
+    along: Direction,
+    hold: Intervention | None = None,
+) -> tuple[Add | Decaying, ...]:
+    """Steps of those lengths along a direction, one at each layer; none where a length is 0. At every token, or at those that a
+    hold acts on, weakening as it does.
 
     >>> steps = displacement(engine, space, cap, conversations)
     >>> with engine.intervening(*displaced(space, cap.layers, steps, directions(space, random=1)["random 1"])):
     ...     replies = list(engine.respond(prompts, sampling))
     """
-    return tuple(
-        Add(along(space, layer), layer, step, relative=False) for layer, step in zip(layers, steps, strict=True) if step
-    )
+    where: Where = "all" if hold is None else hold.where
+    adds = [
+        Add(along(space, layer), layer, step, relative=False, where=where)
+        for layer, step in zip(layers, steps, strict=True)
+        if step
+    ]
+    return tuple(Decaying(add, hold.half_life) for add in adds) if isinstance(hold, Decaying) else tuple(adds)
 
 
 def displacement(
     engine: Engine, space: PersonaSpace, hold: Intervention, prompts: Sequence[Sequence[Message]]
 ) -> list[float]:
     """How far a cap, or what else holds along the axis, moves a reply's token in the mean at each of its layers,
-    ‖h after − h before‖, given what it did at the layers below; on the first of the prompts. Raises `RunError` for an
-    engine that does not read what a cap changes."""
+    ‖h after − h before‖, given what it did at the layers below; on the first of the prompts. Of one that decays it is how far
+    it would at full strength, so that a step that decays as it does goes as far. Raises `RunError` for an engine that does not
+    read what a cap changes."""
     measured_prompts = [Prompt(tuple(p), index=k, seed=k) for k, p in enumerate(prompts[:MEASURED_ON])]
     layers = hold.layers_touched()
     sampling = Sampling(max_new_tokens=MEASURED_ON)
@@ -106,15 +118,22 @@ def displacement(
     if isinstance(inner, SetTo) or (isinstance(inner, Cap) and inner.ceiling is not None):
         return _token_by_token(engine, hold, inner, measured_prompts, sampling)
     axis = torch.stack([space.axis_at(layer) for layer in layers])
-    steps, tokens = torch.zeros(len(layers)), 0
+    steps, strength = torch.zeros(len(layers)), 0.0
     for r in engine.respond(measured_prompts, sampling, read=layers, interventions=(hold,), before=True):
         if r.activation is not None and r.before is not None and r.tokens:
             # Every step of a floor points the same way, up the axis: the means' difference is the mean of the lengths.
             steps += r.tokens * ((r.activation - r.before).float().cpu() * axis).sum(-1)
-            tokens += r.tokens
-    if not tokens:
+            strength += _strength(hold, r.tokens)
+    if not strength:
         raise RunError("the engine does not read what a cap changes, so that it has no control")
-    return (steps / tokens).clamp(min=0).tolist()
+    return (steps / strength).clamp(min=0).tolist()
+
+
+def _strength(hold: Intervention, tokens: int) -> float:
+    """The sum of a hold's strengths over a reply's first so many tokens: their number, but for one that decays."""
+    if not isinstance(hold, Decaying):
+        return float(tokens)
+    return float((0.5 ** (torch.arange(tokens) / hold.half_life)).sum())
 
 
 def _token_by_token(
@@ -135,15 +154,18 @@ def _token_by_token(
     for layer in inner.layers:
         below = inner.below(layer)
         under = () if below is None else (Decaying(below, hold.half_life) if isinstance(hold, Decaying) else below,)
-        moved, tokens = 0.0, 0
+        moved, strength = 0.0, 0.0
         for (turn,) in engine.replay(spans, read=[layer], interventions=under, each=True):
             assert turn.each is not None
             stream = turn.each[:, 0].float().cpu()
             after = inner.apply(stream, layer)
             if isinstance(hold, Decaying):
                 after = hold.weakened(stream, after, torch.arange(len(stream)))
-            moved, tokens = moved + float((after - stream).norm(dim=-1).sum()), tokens + len(stream)
-        lengths.append(moved / max(1, tokens))
+            moved, strength = (
+                moved + float((after - stream).norm(dim=-1).sum()),
+                strength + _strength(hold, len(stream)),
+            )
+        lengths.append(moved / strength if strength else 0.0)
     return lengths
 
 

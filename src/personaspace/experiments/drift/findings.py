@@ -166,10 +166,21 @@ def beside_ordinary(rows: pd.DataFrame, talk: Sequence[float], seed: int) -> Ord
     return Ordinary(mean(ordinary.tolist(), seed=seed), float(np.nanstd(ordinary, ddof=1)), *beside)
 
 
+def nearer(plain: pd.DataFrame, other: pd.DataFrame) -> np.ndarray:
+    """How much nearer to the Assistant each conversation lies as it was held, `[conversations]`, in the mean drift of the turns
+    that it has both ways: one that ended early is not set against turns that it never came to."""
+    by_turn, other_by_turn = (f.pivot(index="conversation", columns="turn", values="drift") for f in (plain, other))
+    other_by_turn = other_by_turn.reindex(list(dict.fromkeys(other.conversation)))
+    by_turn = by_turn.reindex(index=other_by_turn.index, columns=other_by_turn.columns)
+    both = (by_turn.notna() & other_by_turn.notna()).to_numpy()
+    before, after = (np.where(both, f.to_numpy(dtype=float), np.nan) for f in (by_turn, other_by_turn))
+    return np.asarray(levels(before) - levels(after))
+
+
 def held_back(rows: pd.DataFrame, condition: str, seed: int) -> Estimate:
     """How much nearer to the Assistant the same conversations lie under a condition, in their mean drift."""
-    nearer = levels(grid(rows)) - levels(grid(rows, condition=condition))
-    return mean(nearer.tolist(), seed=seed)
+    plain, other = (rows[rows.condition == name] for name in (PLAIN.name, condition))
+    return mean(nearer(plain, other).tolist(), seed=seed)
 
 
 def beside_controls(rows: pd.DataFrame, controls: Sequence[Row], names: Sequence[str]) -> dict[str, BesideControls]:
@@ -180,10 +191,12 @@ def beside_controls(rows: pd.DataFrame, controls: Sequence[Row], names: Sequence
     aside = pd.DataFrame([dict(r) for r in controls])
     same = rows[rows.conversation.isin(set(aside.conversation))]
 
-    def place(frame: pd.DataFrame, condition: str) -> float:
-        return float(np.nanmean(levels(grid(frame, condition=condition))))
+    plain = same[same.condition == PLAIN.name]
 
-    plain = place(same, PLAIN.name)
-    nearer = {name: plain - place(aside, name) for name in aside.condition.unique()}
-    effects = {name: compared(name, plain - place(same, name), nearer) for name in names if name != PLAIN.name}
+    def effect(frame: pd.DataFrame, condition: str) -> float:
+        each = nearer(plain, frame[frame.condition == condition])
+        return float(np.nanmean(each)) if not np.isnan(each).all() else math.nan
+
+    others = {name: value for name in aside.condition.unique() if not math.isnan(value := effect(aside, name))}
+    effects = {name: compared(name, effect(same, name), others) for name in names if name != PLAIN.name}
     return {name: beside for name, beside in effects.items() if beside.random}

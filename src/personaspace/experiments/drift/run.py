@@ -173,7 +173,8 @@ def as_openings(
     # In groups, so that a conversation that a later call goes on with leaves what was asked before as it is.
     for k, group in enumerate(together(trials.responses / "asked-openings.json", list(asks))):
         part = "openings" + (f"-{k}" if k else "")
-        for key, reply in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
+        replies = trials.ask([asks[n] for n in group], sampling, part=part, seeds="openings")
+        for key, reply in zip(group, replies, strict=True):
             name, _, turn = key.rpartition("/")
             projections[name, int(turn)] = reply.projection
     return projections

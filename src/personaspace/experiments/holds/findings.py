@@ -62,10 +62,8 @@ def _outcome(table: pd.DataFrame, name: str, tasks: Outcome, beside: BesideContr
     held, unheld = (table[table.condition == n] for n in (name, NEVER))
     in_role, plain_role = held[held.kind == ROLE_TALK], unheld[unheld.kind == ROLE_TALK]
     default = held[held.kind == DEFAULT_TALK]
-    by_talk, plain_by_talk = (f.groupby("conversation", sort=False).drift.mean() for f in (in_role, plain_role))
-    less = (plain_by_talk - by_talk).to_numpy()
-    whole = plain_by_talk.to_numpy()
-    talk_names = list(plain_by_talk.index)
+    by_talk = paired(plain_role, in_role).groupby("conversation", sort=False)[["unheld", "less"]].mean()
+    less, whole, talk_names = by_talk.less.to_numpy(), by_talk.unheld.to_numpy(), list(by_talk.index)
     distinct, plain_distinct = (
         f.groupby("conversation", sort=False).text.agg(lambda texts: distinct_pairs(list(texts)))
         for f in (held, unheld)
@@ -74,7 +72,7 @@ def _outcome(table: pd.DataFrame, name: str, tasks: Outcome, beside: BesideContr
         drift=mean(in_role.drift.tolist(), in_role.conversation.tolist()),
         by_turn=tuple(mean(turn.drift.tolist()) for _, turn in in_role.groupby("turn")),
         taken_back=mean(less.tolist()),
-        share=estimate(talk_names, lambda rows: _ratio(float(np.nansum(less[rows])), float(np.nansum(whole[rows])))),
+        share=estimate(talk_names, lambda rows: _ratio(less[rows].sum(), whole[rows].sum())),
         touched=estimate(
             default.conversation.tolist(),
             lambda rows: _ratio(default.touched.to_numpy()[rows].sum(), default.tokens.to_numpy()[rows].sum()),
@@ -88,6 +86,14 @@ def _outcome(table: pd.DataFrame, name: str, tasks: Outcome, beside: BesideContr
         tasks=tasks,
         beside=beside,
     )
+
+
+def paired(unheld: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """The turns that conversations have both ways, with the drift `unheld` and how much `less` it is as they were held. A reply
+    without a token has no place, and is on neither side."""
+    where = ["conversation", "turn"]
+    both = unheld[[*where, "drift"]].merge(other[[*where, "drift"]], on=where, suffixes=("", "_held")).dropna()
+    return both.assign(unheld=both.drift, less=both.drift - both.drift_held)
 
 
 def factor(held: pd.DataFrame, unheld: pd.DataFrame) -> Estimate:
@@ -127,13 +133,16 @@ def _beside(holds: Sequence[str], table: pd.DataFrame, controls: pd.DataFrame) -
     if controls.empty:
         return {}
     first = table[(table.turn <= controls.turn.max()) & (table.kind == ROLE_TALK)]
-    unheld = first[first.condition == NEVER].drift.mean()
+    unheld = first[first.condition == NEVER]
     beside = {}
     for name in holds:
         own = controls[controls.condition.str.startswith(f"{name} ")]
-        taken = (unheld - own.groupby("condition", sort=False).drift.mean()).to_dict()
+        taken = {str(c): float(paired(unheld, f).less.mean()) for c, f in own.groupby("condition", sort=False)}
         if taken:
-            beside[name] = compared(name, float(unheld - first[first.condition == name].drift.mean()), taken)
+            held = paired(unheld, first[first.condition == name])
+            beside[name] = compared(
+                name, float(held.less.mean()), {c: v for c, v in taken.items() if not math.isnan(v)}
+            )
     return beside
 
 

@@ -48,12 +48,13 @@ class Condition:
         def along(space: PersonaSpace, layer: int) -> Tensor:
             return between_halves(space, layer) if number == SHUFFLED_AXIS else random_direction(space, layer, number)
 
-        random_steps: list[Add] = []
+        random_steps: list[Intervention] = []
         for step in interventions:
             if isinstance(step, Add):
                 random_steps.append(replace(step, vector=along(space, step.layer)))
             else:
-                random_steps += displaced(space, step.layers_touched(), (displacements or {})[self.cap or ""], along)
+                lengths = (displacements or {})[self.cap or ""]
+                random_steps += displaced(space, step.layers_touched(), lengths, along, step)
         return tuple(random_steps)
 
     @property

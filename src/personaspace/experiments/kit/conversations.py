@@ -59,8 +59,11 @@ def converse(trials: Trials[Any], dialogues: Sequence[Dialogue], say: Say, turns
             d.left_out.append(len(d.messages) - len(shown))
             asks[key] = Ask(d.condition.during(alerted(trials.space, rule, d.given)), d.name, tuple(shown))
         for k, group in enumerate(together(trials.responses / f"asked-{turn:02d}.json", list(on))):
-            part = f"turn-{turn:02d}" + (f"-{k}" if k else "")
-            for key, reply in zip(group, trials.ask([asks[n] for n in group], sampling, part=part), strict=True):
+            # Seeds are the turn's, whichever call asks: conditions differ by what is done to the model alone.
+            turn_name = f"turn-{turn:02d}"
+            part = turn_name + (f"-{k}" if k else "")
+            replies = trials.ask([asks[n] for n in group], sampling, part=part, seeds=turn_name)
+            for key, reply in zip(group, replies, strict=True):
                 on[key].given.append(reply)
                 on[key].messages.append({"role": "assistant", "content": reply.text})
 
@@ -114,7 +117,7 @@ def match_displacement(trials: Trials[Any], dialogues: Sequence[Dialogue], turns
         rng = np.random.default_rng(0)
         prompts = [of_turn[k] for of_turn in by_turn.values() for k in rng.permutation(len(of_turn))]
         n = min(MEASURED_ON, len(prompts))
-        trials.displacement(cap, [prompts[k * len(prompts) // n] for k in range(n)])
+        trials.match(cap, [prompts[k * len(prompts) // n] for k in range(n)])
 
 
 def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:

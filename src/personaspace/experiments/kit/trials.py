@@ -144,6 +144,7 @@ class Trials(Folder, Generic[Chosen]):
         self.catalog, self.judges, self.load = catalog, judges or Judges(engine=engine), load
         self.watcher = watcher or Watcher()
         self.total = self.count = 0
+        self.matched: dict[str, list[float]] = {}  # by cap, how far it moves a token in conversations that it held
 
     @contextmanager
     def open(self, replies: int) -> Iterator[None]:
@@ -188,6 +189,8 @@ class Trials(Folder, Generic[Chosen]):
         replies: list[Given] = []
         for first in range(0, len(asks), SHARD):
             batch, path = asks[first : first + SHARD], self._part(part, first)
+            prompts = [a.messages for a in batch]
+            steps = {c: self._steps(c, prompts) for c in dict.fromkeys(a.condition for a in batch)}
             keys = [
                 _key(
                     list(a.messages),
@@ -195,6 +198,7 @@ class Trials(Folder, Generic[Chosen]):
                     self._seed(seeds or part, a),
                     asdict(a.condition),
                     activations,
+                    *filter(None, [steps[a.condition]]),
                 )
                 for a in batch
             ]
@@ -234,21 +238,31 @@ class Trials(Folder, Generic[Chosen]):
         return [replies[k] for k in range(len(asks))]
 
     def displacement(self, cap: str, prompts: Sequence[Sequence[Message]]) -> list[float]:
-        """How far a cap moves a reply's token in the mean at each of its layers (`controls.displacement`). Measured
-        once, on the first of the prompts, and kept in the folder."""
+        """How far a cap moves a reply's token in the mean at each of its layers (`controls.displacement`): as `match` has
+        measured it; else measured once, on the first of the prompts, and kept in the folder."""
+        return self.matched[cap] if cap in self.matched else self._measured(cap, cap, prompts)
+
+    def match(self, cap: str, prompts: Sequence[Sequence[Message]]) -> None:
+        """Has a cap's controls from now on go as far as it does on these prompts; what was measured on them is kept."""
+        self.matched[cap] = self._measured(f"{cap} of {_key(list(map(list, prompts)))}", cap, prompts)
+
+    def _measured(self, name: str, cap: str, prompts: Sequence[Sequence[Message]]) -> list[float]:
         path = self.folder / "displacements.json"
         measured = read_json(path, dict[str, list[float]]) or {}
-        if cap not in measured:
+        if name not in measured:
             hold = self.space.hold(cap)
             different = [json.loads(p) for p in dict.fromkeys(json.dumps(list(p)) for p in prompts)]
-            measured[cap] = displacement(self.engine, self.space, hold, different)
+            measured[name] = displacement(self.engine, self.space, hold, different)
             write_whole(path, json.dumps(measured, indent=1).encode())
-        return measured[cap]
+        return measured[name]
+
+    def _steps(self, condition: Condition, prompts: Sequence[Sequence[Message]]) -> list[float] | None:
+        """How long the steps of a cap's control are; None for any other condition."""
+        return self.displacement(condition.cap, prompts) if condition.control is not None and condition.cap else None
 
     def _interventions(self, condition: Condition, prompts: Sequence[Sequence[Message]]) -> tuple[Intervention, ...]:
-        if condition.control is None or condition.cap is None:
-            return condition.interventions(self.space)
-        return condition.interventions(self.space, {condition.cap: self.displacement(condition.cap, prompts)})
+        steps = self._steps(condition, prompts)
+        return condition.interventions(self.space, {} if steps is None else {str(condition.cap): steps})
 
     def _given(self, ask: Ask, r: Response, activations: bool) -> Given:
         activation = r.activation[0].float().cpu() if r.activation is not None else None
@@ -273,11 +287,12 @@ class Trials(Folder, Generic[Chosen]):
         readings: dict[str, list[Reading]] = {}
         for first in range(0, len(names), SHARD):
             batch, path = names[first : first + SHARD], self._part(part, first)
-            keys = {n: _key(list(conversations[n]), asdict(condition), logprobs) for n in batch}
+            openings = [list(takewhile(lambda m: m["role"] != "assistant", conversations[n])) for n in batch]
+            steps = self._steps(condition, openings)
+            keys = {n: _key(list(conversations[n]), asdict(condition), logprobs, *filter(None, [steps])) for n in batch}
             by_name = _kept_readings(path, keys)
             if missing := [n for n in batch if n not in by_name]:
                 texts = [conversations[n] for n in missing]
-                openings = [list(takewhile(lambda m: m["role"] != "assistant", t)) for t in texts]
                 interventions = self._interventions(condition, openings)
                 turns = self.engine.replay(
                     texts, read=[self.space.layer], interventions=interventions, logprobs=logprobs
