@@ -166,21 +166,21 @@ def beside_ordinary(rows: pd.DataFrame, talk: Sequence[float], seed: int) -> Ord
     return Ordinary(mean(ordinary.tolist(), seed=seed), float(np.nanstd(ordinary, ddof=1)), *beside)
 
 
-def nearer(plain: pd.DataFrame, other: pd.DataFrame) -> np.ndarray:
+def nearer(plain: pd.DataFrame, moved: pd.DataFrame) -> np.ndarray:
     """How much nearer to the Assistant each conversation lies as it was held, `[conversations]`, in the mean drift of the turns
     that it has both ways: one that ended early is not set against turns that it never came to."""
-    by_turn, other_by_turn = (f.pivot(index="conversation", columns="turn", values="drift") for f in (plain, other))
-    other_by_turn = other_by_turn.reindex(list(dict.fromkeys(other.conversation)))
-    by_turn = by_turn.reindex(index=other_by_turn.index, columns=other_by_turn.columns)
-    both = (by_turn.notna() & other_by_turn.notna()).to_numpy()
-    before, after = (np.where(both, f.to_numpy(dtype=float), np.nan) for f in (by_turn, other_by_turn))
+    by_turn, moved_by_turn = (f.pivot(index="conversation", columns="turn", values="drift") for f in (plain, moved))
+    moved_by_turn = moved_by_turn.reindex(list(dict.fromkeys(moved.conversation)))
+    by_turn = by_turn.reindex(index=moved_by_turn.index, columns=moved_by_turn.columns)
+    both = (by_turn.notna() & moved_by_turn.notna()).to_numpy()
+    before, after = (np.where(both, f.to_numpy(dtype=float), np.nan) for f in (by_turn, moved_by_turn))
     return np.asarray(levels(before) - levels(after))
 
 
 def held_back(rows: pd.DataFrame, condition: str, seed: int) -> Estimate:
     """How much nearer to the Assistant the same conversations lie under a condition, in their mean drift."""
-    plain, other = (rows[rows.condition == name] for name in (PLAIN.name, condition))
-    return mean(nearer(plain, other).tolist(), seed=seed)
+    plain, moved = (rows[rows.condition == name] for name in (PLAIN.name, condition))
+    return mean(nearer(plain, moved).tolist(), seed=seed)
 
 
 def beside_controls(rows: pd.DataFrame, controls: Sequence[Row], names: Sequence[str]) -> dict[str, BesideControls]:

@@ -88,11 +88,11 @@ def _outcome(table: pd.DataFrame, name: str, tasks: Outcome, beside: BesideContr
     )
 
 
-def paired(unheld: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+def paired(unheld: pd.DataFrame, moved: pd.DataFrame) -> pd.DataFrame:
     """The turns that conversations have both ways, with the drift `unheld` and how much `less` it is as they were held. A reply
     without a token has no place, and is on neither side."""
-    where = ["conversation", "turn"]
-    both = unheld[[*where, "drift"]].merge(other[[*where, "drift"]], on=where, suffixes=("", "_held")).dropna()
+    by_turn = ["conversation", "turn"]
+    both = unheld[[*by_turn, "drift"]].merge(moved[[*by_turn, "drift"]], on=by_turn, suffixes=("", "_held")).dropna()
     return both.assign(unheld=both.drift, less=both.drift - both.drift_held)
 
 
