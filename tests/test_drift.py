@@ -11,6 +11,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from personaspace.catalog import load_catalog
 from personaspace.errors import CatalogError, RunError, RunMismatch, UsageError
 from personaspace.experiments.drift import run as drift
-from personaspace.experiments.drift.findings import drifts, levels
+from personaspace.experiments.drift.findings import beside_controls, drifts, held_back, levels
 from personaspace.experiments.drift.messages import (
     BEFORE,
     BOTH,
@@ -526,3 +527,21 @@ def test_on_the_embedded_model_a_cap_holds_replies_up_while_they_are_made(tmp_pa
     assert read == pytest.approx([r["projection"] for r in plain], abs=0.5), (
         "what is read while replies are made is the same"
     )
+
+
+def test_a_cap_that_does_nothing_takes_nothing_back_where_conversations_ended_early_under_it():
+    """Three of six stop after the second turn, and later turns lie further away."""
+    rows = pd.DataFrame(
+        [
+            {"condition": name, "conversation": f"c{k}", "turn": turn + 1, "drift": drift}
+            for name in ("plain", "capped", "capped random 1")
+            for k in range(6)
+            for turn, drift in enumerate([0.0, 1.0, 4.0, 5.0])
+            if name == "plain" or k % 2 or turn < 2
+        ]
+    )
+    asked, aside = rows[~rows.condition.str.contains("random")], rows[rows.condition.str.contains("random")]
+    estimate = held_back(asked, "capped", 0)
+    assert (estimate.value, estimate.n) == (0, 6)
+    beside = beside_controls(asked, aside.to_dict("records"), ["plain", "capped"])["capped"]
+    assert (beside.effect, beside.random) == (0, (0.0,))

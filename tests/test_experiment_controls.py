@@ -11,8 +11,9 @@ from personaspace.engines.prompts import Sampling
 from personaspace.experiments.kit.beside import beside_in_words, tell_beside, verdict
 from personaspace.experiments.kit.conversations import match_displacement, said_again
 from personaspace.experiments.kit.options import Options
-from personaspace.experiments.kit.trials import Trials, capped
+from personaspace.experiments.kit.trials import PLAIN, Condition, Trials, capped, controls
 from personaspace.holding.controls import MANY, BesideControls
+from personaspace.model.interventions import Decaying
 from personaspace.report.page import Page
 from planted import PlantedEngine, planted_space
 
@@ -60,3 +61,40 @@ def test_what_is_done_to_the_model_without_a_control_is_named():
     assert "beyond their 95th percentile" in headline
     assert "Beside capped+alert, capped+mirror no random direction was set" in headline
     assert beside_in_words({}, "taken back", []) == ""
+
+
+def test_every_condition_draws_alike_at_a_turn_whichever_call_asks(tmp_path, monkeypatch):
+    """Controls come in later calls; with another draw of their own they would differ by more than what is done to the model."""
+    engine = PlantedEngine(lambda messages, rng: rng.normal())
+    made = Trials(engine, planted_space(3.0), tmp_path, "test", Options(), catalog=load_catalog())
+    said = {f"c{k}": [{"role": "user", "content": f"thing {k} {turn}"} for turn in range(3)] for k in range(2)}
+    seeds: dict[str, set[int]] = {}
+    answers = engine.respond
+
+    def respond(prompts, *options, before=False, **more):
+        prompts = list(prompts)
+        for p in prompts:
+            if not before:  # what measures a cap's steps draws for itself
+                seeds.setdefault(p.messages[-1]["content"], set()).add(p.seed)
+        return answers(prompts, *options, before=before, **more)
+
+    monkeypatch.setattr(engine, "respond", respond)
+    sampling = Sampling(max_new_tokens=8)
+    with made.open(1):
+        match_displacement(made, said_again(made, said, [PLAIN, *capped(["capped"])], sampling), 3)
+        for directions in (2, 3):
+            said_again(made, said, controls(capped(["capped"]), directions), sampling)
+    assert len(seeds) == 6
+    assert all(len(of_message) == 1 for of_message in seeds.values())
+
+
+@pytest.mark.parametrize("where", ["generated", "answer"])
+def test_the_control_of_a_gentler_hold_acts_where_and_weakens_as_it_does(where):
+    space = planted_space(3.0)
+    for name, half_life in ((f"capped+{where}", None), (f"capped+{where}+half-life=4", 4.0)):
+        (push,) = Condition("x", cap=name, control=1).interventions(space, {name: [2.0]})
+        assert push.where == where
+        assert isinstance(push, Decaying) == (half_life is not None)
+        add = push.of if isinstance(push, Decaying) else push
+        assert float(add.step.norm()) == pytest.approx(2.0)
+        assert getattr(push, "half_life", None) == half_life

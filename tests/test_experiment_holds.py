@@ -16,7 +16,7 @@ from personaspace.catalog import load_catalog
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments.holds import run as holding
-from personaspace.experiments.holds.findings import distinct_pairs, factor, findings
+from personaspace.experiments.holds.findings import distinct_pairs, factor, findings, paired
 from personaspace.experiments.holds.run import EXPERIMENT, HoldsOptions, talks
 from personaspace.experiments.kit.conversations import alerted
 from personaspace.experiments.kit.tasks import ALL, Outcome
@@ -76,6 +76,27 @@ def test_a_random_push_that_does_as_much_takes_the_claim_away(tmp_path, monkeypa
     assert "not beyond" in any_push.headline
     none = conducted(tmp_path / "none", monkeypatch, PlantedEngine(slipping), SMALL.model_copy(update={"controls": 0}))
     assert "nothing is claimed of the axis there" in none.headline
+
+
+def test_controls_over_more_turns_later_are_those_of_a_folder_that_begins_with_as_many(tmp_path, monkeypatch):
+    def beside(folder, turns):
+        engine = PlantedEngine(slipping, any_direction=True)
+        options = SMALL.model_copy(update={"control_turns": turns, "controls": 2})
+        return conducted(folder, monkeypatch, engine, options).figures["holds"]["capped"].beside
+
+    beside(tmp_path / "grown", 1)
+    assert beside(tmp_path / "grown", 3) == beside(tmp_path / "fresh", 3)
+
+
+def test_turns_that_never_came_and_empty_replies_are_on_neither_side():
+    def talk(name, drifts):
+        return pd.DataFrame({"conversation": name, "turn": range(1, len(drifts) + 1), "drift": drifts})
+
+    unheld = pd.concat([talk("a", [1.0, 2.0, 6.0]), talk("b", [2.0, 2.0, 2.0])])
+    ended = pd.concat([talk("a", [1.0, 2.0]), talk("b", [math.nan] * 3)])
+    pairs = paired(unheld, ended)
+    assert list(pairs.less) == [0.0, 0.0]
+    assert list(pairs.unheld) == [1.0, 2.0]
 
 
 def test_a_cap_on_alert_leaves_a_conversation_alone_that_raises_none(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from personaspace.catalog import load_catalog
 from personaspace.errors import CatalogError
 from personaspace.experiments import data
-from personaspace.experiments.jailbreak.findings import ALONE, PERSONA, effect, goes_with_low
+from personaspace.experiments.jailbreak.findings import ALONE, PERSONA, effect, goes_with_low, persona_adds
 from personaspace.experiments.jailbreak.run import (
     EXPERIMENT,
     HARM,
@@ -187,6 +187,24 @@ def test_a_reduction_is_over_the_prompts_that_are_judged_under_both():
     nothing = effect(rows({"plain": [False] * 4, "capped": [True] * 4}), "capped")
     assert np.isnan(nothing.reduction.value)
     assert nothing.verdict() == "nothing to reduce"
+
+
+def test_what_breaks_rules_that_were_never_broken_makes_things_worse():
+    worse = effect(rows({"plain": [False] * 72, "capped": [k < 24 for k in range(72)]}), "capped")
+    assert np.isnan(worse.reduction.value)
+    assert worse.verdict() == "it makes things worse"
+
+
+@pytest.mark.parametrize(("with_personas", "alone"), [(18, 12), (4, 12), (72, 36)])
+def test_a_persona_that_does_nothing_adds_nothing_however_unequal_the_rules_of_its_arms(with_personas, alone):
+    """Rule 0 to 3 is always broken, the others never; each arm asks the rules in turn."""
+    counted = [
+        {"arm": arm, "condition": "plain", "item": f"{arm}/{k}", "group": str(k % 12), "bad": k % 12 < 4}
+        for arm, n in ((PERSONA, with_personas), (ALONE, alone))
+        for k in range(n)
+    ]
+    added = persona_adds(counted, "plain")
+    assert (added.value, added.n) == (0, min(with_personas, 12))
 
 
 def test_what_holds_the_model_in_the_prompts_of_two_rules_alone_is_not_said_to_hold_it():

@@ -164,6 +164,7 @@ def test_replies_that_tell_nothing_are_missing_and_their_share_is_shown(tmp_path
     assert telling["α +0.30"].value > 0.8
     assert shares["α +0.30"]["the Assistant"].value == 1
     assert result.figures["telling_trend"].low > 0
+    assert result.figures["telling_of_all"].n == SMALL.roles  # the same roles under each condition, and no more for it
     assert "shares of different replies" in result.headline
 
 

@@ -13,7 +13,7 @@ from personaspace.experiments.kit.conditions import PLAIN, Condition
 from personaspace.experiments.kit.speakers import KINDS, TELLING, UNTOLD
 from personaspace.experiments.kit.trials import Ask, Given
 from personaspace.holding.controls import BesideControls
-from personaspace.stats.intervals import Estimate, mean_difference, share, shares_of, trend
+from personaspace.stats.intervals import Estimate, mean, mean_difference, share, shares_of, trend
 
 Row = dict[str, Any]
 NO_ROLE, ROLE = "no role", "a role"
@@ -44,8 +44,9 @@ class SpeakerShift:
 class SusceptibilityFindings:
     """names: of conditions, in order. shares: under a role or none, by condition, of the replies that tell who is speaking;
     shares_of_all: of all judged ones, those that do not tell included; telling: how many tell. telling_trend: whether that
-    changes with α. effects: on being the Assistant, by what is done; broken: of steering away on being incoherent, where it is
-    asked for. control_shares, control_telling: by condition, of its random directions."""
+    changes with α; telling_of_all: how many do under a role, whatever is done along the axis; the interval is over roles.
+    effects: on being the Assistant, by what is done; broken: of steering away on being incoherent, where it is asked for.
+    control_shares, control_telling: by condition, of its random directions."""
 
     names: Sequence[str]
     ends: Sequence[str]
@@ -55,6 +56,7 @@ class SusceptibilityFindings:
     assistant_trend: Estimate
     persona_trend: Estimate
     telling_trend: Estimate
+    telling_of_all: Estimate
     effects: Mapping[str, SpeakerShift]
     broken: SpeakerShift | None
     control_shares: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
@@ -114,6 +116,9 @@ def findings(conditions: Sequence[Condition], rows: Sequence[Row]) -> Susceptibi
             for under, by in cells.items()
         },
         telling={under: {n: _telling(kinds) for n, kinds in by.items()} for under, by in cells.items()},
+        telling_of_all=mean(
+            (under_role[~under_role.random].kind != UNTOLD).tolist(), under_role[~under_role.random].role.tolist()
+        ),
         assistant_trend=_trend(steering, ASSISTANT),
         persona_trend=_trend(steering, *CHARACTERS),
         telling_trend=trend(steering.alpha, steering.kind != UNTOLD, list(steering.role)),

@@ -16,7 +16,7 @@ from personaspace.experiments.susceptibility.sorting import sorting, tell_sortin
 from personaspace.report.charts import across, beside, stacked, wrapped
 from personaspace.report.page import NEAR, SOFT, Chart, Page
 from personaspace.space import PersonaSpace
-from personaspace.stats.intervals import Estimate, share
+from personaspace.stats.intervals import Estimate
 
 STUDY = (
     "The study: steered away, models more readily say that they are the person or thing they are told to be, and at high "
@@ -60,10 +60,9 @@ def page(
     result_page = Page("Who does it say it is?", lead)
     telling = [e for n in findings.names if (e := findings.telling[ROLE][n]).n]
     if telling:
-        tells = [k < round(e.value * e.n) for e in telling for k in range(e.n)]
         values = [100 * e.value for e in telling]
         between = f"under a role; from {min(values):.0f} to {max(values):.0f}% by condition"
-        result_page.figure("replies that tell who speaks", share(tells), between, ".0%")
+        result_page.figure("replies that tell who speaks", findings.telling_of_all, between, ".0%")
     else:
         result_page.figure("replies that tell who speaks", "none judged")
     ranked = "of those that tell; rank correlation with α"
