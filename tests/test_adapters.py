@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -100,6 +101,20 @@ def test_who_reads_files_gets_a_merged_copy_that_is_kept(adapter, tiny_folder):
     assert loading.whole_folder(str(adapter)) == folder
     assert loading.whole_folder(str(tiny_folder)) == str(tiny_folder)
     assert model_of(str(adapter))[0].num_hidden_layers == 3
+
+
+def test_a_merged_copy_is_made_anew_where_the_base_was_written_anew(tmp_path, tiny_folder):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    adapter = trained(tmp_path / "lora", str(base), 1)
+    before = loading.whole_folder(str(adapter))
+    torch.manual_seed(5)
+    make_model("llama").apply(
+        lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None
+    ).save_pretrained(base)
+    after = loading.whole_folder(str(adapter))
+    assert after != before
+    assert TransformersEngine.load(after).info.fingerprint == TransformersEngine.load(str(adapter)).info.fingerprint
 
 
 def test_an_adapter_brings_its_own_tokenizer_and_its_base_is_found_beside_it(tmp_path, tiny_folder):

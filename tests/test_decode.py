@@ -214,6 +214,22 @@ def test_a_row_that_steps_apart_says_what_it_says_beside_others_and_leaves_the_n
         assert drained(loop, [])[row.key].row.out == expected
 
 
+def test_what_a_row_apart_leaves_to_its_next_turn_takes_no_more_than_twice_its_tokens(tiny):
+    loop = tiny.open_loop(2000, range(3), rows=2, keep=1 << 24)
+    prefill = loop.begin(a_row(tiny, 1, 60, 1500))
+    prefill.advance(60)
+    alone = loop.apart(prefill)
+
+    def end_soon(_, row):
+        row.finish = "stop" if len(row.out) >= 5 else row.finish
+
+    while alone.rows:
+        alone.step(end_soon)
+    ((_, ids, cache),) = loop.kept._kept.values()
+    taken = sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert len(ids) * tiny.layout.per_token <= taken <= 2 * len(ids) * tiny.layout.per_token
+
+
 def test_a_pass_that_nobody_wants_any_more_ends_where_it_stands_and_one_that_fails_says_so(tiny):
     loop = tiny.open_loop(400, range(3), rows=2)
     prefill = loop.begin(a_row(tiny, 1, 60, 8))

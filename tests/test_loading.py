@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, Phi3Config
 
 from conftest import FAMILIES, make_model, make_tokenizer
 from personaspace import PersonaSpace
@@ -24,6 +26,7 @@ from personaspace.errors import ModelError
 from personaspace.mapping.plan import model_of
 from personaspace.model.interventions import Cap
 from personaspace.model.loading import pick_device, pick_dtype
+from personaspace.model.residual import context_of
 from test_cli import run
 
 ASK = Prompt(({"role": "user", "content": "Who are you?"},))
@@ -267,3 +270,19 @@ def test_a_mac_has_its_gpu_taken_and_bf16(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device(None) == torch.device("mps")
     assert pick_dtype(None, pick_device(None)) == torch.bfloat16
+
+
+def test_a_model_that_turns_to_other_rotary_frequencies_has_no_more_context_than_before_it_does():
+    factors = {"rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0}
+    longrope = Phi3Config(
+        **sizes, original_max_position_embeddings=16, rope_parameters={"rope_type": "longrope", **factors}
+    )
+    assert context_of(longrope) == 16
+    assert context_of(LlamaConfig(**sizes)) == 128
+    by_layer = {
+        "full": {"rope_type": "default", "rope_theta": 1.0},
+        "sliding": {"rope_type": "default", "rope_theta": 1.0},
+    }
+    assert context_of(SimpleNamespace(max_position_embeddings=64, rope_parameters=by_layer)) == 64
+    assert context_of(SimpleNamespace()) is None

@@ -94,9 +94,9 @@ def whole_folder(name: str) -> str:
     source = find(name)
     if not source.adapters:
         return source.where
-    files = [
-        (str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for a in source.adapters for p in sorted(a.iterdir())
-    ]
+    # Those of the base as well: one that was written anew is another model under the same name.
+    folders = [*source.adapters, *(Path(p) for p in sorted({source.where, source.tokenizer}) if Path(p).is_dir())]
+    files = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for f in folders for p in sorted(f.iterdir())]
 
     def write(folder: Path) -> None:
         with in_one_line(name):

@@ -262,14 +262,14 @@ class SideBySide:
                 (layer.keys, layer.values), layer.is_initialized = computed_layer.whole, True
 
     def copy(self, slot: int, length: int, tokens: int) -> Cache:
-        """A cache of its own with the first tokens of a row of that length. What was adopted is not copied: it ends with its
-        row."""
+        """A cache of its own with the first tokens of a row of that length. What was adopted ends with its row, and is not
+        copied where it fills half of its buffers, which would stay for as long as it does."""
         copied = self.layout.empty()
         first = self.window.column - length
         for layer, source in zip(copied.layers, self.layers, strict=True):
             if getattr(source, "keys", None) is not None:
                 columns = (slice(slot, slot + 1), slice(None), slice(first, first + tokens))
-                if self.adopted:
+                if self.adopted and 2 * tokens >= self.window.columns:
                     layer.keys, layer.values = source.keys[columns], source.values[columns]
                 else:
                     layer.update(source.keys[columns], source.values[columns])  # which copies them
