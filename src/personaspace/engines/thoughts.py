@@ -28,6 +28,11 @@ class ThoughtMarkers:
         """Whether a prompt ends inside a thought that it has opened itself."""
         return text.rstrip().endswith(self.opening)
 
+    def open_in(self, message: str) -> bool:
+        """Whether a message that is to be gone on with ends inside a thought: not where its answer names a marker."""
+        start, end = split_text(message, self).answer
+        return start == end and message.rfind(self.opening) > message.rfind(self.closing)
+
 
 THOUGHT_MARKERS = tuple(
     ThoughtMarkers(opening, closing)
