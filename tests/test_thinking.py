@@ -312,6 +312,18 @@ def test_a_reply_that_goes_on_inside_a_thought_begins_with_the_rest_of_it(begun,
     assert (reply.text, reply.thinking) == expected
 
 
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("thought", ["", " \n\n ", "hm"])
+def test_an_answer_begins_with_its_first_word_after_an_empty_thought_as_after_another(inside, thought):
+    chat = Chat(thinking_tokenizer(OPENS))
+    reply = ("" if inside else "<think>") + f"{thought}</think> \n\n Hi"
+    ids = chat.tokenizer(reply, add_special_tokens=False)["input_ids"]
+    prompt = chat.tokenizer("<think>" if inside else "x", add_special_tokens=False)["input_ids"]
+    parts = chat.splitter(prompt).follow(ids)
+    assert chat.decode(ids[slice(*parts.answer)]) == "Hi"
+    assert [chat.decode(ids[a:b]) for a, b in parts.thinking] == ([thought] if thought.strip() else [])
+
+
 def test_a_thought_that_is_written_down_is_found_with_its_marker_or_after_an_opened_one():
     markers = THOUGHT_MARKERS[0]
     for text, answer, thoughts in (
