@@ -11,9 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from personaspace.engines.chat import Span
+from personaspace.engines.protocol import ReadOptions
 from personaspace.engines.vllm import plugin
 from personaspace.engines.vllm.admission import InFlight
 from personaspace.engines.vllm.clamps import Rows, directions_of
+from personaspace.engines.vllm.engine import VllmEngine
 from personaspace.engines.vllm.layers import DeviceSums, detect_residual_form
 from personaspace.engines.vllm.options import model_length, read_options
 from personaspace.engines.vllm.readout import Readout
@@ -268,11 +271,19 @@ def test_an_ask_is_plain_json() -> None:
         ({"interventions": [{"kind": "cap"}]}, "cap"),
         ({"spans": [[0, 4], [3, 5]]}, "spans"),
         ({"spans": [3]}, "spans"),
+        ({"spans": []}, "a range at least"),
     ],
 )
 def test_a_wrong_ask_says_what_is_wrong(ask: object, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_request(ask, {}, LAYERS, HIDDEN, 9)
+
+
+def test_a_conversation_without_a_reply_is_replayed_as_no_turns_and_is_not_sent() -> None:
+    engine = VllmEngine.__new__(VllmEngine)
+    engine.rows, engine.core = 4, None
+    replayed = engine._replay_spans([Span((1, 2), ()), Span((1,), ())], [[], []], ReadOptions(layers=(0,)))
+    assert list(replayed) == [[], []]
 
 
 # -- vLLM's own options ---------------------------------------------------------------------------------------------
