@@ -70,6 +70,13 @@ def test_numbers_that_make_no_sense_are_refused(roles, questions):
         CATALOG.select(roles, questions)
 
 
+@pytest.mark.parametrize("roles", ["--5", "-5", "---", "5-"])
+def test_a_number_with_dashes_is_refused_in_one_line(roles):
+    with pytest.raises(UsageError, match="--roles") as problem:
+        CATALOG.select(roles)
+    assert "\n" not in str(problem.value)
+
+
 def test_a_number_of_roles_is_spread_over_the_list():
     assert [r.role[0] for r in CATALOG.select("5").roles] == ["a", "c", "h", "p", "s"]
 

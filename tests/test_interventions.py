@@ -164,25 +164,47 @@ def test_attach_makes_the_users_own_generate_say_what_respond_says(tiny):
     assert tuple(t for t in reply if t != 2) == ours.token_ids
 
 
-@pytest.mark.parametrize("how", ["prompt lookup", "an assistant model", "a left-padded batch"])
-def test_what_is_for_generated_tokens_alone_acts_on_all_of_them_however_generate_makes_them(tiny, how):
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("how", ["prompt lookup", "an assistant model", "a left-padded batch", "no cache"])
+def test_what_is_for_generated_tokens_alone_acts_on_all_of_them_however_generate_makes_them(tiny, family, how):
+    model, assistant = make_model(family), make_model("llama", seed=1)
     ids = torch.tensor([tiny.chat.prompt_ids(ask(3).messages)])
     some = [Add(torch.linspace(-1, 1, 32), layer=1, alpha=4.0, relative=False, where="generated")]
     options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None}
-    with personaspace.attach(tiny.model, *some):
-        plain = tiny.model.generate(ids, **options)[0].tolist()
+    lengths = []
+    with personaspace.attach(model, *some):
+        plain = model.generate(ids, **options)[0].tolist()
+        counting = model.lm_head if hasattr(model, "lm_head") else model.embed_out
+        handle = counting.register_forward_hook(lambda _, __, logits: lengths.append(logits.shape[1]))
         if how == "prompt lookup":
-            other = tiny.model.generate(ids, prompt_lookup_num_tokens=3, **options)[0].tolist()
+            other = model.generate(ids, prompt_lookup_num_tokens=3, **options)[0].tolist()
+            assert max(lengths[1:]) > 1
         elif how == "an assistant model":
-            assistant = make_model("llama", seed=1)
-            other = tiny.model.generate(input_ids=ids, assistant_model=assistant, **options)[0].tolist()
+            other = model.generate(input_ids=ids, assistant_model=assistant, **options)[0].tolist()
+        elif how == "no cache":
+            other = model.generate(ids, use_cache=False, **options)[0].tolist()
         else:
             padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), ids], 1)
             mask = (padded > 0).long()
-            other = tiny.model.generate(padded, attention_mask=mask, **options)[0, 5:].tolist()
+            other = model.generate(padded, attention_mask=mask, **options)[0, 5:].tolist()
+        handle.remove()
     assert other == plain
-    assert plain != tiny.model.generate(ids, **options)[0].tolist()
-    assert "generate" not in vars(tiny.model)
+    assert plain != model.generate(ids, **options)[0].tolist()
+    assert "generate" not in vars(model)
+    hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert hooked == []
+
+
+def test_a_prompt_of_one_token_is_no_generated_one(tiny):
+    model = make_model("gpt_neox")
+    some = [Add(torch.linspace(-1, 1, 32), layer=1, alpha=40.0, relative=False, where="generated")]
+    options = {"do_sample": False, "max_new_tokens": 1, "pad_token_id": 0, "eos_token_id": None}
+    ids = torch.tensor([[9]])
+    plain = model.generate(ids, output_logits=True, return_dict_in_generate=True, **options).logits[0]
+    for use_cache in (True, False):
+        with personaspace.attach(model, *some):
+            made = model.generate(ids, use_cache=use_cache, output_logits=True, return_dict_in_generate=True, **options)
+        assert torch.equal(made.logits[0], plain)
 
 
 @pytest.mark.parametrize("read", [range(3), ()])

@@ -11,6 +11,7 @@ from personaspace.judges import Item, LocalJudge, OpenAIJudge, RulesJudge, make_
 from personaspace.mapping.mapper import Mapper
 from personaspace.mapping.options import MapOptions
 from personaspace.runs import Run
+from test_thinking import ALWAYS, thinking_engine
 
 GHOST = Role(role="ghost", description="A ghost.", instructions=("Be a ghost.",))
 ROBOT = Role(role="robot", description="A robot.", ai=True, instructions=("Be a robot.",))
@@ -48,6 +49,27 @@ def test_the_local_judge_keeps_most_probable_and_expected_score(tiny):
     for found in LocalJudge(tiny).score([item("Boo."), item("I can help you with that.")]):
         assert found.score in range(4)
         assert 0 <= found.expected <= 3
+
+
+def test_the_local_judge_scores_alike_on_an_engine_that_thinks_and_on_one_that_does_not():
+    items = [item("Boo."), item("I can help you with that.")]
+    quiet, thinks = (list(LocalJudge(thinking_engine(thinking=t, id="tiny")).score(items)) for t in (False, True))
+    assert thinks == quiet
+    assert None not in {score.score for score in quiet}
+
+
+def test_a_model_that_always_thinks_is_no_local_judge():
+    with pytest.raises(JudgeError, match="tiny thinks before every answer"):
+        LocalJudge(thinking_engine(ALWAYS, id="tiny"))
+
+
+def test_numbers_that_are_not_finite_are_unscored():
+    engine = thinking_engine(id="tiny")
+    judge = LocalJudge(engine)
+    engine.model.lm_head.register_forward_hook(lambda _, __, logits: logits * float("nan"))
+    (score,) = judge.score([item("Boo.")])
+    assert (score.score, score.expected) == (None, None)
+    assert "not finite" in score.problem
 
 
 def test_an_endpoint_is_asked_again_on_429_and_5xx(endpoint):

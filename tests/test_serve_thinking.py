@@ -129,6 +129,18 @@ def test_a_response_without_thoughts_is_one_message(server):
 
 
 @pytest.mark.long
+def test_a_message_that_ends_inside_a_thought_is_gone_on_with_as_a_thought(server):
+    begun = [*BODY["messages"], {"role": "assistant", "content": "<think>\nLet me"}]
+    messages = []
+    for seed in range(4):
+        for switch in ({"continue_final_message": True}, {"add_generation_prompt": False}):
+            answer = asked(server, messages=begun, seed=seed, **switch)
+            messages.append(answer["choices"][0]["message"])
+            details = answer["usage"].get("completion_tokens_details", {})
+            assert bool(details.get("reasoning_tokens")) == bool(messages[-1].get("reasoning_content"))
+    assert any(message.get("reasoning_content") for message in messages)
+
+
 def test_thinking_is_off_in_the_server_unless_it_is_asked_for(server):
     reply, seed = expected(False)
     for how in ({}, {"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):

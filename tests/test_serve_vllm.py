@@ -19,6 +19,7 @@ from personaspace.serve.refusals import BadRequest
 from personaspace.serve.responses import ResponseRequest
 from personaspace.serve.types import Persona
 from personaspace.serve.vllm import Endpoints, VllmPersona, _stopped, _streamed
+from personaspace.serve.vllm_bodies import continued_text
 from personaspace.serve.vllm_responses import as_response
 from personaspace.space import PersonaSpace
 from test_thinking import OPENS, thinking_tokenizer
@@ -112,6 +113,15 @@ def test_a_conversation_that_an_alert_ended_is_answered_without_vllm(vllm_person
     assert json.loads(first.removeprefix("data: "))["choices"][0]["delta"]["refusal"] == choice["message"]["refusal"]
     assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 0
     assert last == "data: [DONE]"
+
+
+def test_a_reply_that_is_followed_inside_a_thought_begins_with_the_rest_of_it():
+    chat = Chat(thinking_tokenizer(OPENS))
+    begun = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<think>a"}]
+    reply = FollowedReply(chat, continued_text=continued_text({"messages": begun, "continue_final_message": True}))
+    ids = chat.tokenizer("b</think>c", add_special_tokens=False)["input_ids"]
+    reply.take({"prompt_token_ids": chat.prompt_ids(begun, continued=True), "choices": [{"token_ids": ids}]})
+    assert reply.answer(len(ids)) == (2, 3)
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -287,6 +287,43 @@ def test_a_reply_is_told_apart_alike_as_it_is_made_and_when_it_is_whole(inside, 
         assert (whole.text, whole.thinking) == (text, "")
 
 
+@pytest.mark.parametrize(
+    ("begun", "inside"),
+    [
+        ("<think>\nLet me", True),
+        ("<think>", True),
+        ("<think>a</think><think>b", True),
+        ("<think>a</think>\n\nHi", False),
+        ("Write <think> before", False),
+        ("Hi", False),
+    ],
+)
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_a_reply_that_goes_on_inside_a_thought_begins_with_the_rest_of_it(begun, inside, as_tokens):
+    tokenizer = thinking_tokenizer(OPENS) if as_tokens else make_tokenizer(OPENS)
+    chat = Chat(tokenizer)
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": begun}]
+    prompt = chat.prompt_ids(messages, continued=True)
+    assert chat.decode(prompt).endswith(begun)
+    ids = tokenizer(" think.</think>\n\nHi", add_special_tokens=False)["input_ids"]
+    reply = ReplyText(chat.decode, chat.splitter(prompt, begun))
+    reply.add(ids, final=True)
+    expected = ("Hi", "think.") if inside else (chat.decode(ids), "")
+    assert (reply.text, reply.thinking) == expected
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("thought", ["", " \n\n ", "hm"])
+def test_an_answer_begins_with_its_first_word_after_an_empty_thought_as_after_another(inside, thought):
+    chat = Chat(thinking_tokenizer(OPENS))
+    reply = ("" if inside else "<think>") + f"{thought}</think> \n\n Hi"
+    ids = chat.tokenizer(reply, add_special_tokens=False)["input_ids"]
+    prompt = chat.tokenizer("<think>" if inside else "x", add_special_tokens=False)["input_ids"]
+    parts = chat.splitter(prompt).follow(ids)
+    assert chat.decode(ids[slice(*parts.answer)]) == "Hi"
+    assert [chat.decode(ids[a:b]) for a, b in parts.thinking] == ([thought] if thought.strip() else [])
+
+
 def test_a_thought_that_is_written_down_is_found_with_its_marker_or_after_an_opened_one():
     markers = THOUGHT_MARKERS[0]
     for text, answer, thoughts in (

@@ -11,13 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from personaspace.engines.chat import Span
+from personaspace.engines.protocol import ReadOptions
 from personaspace.engines.vllm import plugin
-from personaspace.engines.vllm.admission import InFlight
+from personaspace.engines.vllm.admission import InFlight, admit
 from personaspace.engines.vllm.clamps import Rows, directions_of
+from personaspace.engines.vllm.engine import VllmEngine
 from personaspace.engines.vllm.layers import DeviceSums, detect_residual_form
 from personaspace.engines.vllm.options import model_length, read_options
 from personaspace.engines.vllm.readout import Readout
-from personaspace.engines.vllm.request import PersonaRequest, parse_request
+from personaspace.engines.vllm.request import FIELD, PersonaRequest, parse_request
 from personaspace.engines.vllm.wire import pack, unpack
 from personaspace.errors import ModelError, UsageError
 from personaspace.model.interventions import Ablate, Add, Cap, Decaying, Intervention, Mirror, SetTo
@@ -155,6 +158,30 @@ def test_a_token_that_ends_the_reply_does_not_count() -> None:
     assert reading.each[0].tolist() == [2.0]
 
 
+def test_none_of_many_tokens_that_end_the_reply_counts_and_more_are_refused() -> None:
+    readout = Readout(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), DeviceSums(LAYERS, HIDDEN, SLOTS, 64, CPU))
+    for id, stop_tokens in (("a", range(10, 60)), ("b", [7])):
+        readout.begin(id, PersonaRequest(key=id, layers=(0,)), 1, stop_tokens)
+    ids = torch.tensor([1, 5, 59, 1, 5, 59])
+    run(readout, ["a", "b"], [3, 3], {"a": 0, "b": 0}, ids)
+    readings = unpack(pack({id: readout.take(id) for id in ("a", "b")}))
+    assert [readings[id].tokens.tolist() for id in ("a", "b")] == [[1], [2]]
+    params = SimpleNamespace(extra_args={FIELD: {}}, n=1, stop_token_ids=list(range(1025)))
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=1,
+            data_parallel_size=1,
+            use_ubatching=False,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+        ),
+        speculative_config=None,
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+    )
+    with pytest.raises(UsageError, match="1025 stop tokens; at most 1024"):
+        admit(SimpleNamespace(sampling_params=params, prompt_token_ids=[1]), config, {})
+
+
 def test_a_reading_is_looked_at_on_the_way_or_begun_anew() -> None:
     readout = Readout(Rows(LAYERS, HIDDEN, 8, 1, 4, CPU), DeviceSums(LAYERS, HIDDEN, SLOTS, 64, CPU))
     readout.sums.project, readout.sums.direction[0] = 1, 1.0
@@ -268,11 +295,19 @@ def test_an_ask_is_plain_json() -> None:
         ({"interventions": [{"kind": "cap"}]}, "cap"),
         ({"spans": [[0, 4], [3, 5]]}, "spans"),
         ({"spans": [3]}, "spans"),
+        ({"spans": []}, "a range at least"),
     ],
 )
 def test_a_wrong_ask_says_what_is_wrong(ask: object, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse_request(ask, {}, LAYERS, HIDDEN, 9)
+
+
+def test_a_conversation_without_a_reply_is_replayed_as_no_turns_and_is_not_sent() -> None:
+    engine = VllmEngine.__new__(VllmEngine)
+    engine.rows, engine.core = 4, None
+    replayed = engine._replay_spans([Span((1, 2), ()), Span((1,), ())], [[], []], ReadOptions(layers=(0,)))
+    assert list(replayed) == [[], []]
 
 
 # -- vLLM's own options ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,7 @@ def choose(items: Mapping[str, T], selection: str, noun: str, where: str, least:
     """
     if selection == "all":
         return tuple(items.values())
-    if selection.lstrip("-").isdecimal():
+    if re.fullmatch(r"-?\d+", selection):
         n = int(selection)
         if not least <= n <= len(items):
             raise UsageError(f"--{noun}s {n}: the catalogue {where} has {len(items)} {noun}s; give {least} to that")

@@ -293,14 +293,16 @@ class Chat:
             return bytes(_ALPHABET[c] for c in written)
         return text.encode()
 
-    def splitter(self, prompt_ids: Sequence[int]) -> ReplySplitter | None:
-        """Who tells the thoughts of the reply to a prompt from its answer; None for a model that knows no thoughts."""
+    def splitter(self, prompt_ids: Sequence[int], continued_text: str = "") -> ReplySplitter | None:
+        """Who tells the thoughts of the reply to a prompt from its answer; None for a model that knows none.
+        continued_text: the prompt's last message, where that is gone on with."""
         if self.speaks_harmony:
             return ChannelReplySplitter(self.tokenizer)
         if self.thought_markers is None:
             return None
         end = self.tokenizer.decode(list(prompt_ids[-_ENOUGH:]), skip_special_tokens=False)
-        return MarkedReplySplitter(self.tokenizer, self.thought_markers, self.thought_markers.open_at_end(end))
+        markers, inside = self.thought_markers, self.thought_markers.open_in(continued_text)
+        return MarkedReplySplitter(self.tokenizer, markers, inside or markers.open_at_end(end))
 
     def parts(self, messages: Sequence[Message], reply_ids: Sequence[int]) -> ReplyParts:
         """Which tokens of a reply to messages are its answer, and which its thoughts."""
@@ -328,11 +330,9 @@ class Chat:
     def _spans(self, messages: Sequence[Message], part: Part) -> tuple[Span, list[int]]:
         written, is_guarded = self._guarded(messages)
         text = self._render(written, False)
-        # Each answer and each thought gives way to a probe: where those are rendered, the texts are.
+        # Each answer and each thought gives way to a probe (its message, whether it is a thought, its text): it says where.
         probed = [dict(m) for m in written]
-        texts: dict[
-            str, tuple[int, bool, str]
-        ] = {}  # of each probe: message, whether it is a thought, what it stands for
+        texts: dict[str, tuple[int, bool, str]] = {}
         for place, message in enumerate(probed):
             if message["role"] != "assistant" or message.get("tool_calls"):
                 continue

@@ -28,6 +28,11 @@ class ThoughtMarkers:
         """Whether a prompt ends inside a thought that it has opened itself."""
         return text.rstrip().endswith(self.opening)
 
+    def open_in(self, message: str) -> bool:
+        """Whether a message that is to be gone on with ends inside a thought: not where its answer names a marker."""
+        start, end = split_text(message, self).answer
+        return start == end and message.rfind(self.opening) > message.rfind(self.closing)
+
 
 THOUGHT_MARKERS = tuple(
     ThoughtMarkers(opening, closing)
@@ -179,6 +184,7 @@ class MarkedReplySplitter(ReplySplitter):
         self._closing = ids[0] if len(ids) == 1 else None
         self._state: Literal["before", "thinking", "answer"] = "thinking" if inside else "before"
         self._start = 0
+        self._ended = False  # whether a thought has, an empty one, too: the answer then begins with its first word
         self.is_open = not inside
 
     def without_marker(self, thinking: str) -> str:
@@ -195,7 +201,7 @@ class MarkedReplySplitter(ReplySplitter):
             text = self._text(ids[self._start : place + 1]).lstrip()
             if text.startswith(self.markers.opening):
                 self._state, self._start = "thinking", place + 1
-            elif not text and self._thoughts:
+            elif not text and self._ended:
                 self._start = place + 1
             elif not self.markers.opening.startswith(text):
                 self._state = "answer"
@@ -215,7 +221,7 @@ class MarkedReplySplitter(ReplySplitter):
                 end -= 1
             if end > start:
                 self._thoughts.append((start, end))
-            self._state, self._start = "before", place + 1
+            self._state, self._start, self._ended = "before", place + 1, True
         elif start == place and self._is_blank(ids[place]):
             self._start = place + 1
 

@@ -32,6 +32,10 @@ LONGEST_WAIT = 120.0
 """Seconds that an endpoint may ask to be left alone for (Retry-After); a longer wait is named and not waited for."""
 SMALL_ROOM = 512
 """Tokens in which an answer without thoughts ends."""
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""The names under which an endpoint takes the most tokens."""
+URL_ENV = "OPENAI_BASE_URL"
+"""The environment variable that holds the address where none is given, as the client has it."""
 AGAIN = (408, 409, 425, 429)
 REFUSED = (400, 404, 422)
 TOO_LONG = ("context", "too large", "too long", "at most", "exceed", "less than", "maximum")
@@ -125,6 +129,7 @@ class Endpoint:
     ) -> Answer:
         """What the model answers within so many tokens, tried again where that may help. temperature: the endpoint's own
         default where None."""
+        room, is_set = self._room(room), bool(set(LIMITS) & set(self.options))
         most_seconds = self.timeout * (4 if room > SMALL_ROOM else 1)
         deadline = time.monotonic() + most_seconds + LONGEST_WAIT + 2 * self.timeout
         dialect, retries, timeouts = self.dialect, 0, 0
@@ -148,7 +153,8 @@ class Endpoint:
             except self.openai.APIStatusError as e:
                 problem, complaint = _line(e), e.response.text[:4000].lower()
                 if e.status_code in REFUSED:
-                    if any(words in complaint for words in TOO_LONG) and dialect.limit in body and room > SMALL_ROOM:
+                    shortens = dialect.limit in body and room > SMALL_ROOM and not is_set
+                    if shortens and any(words in complaint for words in TOO_LONG):
                         room //= 2
                         continue
                     adapted = dialect.without(complaint, body)
@@ -169,10 +175,16 @@ class Endpoint:
                 return Answer(None, problem)
             await asyncio.sleep(min(0.5 * 2 ** (retries - 1), 8) * random.uniform(0.75, 1) if pause is None else pause)
 
+    def _room(self, room: int) -> int:
+        """Tokens that an answer may have: an option's limit stands over ours, and one that is left out is a large one."""
+        limits = [self.options[name] for name in LIMITS if name in self.options]
+        numbers = [int(limit) for limit in limits if isinstance(limit, int | float) and math.isfinite(limit)]
+        return max(numbers, default=max(room, SMALL_ROOM + 1)) if limits else room
+
     def _body(self, dialect: Dialect, room: int, temperature: float | None) -> dict[str, Any]:
         """What stands in a request beside model and messages."""
         ours: dict[str, Any] = {}
-        if dialect.limit and not {"max_tokens", "max_completion_tokens"} & set(self.options):
+        if dialect.limit and not set(LIMITS) & set(self.options):
             ours[dialect.limit] = room
         if dialect.temperature and temperature is not None:
             ours["temperature"] = temperature

@@ -11,14 +11,13 @@ from functools import partial
 from typing import Any
 
 from personaspace.errors import JudgeError
-from personaspace.judges.endpoint import KEY_ENV, MODEL, SMALL_ROOM, Endpoint, in_order
+from personaspace.judges.endpoint import KEY_ENV, LIMITS, MODEL, SMALL_ROOM, URL_ENV, Endpoint, in_order
 from personaspace.judges.rules import ADHERENCE
 from personaspace.judges.score import Judge, Rubric, Score
 from personaspace.judges.verdicts import Verdict, read_verdict
 
 MORE_ROOM = 8
 """How many times as much an answer gets that was cut before its verdict: thoughts are long."""
-LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 class OpenAIJudge:
@@ -44,6 +43,8 @@ class OpenAIJudge:
         options: Mapping[str, Any] | None = None,
         key_env: str | None = None,
     ) -> None:
+        # As the client does, so that an address by the variable is in the name as well.
+        base_url = base_url or os.environ.get(URL_ENV) or None
         if not base_url and not os.environ.get(key_env or KEY_ENV):
             raise JudgeError(
                 f"--judge openai: {key_env or KEY_ENV} is not set; set it, or give --judge-url for an endpoint of your own"

@@ -278,12 +278,17 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
     everywhere = tuple(i for i in interventions if i.where == "all")
     prompt: list[int] = []  # how many tokens it has, while `generate` runs
 
+    caches: list[Any] = []  # the pass's own, where the model takes one by that name; layers have several names for it
+
+    def note_cache(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        by_name = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        caches[:] = [by_name.get("past_key_values")]
+
     def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        past = kwargs.get("past_key_values")
+        start = _tokens_before(caches, hidden.shape[1], prompt[-1]) if prompt else None
         applied.places = {}
-        if prompt and past is not None:
-            start = past.get_seq_length()
+        if start is not None:
             behind = torch.arange(start, start + hidden.shape[1], device=hidden.device) - prompt[-1]
             applied.places = {"generated": behind.clamp(min=-1).expand(hidden.shape[:2])}
             applied.groups = [(None, tuple(interventions))]
@@ -300,7 +305,12 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
             del prompt[len(prompt) - len(known) :]
 
     own_generate: Any = getattr(model, "generate", None)
-    handle = layers[0].register_forward_pre_hook(choose, with_kwargs=True)
+    inner = find_layers(model)
+    around = (m for m in model.modules() if m is not inner and any(part is inner for part in m.modules()))
+    handles = [
+        m.register_forward_pre_hook(note_cache, with_kwargs=True) for m in around if "past_key_values" in parameters(m)
+    ]
+    handles.append(layers[0].register_forward_pre_hook(choose, with_kwargs=True))
     try:
         if own_generate is not None:
             vars(model)["generate"] = generate
@@ -308,7 +318,19 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
             yield
     finally:
         vars(model).pop("generate", None)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _tokens_before(caches: Sequence[Any], length: int, prompt: int) -> int | None:
+    """How many tokens stand before a pass of `generate`; None where what it goes on from does not count them."""
+    if caches and caches[0] is not None:
+        try:
+            return int(caches[0].get_seq_length())
+        except ValueError:  # of states alone
+            return None
+    # Without a cache all tokens go through again; a family of states may take one that follows on them.
+    return 0 if length >= prompt and (caches or length > 1) else None
 
 
 class RunningMeans:

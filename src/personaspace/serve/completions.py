@@ -131,6 +131,8 @@ class Requests:
         echoes = await self._echoes(body, prompts, interventions)
         loop = asyncio.get_running_loop()
         seed = body.seed if body.seed is not None else secrets.randbits(62)
+        goes_on = isinstance(body, ChatCompletion) and body.continued
+        continued_text = messages[-1]["content"] if messages and goes_on else ""
         for ids, sampling in zip(prompts, samplings, strict=True):
             for k in range(body.n):
                 random = uniforms(abs(seed) + k, sampling.max_new_tokens)
@@ -153,7 +155,7 @@ class Requests:
                 row.end_ids = ends | frozenset(body.stop_token_ids)
                 emit = _emitter(loop, pending, reply.index)
                 follow = body.stream and body.persona.report == "token"
-                splitter = chat.splitter(ids) if is_chat else None
+                splitter = chat.splitter(ids, continued_text) if is_chat else None
                 text = tools.reply_text(splitter) if is_chat else ReplyText(chat.decode)
                 row.answered = splitter.answered if splitter else None
                 reply.job = Job(row, emit, text, tuple(body.stop), body.stream, follow)

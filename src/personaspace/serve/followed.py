@@ -13,11 +13,12 @@ from personaspace.serve.replies import thoughts_detail
 class FollowedReply:
     """Takes a server's answers, whole or in events, that have `prompt_token_ids` and, in their choice, `token_ids`.
 
-    tells_ids: whether the client asked for those itself; otherwise they are taken away from what it gets.
+    tells_ids: whether the client asked for those itself; otherwise they are taken away from what it gets. continued_text: the
+    message that the reply goes on with, where it does.
     """
 
-    def __init__(self, chat: Chat, tells_ids: bool = False) -> None:
-        self.chat, self.tells_ids = chat, tells_ids
+    def __init__(self, chat: Chat, tells_ids: bool = False, continued_text: str = "") -> None:
+        self.chat, self.tells_ids, self.continued_text = chat, tells_ids, continued_text
         self.prompt_ids: list[int] = []
         self.ids: list[int] = []
         self._untold: list[dict[str, Any]] = []
@@ -31,13 +32,13 @@ class FollowedReply:
             self.ids += choice.get("token_ids") or ()
             if not self.tells_ids:
                 choice.pop("token_ids", None)
-        splitter = self.chat.splitter(self.prompt_ids) if event.get("usage") else None
+        splitter = self.chat.splitter(self.prompt_ids, self.continued_text) if event.get("usage") else None
         if splitter is not None and (thoughts := splitter.follow(self.ids).thought_tokens):
             event["usage"] |= thoughts_detail(thoughts)
 
     def answer(self, count: int) -> tuple[int, int]:
         """Where the answer is among the first so many tokens, those that were read; empty where there is none."""
-        splitter = self.chat.splitter(self.prompt_ids)
+        splitter = self.chat.splitter(self.prompt_ids, self.continued_text)
         if splitter is None:
             return 0, count
         start, end = splitter.follow(self.ids[:count]).answer
@@ -46,7 +47,7 @@ class FollowedReply:
     def tokens(self, tokens: Sequence[dict[str, Any]], final: bool = False) -> list[dict[str, Any]]:
         """Those of the newest tokens that were read that are the answer's; what is read before it has come waits."""
         self._untold += tokens
-        splitter = self.chat.splitter(self.prompt_ids)
+        splitter = self.chat.splitter(self.prompt_ids, self.continued_text)
         start, end = splitter.follow(self.ids).answer if splitter else (0, len(self.ids))
         if splitter and splitter.is_open and not final:
             return []

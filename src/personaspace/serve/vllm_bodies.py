@@ -69,6 +69,21 @@ def _prompt_length(body: Mapping[str, Any], chat: Chat) -> int:
     return max((len(chat.text_ids(p)) if isinstance(p, str) else len(p) for p in texts_or_ids), default=0)
 
 
+def continued_text(body: Mapping[str, Any]) -> str:
+    """The message that the reply goes on with; empty where it begins one of its own.
+
+    >>> continued_text({"messages": [{"role": "assistant", "content": "<think>a"}], "continue_final_message": True})
+    '<think>a'
+    """
+    messages = body.get("messages")
+    if not body.get("continue_final_message") or not isinstance(messages, list) or not messages:
+        return ""
+    try:
+        return str(ChatMessage.model_validate(messages[-1]).plain()["content"])
+    except ValidationError:
+        return ""
+
+
 def prompts_of(prompt: Any) -> list[Any]:
     """A text completion's prompts, one a reply, whatever stands in their place: a list of token ids is one.
 

@@ -23,7 +23,7 @@ from personaspace.serve.persona import Reader, is_finite
 from personaspace.serve.refusals import BadRequest
 from personaspace.serve.settings import WatchSettings
 from personaspace.serve.types import Persona
-from personaspace.serve.vllm_bodies import prompts_of
+from personaspace.serve.vllm_bodies import continued_text, prompts_of
 from personaspace.serve.watch import Act
 from personaspace.serve.webhook import teller
 from personaspace.space import PersonaSpace
@@ -106,7 +106,7 @@ class VllmPersona:
             return None
         tells_ids = bool(body.get("return_token_ids"))
         body["return_token_ids"] = True
-        return FollowedReply(self.chat, tells_ids)
+        return FollowedReply(self.chat, tells_ids, continued_text(body))
 
     async def ended(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 
 from personaspace.engines.vllm.clamps import check_clamps, directions_of
 from personaspace.engines.vllm.limits import Limits, VllmModelShape
+from personaspace.engines.vllm.readout import MAX_STOP_TOKENS
 from personaspace.engines.vllm.request import FIELD, Named, parse_request
 from personaspace.errors import UsageError
 from personaspace.model.interventions import Intervention
@@ -64,6 +65,8 @@ def admit(request: Any, vllm_config: Any, named: Named) -> None:
         raise UsageError(f"{FIELD}: a prompt of embeddings is not supported")
     if params.n > 1:
         raise UsageError(f"{FIELD}: n={params.n}: send one request a reply")
+    if (count := len(params.stop_token_ids or ())) > MAX_STOP_TOKENS:
+        raise UsageError(f"{FIELD}: {count} stop tokens; at most {MAX_STOP_TOKENS} can be told from a reply")
     shape, prompt_length = VllmModelShape.of(vllm_config), len(request.prompt_token_ids)
     parsed = parse_request(fields, named, shape.layers, shape.hidden, prompt_length)
     limits = Limits.from_environment()

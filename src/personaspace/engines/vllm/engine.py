@@ -133,7 +133,8 @@ class VllmEngine(BaseEngine):
         try:
             send_more()
             while in_flight:
-                self._step()
+                if in_flight:
+                    self._step()
                 ended = [id for id in in_flight if id in self._arrived and self._arrived[id].finished]
                 readings = self._take(ended) if options.layers else {}
                 for id in ended:
@@ -340,15 +341,20 @@ class VllmEngine(BaseEngine):
                     or sum(len(spans[place].spans) for place in in_flight.values()) + len(spans[sent].spans)
                     <= self.rows
                 ):
-                    extra = {"prompt_logprobs": 0} if options.logprobs else {}
                     span = spans[sent]
+                    if not span.spans:  # nobody has replied in it yet
+                        results[sent] = []
+                        sent += 1
+                        continue
+                    extra = {"prompt_logprobs": 0} if options.logprobs else {}
                     one_token = Sampling(temperature=0, max_new_tokens=1)
                     # Where no layer is wanted one is read all the same: the workers count what was touched by it.
                     layers, applied = options.layers or (0,), options.interventions
                     id = self._send(span.token_ids, one_token, None, layers, applied, span.spans, **extra)
                     in_flight[id] = sent
                     sent += 1
-                self._step()
+                if in_flight:
+                    self._step()
                 ended = [id for id in in_flight if id in self._arrived and self._arrived[id].finished]
                 readings = self._take(ended)
                 for id in ended:

@@ -21,8 +21,10 @@ from personaspace.engines.vllm.request import PersonaRequest
 TakeMode = Literal["final", "reset", "continue"]
 MAX_RESULTS, MAX_RESULT_BYTES = 4096, 1 << 30
 """Results of requests that ended are kept until they are fetched, the newest so many of them, in so much memory."""
-MAX_STOP_TOKENS = 16
-"""A request may have so many stop tokens; those do not count."""
+STOP_TOKENS = 16
+"""Places for a request's stop tokens, which do not count; there are more once one has more."""
+MAX_STOP_TOKENS = 1024
+"""A request may have so many stop tokens of its own."""
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Readout:
         self.live: dict[str, Request] = {}
         self.done: OrderedDict[str, ReadSums] = OrderedDict()
         self._free = list(range(sums.slots))
-        self._stop_tokens = torch.full((sums.slots + 1, MAX_STOP_TOKENS), -1, dtype=torch.long, device=sums.slot.device)
+        self._stop_tokens = torch.full((sums.slots + 1, STOP_TOKENS), -1, dtype=torch.long, device=sums.slot.device)
         self._dirty = 0  # so many places of the step before are not what they are without requests
         self._bytes = 0  # that the results of requests that ended take
         # A pass, and the tokens in it that are projected.
@@ -112,7 +114,7 @@ class Readout:
         if id in self.live:
             return
         rows = (self.rows.take(persona_request.first), self.rows.take(persona_request.interventions))
-        request = Request(persona_request, prompt_length, rows, tuple(sorted(stop_tokens))[:MAX_STOP_TOKENS])
+        request = Request(persona_request, prompt_length, rows, tuple(sorted(stop_tokens)))
         if persona_request.reads and persona_request.spans is not None:
             request.parts = [Part(a, b) for a, b in persona_request.spans]
         elif persona_request.reads:
@@ -222,11 +224,17 @@ class Readout:
                 else:
                     on_device.copy_(to_device(getattr(part.on_host, name), device))
             part.on_host = None
+            self._widen(len(stop_tokens))
             self._stop_tokens[slot] = -1
             stop_ids = torch.tensor(list(stop_tokens), dtype=torch.long)
             self._stop_tokens[slot, : len(stop_tokens)] = to_device(stop_ids, device)
         busy.add(part.slot)
         return part.slot
+
+    def _widen(self, width: int) -> None:
+        """Makes places for so many stop tokens: they are looked at between passes, not in the compiled one."""
+        if (missing := width - self._stop_tokens.shape[1]) > 0:
+            self._stop_tokens = torch.nn.functional.pad(self._stop_tokens, (0, missing), value=-1)
 
     def _evict(self, busy: set[int]) -> bool:
         evictable = (p for r in self.live.values() for p in r.parts if p.slot is not None and p.slot not in busy)

@@ -120,6 +120,8 @@ def _spans(ranges: Any, prompt_length: int | None) -> tuple[tuple[int, int], ...
             spans.append((int(start), int(end)))
     except (TypeError, ValueError):
         raise UsageError(f"{FIELD}: spans: expected pairs of token positions") from None
+    if not spans:
+        raise UsageError(f"{FIELD}: spans: expected a range at least; leave it out to read the reply")
     for (start, end), (next_start, _) in zip(spans, [*spans[1:], (prompt_length or 1 << 60, 0)], strict=True):
         if not 0 <= start <= end <= next_start:
             raise UsageError(f"{FIELD}: spans: expected ranges inside the prompt, in order, none over another")
