@@ -174,7 +174,7 @@ def evaluate(
     judge: str,
 ) -> tuple[Result, dict[str, np.ndarray]]:
     """The traits by their cosine with the axis, and their vectors `[hidden]`. scores: None where nobody judged. It asks
-    nothing. Raises `RunError` where fewer than two traits have a kept reply on both sides."""
+    nothing. Raises `RunError` where fewer than two traits have two questions whose replies are kept on both sides."""
     rows, each = list[dict[str, Any]](), options.questions * len(SIDES)
     for k, (a, g) in enumerate(zip(requests, replies, strict=True)):
         side, score = SIDES[k % len(SIDES)], scores[k] if scores else None
@@ -201,8 +201,8 @@ def evaluate(
             measured[trait.trait] = figures_of_trait
     if len(measured) < 2:
         raise RunError(
-            f"{len(measured)} of {len(traits)} traits have a reply that the judge {judge} keeps on both sides; two at least "
-            "are needed (--judge rules keeps all of them)"
+            f"{len(measured)} of {len(traits)} traits have two questions whose replies the judge {judge} keeps on both sides; "
+            "two traits at least are needed (more --questions keep more of them, --judge rules all)"
         )
     result = page(space, traits, Ranking.of(measured, options.seed), rows, judge)
     return result, {name: m.vector for name, m in measured.items()}
