@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -151,7 +152,9 @@ def _beside_prompts(
             [a.double().numpy() for j in complete if (a := activations[2 * j + side]) is not None] for side in (0, 1)
         ]
         if complete:
-            wordings = np.array([j % len(trait.bring_out) for j in complete])
+            # Instructions take turns on either side, so that pairs this far apart share a text, by way of others at least.
+            apart = math.gcd(len(trait.bring_out), len(trait.suppress))
+            wordings = np.array([j % apart for j in complete])
             of_replies[trait.trait] = Contrast(np.stack(sides[0]) - np.stack(sides[1]), wordings)
     if len(of_replies) < 2:
         return result
