@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 
 import personaspace as ps
-from personaspace.catalog import load_catalog, load_traits
+from personaspace.catalog import Trait, load_catalog, load_traits
 from personaspace.errors import CatalogError, UsageError
 from personaspace.mapping.describe import (
+    Written,
     describe,
     described_traits,
     from_file,
@@ -19,6 +21,7 @@ from personaspace.mapping.describe import (
     lines,
     telling,
 )
+from personaspace.mapping.traits import disjoint_wordings, trait_prompts
 from personaspace.space import PersonaSpace
 from personaspace.stats.contrasts import Contrast
 from planted import HIDDEN, LAYER, planted_space
@@ -30,7 +33,9 @@ GOOD = """Here you are:
 1. MORE: Correct every small slip of whoever asks.
 2) **MORE**: Insist on the exact word in every sentence.
 - LESS: Let every small slip pass without a word.
-LESS: Speak loosely and never insist on a word."""
+LESS: Speak loosely and never insist on a word.
+MORE: Let no claim pass without its exact source.
+LESS: Take every claim as roughly right and go on."""
 
 
 def planted(cosine=0.5, **options) -> PlantedTraits:
@@ -56,8 +61,59 @@ def test_a_direction_that_was_planted_tells_on_questions_and_wordings_that_it_ha
 
 @pytest.mark.parametrize("options", [{"reach": 0.0}, {"reach": 0.0, "wordings": 8.0}])
 def test_instructions_that_bring_nothing_out_do_not_tell_however_much_their_texts_do(options):
-    told = [describe(planted(seed=seed, **options), planted_space(), CATALOG, WRITTEN).telling for seed in range(5)]
-    assert not any(t.enough for t in told)
+    tellings = [describe(planted(seed=seed, **options), planted_space(), CATALOG, WRITTEN).telling for seed in range(5)]
+    assert not any(t.enough for t in tellings)
+
+
+def with_texts(bring_out: int, suppress: int) -> Written:
+    sides = {"bring_out": ("Be so", bring_out), "suppress": ("Be not so", suppress)}
+    texts = {side: tuple(f"{text}, in way {k}." for k in range(n)) for side, (text, n) in sides.items()}
+    return Written(Trait(trait="pedantic", **texts), "the test")
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (2, 2), (4, 2), (3, 2), (3, 3), (5, 3)])
+def test_where_texts_alone_lead_off_no_trait_is_kept_however_many_they_are(counts):
+    written = with_texts(*counts)
+    kept = 0
+    for seed in range(6):
+        engine = PlantedTraits(CATALOG, [written.trait], {}, reach=0.0, wordings=8.0, seed=seed)
+        described = describe(engine, planted_space(), CATALOG, written)
+        kept += described.telling.enough
+        few = (
+            f"{min(counts)} wording" in lines(described)[-1]
+            and "can't tell a trait from its texts" in lines(described)[-1]
+        )
+        assert few == (min(counts) < 3)
+    assert kept == 0
+
+
+def test_what_only_some_wordings_share_by_chance_is_rarely_taken_for_a_trait():
+    false, true = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        texts, trait = 8 * rng.normal(size=(2, 4, 64)) / 8, 10 * np.eye(64)[0]
+        for kept, vector in ((false, 0 * trait), (true, trait)):
+            sides = [
+                np.stack([s * vector + texts[k, np.arange(n) % 4] for k, s in ((0, 1), (1, -1))], 1)
+                + 0.5 * rng.normal(size=(n, 2, 64))
+                for n in (16, 24)
+            ]
+            training = Contrast(sides[0][:, 0] - sides[0][:, 1], np.arange(16) % 4)
+            kept.append(telling(training, sides[1], np.arange(24) % 4).enough)
+    assert np.mean(false) <= 0.05
+    assert np.mean(true) >= 0.9
+
+
+@pytest.mark.parametrize("counts", [(4, 4), (4, 2), (2, 3), (5, 3), (1, 4)])
+def test_pairs_of_different_wordings_share_no_text_and_every_text_is_read(counts):
+    trait = with_texts(*counts).trait
+    prompts = trait_prompts(0, trait, CATALOG, range(24), 0)
+    texts = np.array([p.instruction for p in prompts]).reshape(-1, 2)
+    assert set(texts.ravel().tolist()) == set(range(sum(counts)))
+    wordings = disjoint_wordings(texts)
+    assert len(set(wordings.tolist())) == min(counts)
+    for a, b in itertools.combinations(range(24), 2):
+        assert wordings[a] == wordings[b] or not set(texts[a]) & set(texts[b])
 
 
 def test_swapped_labels_give_a_direction_that_tells_nothing():
@@ -76,11 +132,12 @@ def test_what_a_model_writes_is_read_and_templates_stand_in_where_it_is_nothing(
     assert (written.by, written.problem) == ("m", "")
     assert written.trait.bring_out == (
         *("Correct every small slip of whoever asks.", "Insist on the exact word in every sentence."),
+        "Let no claim pass without its exact source.",
     )
     assert written.trait.suppress[1] == "Speak loosely and never insist on a word."
     poor = from_writer("pedantic", "Corrects.", lambda text: "MORE: Be pedantic, always and in all.\nSure!", "m")
     assert poor.by == "templates"
-    assert poor.problem == "m wrote 1 that bring it out and 0 that suppress it; two of each are needed"
+    assert poor.problem == "m wrote 1 that bring it out and 0 that suppress it; three of each are needed"
     assert "very pedantic" in poor.trait.bring_out[0]
     same = "\n".join(f"{side}: Be exact in all things, number {k}." for side in ("MORE", "LESS") for k in range(3))
     assert from_writer("pedantic", "Corrects.", lambda text: same, "m").by == "templates"
@@ -146,10 +203,8 @@ def test_the_command_keeps_what_tells_and_refuses_what_does_not(tmp_path, tiny_f
 
 
 @pytest.mark.long
-def test_of_the_embedded_model_formal_tells_on_what_it_has_not_seen_and_swapped_labels_do_not(smollm2):
+def test_of_the_embedded_model_formal_lies_apart_on_what_it_has_not_seen_and_two_wordings_are_not_enough(smollm2):
     formal = next(t for t in load_traits() if t.trait == "formal")
-    from personaspace.mapping.describe import Written
-
-    found = describe(smollm2, PersonaSpace.load("smollm2"), load_catalog(), Written(formal, "the catalogue")).telling
-    assert found.enough
-    assert found.auc.value > found.shuffled
+    seen = describe(smollm2, PersonaSpace.load("smollm2"), load_catalog(), Written(formal, "the catalogue")).telling
+    assert seen.auc.value > max(0.8, seen.shuffled)
+    assert "2 wordings that share no text" in seen.problem()

@@ -88,6 +88,39 @@ def test_what_is_told_of_traits_is_what_their_figures_bear(space, tmp_path):
     assert [row["measured"] for row in small] == pytest.approx([row["measured"] for row in rows], abs=1e-3)
 
 
+def trait_row(over, read_with, origin=None):
+    row = dict.fromkeys(("name", "description"), "t") | dict.fromkeys(("cosine", "measured", "reliability"), 0.5)
+    rest = {"interval": [0.1, 0.9], "reliability_by_wording": None, "clear": True}
+    return {**row, **rest, "interval_over": over, "read_with": read_with, "from": origin}
+
+
+def test_it_is_said_over_what_each_interval_is():
+    of_map, described = trait_row("wordings", 2), trait_row("questions", 1, "a description")
+    assert "the interval holds how traits differ between their wordings, too." in words.meaning([of_map, of_map])
+    assert "the interval is over questions alone, so that other wordings" in words.meaning([described])
+    mixed = words.meaning([of_map, of_map, described])
+    assert "that of 2 traits holds how" in mixed
+    assert "that of 1 trait is over questions alone" in mixed
+    assert "this space does not say" in words.meaning([trait_row(None, None)])
+    assert "no interval of it is known" in words.meaning([{**of_map, "interval": None}])
+
+
+def test_only_traits_that_were_read_at_once_are_said_to_be_corrected_together():
+    of_map, described = trait_row("wordings", 2), trait_row("questions", 1, "a description")
+    assert "(5% for all of them together)" in words.headline([of_map, of_map])
+    assert "(5% for each by itself)" in words.headline([described, described])
+    mixed = words.headline([of_map, of_map, described])
+    assert "(5% for 2 that were read at once together, and for the other one by itself)" in mixed
+    assert "for the other 2 each by itself)" in words.headline([of_map, of_map, described, described])
+
+
+def test_a_spaces_traits_say_over_what_their_intervals_are_and_how_many_were_read_at_once(space):
+    records = {n: {"clear": True, "interval_over": "questions", "of": 1} for n in space.traits}
+    rows = PersonaSpace({**space.meta, "trait_records": records}, space.tensors).summary()["traits"]
+    assert {(row["interval_over"], row["read_with"]) for row in rows} == {("questions", 1)}
+    assert "over questions alone" in render(PersonaSpace({**space.meta, "trait_records": records}, space.tensors))
+
+
 def test_the_report_draws_traits_and_shows_their_texts_as_text(space):
     page = render(space)
     assert '<section id="traits">' in page

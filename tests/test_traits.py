@@ -16,7 +16,7 @@ from safetensors import safe_open
 from personaspace.catalog import load_catalog, load_traits
 from personaspace.errors import CatalogError, RunError, UsageError
 from personaspace.experiments.kit.trials import Given, Trials
-from personaspace.experiments.traits.findings import contrast, measure
+from personaspace.experiments.traits.findings import balanced_signs, by_chance, contrast, interval, measure
 from personaspace.experiments.traits.run import EXPERIMENT, TraitsOptions, asks, chosen, evaluate
 from personaspace.space import PersonaSpace
 from planted import HIDDEN, PlantedEngine, planted_space
@@ -95,47 +95,98 @@ def test_both_sides_of_a_trait_are_asked_the_same_questions_and_the_next_trait_o
 
 
 def test_replies_that_the_judge_does_not_keep_are_said_to_be_missing():
-    options, some = TraitsOptions(questions=2), TRAITS[:4]
+    options, some = TraitsOptions(questions=3), TRAITS[:4]
     wanted = asks(options, CATALOG, some)
     rng = np.random.default_rng(0)
     replies = [
         Given("plain", a.item, "It is so.", 3, "stop", 0.0, 0, torch.from_numpy(rng.normal(size=HIDDEN)).float())
         for a in wanted
     ]
-    scores: list[int | None] = [9, 0] * 8
-    scores[0], scores[4], scores[6] = None, 2, 4  # the first trait loses one, the second both that bring it out
+    scores: list[int | None] = [9, 0] * 12
+    scores[0], scores[6], scores[8] = None, 2, 4  # the first trait loses one, the second two that bring it out
     result, vectors = evaluate(planted_space(), options, some, wanted, replies, scores, "local")
     names = [t.trait for t in some]
     assert list(vectors) == [names[0], *names[2:]]
-    assert (result.figures["cosines"][names[0]]["n"], result.figures["cosines"][names[0]]["missing"]) == (1, 1)
+    assert (result.figures["cosines"][names[0]]["n"], result.figures["cosines"][names[0]]["missing"]) == (2, 1)
     assert result.figures["without_vector"] == [names[1]]
-    assert "1, 1 replies missing" in [r[4] for r in result.blocks[-1].rows]
-    assert f"left out, without a kept reply on both sides: {names[1]}" in result.blocks[-1].text.lower()
-    with pytest.raises(RunError, match="0 of 4 traits have a reply that the judge local keeps"):
-        evaluate(planted_space(), options, some, wanted, replies, [0] * 16, "local")
+    assert "2, 1 replies missing" in [r[4] for r in result.blocks[-1].rows]
+    assert f"whose replies are kept on both sides: {names[1]}" in result.blocks[-1].text.lower()
+    with pytest.raises(RunError, match="0 of 4 traits have two questions whose replies the judge local keeps"):
+        evaluate(planted_space(), options, some, wanted, replies, [0] * 24, "local")
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 6), st.integers(0, 2**32))
-def test_a_contrast_is_the_difference_of_the_kept_means(pairs, seed):
+@given(st.integers(2, 7), st.integers(0, 2**32))
+def test_a_contrast_is_the_difference_of_the_means_of_those_labelled_either_way(pairs, seed):
     rng = np.random.default_rng(seed)
-    a, kept = rng.normal(size=(pairs, 2, 5)), rng.random((pairs, 2)) < 0.7
-    signs = rng.choice([-1.0, 1.0], size=(3, pairs))
-    found = contrast(a, kept, np.ones((3, pairs)), signs)
+    activations, signs = rng.normal(size=(pairs, 2, 5)), balanced_signs(pairs, rng)[:3]
+    assert not signs.sum(1).any()
+    contrasts = contrast(activations[:, 0] - activations[:, 1], signs)
     for d in range(3):
         sides: dict[int, list[np.ndarray]] = {1: [], -1: []}
-        for p in range(pairs):
+        for p in np.flatnonzero(signs[d]):
             for s, sign in enumerate((1, -1)):
-                if kept[p, s]:
-                    sides[int(sign * signs[d, p])].append(a[p, s])
-        if sides[1] and sides[-1]:
-            assert found[d] == pytest.approx(np.mean(sides[1], 0) - np.mean(sides[-1], 0))
-        else:
-            assert np.isnan(found[d]).all()
+                sides[int(sign * signs[d, p])].append(activations[p, s])
+        assert contrasts[d] == pytest.approx(np.mean(sides[1], 0) - np.mean(sides[-1], 0))
 
 
-def test_a_trait_without_a_side_has_no_vector():
-    assert measure(np.ones((2, 2, 3)), np.array([[True, False], [True, False]]), np.ones(3), [0]) is None
+def test_a_trait_without_two_whole_pairs_has_no_vector():
+    kept = np.array([[True, True], [True, False], [False, True], [False, True]])
+    assert measure(np.ones((4, 2, 3)), kept, np.ones(3), [0]) is None
+
+
+def test_replies_whose_pair_is_not_whole_do_not_move_a_contrast():
+    rng = np.random.default_rng(0)
+    activations, kept = rng.normal(size=(4, 2, 6)), np.array([[True, True]] * 3 + [[True, False]])
+    activations[3] += 100
+    measured = measure(activations, kept, np.ones(6), [0])
+    assert measured.vector == pytest.approx((activations[:3, 0] - activations[:3, 1]).mean(0))
+    assert (measured.pairs, measured.missing) == (3, 1)
+
+
+def planted_pairs(rng, pairs, reach, cosine, hidden=200):
+    """Pairs `[pairs, 2, hidden]` of a trait and the direction that it has that cosine with."""
+    vector = reach * np.concatenate([[cosine, (1 - cosine**2) ** 0.5], np.zeros(hidden - 2)])
+    return rng.normal(size=(pairs, 2, hidden)) + np.stack([vector / 2, -vector / 2]), np.eye(hidden)[0]
+
+
+def test_a_large_trait_cancels_in_what_chance_gives_for_an_odd_number_of_pairs_as_for_an_even_one():
+    edges = {}
+    for pairs in (3, 4):
+        rng = np.random.default_rng(0)
+        worlds = [planted_pairs(rng, pairs, 200.0, 0.7) for _ in range(40)]
+        measured = [measure(a, np.ones((pairs, 2), dtype=bool), unit, [0, k]) for k, (a, unit) in enumerate(worlds)]
+        edges[pairs] = np.quantile(np.abs(by_chance(measured)), 0.95)
+    assert edges[3] == pytest.approx(edges[4], rel=0.25)
+
+
+@pytest.mark.parametrize("pairs", [8, 24])
+@pytest.mark.parametrize("reach", [0.0, 2.0, 6.0, 30.0])
+def test_an_interval_has_its_estimate_inside_and_the_cosine_that_is_measured_in_the_mean(pairs, reach):
+    rng, kept = np.random.default_rng(0), np.ones((pairs, 2), dtype=bool)
+    estimates = []
+    for k in range(200):
+        activations, unit = planted_pairs(rng, pairs, reach, 0.7)
+        estimates.append(interval(measure(activations, kept, unit, [k]), np.empty(0)))
+    expected = np.mean([e.value for e in estimates])
+    assert all(e.low <= e.value <= e.high for e in estimates)
+    assert np.mean([e.low <= expected <= e.high for e in estimates]) >= 0.9
+
+
+def test_only_traits_of_few_pairs_are_said_to_have_intervals_as_wide_as_chance():
+    options, some = TraitsOptions(questions=8), TRAITS[:3]
+    wanted, rng = asks(options, CATALOG, some), np.random.default_rng(0)
+    replies = [
+        Given("plain", a.item, "It is so.", 3, "stop", 0.0, 0, torch.from_numpy(rng.normal(size=HIDDEN)).float())
+        for a in wanted
+    ]
+    for lost, sentence in ((0, "over each trait's questions. Point"), (1, f"makes cosines: {some[0].trait}. Point")):
+        scores = [9, 0] * 24
+        scores[0] = 9 - 9 * lost
+        result, _ = evaluate(planted_space(), options, some, wanted, replies, scores, "local")
+        text = next(b.text for b in result.blocks if b.text.startswith("The grey band"))
+        assert sentence in text
+        assert ("1 of 3 traits have fewer than 8 pairs" in text) == bool(lost)
 
 
 def test_a_users_traits_are_read_and_a_broken_line_is_named(tmp_path):

@@ -110,7 +110,5 @@ def trait_command(
     elif target is None:
         err.print(f"not kept: {space} is no file here; --out FILE writes a space with it")
     else:
-        err.print(
-            f"not kept: the lower bound is under {describing.LEAST:.0%}; other instructions may tell more, --force keeps it"
-        )
+        err.print(f"not kept: {described.telling.problem()}; other instructions may tell more, --force keeps it")
         raise typer.Exit(1)

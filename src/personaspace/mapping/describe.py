@@ -1,7 +1,7 @@
 """A trait of one's own from a description: who writes its instructions, and whether its direction tells what it should.
 
-The direction is read on training questions. Whether it tells is seen on questions that it was not made from, and, where there
-are several wordings, on a wording that it was not made from either: a direction that only knows its own texts is no trait.
+The direction is read on training questions. Whether it tells is seen on questions that it was not made from, under texts that
+it was not made from either: a direction that only knows its own texts is no trait. Of a wording or two this can't be seen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from personaspace.mapping.trait_stage import with_contrasts
 from personaspace.mapping.traits import TraitReadings, read_traits
 from personaspace.space import PersonaSpace
 from personaspace.space.traits import with_traits
-from personaspace.stats.contrasts import Contrast, Floats, tells
+from personaspace.stats.contrasts import Contrast, Floats, shared_between_wordings, tells
 from personaspace.stats.intervals import Estimate, share
 from personaspace.stats.vectors import Ints
 
@@ -32,6 +32,9 @@ TRAINING, HELD_OUT = 16, 24
 
 LEAST = 0.8
 """The lower bound of the area under the curve from which on a direction counts as telling."""
+
+FEWEST_WORDINGS = 3
+"""Wordings that share no text, under which nothing is claimed: what they share can't be told from what each does by itself."""
 
 CONTROLS = 200
 WORDINGS = 4
@@ -88,7 +91,7 @@ def from_file(name: str, description: str, path: Path) -> Written:
         raise CatalogError(f"{e}; {expected}") from None
     if len(records) != 1:
         raise CatalogError(f"{path}: found {len(records)} lines; {expected}")
-    texts = {"bring_out": records[0].bring_out, "suppress": records[0].suppress}
+    texts = {side: tuple(dict.fromkeys(getattr(records[0], side))) for side in ("bring_out", "suppress")}
     definition = description or records[0].definition
     return Written(Trait(trait=name, definition=definition, **texts), FILE)
 
@@ -101,9 +104,9 @@ def from_writer(name: str, description: str, write: Callable[[str], str], by: st
         list(dict.fromkeys(m[2].strip() for m in matches if m[1].upper() == side)) for side in ("MORE", "LESS")
     )
     n = min(len(more), len(less), WORDINGS)
-    if n < 2 or set(more) & set(less):
+    if n < FEWEST_WORDINGS or set(more) & set(less):
         counts = f"{len(more)} that bring it out and {len(less)} that suppress it"
-        problem = f"{by} wrote {counts}; two of each are needed"
+        problem = f"{by} wrote {counts}; three of each are needed"
         return from_templates(name, description, problem)
     trait = Trait(trait=name, definition=description, bring_out=tuple(more[:n]), suppress=tuple(less[:n]))
     return Written(trait, by)
@@ -112,9 +115,10 @@ def from_writer(name: str, description: str, write: Callable[[str], str], by: st
 @dataclass(frozen=True)
 class Telling:
     """What a direction tells of prompts that it was not made from. auc: how often what is brought out lies above what is
-    suppressed, of all comparisons; paired: of one and the same question. shuffled, random: what 95 of 100 directions stay
-    within that were made from half-swapped labels, or of nothing (either way: 0.5 and more). wordings: whether they were held
-    out."""
+    suppressed, of all comparisons, over wordings; paired: of one and the same question. shuffled, random: what 95 of 100
+    directions stay within that were made from half-swapped labels, or of nothing (either way: 0.5 and more). wordings: whether
+    they were held out; disjoint: how many there are that share no text; shared: what two of them have in common
+    (`stats.contrasts.shared_between_wordings`)."""
 
     auc: Estimate
     paired: Estimate
@@ -122,15 +126,28 @@ class Telling:
     random: float
     questions: int
     wordings: bool
+    disjoint: int
+    shared: Estimate
 
     @property
     def enough(self) -> bool:
         """Whether the direction counts as telling."""
-        return bool(self.auc.low >= LEAST)
+        return not self.problem()
+
+    def problem(self) -> str:
+        """Why it does not count as telling, for people; nothing where it does."""
+        if self.disjoint < FEWEST_WORDINGS:
+            few = f"{self.disjoint} wording{'s' if self.disjoint > 1 else ''} that share{'' if self.disjoint > 1 else 's'}"
+            return f"{few} no text can't tell a trait from its texts; {FEWEST_WORDINGS} are needed on both sides"
+        if not self.auc.low >= LEAST:
+            return f"the lower bound is under {LEAST:.0%}"
+        return "" if self.shared.low > 0 else "what its wordings have in common can't be told from nothing"
 
 
 def telling(training: Contrast, held_out: Floats, wording: Ints, seed: int = 0) -> Telling:
-    """A contrast tried on further pairs `[pairs, 2, hidden]`, each under a wording `[pairs]` of the contrast's numbers."""
+    """A contrast tried on further pairs `[pairs, 2, hidden]`, each under a wording `[pairs]` of the contrast's numbers; those
+    of different wordings share no text."""
+    disjoint = len(np.intersect1d(training.wording, wording))
     several = len(np.unique(training.wording)) > 1
     rng = np.random.default_rng(seed)
     n = len(training.differences)
@@ -154,12 +171,14 @@ def telling(training: Contrast, held_out: Floats, wording: Ints, seed: int = 0) 
     shuffled = [area(projected(rng.permutation(half))) for _ in range(CONTROLS)]
     drawn = [area(held_out @ rng.normal(size=held_out.shape[-1])) for _ in range(CONTROLS)]
     return Telling(
-        tells(places[:, 0], places[:, 1], range(len(places)), seed),
+        tells(places[:, 0], places[:, 1], wording.tolist(), seed),
         share((places[:, 0] > places[:, 1]).tolist()),
         float(np.quantile(shuffled, 0.95)),
         float(np.quantile(drawn, 0.95)),
         len(places),
         several,
+        disjoint,
+        shared_between_wordings(training, Contrast(held_out[:, 0] - held_out[:, 1], wording)),
     )
 
 
@@ -231,7 +250,9 @@ def lines(described: Described) -> list[str]:
     sentences.append(
         f"by chance (95 of 100): {t.shuffled:.0%} along directions of swapped labels, {t.random:.0%} along random ones"
     )
-    if t.auc.low <= max(t.shuffled, t.random):
+    if t.disjoint < FEWEST_WORDINGS:
+        sentences.append(t.problem())
+    elif t.auc.low <= max(t.shuffled, t.random):
         sentences.append("so that directions that know nothing of it tell the two sides apart about as well")
     return sentences
 

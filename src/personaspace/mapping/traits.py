@@ -53,13 +53,16 @@ def trait_prompts(
 ) -> list[Prompt]:
     """Some pairs of a trait's prompts, brought out before suppressed. order: which of the catalogue's questions are asked, in
     the order of the rotation; all of them, shuffled by the seed, unless given. A prompt's `instruction` counts those that bring
-    out before those that suppress, its `index` is 2 · pair + side."""
+    out before those that suppress, its `index` is 2 · pair + side. Pairs go round as many wordings as the side with fewer texts
+    has, and those of different wordings share no text: further texts of the other side take turns within one."""
     rotation = np.random.default_rng(seed).permutation(len(catalog.questions)) if order is None else np.asarray(order)
-    prompts = []
+    prompts, wordings = [], min(len(trait.bring_out), len(trait.suppress))
     for pair in pairs:
+        turn, wording = divmod(pair, wordings)
         question = int(rotation[(place * STRIDE + pair) % len(rotation)])
         for side, texts in enumerate((trait.bring_out, trait.suppress)):
-            text = pair % len(texts)
+            of_wording = range(wording, len(texts), wordings)
+            text = of_wording[turn % len(of_wording)]
             messages: tuple[Message, ...] = (
                 {"role": "system", "content": texts[text]},
                 {"role": "user", "content": catalog.questions[question].question},
@@ -68,11 +71,27 @@ def trait_prompts(
     return prompts
 
 
+def disjoint_wordings(texts: Ints) -> Ints:
+    """Numbers of pairs' wordings `[pairs]`, of the texts of either side `[pairs, 2]`: pairs that share a text, by themselves or
+    by way of further pairs, have one wording, numbered by the first text that brings out in it.
+
+    >>> disjoint_wordings(np.array([[0, 4], [1, 5], [2, 4], [3, 6]])).tolist()
+    [0, 1, 0, 3]
+    """
+    numbers, before = texts[:, 0].copy(), None
+    while before is None or (numbers != before).any():
+        before = numbers.copy()
+        for side in texts.T:
+            for text in np.unique(side):
+                numbers[side == text] = numbers[side == text].min()
+    return numbers
+
+
 @dataclass(frozen=True)
 class TraitReadings:
     """What was read of traits, each by its name. sides: `[pairs, 2, layers, hidden]`, brought out and suppressed, of the
     layers in `layers`; questions, wordings: `[pairs]`, places of questions in the catalogue, and which instructions a
-    pair was read under."""
+    pair was read under; those of different wordings share no text."""
 
     layers: tuple[int, ...]
     sides: Mapping[str, Tensor] = field(repr=False)
@@ -112,8 +131,7 @@ class TraitReadings:
         }
         questions = {n: np.array([two[0][0] for two in pairs]) for n, pairs in complete.items()}
         texts = {n: np.array([[two[0][1], two[1][1]] for two in pairs]) for n, pairs in complete.items()}
-        wordings = {n: np.unique(both, axis=0, return_inverse=True)[1].reshape(-1) for n, both in texts.items()}
-        return cls(tuple(layers), sides, questions, wordings)
+        return cls(tuple(layers), sides, questions, {n: disjoint_wordings(both) for n, both in texts.items()})
 
 
 def read_traits(

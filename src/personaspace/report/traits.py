@@ -14,14 +14,42 @@ HEAD = ("trait", "cosine", "95%", "as measured", "reliability", "other wordings"
 NAMED = 5
 MEANING = (
     "A trait's vector is what its instructions bring out less what they suppress, at the prompt's last token, question by "
-    "question. Its cosine with the axis has the noise of both taken out; the interval holds other wordings of the trait, too. "
+    "question. Its cosine with the axis has the noise of both taken out; {over}. "
     "Reliability: of the vector, by questions; beside it, with other instructions as well."
 )
+OVER = {
+    "wordings": "{of} holds how traits differ between their wordings, too",
+    "questions": "{of} is over questions alone, so that other wordings of the trait may lie outside it",
+    None: "whether {of} holds other wordings of the trait, this space does not say",
+}
+TOGETHER, BY_ITSELF = "5% for all of them together", "5% for each by itself"
 
 
 def label(name: str) -> str:
     """A trait's name, for people."""
     return name.replace("_", " ")
+
+
+def meaning(rows: Rows) -> str:
+    """What the table's figures are, and over what its intervals are."""
+    counts = {over: sum(row["interval_over"] == over for row in rows if row["interval"]) for over in OVER}
+    present = {over: n for over, n in counts.items() if n}
+    parts = [
+        OVER[over].format(of="the interval" if len(present) == 1 else f"that of {n} trait{'s' if n > 1 else ''}")
+        for over, n in present.items()
+    ]
+    return MEANING.format(over="; ".join(parts) or "no interval of it is known")
+
+
+def _corrected(known: Rows) -> str:
+    """For how many looks together it is 5% likely that a trait is told from nothing which is none."""
+    by_itself = sum(row["read_with"] == 1 if row["read_with"] else bool(row["from"]) for row in known)
+    if not by_itself:
+        return TOGETHER
+    if by_itself == len(known):
+        return TOGETHER if len(known) == 1 else BY_ITSELF
+    others = f"for the other {by_itself} each by itself" if by_itself > 1 else "for the other one by itself"
+    return f"5% for {len(known) - by_itself} that were read at once together, and {others}"
 
 
 def headline(rows: Rows) -> str:
@@ -31,9 +59,8 @@ def headline(rows: Rows) -> str:
         return f"{len(rows)} traits; how sure their vectors are, this space does not say."
     clear = [row for row in known if row["clear"]]
     unclear = len(known) - len(clear)
-    sentence = (
-        f"Of {len(known)} traits, {unclear} can't be told from nothing along the axis (5% for all of them together)"
-        + (f", nor are {len(rows) - len(known)} known that came with the space." if len(known) < len(rows) else ".")
+    sentence = f"Of {len(known)} traits, {unclear} can't be told from nothing along the axis ({_corrected(known)})" + (
+        f", nor are {len(rows) - len(known)} known that came with the space." if len(known) < len(rows) else "."
     )
     alone = [row for row in known if row["interval"] and row["interval"][0] * row["interval"][1] > 0]
     if len(alone) > len(clear):

@@ -55,7 +55,8 @@ def roles_along(space: SpaceDirections, trait: str) -> list[tuple[str, float]]:
 
 def ranking(space: SpaceDirections) -> list[dict[str, Any]]:
     """The traits by their cosine with the axis as it is measured, the highest first; None for what the space does not know.
-    cosine, interval: with the noise taken out; clear: whether it can be told from 0, 5% for all of them together."""
+    cosine, interval: with the noise taken out, the latter over wordings or over questions alone (interval_over); clear: whether
+    it can be told from 0, 5% for as many traits together as were read with it (read_with), itself among them."""
     if not space.traits:
         return []
     vectors = space.trait_vectors_at().float()
@@ -78,6 +79,8 @@ def ranking(space: SpaceDirections) -> list[dict[str, Any]]:
                 "interval": None if low is None or high is None else [low, high],
                 "measured": measured[k],
                 "clear": record.get("clear"),
+                "interval_over": record.get("interval_over"),
+                "read_with": record.get("of"),
                 "reliability": figure("trait_reliability", k),
                 "reliability_by_wording": figure("trait_reliability_by_wording", k),
                 "description": record.get("description", ""),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from personaspace.stats.intervals import LEVEL, Estimate, estimate
+from personaspace.stats.intervals import LEVEL, Estimate, estimate, mean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,8 +41,8 @@ class Contrast:
     @property
     def vector(self) -> Floats:
         """The mean difference, `[hidden]`."""
-        mean: Floats = self.differences.mean(0)
-        return mean
+        vector: Floats = self.differences.mean(0)
+        return vector
 
     def reliability(self) -> float:
         """How much of the vector's squared length is not noise of the questions: what halves by question agree on, averaged
@@ -131,8 +131,9 @@ def cosines_with(
 
 def tells(above: Floats, below: Floats, groups: Sequence[int], seed: int = 0) -> Estimate:
     """How often what is above lies higher than what is below, of all that could be set against each other (the area under the
-    curve), of `[n]` values each. Its interval is the wider of two: a bootstrap over groups, which are drawn with both their
-    sides, and Newcombe's (his method 5), which does not shrink to nothing where the two lie apart altogether.
+    curve), of `[n]` values each. Its interval is the wider of two: one over groups, which have both their sides (see
+    `stats.intervals.estimate`; not known of fewer than three), and Newcombe's (his method 5), which does not shrink to nothing
+    where the two lie apart altogether.
 
     >>> print(tells(np.arange(10.0, 20.0), np.arange(10.0), range(10)))
     1.00 (0.80 to 1.00)
@@ -150,6 +151,18 @@ def tells(above: Floats, below: Floats, groups: Sequence[int], seed: int = 0) ->
     within = places[np.abs(places - drawn.value) <= z * np.sqrt(variance) + 1e-12]
     low, high = min(drawn.low, float(within.min())), max(drawn.high, float(within.max()))
     return Estimate(drawn.value, low, high, drawn.n)
+
+
+def shared_between_wordings(first: Contrast, second: Contrast) -> Estimate:
+    """The mean product of two different wordings' mean differences, one of either reading: above 0 where wordings share more
+    than chance gives. Its interval is over couples of wordings, and not known of fewer than three couples.
+
+    Where every wording leads off by itself alone, the products are as often below 0 as above.
+    """
+    both = np.intersect1d(first.wording, second.wording)
+    of_first, of_second = (np.stack([c.differences[c.wording == k].mean(0) for k in both]) for c in (first, second))
+    products = of_first @ of_second.T
+    return mean(((products + products.T) / 2)[np.triu_indices(len(both), 1)].tolist())
 
 
 def agreement(first: Sequence[Contrast], second: Sequence[Contrast], seed: int = 0) -> Estimate:

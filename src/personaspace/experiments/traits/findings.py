@@ -15,17 +15,19 @@ from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.intervals import LEVEL, Estimate, bootstrap
 from personaspace.stats.vectors import cosine
 
-FLIPS, DRAWS, SPLITS = 64, 1000, 20
-ENOUGH = 8
-"""Pairs from which on a bootstrap over them is to be trusted: over two it spans the two of them, and is right half the time."""
+FLIPS, SPLITS = 64, 20
+FEWEST, ENOUGH = 2, 8
+"""Whole pairs under which there is no contrast, and those from which on the spread between them is to be trusted: of two it is
+right half the time."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A contrast. vector: `[hidden]`; cosine: with the direction; pairs: how many are whole; missing: replies not kept.
+    """A contrast of whole pairs. vector: `[hidden]`; cosine: with the direction; pairs: how many are whole; missing: replies
+    not kept.
 
-    flipped: its cosines where half of the whole pairs have their labels swapped, `[FLIPS]`, or none; drawn: those of a
-    bootstrap over pairs, where there are enough of them; halves: those of halves of the pairs, `[SPLITS, 2]`.
+    flipped: its cosines where half of the pairs have their labels swapped, `[FLIPS]`; error: the cosine's standard error, NaN
+    of fewer than `ENOUGH` pairs; halves: cosines of halves of the pairs, `[SPLITS, 2]`.
     """
 
     vector: np.ndarray
@@ -33,55 +35,50 @@ class Measured:
     pairs: int
     missing: int
     flipped: np.ndarray
-    drawn: np.ndarray
+    error: float
     halves: np.ndarray
 
 
-def contrast(
-    activations: np.ndarray, counted: np.ndarray, weights: np.ndarray, signs: np.ndarray | None = None
-) -> np.ndarray:
-    """Mean of those brought out less mean of those suppressed, `[draws, hidden]`, over the replies that are kept; NaN where a
-    side has none.
-
-    activations: `[pairs, 2, hidden]`; kept: `[pairs, 2]`; weights: of pairs, `[draws, pairs]`; signs: −1 where a pair's labels
-    are swapped, `[draws, pairs]`.
-    """
-    label = np.array([1.0, -1.0]) * (np.ones_like(weights) if signs is None else signs)[:, :, None]
-    each = (weights[:, :, None] * counted).reshape(len(weights), -1)
-    above, below = (each * (label.reshape(len(weights), -1) * side > 0) for side in (1, -1))
-    with np.errstate(invalid="ignore"):
-        shares = above / above.sum(1, keepdims=True) - below / below.sum(1, keepdims=True)
-    contrasts: np.ndarray = shares @ activations.reshape(-1, activations.shape[-1])
+def contrast(differences: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean differences `[draws, hidden]` of pairs' differences `[pairs, hidden]`. weights: of pairs, `[draws, pairs]`; below 0
+    where a pair's labels are swapped."""
+    contrasts: np.ndarray = weights @ differences / np.abs(weights).sum(1, keepdims=True)
     return contrasts
+
+
+def balanced_signs(pairs: int, rng: np.random.Generator) -> np.ndarray:
+    """Random signs of pairs, `[FLIPS, pairs]`, as many of either, so that what pairs share cancels; of an odd number of pairs
+    one has 0 and is left out."""
+    half = pairs // 2
+    signs = np.repeat([-1.0, 1.0, 0.0], [half, half, pairs % 2])
+    return rng.permuted(np.tile(signs, (FLIPS, 1)), axis=1)
 
 
 def measure(
     activations: np.ndarray, counted: np.ndarray, direction: np.ndarray, seed: Sequence[int]
 ) -> Measured | None:
-    """A contrast, of `[pairs, 2, hidden]` and who is kept `[pairs, 2]`; None where a side has nobody."""
-    if not counted.any(0).all():
-        return None
-    rng, n = np.random.default_rng(seed), len(counted)
+    """A contrast, of `[pairs, 2, hidden]` and who is kept `[pairs, 2]`; None of fewer than two pairs of which both are kept.
+
+    A reply whose pair is not whole is left out: with it, its question's own effect would not cancel.
+    """
     complete = counted.all(1)
-    vector = contrast(activations, counted, np.ones((1, n)))[0]
-    complete_pairs = activations[complete]
+    n = int(complete.sum())
+    if n < FEWEST:
+        return None
+    rng = np.random.default_rng(seed)
+    differences = activations[complete, 0] - activations[complete, 1]
 
-    def cosines(of: np.ndarray, keep: np.ndarray, weights: np.ndarray, signs: np.ndarray | None = None) -> np.ndarray:
-        return cosine(contrast(of, keep, weights, signs), direction)
+    def cosines(weights: np.ndarray) -> np.ndarray:
+        return cosine(contrast(differences, weights), direction)
 
-    none = np.empty(0)
-    flipped, drawn, halves = none, none, np.full((SPLITS, 2), math.nan)
-    if (m := len(complete_pairs)) >= 2:
-        # As many labels are swapped as are left: what the trait itself does cancels, and its own noise remains.
-        signs = rng.permuted(np.tile(np.where(np.arange(m) < m // 2, -1.0, 1.0), (FLIPS, 1)), axis=1)
-        all_counted = np.ones((m, 2))
-        flipped = cosines(complete_pairs, all_counted, np.ones((FLIPS, m)), signs)
-        first = rng.permuted(np.tile((np.arange(m) < m // 2).astype(float), (SPLITS, 1)), axis=1)
-        halves = np.stack([cosines(complete_pairs, all_counted, half) for half in (first, 1 - first)], axis=1)
-    if m >= ENOUGH:
-        drawn = cosines(activations, counted, rng.multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(float))
-    measured = float(cosine(vector, direction))
-    return Measured(vector, measured, m, int((~counted).sum()), flipped, drawn, halves)
+    flipped = cosines(balanced_signs(n, rng))
+    first = rng.permuted(np.tile((np.arange(n) < n // 2).astype(float), (SPLITS, 1)), axis=1)
+    halves = np.stack([cosines(half) for half in (first, 1 - first)], axis=1)
+    # By leaving each pair out in turn: pairs drawn again would have more noise than the pairs themselves, which shrinks
+    # cosines and their spread.
+    error = math.sqrt((n - 1) * float(cosines(1 - np.eye(n)).var())) if n >= ENOUGH else math.nan
+    vector = contrast(differences, np.ones((1, n)))[0]
+    return Measured(vector, float(cosine(vector, direction)), n, int((~counted).sum()), flipped, error, halves)
 
 
 def by_chance(measured: Sequence[Measured]) -> np.ndarray:
@@ -91,14 +88,16 @@ def by_chance(measured: Sequence[Measured]) -> np.ndarray:
 
 
 def interval(m: Measured, chance: np.ndarray) -> Estimate:
-    """A contrast's cosine with its 95% interval: a bootstrap over its pairs, and where they are too few for one, as wide as
+    """A contrast's cosine with its 95% interval: a t-interval over its pairs, and where they are too few for one, as wide as
     chance makes cosines (rather too wide: noise alone turns a vector further than noise beside a trait does)."""
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     low = high = math.nan
-    if len(m.drawn):
-        low, high = np.nanquantile(m.drawn, ends)
+    if not math.isnan(m.error):
+        from scipy.stats import t  # half a second to import, which no other command should wait for
+
+        reach = float(t.ppf((1 + LEVEL) / 2, m.pairs - 1)) * m.error
+        low, high = np.clip([m.cosine - reach, m.cosine + reach], -1, 1)
     elif len(chance):
-        low, high = np.clip(m.cosine + np.quantile(chance, ends), -1, 1)
+        low, high = np.clip(m.cosine + np.quantile(chance, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]), -1, 1)
     return Estimate(m.cosine, float(low), float(high), m.pairs, m.missing)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from personaspace.experiments.traits.findings import ENOUGH, Ranking
 from personaspace.report.charts import axis, band, chart, dots, wrapped
 from personaspace.report.page import EXACT, FAR, NEAR, Chart, Page
 from personaspace.space import PersonaSpace
+from personaspace.stats.intervals import Estimate
 
 SHOWN = 20
 """Traits of either end that are drawn."""
@@ -29,8 +30,10 @@ BY_CHANCE = (
     "By chance: the same replies with the labels of half of each trait's questions swapped, so that what the trait does "
     "cancels and its noise is left."
 )
+BAND = "The grey band holds 95% of the cosines that chance gives."
 OF_CHANCE = "So few questions give no trait an interval of its own: all are as wide as chance makes cosines."
-BOOTSTRAPPED = "Intervals: 95%, by a bootstrap over each trait's questions."
+OVER_QUESTIONS = "Intervals: 95%, over each trait's questions."
+OF_SOME = " {n} of {of} traits have fewer than {enough} pairs, and intervals as wide as chance makes cosines{names}."
 TABLE = (
     "“Chance below”: how much of what chance gives lies lower. Pairs: questions answered with the trait and without it."
 )
@@ -60,15 +63,16 @@ def page(
     who = "none judged" if judge in ("rules", "none") else f"judged by {judge}"
     unkept = sum(not r["kept"] for r in rows)
     result_page.figure("replies", f"{len(rows):,}", f"{who}, {unkept} left out", interval=EXACT)
-    intervals = OF_CHANCE if any(e.n < ENOUGH for e in cosines.values()) else BOOTSTRAPPED
-    text = (
-        f"The grey band holds 95% of the cosines that chance gives. {intervals} Point at a dot for a pair of replies."
-    )
+    text = f"{BAND} {_intervals(cosines)} Point at a dot for a pair of replies."
     result_page.section("The two ends", text, _ends(ranking, rows))
     if len(ranking.chance):
         result_page.section("All traits beside chance", BY_CHANCE, _histogram(ranking))
     without = [t.trait for t in traits if t.trait not in cosines]
-    left_out = f" Left out, without a kept reply on both sides: {listed(without)}." if without else ""
+    left_out = (
+        f" Left out, with fewer than two questions whose replies are kept on both sides: {listed(without)}."
+        if without
+        else ""
+    )
     definitions = {t.trait: t.definition for t in traits}
     table = [
         [
@@ -92,6 +96,15 @@ def page(
         "judge": judge,
     }
     return Result(result_page, f"{_headline(ranking, rows)} {STUDY}", figures, rows)
+
+
+def _intervals(cosines: Mapping[str, Estimate]) -> str:
+    """Over what the traits' intervals are."""
+    few = [name for name, e in cosines.items() if e.n < ENOUGH]
+    if len(few) == len(cosines):
+        return OF_CHANCE
+    names = f": {listed(few)}" if len(few) <= NAMED else ""
+    return OVER_QUESTIONS + (OF_SOME.format(n=len(few), of=len(cosines), enough=ENOUGH, names=names) if few else "")
 
 
 def _headline(ranking: Ranking, rows: Sequence[dict[str, Any]]) -> str:

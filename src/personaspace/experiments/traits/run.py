@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -151,7 +152,9 @@ def _beside_prompts(
             [a.double().numpy() for j in complete if (a := activations[2 * j + side]) is not None] for side in (0, 1)
         ]
         if complete:
-            wordings = np.array([j % len(trait.bring_out) for j in complete])
+            # Instructions take turns on either side, so that pairs this far apart share a text, by way of others at least.
+            apart = math.gcd(len(trait.bring_out), len(trait.suppress))
+            wordings = np.array([j % apart for j in complete])
             of_replies[trait.trait] = Contrast(np.stack(sides[0]) - np.stack(sides[1]), wordings)
     if len(of_replies) < 2:
         return result
@@ -174,7 +177,7 @@ def evaluate(
     judge: str,
 ) -> tuple[Result, dict[str, np.ndarray]]:
     """The traits by their cosine with the axis, and their vectors `[hidden]`. scores: None where nobody judged. It asks
-    nothing. Raises `RunError` where fewer than two traits have a kept reply on both sides."""
+    nothing. Raises `RunError` where fewer than two traits have two questions whose replies are kept on both sides."""
     rows, each = list[dict[str, Any]](), options.questions * len(SIDES)
     for k, (a, g) in enumerate(zip(requests, replies, strict=True)):
         side, score = SIDES[k % len(SIDES)], scores[k] if scores else None
@@ -201,8 +204,8 @@ def evaluate(
             measured[trait.trait] = figures_of_trait
     if len(measured) < 2:
         raise RunError(
-            f"{len(measured)} of {len(traits)} traits have a reply that the judge {judge} keeps on both sides; two at least "
-            "are needed (--judge rules keeps all of them)"
+            f"{len(measured)} of {len(traits)} traits have two questions whose replies the judge {judge} keeps on both sides; "
+            "two traits at least are needed (more --questions keep more of them, --judge rules all)"
         )
     result = page(space, traits, Ranking.of(measured, options.seed), rows, judge)
     return result, {name: m.vector for name, m in measured.items()}
