@@ -25,8 +25,7 @@ from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import ModelError
 from personaspace.mapping.plan import model_of
 from personaspace.model.interventions import Cap
-from personaspace.model.loading import pick_device, pick_dtype
-from personaspace.model.residual import context_of
+from personaspace.model.loading import context_of, pick_device, pick_dtype
 from test_cli import run
 
 ASK = Prompt(({"role": "user", "content": "Who are you?"},))

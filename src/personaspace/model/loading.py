@@ -111,6 +111,21 @@ def whole_folder(name: str) -> str:
     return str(kept_folder(f"{Path(source.adapters[-1]).name}-merged", [source.where, files], write))
 
 
+def context_of(config: Any) -> int | None:
+    """How many tokens a text may have. Of a model that turns to other rotary frequencies in longer texts (longrope), no more
+    than before it does: rows beside each other, and a prompt in pieces, would have keys of both kinds."""
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    rotary = getattr(config, "rope_parameters", None) or {}
+    of_kinds = rotary.values() if all(isinstance(kind, dict) for kind in rotary.values()) else [rotary]
+    for kind in of_kinds:
+        first = kind.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        if kind.get("rope_type") == "longrope" and first:
+            longest = min(longest or first, int(first))
+    return longest
+
+
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of every parameter's name, shape, and 64 values spread over it: told apart from a fine-tune, in
     milliseconds."""

@@ -22,21 +22,6 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
-def context_of(config: Any) -> int | None:
-    """How many tokens a text may have. Of a model that turns to other rotary frequencies in longer texts (longrope), no more
-    than before it does: rows beside each other, and a prompt in pieces, would have keys of both kinds."""
-    longest: int | None = getattr(config, "max_position_embeddings", None)
-    rotary = getattr(config, "rope_parameters", None) or {}
-    of_kinds = rotary.values() if all(isinstance(kind, dict) for kind in rotary.values()) else [rotary]
-    for kind in of_kinds:
-        first = kind.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        if kind.get("rope_type") == "longrope" and first:
-            longest = min(longest or first, int(first))
-    return longest
-
-
 def base_model(model: Any) -> Any:
     """The model without its lm_head: what takes token ids and gives the last hidden state."""
     for base in (model.base_model, model.get_decoder()):

@@ -37,7 +37,6 @@ from personaspace.model.residual import (
     base_model,
     check_interventions,
     check_layers,
-    context_of,
     input_device,
     text_config,
     text_layers,
@@ -96,7 +95,7 @@ class TransformersEngine(BaseEngine):
             dtype=str(model.dtype).removeprefix("torch."),
             fingerprint=loading.fingerprint(model),
             template=self.chat.kind,
-            context=context_of(config),
+            context=loading.context_of(config),
             notes={"beginning": self.chat.beginning(), "attention": config._attn_implementation},
         )
 
