@@ -16,9 +16,9 @@ from personaspace.catalog import load_catalog
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments.holds import run as holding
-from personaspace.experiments.holds.findings import distinct_pairs, factor, findings, paired
+from personaspace.experiments.holds.findings import distinct_pairs, factor, findings
 from personaspace.experiments.holds.run import EXPERIMENT, HoldsOptions, talks
-from personaspace.experiments.kit.conversations import alerted
+from personaspace.experiments.kit.conversations import alerted, turns_both_ways
 from personaspace.experiments.kit.tasks import ALL, Outcome
 from personaspace.experiments.kit.trials import PLAIN, Condition, Given, Trials, beside_axis, capped, controls
 from personaspace.holding.controls import MANY, BesideControls, displacement
@@ -94,7 +94,7 @@ def test_turns_that_never_came_and_empty_replies_are_on_neither_side():
 
     unheld = pd.concat([talk("a", [1.0, 2.0, 6.0]), talk("b", [2.0, 2.0, 2.0])])
     ended = pd.concat([talk("a", [1.0, 2.0]), talk("b", [math.nan] * 3)])
-    pairs = paired(unheld, ended)
+    pairs = turns_both_ways(unheld, ended)
     assert list(pairs.less) == [0.0, 0.0]
     assert list(pairs.unheld) == [1.0, 2.0]
 

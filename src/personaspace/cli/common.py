@@ -83,8 +83,9 @@ def check_judge_options(
     """The fields of each request of a judge. prefix: what its options begin with. Raises `UsageError` for a name that is no
     judge's, and for options that the judge of that name does not read."""
     check_judge(judge)
-    elsewhere = [f"--{prefix} {name}" for name, entry in JUDGES.items() if entry.by_endpoint]
-    by_model = [f"--{prefix} {name}" for name, entry in JUDGES.items() if entry.by_endpoint or entry.by_model]
+    entries = {f"--{prefix} {name}": entry for name, entry in JUDGES.items()}
+    elsewhere = [name for name, entry in entries.items() if entry.by_endpoint]
+    by_model = [name for name, entry in entries.items() if entry.by_endpoint or entry.by_model]
     if f"--{prefix} {judge}" not in elsewhere:
         of_endpoint = {f"{prefix}_url": url, f"{prefix}_option": option, f"{prefix}_key_env": key_env}
         check_unused(" or ".join(elsewhere), **of_endpoint)

@@ -96,7 +96,6 @@ def calibrate(
         percentile=25 if percentile is None else percentile,
         layers=calibration.parse_range(layers) if layers else None,
         try_caps=sweep,
-        prompts=24 if prompts is None else prompts,
         tasks=sweeping.read_tasks(capability) if capability else [],
         judge=lambda engine: make_judge(
             judge,
@@ -106,7 +105,7 @@ def calibrate(
             options=request_options,
             key_env=judge_key_env,
         ),
-        controls=3 if controls is None else controls,
+        **{name: n for name, n in (("prompts", prompts), ("controls", controls)) if n is not None},
         engine=lambda: space_and_engine(space, model, device, dtype, adapter, span=None)[1],
         seed=seed,
         why="it was asked for" if of or percentile is not None or layers else "no sweep was made",

@@ -131,9 +131,7 @@ def displacement(
 
 def _strength(hold: Intervention, tokens: int) -> float:
     """The sum of a hold's strengths over a reply's first so many tokens: their number, but for one that decays."""
-    if not isinstance(hold, Decaying):
-        return float(tokens)
-    return float((0.5 ** (torch.arange(tokens) / hold.half_life)).sum())
+    return float(hold.strength(torch.arange(tokens)).sum()) if isinstance(hold, Decaying) else float(tokens)
 
 
 def _token_by_token(
@@ -161,10 +159,8 @@ def _token_by_token(
             after = inner.apply(stream, layer)
             if isinstance(hold, Decaying):
                 after = hold.weakened(stream, after, torch.arange(len(stream)))
-            moved, strength = (
-                moved + float((after - stream).norm(dim=-1).sum()),
-                strength + _strength(hold, len(stream)),
-            )
+            moved += float((after - stream).norm(dim=-1).sum())
+            strength += _strength(hold, len(stream))
         lengths.append(moved / strength if strength else 0.0)
     return lengths
 

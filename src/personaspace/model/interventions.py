@@ -323,10 +323,14 @@ class Decaying(_Intervention):
         """What it does at full strength, to a first token; `weakened` has the rest."""
         return self.of.apply(hidden, layer)
 
+    def strength(self, places: Tensor) -> Tensor:
+        """How much of it a token gets, from 1 at the first on; places: each n."""
+        return 0.5 ** (places.float() / self.half_life)
+
     def weakened(self, hidden: Tensor, applied: Tensor, places: Tensor) -> Tensor:
         """What is left of it. hidden, applied: the residual stream before and after `apply`, `[…, hidden]`; places: each n."""
-        strength = 0.5 ** (places.float() / self.half_life)
-        return torch.lerp(hidden.float(), applied.float(), strength[..., None]).to(hidden.dtype)
+        strength = self.strength(places)[..., None]
+        return torch.lerp(hidden.float(), applied.float(), strength).to(hidden.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "decaying", "of": self.of.to_dict(), "half_life": self.half_life}

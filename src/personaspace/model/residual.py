@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -265,9 +266,8 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
 
     caches: list[Any] = []  # the pass's own, where the model takes one by that name; layers have several names for it
 
-    def note_cache(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        by_name = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
-        caches[:] = [by_name.get("past_key_values")]
+    def note_cache(place: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caches[:] = [args[place] if place < len(args) else kwargs.get("past_key_values")]
 
     def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -293,7 +293,9 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
     inner = find_layers(model)
     around = (m for m in model.modules() if m is not inner and any(part is inner for part in m.modules()))
     handles = [
-        m.register_forward_pre_hook(note_cache, with_kwargs=True) for m in around if "past_key_values" in parameters(m)
+        m.register_forward_pre_hook(partial(note_cache, names.index("past_key_values")), with_kwargs=True)
+        for m in around
+        if "past_key_values" in (names := list(inspect.signature(m.forward).parameters))
     ]
     handles.append(layers[0].register_forward_pre_hook(choose, with_kwargs=True))
     try:

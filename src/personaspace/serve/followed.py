@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from personaspace.engines.chat import Chat
+from personaspace.engines.thoughts import ReplySplitter
 from personaspace.engines.vllm.wire import ReadMeans
 from personaspace.serve.replies import thoughts_detail
 
@@ -32,13 +33,16 @@ class FollowedReply:
             self.ids += choice.get("token_ids") or ()
             if not self.tells_ids:
                 choice.pop("token_ids", None)
-        splitter = self.chat.splitter(self.prompt_ids, self.continued_text) if event.get("usage") else None
+        splitter = self._splitter() if event.get("usage") else None
         if splitter is not None and (thoughts := splitter.follow(self.ids).thought_tokens):
             event["usage"] |= thoughts_detail(thoughts)
 
+    def _splitter(self) -> ReplySplitter | None:
+        return self.chat.splitter(self.prompt_ids, self.continued_text)
+
     def answer(self, count: int) -> tuple[int, int]:
         """Where the answer is among the first so many tokens, those that were read; empty where there is none."""
-        splitter = self.chat.splitter(self.prompt_ids, self.continued_text)
+        splitter = self._splitter()
         if splitter is None:
             return 0, count
         start, end = splitter.follow(self.ids[:count]).answer
@@ -47,7 +51,7 @@ class FollowedReply:
     def tokens(self, tokens: Sequence[dict[str, Any]], final: bool = False) -> list[dict[str, Any]]:
         """Those of the newest tokens that were read that are the answer's; what is read before it has come waits."""
         self._untold += tokens
-        splitter = self.chat.splitter(self.prompt_ids, self.continued_text)
+        splitter = self._splitter()
         start, end = splitter.follow(self.ids).answer if splitter else (0, len(self.ids))
         if splitter and splitter.is_open and not final:
             return []

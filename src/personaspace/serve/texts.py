@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -35,16 +35,19 @@ def texts_of(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str,
         texts.append(str(message["content"]))
         for call in message.get("tool_calls", ()):
             texts += [call["function"]["name"], call["function"]["arguments"]]
-    unseen: list[Any] = list(reversed(tools))
-    while unseen:
-        value = unseen.pop()
-        if isinstance(value, str):
-            texts.append(value)
-        elif isinstance(value, Mapping):
-            unseen += [part for item in reversed(list(value.items())) for part in reversed(item)]
-        elif isinstance(value, Sequence):
-            unseen += reversed(value)
-    return "\n".join(texts)
+    return "\n".join([*texts, *_texts_in(list(tools))])
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield name
+            yield from _texts_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts_in(inner)
 
 
 class Texts:

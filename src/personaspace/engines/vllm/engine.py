@@ -133,8 +133,7 @@ class VllmEngine(BaseEngine):
         try:
             send_more()
             while in_flight:
-                if in_flight:
-                    self._step()
+                self._step()
                 ended = [id for id in in_flight if id in self._arrived and self._arrived[id].finished]
                 readings = self._take(ended) if options.layers else {}
                 for id in ended:

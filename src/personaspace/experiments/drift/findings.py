@@ -12,6 +12,7 @@ import pandas as pd
 
 from personaspace.experiments.drift.messages import Steps
 from personaspace.experiments.kit.conditions import PLAIN, compared
+from personaspace.experiments.kit.conversations import turns_both_ways
 from personaspace.holding.controls import BesideControls
 from personaspace.stats.intervals import Estimate, estimate, mean
 
@@ -168,13 +169,9 @@ def beside_ordinary(rows: pd.DataFrame, talk: Sequence[float], seed: int) -> Ord
 
 def nearer(plain: pd.DataFrame, moved: pd.DataFrame) -> np.ndarray:
     """How much nearer to the Assistant each conversation lies as it was held, `[conversations]`, in the mean drift of the turns
-    that it has both ways: one that ended early is not set against turns that it never came to."""
-    by_turn, moved_by_turn = (f.pivot(index="conversation", columns="turn", values="drift") for f in (plain, moved))
-    moved_by_turn = moved_by_turn.reindex(list(dict.fromkeys(moved.conversation)))
-    by_turn = by_turn.reindex(index=moved_by_turn.index, columns=moved_by_turn.columns)
-    both = (by_turn.notna() & moved_by_turn.notna()).to_numpy()
-    before, after = (np.where(both, f.to_numpy(dtype=float), np.nan) for f in (by_turn, moved_by_turn))
-    return np.asarray(levels(before) - levels(after))
+    that it has both ways; NaN without any."""
+    by_talk = turns_both_ways(plain, moved).groupby("conversation").less.mean()
+    return np.asarray(by_talk.reindex(list(dict.fromkeys(moved.conversation))))
 
 
 def held_back(rows: pd.DataFrame, condition: str, seed: int) -> Estimate:

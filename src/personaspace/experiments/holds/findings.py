@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from personaspace.experiments.kit.conditions import PLAIN, compared
+from personaspace.experiments.kit.conversations import turns_both_ways
 from personaspace.experiments.kit.tasks import ALL, Outcome, Outcomes
 from personaspace.holding.controls import BesideControls
 from personaspace.stats.intervals import Estimate, estimate, mean
@@ -62,7 +63,7 @@ def _outcome(table: pd.DataFrame, name: str, tasks: Outcome, beside: BesideContr
     held, unheld = (table[table.condition == n] for n in (name, NEVER))
     in_role, plain_role = held[held.kind == ROLE_TALK], unheld[unheld.kind == ROLE_TALK]
     default = held[held.kind == DEFAULT_TALK]
-    by_talk = paired(plain_role, in_role).groupby("conversation", sort=False)[["unheld", "less"]].mean()
+    by_talk = turns_both_ways(plain_role, in_role).groupby("conversation", sort=False)[["unheld", "less"]].mean()
     less, whole, talk_names = by_talk.less.to_numpy(), by_talk.unheld.to_numpy(), list(by_talk.index)
     distinct, plain_distinct = (
         f.groupby("conversation", sort=False).text.agg(lambda texts: distinct_pairs(list(texts)))
@@ -86,14 +87,6 @@ def _outcome(table: pd.DataFrame, name: str, tasks: Outcome, beside: BesideContr
         tasks=tasks,
         beside=beside,
     )
-
-
-def paired(unheld: pd.DataFrame, moved: pd.DataFrame) -> pd.DataFrame:
-    """The turns that conversations have both ways, with the drift `unheld` and how much `less` it is as they were held. A reply
-    without a token has no place, and is on neither side."""
-    by_turn = ["conversation", "turn"]
-    both = unheld[[*by_turn, "drift"]].merge(moved[[*by_turn, "drift"]], on=by_turn, suffixes=("", "_held")).dropna()
-    return both.assign(unheld=both.drift, less=both.drift - both.drift_held)
 
 
 def factor(held: pd.DataFrame, unheld: pd.DataFrame) -> Estimate:
@@ -137,9 +130,9 @@ def _beside(holds: Sequence[str], table: pd.DataFrame, controls: pd.DataFrame) -
     beside = {}
     for name in holds:
         own = controls[controls.condition.str.startswith(f"{name} ")]
-        taken = {str(c): float(paired(unheld, f).less.mean()) for c, f in own.groupby("condition", sort=False)}
+        taken = {str(c): float(turns_both_ways(unheld, f).less.mean()) for c, f in own.groupby("condition", sort=False)}
         if taken:
-            held = paired(unheld, first[first.condition == name])
+            held = turns_both_ways(unheld, first[first.condition == name])
             beside[name] = compared(
                 name, float(held.less.mean()), {c: v for c, v in taken.items() if not math.isnan(v)}
             )

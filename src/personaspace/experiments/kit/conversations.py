@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from personaspace.engines import Engine
 from personaspace.engines.prompts import Message, Sampling
@@ -134,6 +135,15 @@ def fitted(engine: Engine, talk: Sequence[Message], room: int) -> list[Message]:
             )
         rest = rest[2:]
     return [*first, *rest]
+
+
+def turns_both_ways(unheld: pd.DataFrame, moved: pd.DataFrame) -> pd.DataFrame:
+    """The turns that conversations have under both of two conditions, with the drift `unheld` and how much `less` it is under
+    the other: one that ended early is not set against turns that it never came to. A reply without a token has no place, and is
+    on neither side. rows: with `conversation`, `turn` and `drift`."""
+    by_turn = ["conversation", "turn"]
+    both = unheld[[*by_turn, "drift"]].merge(moved[[*by_turn, "drift"]], on=by_turn, suffixes=("", "_moved")).dropna()
+    return both.assign(unheld=both.drift, less=both.drift - both.drift_moved)
 
 
 def together(path: Path, keys: Sequence[str]) -> list[list[str]]:

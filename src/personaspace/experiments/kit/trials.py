@@ -144,7 +144,7 @@ class Trials(Folder, Generic[Chosen]):
         self.catalog, self.judges, self.load = catalog, judges or Judges(engine=engine), load
         self.watcher = watcher or Watcher()
         self.total = self.count = 0
-        self.matched: dict[str, list[float]] = {}  # by cap, how far it moves a token in conversations that it held
+        self.displacements: dict[str, list[float]] = {}  # by cap, how far its controls move a token
 
     @contextmanager
     def open(self, replies: int) -> Iterator[None]:
@@ -240,11 +240,13 @@ class Trials(Folder, Generic[Chosen]):
     def displacement(self, cap: str, prompts: Sequence[Sequence[Message]]) -> list[float]:
         """How far a cap moves a reply's token in the mean at each of its layers (`controls.displacement`): as `match` has
         measured it; else measured once, on the first of the prompts, and kept in the folder."""
-        return self.matched[cap] if cap in self.matched else self._measured(cap, cap, prompts)
+        if cap not in self.displacements:
+            self.displacements[cap] = self._measured(cap, cap, prompts)
+        return self.displacements[cap]
 
     def match(self, cap: str, prompts: Sequence[Sequence[Message]]) -> None:
         """Has a cap's controls from now on go as far as it does on these prompts; what was measured on them is kept."""
-        self.matched[cap] = self._measured(f"{cap} of {_key(list(map(list, prompts)))}", cap, prompts)
+        self.displacements[cap] = self._measured(f"{cap} of {_key(list(map(list, prompts)))}", cap, prompts)
 
     def _measured(self, name: str, cap: str, prompts: Sequence[Sequence[Message]]) -> list[float]:
         path = self.folder / "displacements.json"
