@@ -384,4 +384,4 @@ def test_vllm_is_told_how_long_a_maps_conversations_become_and_to_leave_room_for
     loaded.clear()
     run(*ask, "--engine", "vllm", "--judge", "local", "--vllm", "--gpu-memory-utilization=0.7", expect=2)
     assert "gpu_memory_utilization" not in loaded
-    assert "options of --engine vllm" in run(*ask, "--vllm", "--x=y", expect=2).stderr
+    assert "without --engine vllm" in run(*ask, "--vllm", "--x=y", expect=2).stderr

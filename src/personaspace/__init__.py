@@ -1,8 +1,9 @@
 """Map the characters inside a chat language model, find its Assistant Axis, and hold it there.
 
 >>> import personaspace as ps
->>> space = ps.map("smollm2", out="runs/smollm2", per_role=4, questions=120, max_new_tokens=32)
->>> space.summary()["axis_pc1_cosine"]
+>>> space = ps.PersonaSpace.load("smollm2")  # or your own: ps.map("Qwen/Qwen3-4B", "runs/qwen3")
+>>> len(space.roles), list(space.caps)[:2], round(space.summary()["axis_pc1_cosine"], 2)
+(275, ['capped', 'default-p1@18:26'], 0.56)
 """
 
 from typing import TYPE_CHECKING

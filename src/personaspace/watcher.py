@@ -25,7 +25,9 @@ class Watcher:
     >>> class Notes(Watcher):
     ...     def note(self, text: str) -> None:
     ...         print(text)
-    >>> ps.map("smollm2", "runs/smollm2", until="axis:0.95", watcher=Notes())
+    >>> options = {"roles": "ghost,bard,pirate", "read": "prompt", "until": "axis:0.5"}
+    >>> space = ps.map("smollm2", "runs/watched", watcher=Notes(), **options)
+    6 prompts: the axis' reliability at layer 20 is 0.7... (wanted 0.5)
     """
 
     def planned(self, plan: Plan) -> None:

@@ -189,8 +189,8 @@ def map_command(
     placement: dict[str, Any] = {"device": device, "dtype": dtype, **({"thinking": True} if thinking else {})}
     if "vllm" in (engine, worker_engine if engine == "ray" else ""):
         placement |= _for_vllm(model, chosen_catalog, options, out_folder, vllm or [], judges_here(judge))
-    elif vllm:
-        raise UsageError(f"--vllm {vllm[0]}: these are options of --engine vllm")
+    else:
+        check_unused("--engine vllm", vllm=vllm)
     if engine == "ray":
         cluster = {"address": address, "workers": workers, "worker_engine": worker_engine}
         per_worker = {"cpus": cpus_per_worker, "gpus": gpus_per_worker}

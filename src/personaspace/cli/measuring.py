@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from personaspace.cli.common import AdapterArg, Json, VllmArg, app, out
+from personaspace.cli.common import AdapterArg, Json, VllmArg, app, check_unused, out
 from personaspace.errors import UsageError
 
 
@@ -51,8 +51,8 @@ def bench(
         raise UsageError(f"bench {what}: expected one of {', '.join((*BENCHES, 'efficiency', 'serve'))}")
     if engine not in ("transformers", "vllm") or (engine == "vllm" and what != "overhead"):
         raise UsageError(f"bench {what} --engine {engine}: expected transformers, or overhead with vllm")
-    if vllm and engine != "vllm":
-        raise UsageError(f"--vllm {vllm[0]}: these are options of --engine vllm")
+    if engine != "vllm":
+        check_unused("--engine vllm", vllm=vllm)
     result = run_bench(
         what, model, prompts=prompts, tokens=tokens, repeats=repeats, engine=engine, arguments=vllm or ()
     )

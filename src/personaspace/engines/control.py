@@ -63,6 +63,7 @@ class ControlTokens:
         """Whether the text would give a control token.
 
         >>> chat.control.stand_in("hi<|im_end|>")
+        True
         """
         if self._pattern.search(text):
             return True

@@ -82,7 +82,7 @@ def read_vectors(path: str | Path, layers: int, hidden: int) -> dict[str, Tensor
 def with_vectors(space: PersonaSpace, files: Sequence[str | Path]) -> tuple[PersonaSpace, list[str]]:
     """The space with vectors of one's own from files, and what they are called in it. Raises `SpaceError`.
 
-    >>> space, names = with_vectors(space, ["my/sycophancy.pt"])
+    >>> space, names = with_vectors(space, ["sycophancy.pt"])
     """
     names = []
     for file in files:
@@ -96,8 +96,9 @@ def directions_of(space: PersonaSpace, called: str) -> tuple[PersonaSpace, list[
     """Directions by what a user calls them, separated by commas: names of the space (`axis`, `ghost`, `trait:formal`), or
     files of vectors, all of which become the space's own. The space that knows them, and their names. Raises `SpaceError`.
 
-    >>> space, names = directions_of(space, "sarcastic,my/sycophancy.pt")
-    >>> space.along(names)
+    >>> space, names = directions_of(space, "ghost,sycophancy.pt")
+    >>> names
+    ['role:ghost', 'own:sycophancy']
     """
     names: list[str] = []
     for part in filter(None, (part.strip() for part in called.split(","))):

@@ -214,7 +214,7 @@ WITHOUT_SWEEP = "it is the floor that the default's own tokens set (their 25th p
 def named_cap(space: PersonaSpace, of: str, percentile: int, layers: range) -> tuple[str, dict[str, Any]]:
     """A cap and its name, which says whose tokens' projections, which percentile, and which layers.
 
-    >>> named_cap(calibrated, "default", 25, range(18, 26))[0]
+    >>> named_cap(PersonaSpace.load("smollm2"), "default", 25, range(18, 26))[0]
     'default-p25@18:26'
     """
     check_kind(of, percentile)

@@ -91,6 +91,7 @@ def displaced(
     """Steps of those lengths along a direction, one at each layer; none where a length is 0. At every token, or at those that a
     hold acts on, weakening as it does.
 
+    >>> cap = space.cap("capped")
     >>> steps = displacement(engine, space, cap, conversations)
     >>> with engine.intervening(*displaced(space, cap.layers, steps, directions(space, random=1)["random 1"])):
     ...     replies = list(engine.respond(prompts, sampling))

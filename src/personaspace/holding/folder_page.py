@@ -90,6 +90,9 @@ def of_alerts(reading: FolderReading) -> list[str]:
 def write_folder(path: str | Path, name: str, space: PersonaSpace, reading: FolderReading) -> Path:
     """The page of a folder that is called `name`.
 
+    >>> from personaspace.formats.transcript_folders import read_transcript_folder
+    >>> from personaspace.holding.transcript_folders import project_folder
+    >>> reading = project_folder(engine, space, read_transcript_folder("transcripts"))
     >>> write_folder("transcripts.html", "transcripts", space, reading)
     PosixPath('transcripts.html')
     """

@@ -147,9 +147,10 @@ def project_folder(
     """Reads every conversation of a folder, and says what they say together. One of which nothing can be read is named in the
     notes. Raises `UsageError` where that is so of all, `SpaceError` where the space is of another model than the engine's.
 
+    >>> from personaspace.formats.transcript_folders import read_transcript_folder
     >>> reading = project_folder(engine, space, read_transcript_folder("transcripts"))
-    >>> [(t.arm, t.signs.above, t.signs.n) for t in reading.together]
-    [('capped', 6, 6)]
+    >>> [(t.arm, t.signs.n) for t in reading.together]  # how many pairs were held that way
+    [('capped', 1)]
     """
     rule = alert_rule(space, rate=false_alarms, turns=alert_turns) if space.calibrated else None
     problems: list[str] = []

@@ -28,7 +28,10 @@ class OpenAIJudge:
     one). key_env: the environment variable that holds the key. Raises `UsageError`, `JudgeError` without key or address.
 
     >>> judge = OpenAIJudge("qwen3", "http://127.0.0.1:8000/v1", options={"reasoning_effort": "low"})
-    >>> [(score.score, score.reason) for score in judge.score(items)]
+    >>> from personaspace.judges import Item
+    >>> ghost = ps.load_catalog().role("ghost")
+    >>> [score.score for score in judge.score([Item(ghost, "Who are you?", "I haunt this house.")])]
+    [3]
     """
 
     def __init__(

@@ -94,8 +94,10 @@ class Mapper:
         """Maps until the design, or `until`, is fulfilled; writes space and report, and returns the space. Killed at any
         moment, the same call goes on from what is whole.
 
-        >>> mapper = Mapper(engine, ps.load_catalog(), "runs/smollm2", MapOptions(read="prompt"))
-        >>> mapper.map(judge=None).layer  # prompts are judged by nobody
+        >>> catalog = ps.load_catalog().select("ghost,bard,pirate")
+        >>> mapper = Mapper(engine, catalog, "runs/three", MapOptions(read="prompt"))
+        >>> mapper.map(judge=None).reading  # prompts are judged by nobody
+        'prompt'
         """
         with self.run.locked():
             # 1) The run: begun, or gone on with where its configuration is the same.

@@ -48,21 +48,33 @@ def check_questions(questions: int, catalog: Catalog) -> None:
         )
 
 
+def paired_texts(trait: Trait, pair: int) -> tuple[int, int]:
+    """Which text brings the trait out in that pair, and which suppresses it. Pairs go round as many wordings as the side with
+    fewer texts has, and those of different wordings share no text: further texts of the other side take turns within one.
+
+    >>> trait = Trait(trait="terse", bring_out=["a", "b"], suppress=["c", "d", "e"])
+    >>> [paired_texts(trait, pair) for pair in range(4)]
+    [(0, 0), (1, 1), (0, 2), (1, 1)]
+    """
+    wordings = min(len(trait.bring_out), len(trait.suppress))
+    turn, wording = divmod(pair, wordings)
+    of_wording = [range(wording, len(texts), wordings) for texts in (trait.bring_out, trait.suppress)]
+    return of_wording[0][turn % len(of_wording[0])], of_wording[1][turn % len(of_wording[1])]
+
+
 def trait_prompts(
     place: int, trait: Trait, catalog: Catalog, pairs: Iterable[int], seed: int, order: Sequence[int] | None = None
 ) -> list[Prompt]:
     """Some pairs of a trait's prompts, brought out before suppressed. order: which of the catalogue's questions are asked, in
     the order of the rotation; all of them, shuffled by the seed, unless given. A prompt's `instruction` counts those that bring
-    out before those that suppress, its `index` is 2 · pair + side. Pairs go round as many wordings as the side with fewer texts
-    has, and those of different wordings share no text: further texts of the other side take turns within one."""
+    out before those that suppress, its `index` is 2 · pair + side."""
     rotation = np.random.default_rng(seed).permutation(len(catalog.questions)) if order is None else np.asarray(order)
-    prompts, wordings = [], min(len(trait.bring_out), len(trait.suppress))
+    prompts = []
     for pair in pairs:
-        turn, wording = divmod(pair, wordings)
         question = int(rotation[(place * STRIDE + pair) % len(rotation)])
-        for side, texts in enumerate((trait.bring_out, trait.suppress)):
-            of_wording = range(wording, len(texts), wordings)
-            text = of_wording[turn % len(of_wording)]
+        for side, (texts, text) in enumerate(
+            zip((trait.bring_out, trait.suppress), paired_texts(trait, pair), strict=True)
+        ):
             messages: tuple[Message, ...] = (
                 {"role": "system", "content": texts[text]},
                 {"role": "user", "content": catalog.questions[question].question},
@@ -149,7 +161,10 @@ def read_traits(
     given; order: as in `trait_prompts`. Raises `UsageError`.
 
     >>> readings = read_traits(engine, chosen_traits("sarcastic,formal", catalog), catalog, layers=[space.layer])
-    >>> readings.sides["formal"].shape, readings.contrast("formal", space.layer).reliability()
+    >>> readings.sides["formal"].shape  # pairs of prompts, both sides, layers, hidden
+    torch.Size([8, 2, 1, 576])
+    >>> 0 < readings.contrast("formal", space.layer).reliability() < 1
+    True
     """
     check_questions(questions, catalog)
     read, watcher = list(range(engine.info.layers) if layers is None else layers), watcher or Watcher()

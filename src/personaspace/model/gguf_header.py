@@ -32,7 +32,11 @@ def check_header(path: Path) -> None:
     """Raises `ValueError` where a GGUF file's header announces more than the file holds, or what no model's has;
     `OSError`. What is no GGUF file at all is left to its reader.
 
-    >>> check_header(Path("model.gguf"))
+    >>> Path("cut.gguf").write_bytes(b"GGUF" + bytes([3, 0, 0, 0]))
+    8
+    >>> check_header(Path("cut.gguf"))
+    Traceback (most recent call last):
+    ValueError: ...
     """
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":

@@ -252,7 +252,7 @@ def attach(model: nn.Module, *interventions: Intervention) -> Iterator[None]:
     also for an intervention on answers alone, since nothing here tells thoughts from them; `ModelError`.
 
     >>> with attach(model, space.cap()):
-    ...     model.generate(**tokenizer("Who are you?", return_tensors="pt"))
+    ...     reply = model.generate(**tokenizer("Who are you?", return_tensors="pt"), max_new_tokens=20)
     """
     layers = text_layers(model)
     check_interventions(interventions, len(layers), text_config(model).hidden_size)

@@ -117,7 +117,9 @@ def line(
 ) -> list[Trace]:
     """Estimates as a line with the band of their intervals.
 
-    >>> data = line("drift", [1, 2, 3], [mean([1.0, 2.0, 3.0])] * 3, COLOURS[0])
+    >>> band, middle = line("drift", [1, 2], [Estimate(0.4, 0.3, 0.5, 20), Estimate(0.6, 0.4, 0.8, 20)], COLOURS[0])
+    >>> middle["y"]
+    [0.4, 0.6]
     """
     # There along the upper ends, back along the lower ones: one closed shape, which shares the line's place in the legend.
     band = {

@@ -80,6 +80,7 @@ class Page:
     >>> page.figure("drift", Estimate(0.4, 0.3, 0.5, 20), "standard deviations")
     >>> page.section("In figures", "With 95% intervals.", head=["domain", "drift"], rows=[["coding", "+0.40"]])
     >>> page.write("report.html", said="They drift.")
+    PosixPath('report.html')
     """
 
     def __init__(self, title: str, lead: str) -> None:

@@ -28,7 +28,7 @@ def texts_of(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str,
     with the names of their fields.
 
     >>> texts_of([{"role": "user", "content": "Hi"}], [{"function": {"name": "add"}}])
-    'Hi\nfunction\nname\nadd'
+    'Hi\\nfunction\\nname\\nadd'
     """
     texts = []
     for message in messages:

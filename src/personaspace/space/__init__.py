@@ -68,9 +68,11 @@ class PersonaSpace(SpaceDirections):
     """Everything about one model's characters (the paper's sections on persona space and the Assistant Axis).
 
     >>> space = PersonaSpace.load("smollm2")
-    >>> place = float(space.project(reply.activation))  # of a reply read at every layer, `[layers, hidden]`
-    >>> space.drift(place), space.nearest(reply.activation, k=3)
-    >>> held = engine.respond([ask], sampling, interventions=[space.cap("capped"), space.steer(0.3, "poet")])
+    >>> (reply,) = engine.respond(prompts, sampling, read=range(30))  # at every layer: `[layers, hidden]`
+    >>> drift = space.drift(float(space.project(reply.activation)))
+    >>> len(space.nearest(reply.activation, k=3))
+    3
+    >>> held = engine.respond(prompts, sampling, interventions=[space.cap("capped"), space.steer(0.3, "poet")])
 
     tensors: `role_vectors [roles, layers, hidden]`, `default_vector` and `axis` `[layers, hidden]`, and where known `counts
     [roles]`, `role_reliability [roles]`, `role_interval [roles, 2]`, `axis_split_half` and `separation` `[layers]`,
@@ -159,7 +161,8 @@ class PersonaSpace(SpaceDirections):
         """Steering, then the cap, which so holds what was steered. cap: as `hold` has it, None for none; steer: α along the
         axis, 0 for none, or several of (α, direction) as `steer` has them. Raises `SpaceError`, `UsageError`.
 
-        >>> engine.respond(prompts, interventions=space.interventions(cap="capped", steer=[(-0.3, "axis"), (0.1, "poet")]))
+        >>> both = space.interventions(cap="capped", steer=[(-0.3, "axis"), (0.1, "poet")])
+        >>> replies = engine.respond(prompts, sampling, interventions=both)
         """
         steps = steer if isinstance(steer, Sequence) else [(steer, "axis")] if steer else []
         added = [self.steer(alpha, direction) for alpha, direction in steps]
@@ -169,8 +172,10 @@ class PersonaSpace(SpaceDirections):
         """Where the mean activation of a reply lies, `[hidden]` or `[1, hidden]` at the layer or `[layers, hidden]`, with its
         k nearest roles. Raises `SpaceError` for another shape.
 
-        >>> (reply,) = engine.respond(prompts[:1], read=[space.layer])
-        >>> space.read(reply.activation).drift
+        >>> (reply,) = engine.respond(prompts[:1], sampling, read=[space.layer])
+        >>> location = space.read(reply.activation, k=3)
+        >>> len(location.nearest)
+        3
         """
         layers, hidden = self.tensors["axis"].shape
         if mean.dim() == 2 and len(mean) in (1, layers):

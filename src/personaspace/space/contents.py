@@ -17,8 +17,9 @@ from personaspace.space.readings import REPLY
 class SpaceContents:
     """A space's metadata and tensors, and questions to them; which there are, `PersonaSpace` says.
 
-    >>> space = PersonaSpace.load("smollm2")
-    >>> space.knows_default, space.calibrated, space.can_steer, list(space.caps), space.readings
+    >>> space = ps.PersonaSpace.load("smollm2")
+    >>> space.knows_default, space.calibrated, space.can_steer, list(space.caps)[:2]
+    (True, True, True, ['capped', 'default-p1@18:26'])
     """
 
     meta: dict[str, Any]

@@ -118,7 +118,8 @@ class SpaceDirections(SpaceContents):
     def along(self, names: Sequence[str]) -> list[Direction]:
         """Directions at the space's layer by name, with how the default's replies lie on them. Raises `SpaceError`.
 
-        >>> [d.read(reply.activation[0]).shift for d in space.along(["axis", "ghost", "trait:sarcastic"])]
+        >>> (reply,) = engine.respond(prompts[:1], sampling, read=[space.layer])
+        >>> shifts = [d.read(reply.activation[0]).shift for d in space.along(["axis", "ghost"])]
         """
         directions = []
         for name in names:

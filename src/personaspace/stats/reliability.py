@@ -140,8 +140,15 @@ class SplitHalf:
 def split_half(pairs: Sequence[Pair], sums: Tensor, ratios: Floats) -> SplitHalf:
     """sums: `[cells + questions, layers, hidden]`, in any precision; ratios: `[layers]`.
 
-    >>> halves = split_half(split_fits(cells, splits=20, seed=0), sums, ratios)  # as in `Fit`
-    >>> axis, order = spearman_brown(halves.axis), spearman_brown(halves.order, halves.factor)  # the whole's, `[layers]`
+    >>> from personaspace.stats.vectors import cell_sums
+    >>> role, question = np.divmod(np.arange(160), 40)  # each of four roles was asked each of forty questions
+    >>> cells = Cells.build(["default", "ghost", "bard", "pirate"], role, question)
+    >>> activations = torch.randn(160, 2, 8) + 3 * torch.randn(4, 2, 8).repeat_interleave(40, 0)
+    >>> sums, ratios = cell_sums(cells, [activations]), np.zeros(2)  # a variance ratio a layer
+    >>> halves = split_half(split_fits(cells, splits=20, seed=0), sums, ratios)
+    >>> axis, order = spearman_brown(halves.axis), spearman_brown(halves.order, halves.factor)  # of the whole
+    >>> axis.shape
+    (2,)
     """
     figures = np.full((4, 1, sums.shape[1]), np.nan)
     values: list[list[Tensor]] = []
@@ -308,8 +315,12 @@ class Intervals:
 def bootstrap(cells: Cells, sums: Tensor, axis: Floats, rounds: int, seed: int, ratio: float = 0.0) -> Intervals:
     """sums: `[cells + questions, hidden]`, axis: `[hidden]`, both of one layer.
 
-    >>> intervals = bootstrap(cells, sums[:, 5], fit.axis(sums, ratios)[5].numpy(), rounds=100, seed=0)
-    >>> intervals.projection.shape  # low and high of each role's place
+    >>> role, question = np.divmod(np.arange(12), 4)  # each of three roles was asked each of four questions
+    >>> cells = Cells.build(["default", "ghost", "bard"], role, question)
+    >>> from personaspace.stats.vectors import cell_sums
+    >>> sums = cell_sums(cells, [torch.randn(12, 1, 8)])
+    >>> axis = Fit(cells).axis(sums, np.zeros(1))[0].numpy()
+    >>> bootstrap(cells, sums[:, 0], axis, rounds=100, seed=0).projection.shape  # low and high of each role's place
     (2, 2)
     """
     rng = np.random.default_rng(seed)

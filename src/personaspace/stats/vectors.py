@@ -135,7 +135,9 @@ class Fit:
     effect is NaN. Solving raises `DesignError` where no response is left, or where questions are fixed (ratio 0) and the
     graph of roles and questions falls apart; random questions are bearable there, since each is worth something by itself.
 
-    >>> sums = cell_sums(cells, [torch.randn(12, 2, 8)])  # activations `[responses, layers, hidden]`, cells as in `Cells.build`
+    >>> role, question = np.divmod(np.arange(12), 4)  # each of three roles was asked each of four questions
+    >>> cells = Cells.build(["default", "ghost", "bard"], role, question)
+    >>> sums = cell_sums(cells, [torch.randn(12, 2, 8)])  # activations `[responses, layers, hidden]`
     >>> fit, ratios = Fit(cells), np.zeros(2)  # a variance ratio a layer
     >>> fit.effects(sums, ratios).shape, fit.axis(sums, ratios).shape
     (torch.Size([3, 2, 8]), torch.Size([2, 8]))

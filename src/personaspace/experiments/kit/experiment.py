@@ -22,7 +22,12 @@ class Experiment:
     name: the command's. published: options of the study's own size, or the nearest to it that is known. cost: from options and
     catalogue. run: does it, within the open folder of the trials. more: what the example of its help says besides.
 
-    >>> EXPERIMENT = Experiment("traits", TraitsOptions(questions=240), cost, run)
+    >>> from personaspace.experiments.kit.options import option
+    >>> class Few(Options):
+    ...     questions: int = option(2, "Questions asked.")
+    >>> experiment = Experiment("few", Few(questions=240), lambda options, catalog: Cost(options.questions, 0, 0), run=...)
+    >>> experiment.options(questions=3).questions
+    3
     """
 
     name: str

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +27,7 @@ from personaspace.experiments.traits.findings import Measured, Ranking, measure
 from personaspace.experiments.traits.page import SIDES, page
 from personaspace.files import write_whole
 from personaspace.judges import Rubric
+from personaspace.mapping.traits import paired_texts
 from personaspace.space import PersonaSpace
 from personaspace.stats.contrasts import Contrast
 
@@ -95,8 +95,9 @@ def asks(options: TraitsOptions, catalog: Catalog, traits: Sequence[Trait]) -> l
     for i, trait in enumerate(traits):
         for k in range(options.questions):
             question = catalog.questions[(i * options.questions + k) % len(catalog.questions)].question
-            for side, texts in zip(SIDES, (trait.bring_out, trait.suppress), strict=True):
-                system = {"role": "system", "content": texts[k % len(texts)]}
+            instructions = zip(SIDES, (trait.bring_out, trait.suppress), paired_texts(trait, k), strict=True)
+            for side, texts, text in instructions:
+                system = {"role": "system", "content": texts[text]}
                 requests.append(
                     Ask(PLAIN, f"{trait.trait}/{side} {k}", (system, {"role": "user", "content": question}))
                 )
@@ -152,9 +153,8 @@ def _beside_prompts(
             [a.double().numpy() for j in complete if (a := activations[2 * j + side]) is not None] for side in (0, 1)
         ]
         if complete:
-            # Instructions take turns on either side, so that pairs this far apart share a text, by way of others at least.
-            apart = math.gcd(len(trait.bring_out), len(trait.suppress))
-            wordings = np.array([j % apart for j in complete])
+            # Pairs so far apart are of one wording: they share a text, by way of others at least.
+            wordings = np.array(complete) % min(len(trait.bring_out), len(trait.suppress))
             of_replies[trait.trait] = Contrast(np.stack(sides[0]) - np.stack(sides[1]), wordings)
     if len(of_replies) < 2:
         return result
