@@ -11,11 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import FAMILIES, make_model
-from personaspace.errors import ModelError, SpaceError, UsageError
+from personaspace.errors import ModelError, RunError, SpaceError, UsageError
 from personaspace.formats.weights import export_weights
 from personaspace.model.ablated import ablate_weights
+from personaspace.model.attach import attach
 from personaspace.model.interventions import Ablate
-from personaspace.model.residual import attach, find_layers
+from personaspace.model.residual import find_layers
 from personaspace.space import FORMAT, PersonaSpace
 
 IDS = torch.arange(4, 24)[None]
@@ -151,3 +152,9 @@ def test_a_direction_that_the_space_lacks_leaves_nothing_behind(space_file, tiny
     with pytest.raises(SpaceError, match="gost"):
         export_weights(PersonaSpace.load(space_file), "gost", tmp_path / "out", str(tiny_folder))
     assert [path.name for path in tmp_path.iterdir()] == [space_file.name]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(space_file, tiny_folder, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RunError, match="out: cannot be written: File exists"):
+        export_weights(PersonaSpace.load(space_file), "axis", tmp_path / "file" / "out", str(tiny_folder))

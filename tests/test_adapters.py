@@ -19,7 +19,7 @@ from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import ModelError, UsageError
 from personaspace.mapping.plan import model_of
-from personaspace.model import adapters, loading
+from personaspace.model import adapters, loading, sources
 from test_cli import MAP, run
 from test_gguf_models import Hub
 
@@ -227,3 +227,11 @@ def test_a_model_and_its_fine_tune_are_mapped_and_compared(tmp_path, adapter, ti
         json.loads(with_it.stdout)["turns"]
         != json.loads(run("project", tmp_path / "base", talk, "--json").stdout)["turns"]
     )
+
+
+def test_a_models_name_for_other_places_has_all_its_folders_from_the_root(tmp_path, monkeypatch):
+    (tmp_path / "base + more").mkdir()
+    (tmp_path / "lora").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert sources.from_root("base + more") == str(tmp_path / "base + more")
+    assert sources.from_root("smollm2 + lora + owner/other") == f"smollm2 + {tmp_path / 'lora'} + owner/other"

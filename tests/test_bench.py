@@ -38,3 +38,8 @@ def test_the_command_prints_each_ratio_with_its_interval_and_how_sure_that_is(ti
     for name, ratio in measured["ratio"].items():
         low, high = measured["ratio_interval"][name]
         assert low <= ratio <= high
+
+
+@pytest.mark.parametrize("option", ["--repeats", "--prompts", "--tokens", "--words"])
+def test_a_bench_of_nothing_is_refused(option):
+    assert "Traceback" not in run("bench", "generate", option, "0", expect=2).stderr

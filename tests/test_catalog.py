@@ -216,6 +216,19 @@ def test_a_file_of_the_studys_layout_is_no_way_around_what_a_name_may_be(tmp_pat
         load_catalog(tmp_path)
 
 
+def test_roles_alone_take_the_packages_questions_in_either_layout(tmp_path):
+    folder = tmp_path / "study" / "roles" / "instructions"
+    folder.mkdir(parents=True)
+    for name in ("ghost", "bard"):
+        (folder / f"{name}.json").write_text('{"instruction": [{"pos": "Be it."}]}')
+    (tmp_path / "ours").mkdir()
+    roles = [{"role": name, "instructions": ["Be it."]} for name in ("ghost", "bard")]
+    (tmp_path / "ours" / "roles.jsonl").write_text("\n".join(map(json.dumps, roles)))
+    for layout in ("study", "ours"):
+        catalog = load_catalog(tmp_path / layout)
+        assert (catalog.questions, catalog.defaults) == (load_catalog().questions, load_catalog().defaults)
+
+
 @pytest.mark.parametrize(("one", "other"), [("ghost", "Ghost"), ("caf\u00e9", "cafe\u0301")])
 def test_two_names_that_a_file_system_takes_for_one_are_refused(tmp_path, one, other):
     with pytest.raises(CatalogError, match="stands there twice"):

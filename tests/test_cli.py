@@ -385,3 +385,22 @@ def test_vllm_is_told_how_long_a_maps_conversations_become_and_to_leave_room_for
     run(*ask, "--engine", "vllm", "--judge", "local", "--vllm", "--gpu-memory-utilization=0.7", expect=2)
     assert "gpu_memory_utilization" not in loaded
     assert "without --engine vllm" in run(*ask, "--vllm", "--x=y", expect=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "owner"),
+    [
+        (("compare", "a.safetensors", "b.safetensors", "--roles", "5"), "a model to map"),
+        (("compare", "a.safetensors", "b.safetensors", "--dtype", "fp32"), "a model to map"),
+        (("trait", "terse", "--describe", "Short.", "--space", "x", "--writer-model", "m"), "--writer openai"),
+        (("export", "smollm2", "--format", "compact", "--out", "x", "--scale", "2"), "--format gguf"),
+        (("export", "smollm2", "--format", "weights", "--out", "x", "--direction", "axis"), "--format gguf"),
+        (("export", "smollm2", "--format", "gguf", "--out", "x", "--ablate", "axis"), "--format weights"),
+        (("bench", "extract", "--vllm", "--x=y"), "--engine vllm"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused_by_what_it_belongs_to(arguments, owner, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert f"it does nothing without {owner}" in run(*arguments, expect=2).stderr

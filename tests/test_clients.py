@@ -18,7 +18,7 @@ import openai
 import pytest
 import torch
 
-from personaspace.model.residual import attach
+from personaspace.model.attach import attach
 from personaspace.space import PersonaSpace
 from served import serving
 from vllm_server import SMALL, vllm_served

@@ -15,7 +15,9 @@ from huggingface_hub.errors import HTTPError
 from conftest import make_model, make_tokenizer
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import ModelError
+from personaspace.files import fetching
 from personaspace.model import sources
+from personaspace.model.gguf_files import kept_folder
 from small_gguf import write_gguf, write_split
 from test_cli import run
 
@@ -166,3 +168,25 @@ def test_a_gguf_models_settings_are_those_of_its_first_part(tmp_path):
     where = Path(sources.resolve(str(parts[1])))
     config = json.loads((where / "config.json").read_text())
     assert (config["num_hidden_layers"], config["hidden_size"], config["max_position_embeddings"]) == (3, 32, 512)
+
+
+def test_a_cache_that_cannot_be_written_or_holds_something_else_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("PERSONASPACE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ModelError, match="cannot be written: Not a directory"):
+        kept_folder("tiny", 0, lambda folder: None)
+    monkeypatch.setenv("PERSONASPACE_CACHE", str(tmp_path))
+    kept = kept_folder("tiny", 0, lambda folder: (folder / "config.json").write_text("{}"))
+    assert kept_folder("tiny", 0, lambda folder: pytest.fail("it is there")) == kept
+    (kept / "config.json").rename(kept / "other.json")
+    with pytest.raises(ModelError, match="cannot be written: Directory not empty"):
+        kept_folder("tiny", 0, lambda folder: (folder / "config.json").write_text("{}"))
+
+
+@pytest.mark.parametrize("error", [HTTPError("the host\nis away"), OSError(), ValueError("no such thing")])
+def test_whatever_the_hub_fails_with_is_one_line(error):
+    with (
+        pytest.raises(ModelError, match=r"^x: cannot be fetched \(.+\)$"),
+        fetching("x: cannot be fetched", ModelError),
+    ):
+        raise error

@@ -208,6 +208,8 @@ def test_what_an_older_sweep_kept_is_still_said():
 
 
 def test_a_sweep_with_no_prompts_left_says_so_and_tries_nothing_twice(engine, space, sample):
+    with pytest.raises(UsageError, match="controls=0: expected 1 or more"):
+        sweep.sweep(engine, space, sample, [range(1, 3)], judge=None, random=0)
     made, _ = sweep.sweep(engine, space, sample, [range(1, 3)], judge=None, prompts=len(sample.roles))
     why = made.meta["caps"]["capped"]["why"]
     assert "no prompts were left" in why["because"]

@@ -8,6 +8,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from personaspace.files import first_line
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "personaspace"
 SHARE = 0.005
@@ -67,3 +69,11 @@ def test_what_is_counted_is_loops_comprehensions_parameters_and_fields_too():
     )
     names = [name for name in house.assigned_names(ast.parse(source)) if name in house.GENERIC]
     assert sorted(names) == ["found", "given", "held", "kept", "told"]
+
+
+def test_a_librarys_error_is_told_by_its_first_line_in_one_place():
+    """An error may have no text at all, so that the first of its lines is not there."""
+    by_hand = [p.name for p in (ROOT / "src").rglob("*.py") if "str(e).splitlines()" in p.read_text(encoding="utf-8")]
+    assert by_hand == []
+    assert first_line(ValueError()) == "ValueError"
+    assert first_line(ValueError("one\ntwo")) == "one"

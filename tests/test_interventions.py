@@ -164,6 +164,19 @@ def test_attach_makes_the_users_own_generate_say_what_respond_says(tiny):
     assert tuple(t for t in reply if t != 2) == ours.token_ids
 
 
+def test_an_attachment_inside_another_leaves_it_as_it_was(tiny):
+    ids = torch.tensor([tiny.chat.prompt_ids(ask(3).messages)])
+    outer = Add(torch.linspace(-1, 1, 32), layer=1, alpha=4.0, relative=False, where="generated")
+    inner = Add(torch.linspace(1, -1, 32), layer=2, alpha=2.0, relative=False)
+    options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None, "prompt_lookup_num_tokens": 3}
+    with personaspace.attach(tiny.model, outer):
+        expected = tiny.model.generate(ids, **options)
+        with personaspace.attach(tiny.model, inner):
+            assert not torch.equal(tiny.model.generate(ids, **options), expected)
+        assert torch.equal(tiny.model.generate(ids, **options), expected)
+    assert "generate" not in vars(tiny.model)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("how", ["prompt lookup", "an assistant model", "a left-padded batch", "no cache"])
 def test_what_is_for_generated_tokens_alone_acts_on_all_of_them_however_generate_makes_them(tiny, family, how):

@@ -256,6 +256,8 @@ def test_a_model_whose_layers_lie_elsewhere_replies_reads_and_is_held_as_in_one_
         assert (a[0].logprob, a[0].touched) == (b[0].logprob, b[0].touched)
         (a,), (b,) = (list(e.onsets([ASK], read=range(3), interventions=held)) for e in (one, spread))
         assert torch.equal(a.activation, b.activation)
+    scores = [[logprob for logprob, _ in e.score(range(5, 25), 0, [cap])] for e in (one, spread)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_auto_lays_a_model_over_what_there_is(tiny_folder):

@@ -36,6 +36,7 @@ from personaspace.experiments.manner.findings import (
     findings,
     shares,
 )
+from personaspace.experiments.manner.page import mean_rank
 from personaspace.experiments.manner.run import (
     EXPERIMENT,
     SENTENCES,
@@ -403,3 +404,13 @@ def test_the_whole_command_runs_on_a_tiny_random_model(tmp_path, tiny_folder, sm
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
     assert len(rows) == 6 * 4 * (3 + 1)
     assert all(math.isfinite(r["place"]) for r in rows if r["reading"] == "prompt")
+
+
+def test_ranks_are_by_place_on_the_axis_also_of_as_many_roles_as_layers():
+    roles, hidden = 4, 8
+    names = [f"role {k}" for k in range(roles)]
+    tensors = {"axis": torch.eye(roles, hidden), "role_vectors": torch.zeros(roles, roles, hidden)}
+    tensors["role_vectors"][:, 2, 2] = torch.tensor([1.0, 4.0, 2.0, 3.0])
+    space = PersonaSpace({"layer": 2, "roles": names, "format": 1}, tensors)
+    assert mean_rank(space, ["role 1"]) == 1
+    assert mean_rank(space, ["role 0", "role 2"]) == 3.5

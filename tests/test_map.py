@@ -171,6 +171,13 @@ def test_until_goes_on_in_rounds_and_notes_reliability_against_responses(tmp_pat
     assert [h["responses"] for h in history][-1] == 60
     assert len(history) > 2
     assert space.summary()["n_responses"] == 60
+    # Without an aim nothing is asked and nothing is lost: the space stays as it is.
+    written = (tmp_path / "space.safetensors").stat().st_mtime_ns
+    same = ps.map(
+        engine(), tmp_path, catalog=small_catalog, read="reply", per_role=2, default_responses=12, max_new_tokens=4
+    )
+    assert same.meta["history"] == history
+    assert (tmp_path / "space.safetensors").stat().st_mtime_ns == written
     # A higher aim goes on with the same run.
     more = ps.map(
         engine(),

@@ -303,6 +303,15 @@ def told(monkeypatch, seconds: float | None, responses: int = 1000) -> tuple[Bar
     return bar, clock
 
 
+def test_a_plan_of_which_nothing_is_left_has_no_time_left(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    bar = Bar(Console(quiet=True))
+    bar.planned(Plan("responses", 10, 10, 0, 0, 5.0, 10**6))
+    clock.now = 9.0
+    assert bar.left() == 0
+
+
 def test_the_time_left_is_the_forecast_at_first_and_then_what_really_passed(monkeypatch):
     bar, clock = told(monkeypatch, seconds=8_000.0)  # eight times too long
     clock.now = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from personaspace.report.charts import across, band, beside, chart, stacked
+from personaspace.report.charts import across, band, beside, chart, stacked, wrapped
 from personaspace.report.page import EXACT, Page
 from personaspace.stats.intervals import Estimate
 
@@ -86,3 +86,7 @@ def test_stacked_shares_add_up_and_what_is_left_over_is_hatched():
     assert sum(trace["y"][0] for trace in drawn.data) == 1
     assert drawn.data[0]["text"] == ["<b>a</b>, plain: 20% (10–30)<br>an example"]
     assert ["pattern" in trace["marker"] for trace in drawn.data] == [False, True]
+
+
+def test_a_word_longer_than_a_line_of_a_hover_begins_no_empty_line():
+    assert wrapped("x" * 30 + " and more", width=20) == "x" * 30 + "<br>and more"

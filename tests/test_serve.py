@@ -178,10 +178,12 @@ def test_a_long_text_is_scored_in_parts_as_it_is_in_one(engine, space, monkeypat
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_it_is_scored(server):
-    body = {"model": "tiny", "prompt": "long " * 500, "max_tokens": 1, "logprobs": 1, "echo": True}
-    answer = httpx.post(f"{server}/v1/completions", json=body, timeout=30)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    for words in (500, 5000):  # the longer one is told by its beginning
+        body = {"model": "tiny", "prompt": "long " * words, "max_tokens": 1, "logprobs": 1, "echo": True}
+        answer = httpx.post(f"{server}/v1/completions", json=body, timeout=30)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
 
 
 def test_a_stop_text_ends_a_reply_before_it_and_is_never_shown(client):

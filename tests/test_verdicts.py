@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from personaspace.engines.thoughts import THOUGHT_MARKERS
 from personaspace.judges.verdicts import read_verdict
 
 JSON = '{"score": 2, "reason": "It says that it is an AI."}'
@@ -78,6 +79,12 @@ def test_a_number_that_is_no_verdict_is_none(answer):
 )
 def test_thoughts_are_never_read_as_the_verdict(answer, score):
     assert read_verdict(answer, 3).score == score
+
+
+@pytest.mark.parametrize("markers", THOUGHT_MARKERS, ids=lambda m: m.opening)
+def test_a_verdict_is_read_outside_of_every_familys_thoughts(markers):
+    assert read_verdict(f"{markers.opening}Score: 0{markers.closing}Score: 2", 3).score == 2
+    assert read_verdict(f"{markers.opening}Score: 0", 3).cut
 
 
 @pytest.mark.parametrize(

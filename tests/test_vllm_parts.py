@@ -371,6 +371,17 @@ def test_a_clients_own_directions_take_its_share_of_the_places_and_never_those_o
     assert "a4" in in_flight.uses
 
 
+def test_directions_of_one_request_count_each_and_one_that_is_refused_leaves_no_trace() -> None:
+    in_flight = InFlight(4)
+    in_flight.add("first", sampled("", "0:a", "0:b", "0:c"))
+    with pytest.raises(UsageError, match="4 different directions are in use at layer 0"):
+        in_flight.add("both", sampled("", "0:d", "0:e"))
+    assert set(in_flight.uses) == set(in_flight.clients) == {"first"}
+    with pytest.raises(UsageError, match="a client may use 1 different directions"):
+        in_flight.add("own", sampled("a", "1:d", "1:e"))
+    in_flight.add("one", sampled("", "0:d"))
+
+
 def test_who_calls_the_engine_from_python_has_all_places() -> None:
     in_flight = InFlight(16)
     for k in range(16):

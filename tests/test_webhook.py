@@ -114,7 +114,7 @@ def test_what_is_no_receivers_address_is_refused(url):
         Webhook(url, SECRET, lambda _: None)
 
 
-@pytest.mark.parametrize("secret", ["", "  ", "whsec_no base64"])
+@pytest.mark.parametrize("secret", ["", "  ", "whsec_no base64", "whsec_"])
 def test_a_webhook_without_a_secret_is_refused(secret):
     with pytest.raises(UsageError, match="PERSONASPACE_WEBHOOK_SECRET"):
         Webhook("http://127.0.0.1/", secret, lambda _: None)

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from personaspace.engines.registry import load_engine as load_engine
     from personaspace.errors import PersonaSpaceError as PersonaSpaceError
     from personaspace.experiments.watch.callback import WatchCallback as WatchCallback
+    from personaspace.model.attach import attach as attach
     from personaspace.model.interventions import Ablate as Ablate
     from personaspace.model.interventions import Add as Add
     from personaspace.model.interventions import Cap as Cap
     from personaspace.model.interventions import Decaying as Decaying
     from personaspace.model.interventions import Mirror as Mirror
     from personaspace.model.interventions import SetTo as SetTo
-    from personaspace.model.residual import attach as attach
     from personaspace.report.map import write_report as write_report
     from personaspace.space import PersonaSpace as PersonaSpace
 

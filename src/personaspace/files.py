@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from personaspace import json_text
-from personaspace.errors import RunError, SpaceError, UsageError, invalid_reason
+from personaspace.errors import PersonaSpaceError, RunError, SpaceError, UsageError, invalid_reason
 
 # What looks at a space needs no Arrow: it is imported where a table or an address is used.
 if TYPE_CHECKING:
@@ -308,8 +309,7 @@ class Place:
             files, base = _filesystem(self.root if self.local is None else str(self.local.absolute()))
             yield files, PurePosixPath(base) / name
         except (OSError, pa.ArrowException, ValueError, ImportError) as e:
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise RunError(f"{self.root}/{name}: cannot be reached, read or written: {reason[:200]}") from None
+            raise RunError(f"{self.root}/{name}: cannot be reached, read or written: {first_line(e)}") from None
 
 
 @cache  # a connection each, not one for each file
@@ -327,16 +327,39 @@ def _filesystem(root: str) -> tuple[Any, str]:
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files)), path
 
 
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder that takes the target's place when all is written in it, and is gone where that fails. Raises `RunError`
+    where it can't be written, as where the target is there and not empty."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            new = Path(temporary, "new")
+            new.mkdir()
+            yield new
+            os.replace(new, target)
+    except OSError as e:
+        raise RunError(f"{target}: cannot be written: {reason_of(e)}") from None
+
+
+@contextmanager
+def fetching(failure: str, error: type[PersonaSpaceError]) -> Iterator[None]:
+    """Whatever the Hub fails with while this lasts is one line: the failure, and in brackets the reason."""
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    except (HTTPError, OSError, ValueError) as e:
+        raise error(f"{failure} ({first_line(e)})") from None
+
+
 def space_file(source: str, bundled: Path) -> Path:
     """A space's file, from its path, a run's folder, `hf://owner/name`, or `smollm2`, the bundled one. Raises `SpaceError`."""
     if source.startswith("hf://"):
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-        try:
+        with fetching(f"{source}: cannot be fetched", SpaceError):
             return Path(hf_hub_download(source.removeprefix("hf://"), "space.safetensors"))
-        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as e:
-            raise SpaceError(f"{source}: cannot be fetched: {str(e).splitlines()[0]}") from None
     path = Path(source)
     if source == "smollm2" and not path.exists():
         return bundled

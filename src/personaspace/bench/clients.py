@@ -45,6 +45,8 @@ def served(engine: TransformersEngine, rows: int) -> Iterator[int]:
     thread.start()
     try:
         while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("the server to measure did not start")
             time.sleep(0.02)
         yield listening.getsockname()[1]
     finally:

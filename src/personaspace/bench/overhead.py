@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -71,13 +72,28 @@ def overhead_vllm(
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork would have the plugin in the plain one, too
     os.environ.setdefault("VLLM_SLEEP_WHEN_IDLE", "1")  # the one that is not measured leaves the processor alone
     options: dict[str, Any] = {"max_model_len": 1024, "rows": len(prompts), "kv_cache_memory_bytes": 2 << 30}
-    ours = VllmEngine.load(model, arguments=arguments, **options)
+    with contextlib.ExitStack() as engines:
+        ours = engines.enter_context(contextlib.closing(VllmEngine.load(model, arguments=arguments, **options)))
+        with _without_plugins():
+            plain = engines.enter_context(contextlib.closing(VllmEngine.load(model, arguments=arguments, **options)))
+        return _overhead_vllm(ours, plain, prompts, sampling, repeats)
+
+
+@contextlib.contextmanager
+def _without_plugins() -> Iterator[None]:
     allowed_plugins = os.environ.get("VLLM_PLUGINS")
     os.environ["VLLM_PLUGINS"] = ""
-    plain = VllmEngine.load(model, arguments=arguments, **options)
-    os.environ.pop("VLLM_PLUGINS")
-    if allowed_plugins is not None:
-        os.environ["VLLM_PLUGINS"] = allowed_plugins
+    try:
+        yield
+    finally:
+        del os.environ["VLLM_PLUGINS"]
+        if allowed_plugins is not None:
+            os.environ["VLLM_PLUGINS"] = allowed_plugins
+
+
+def _overhead_vllm(
+    ours: Engine, plain: Engine, prompts: Sequence[Prompt], sampling: Sampling, repeats: int
+) -> dict[str, Any]:
     cap = idle_cap(ours)
     names = ("nothing asked", "reading every layer", f"capping {len(cap.layers)} layers", "both")
     settings: list[tuple[bool, Sequence[Intervention]]] = [(False, ()), (True, ()), (False, [cap]), (True, [cap])]
@@ -96,9 +112,6 @@ def overhead_vllm(
         functools.partial(measured, "plain", plain, False, ()),
         *(functools.partial(measured, name, ours, *setting) for name, setting in zip(names, settings, strict=True)),
     )
-
-    plain.close()
-    ours.close()
 
     # By the processor's time, which others on the machine disturb less: the same tokens are made each way.
     by_processor = ratios({name: rounds(cpu_seconds["plain"], cpu_seconds[name]) for name in names})

@@ -210,10 +210,14 @@ def running(module: str, *arguments: str) -> Iterator[str]:
 def _saved(space: str) -> Iterator[str]:
     """A folder with the space's model, as `transformers` writes it: any other name of it may be one that only we know."""
     from personaspace.engines.transformers.engine import TransformersEngine
+    from personaspace.engines.transformers.memory import free_memory
     from personaspace.space import PersonaSpace
 
     loaded = TransformersEngine.load(str(PersonaSpace.load(space).meta["model"]["id"]))
     with tempfile.TemporaryDirectory() as folder:
         for part in (loaded.model, loaded.tokenizer):
             part.save_pretrained(folder)
+        # One server after the other has the machine.
+        del loaded, part
+        free_memory()
         yield str(Path(folder))

@@ -187,7 +187,6 @@ def load_catalog(folder: str | Path | None = None) -> Catalog:
     if (root / "roles.jsonl").is_file():
         roles = tuple(read_records(root / "roles.jsonl", Role))
         questions, defaults = root / "questions.jsonl", root / "defaults.jsonl"
-        questions = questions if questions.is_file() else packaged / "questions.jsonl"
         default_texts = _defaults(defaults if defaults.is_file() else packaged / "defaults.jsonl")
     elif (root / "roles" / "instructions").is_dir():
         files = {p.stem: p for p in sorted((root / "roles" / "instructions").glob("*.json"))}
@@ -201,6 +200,7 @@ def load_catalog(folder: str | Path | None = None) -> Catalog:
         )
     else:
         raise CatalogError(f"{root}: found neither roles.jsonl nor roles/instructions/; is it a catalogue's folder?")
+    questions = questions if questions.is_file() else packaged / "questions.jsonl"
     question_records = tuple(read_records(questions, Question))
     _unique([same_name(r.role) for r in roles], "role", root)
     _unique([q.id for q in question_records], "question id", questions)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, err, out
+from personaspace.cli.common import Device, Dtype, Json, ModelArg, SpaceArg, app, check_unused, err, out
 from personaspace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def export_command(
         str, typer.Option("--format", help="gguf (llama.cpp), reference (the study's files), compact or weights.")
     ],
     out_path: Annotated[Path, typer.Option("--out", help="The file, or for reference and weights a new folder.")],
-    direction: Annotated[str, typer.Option(help="gguf: axis, a role, trait:NAME, ….")] = "axis",
-    scale: Annotated[float, typer.Option(help="gguf: what to multiply the vectors with.")] = 1.0,
+    direction: Annotated[str | None, typer.Option(help="gguf: axis, unless a role, trait:NAME, ….")] = None,
+    scale: Annotated[float | None, typer.Option(help="gguf: what to multiply the vectors with; 1.")] = None,
     ablate: Annotated[
         str | None, typer.Option(help="weights: what to take out of the model's weights, axis or a role.")
     ] = None,
@@ -100,11 +100,13 @@ def export_command(
     from personaspace.space import PersonaSpace
 
     if to == "weights":
+        check_unused("--format gguf", direction=direction, scale=scale)
         _export_weights(space, out_path, ablate, model, dtype, as_json)
         return
-    if ablate or model or dtype:
-        raise UsageError(f"--format {to}: --ablate, --model and --dtype are for --format weights")
-    export_space(PersonaSpace.load(space), to, out_path, direction, scale)
+    check_unused("--format weights", ablate=ablate, model=model, dtype=dtype)
+    if to != "gguf":
+        check_unused("--format gguf", direction=direction, scale=scale)
+    export_space(PersonaSpace.load(space), to, out_path, direction or "axis", 1.0 if scale is None else scale)
     out.print(json.dumps({"out": str(out_path)}) if as_json else f"{to}: {out_path}")
 
 
@@ -157,8 +159,8 @@ def compare_command(
         Path, typer.Option("--out", help="The page; models' maps lie in the folder of that name, or here if it is one.")
     ] = Path("compare.html"),
     roles: Annotated[
-        str, typer.Option(help="With models: all, a number of roles, or names separated by commas.")
-    ] = "all",
+        str | None, typer.Option(help="With models: all, a number of roles, or names separated by commas.")
+    ] = None,
     prompts_per_role: Annotated[int | None, typer.Option(help="With models: prompts a role; 16.", min=1)] = None,
     catalog: Annotated[Path | None, typer.Option(help="With models: a catalogue's folder of your own.")] = None,
     device: Device = None,
@@ -191,10 +193,23 @@ def compare_command(
         options = options_of(read="prompt", prompts=prompts, seed=seed)
         with Bar(err) as bar:
             mapped = spaces_of(
-                dict(zip(spaces, spaces, strict=True)), folder, load_catalog(catalog).select(roles), options, load, bar
+                dict(zip(spaces, spaces, strict=True)),
+                folder,
+                load_catalog(catalog).select(roles or "all"),
+                options,
+                load,
+                bar,
             )
         loaded = named([(source, mapped[source]) for source in spaces])
     else:
+        check_unused(
+            "a model to map",
+            roles=roles,
+            prompts_per_role=prompts_per_role,
+            catalog=catalog,
+            device=device,
+            dtype=dtype,
+        )
         loaded = named([(source, PersonaSpace.load(source)) for source in spaces])
     pairs = compare(loaded, seed)
     out_file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from personaspace.cli.common import AdapterArg, Json, VllmArg, app, check_unused, out
+from personaspace.cli.common import AdapterArg, Json, VllmArg, app, check_unused, err, out
 from personaspace.errors import UsageError
 
 
@@ -22,16 +22,16 @@ def bench(
     run: Annotated[
         Path | None, typer.Argument(help="Of efficiency: a map's folder, whose readings are looked at.")
     ] = None,
-    model: Annotated[str, typer.Option(help="The model to measure.")] = "smollm2",
-    prompts: Annotated[int, typer.Option(help="How many prompts.")] = 275,
-    tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.")] = None,
-    repeats: Annotated[int, typer.Option(help="Measurements, ours and the peer's in turn.")] = 3,
+    model: Annotated[str | None, typer.Option(help="The model to measure: smollm2; of efficiency the run's.")] = None,
+    prompts: Annotated[int, typer.Option(help="How many prompts.", min=1)] = 275,
+    tokens: Annotated[int | None, typer.Option(help="New tokens a prompt.", min=1)] = None,
+    repeats: Annotated[int, typer.Option(help="Measurements, ours and the peer's in turn.", min=1)] = 3,
     engine: Annotated[str, typer.Option(help="transformers; of overhead also vllm.")] = "transformers",
     against: Annotated[
         list[str] | None,
         typer.Option(help="Of serve: the address of an OpenAI-compatible server to measure as well; several times."),
     ] = None,
-    words: Annotated[int, typer.Option(help="Of serve: how many words the long prompt has.")] = 4200,
+    words: Annotated[int, typer.Option(help="Of serve: how many words the long prompt has.", min=1)] = 4200,
     vllm: VllmArg = None,
     adapter: AdapterArg = None,
     as_json: Json = False,
@@ -40,9 +40,9 @@ def bench(
     from personaspace.bench import BENCHES, run_bench
     from personaspace.model.loading import with_adapters
 
-    model = with_adapters(model, adapter)
     if what == "efficiency":
-        return _efficiency(run, model, as_json)
+        return _efficiency(run, model, adapter, as_json)
+    model = with_adapters(model or "smollm2", adapter)
     if what == "serve":
         return _serving(model, tokens or 32, words, repeats, against or (), as_json)
     if against:
@@ -80,9 +80,10 @@ def bench(
     out.print(sure if result["rounds"] > 1 else "One round: no ratio has an interval.", markup=False)
 
 
-def _efficiency(folder: Path | None, model: str, as_json: bool) -> None:
+def _efficiency(folder: Path | None, model: str | None, adapter: list[str] | None, as_json: bool) -> None:
     from personaspace.bench import efficiency
     from personaspace.engines import load_engine
+    from personaspace.model.loading import with_adapters
     from personaspace.runs import Run
     from personaspace.space import PersonaSpace
 
@@ -90,7 +91,10 @@ def _efficiency(folder: Path | None, model: str, as_json: bool) -> None:
         raise UsageError(f"bench efficiency {folder or ''}: expected the folder of a map (it holds run.json)")
     run = Run(folder)
     space = PersonaSpace.load(run.space_file)
-    points = efficiency.curves(run, load_engine("transformers", model))
+    engine = load_engine("transformers", with_adapters(model or space.meta["model"]["id"], adapter))
+    if warning := space.check_model(engine.info):
+        err.print(warning, markup=False)
+    points = efficiency.curves(run, engine)
     page = efficiency.write_page(folder / "efficiency.html", space.meta["model"]["id"], space.layer, points)
     if as_json:
         result = {"bench": "efficiency", "layer": space.layer, "points": [vars(p) for p in points], "page": str(page)}

@@ -75,7 +75,7 @@ class Bar(Watcher):
             return None
         # Replies come in bursts: what the last one showed stands until the next.
         shown = (self.done_at - self.began) / new * (self.total - self.first) if new else 0.0
-        weight = 1.0 if self.forecast is None else min(1.0, new / min(FIRST_ROWS, self.total - self.first))
+        weight = 1.0 if self.forecast is None else min(1.0, new / max(1, min(FIRST_ROWS, self.total - self.first)))
         return max(0.0, weight * shown + (1 - weight) * (self.forecast or 0.0) - (now - self.began))
 
     def note(self, text: str) -> None:
@@ -98,7 +98,7 @@ class _Left(ProgressColumn):
         super().__init__()
         self.of = bar
 
-    def render(self, _: Task) -> Text:
-        """Empty until something is known."""
-        left = self.of.left()
+    def render(self, task: Task) -> Text:
+        """Empty until something is known, and where all is done."""
+        left = None if task.finished else self.of.left()
         return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")

@@ -16,6 +16,7 @@ from personaspace.cli.common import (
     JudgeKeyEnv,
     ModelArg,
     app,
+    check_unused,
     err,
     out,
     space_and_engine,
@@ -66,6 +67,8 @@ def trait_command(
 
     if writer not in WRITERS:
         raise UsageError(f"--writer {writer}: expected one of {', '.join(WRITERS)}")
+    if writer != "openai":
+        check_unused("--writer openai", writer_model=writer_model, writer_url=writer_url, writer_key_env=writer_key_env)
     if not describe and not instructions:
         raise UsageError("trait: expected --describe with what it is, or --instructions with a file")
     path = Path(space) / "space.safetensors" if Path(space).is_dir() else Path(space)

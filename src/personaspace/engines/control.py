@@ -147,10 +147,12 @@ class ControlTokens:
             described = json.loads(backend.to_str())
             for token in described["added_tokens"]:
                 token["content"] = self._renamed.get(token["content"], token["content"])
-            self._copy = Tokenizer.from_str(json.dumps(described))
-            self._copy.no_truncation()
-            self._copy.no_padding()
-            self._copy_names = {i: token.content for i, token in self._copy.get_added_tokens_decoder().items()}
+            copy = Tokenizer.from_str(json.dumps(described))
+            copy.no_truncation()
+            copy.no_padding()
+            # Last of all, since other threads take it as soon as it is there.
+            self._copy_names = {i: token.content for i, token in copy.get_added_tokens_decoder().items()}
+            self._copy = copy
         encoded = self._copy.encode(text, add_special_tokens=add_special_tokens)
         ids, control_ids = [], set(self.ids_by_text.values())
         for i, matched, by_processor in zip(encoded.ids, encoded.tokens, encoded.special_tokens_mask, strict=True):

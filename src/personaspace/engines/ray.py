@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from personaspace.engines.base import BaseEngine
@@ -22,7 +21,8 @@ from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.engines.protocol import Conversation, Engine, Layers, ModelInfo, ReadOptions, Response, Turn
 from personaspace.engines.registry import load_engine
 from personaspace.errors import ModelError, PersonaSpaceError, UsageError
-from personaspace.model import loading
+from personaspace.files import first_line
+from personaspace.model import loading, sources
 from personaspace.model.interventions import Intervention
 
 try:
@@ -107,7 +107,7 @@ class RayEngine(BaseEngine):
         _connect(address)
         self.projects_tokens = worker_engine == "transformers"
         self.workers, self.room = workers, {"CPU": cpus, "GPU": gpus}
-        where = str(Path(model).absolute()) if Path(model).exists() else model
+        where = sources.from_root(model)  # workers may stand in another folder
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")(RayWorker)
         self._start: Callable[[], Any] = partial(actor.remote, worker_engine, where, cpus, options)
         self.hands: list[Hand] = []
@@ -294,7 +294,7 @@ def _connect(address: str | None) -> None:
         # What Ray says of each lost worker would go to stdout, where `--json` answers.
         ray._private.worker._worker_logs_enabled = False
     except (ConnectionError, ValueError, RuntimeError) as e:
-        raise UsageError(f"address={address}: no Ray cluster can be joined: {str(e).splitlines()[0][:200]}") from None
+        raise UsageError(f"address={address}: no Ray cluster can be joined: {first_line(e)}") from None
 
 
 @contextmanager

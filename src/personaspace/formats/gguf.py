@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from torch import Tensor
 
 from personaspace.errors import SpaceError, UsageError
-from personaspace.files import write_whole
+from personaspace.files import first_line, write_whole
 from personaspace.model.gguf_header import check_header
 from personaspace.space import PersonaSpace
 from personaspace.space.directions import AXIS, OWN, TRAIT
@@ -69,7 +69,7 @@ def read_control_vector(path: str | Path) -> dict[int, Tensor]:
         architecture = field.contents() if field else None
         tensors = [(t.name, t.tensor_type, np.array(t.data)) for t in reader.tensors]
     except _BROKEN as e:
-        raise SpaceError(f"{path}: not a whole GGUF file ({str(e).splitlines()[0] if str(e) else 'cut off'})") from None
+        raise SpaceError(f"{path}: not a whole GGUF file ({first_line(e) if str(e) else 'cut off'})") from None
     if architecture != ARCHITECTURE or not tensors:
         raise SpaceError(f"{path}: found a GGUF file of {architecture!r}, expected {ARCHITECTURE!r} with directions")
     directions: dict[int, Tensor] = {}

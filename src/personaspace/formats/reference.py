@@ -14,18 +14,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from personaspace.errors import SpaceError, UsageError, invalid_reason
-from personaspace.files import write_whole
+from personaspace.errors import RunError, SpaceError, UsageError, invalid_reason
+from personaspace.files import whole_folder, write_whole
 from personaspace.formats.tensor_files import load_tensor_file
 from personaspace.model.dtypes import DTYPES
 from personaspace.model.interventions import Cap
@@ -123,15 +121,12 @@ def write_reference(space: PersonaSpace, folder: str | Path) -> None:
     try:
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise SpaceError(f"{folder}: is there already, and not empty; expected a new folder")
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as temporary:
-            new = Path(temporary, "new")
+        with whole_folder(root) as new:
             for name, content in _contents(space):
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 _save(new / f"{name}.pt", content)
-            os.replace(new, root)
-    except OSError as e:
-        raise SpaceError(f"{folder}: cannot be written: {e.strerror}") from None
+    except RunError as e:
+        raise SpaceError(str(e)) from None
 
 
 def read_capping(path: str | Path) -> dict[str, tuple[Cap, ...]]:

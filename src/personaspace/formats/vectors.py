@@ -14,6 +14,7 @@ from torch import Tensor
 
 from personaspace import json_text
 from personaspace.errors import SpaceError
+from personaspace.files import first_line
 from personaspace.formats.gguf import read_control_vector
 from personaspace.formats.tensor_files import load_tensor_file
 from personaspace.space import PersonaSpace
@@ -56,7 +57,7 @@ def read_vectors(path: str | Path, layers: int, hidden: int) -> dict[str, Tensor
             # Mapped, a file whose header says more than it holds is refused before anything is allocated.
             vectors = {file.stem: torch.from_numpy(np.array(np.load(file, mmap_mode="r", allow_pickle=False)))}
         except NOT_READ as e:
-            reason = (str(e) or type(e).__name__).splitlines()[0]
+            reason = first_line(e)
             raise SpaceError(f"{file}: not a whole .npy file of numbers ({reason[:200]})") from None
     else:
         by_layer = read_control_vector(file)

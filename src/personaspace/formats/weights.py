@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from personaspace.errors import UsageError
+from personaspace.files import whole_folder
 from personaspace.model import loading
 from personaspace.model.ablated import AblatedWeights, ablate_weights
 from personaspace.space import PersonaSpace
@@ -25,7 +24,8 @@ def export_weights(
     """Writes the model that a space is of, without a direction of its: the axis, or a role, at the space's layer. folder: a new
     one, there whole or not at all; model: another one of the same shapes; dtype: as the model's files have it unless given.
 
-    Raises `UsageError` where the folder is there already, `SpaceError`, `ModelError` (see `ablate_weights`).
+    Raises `UsageError` where the folder is there already, `SpaceError`, `ModelError` (see `ablate_weights`), `RunError`
+    where the folder can't be written.
     """
     target, name = Path(folder), model or str(space.meta["model"]["id"])
     if target.exists():
@@ -34,15 +34,9 @@ def export_weights(
     chosen = "auto" if dtype is None else loading.pick_dtype(dtype, torch.device("cpu"))
     network, tokenizer, _ = loading.load(name, torch.device("cpu"), chosen)  # type: ignore[arg-type]
     ablated = ablate_weights(network, vector)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".exporting-"))
-    try:
-        network.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    with whole_folder(target) as new:
+        network.save_pretrained(new)
+        tokenizer.save_pretrained(new)
         about = {"model": name, "direction": direction, "layer": space.layer, **asdict(ablated)}
-        (temporary / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (new / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
     return ablated

@@ -101,9 +101,11 @@ def sweep(
     """Tries every range with every percentile; returns the space with those on the front as caps, the best as
     `capped`, and what each that was tried does, no cap (`none`) first. random: along how many random directions the
     model is displaced as far as by the cap that is taken, which is noted beside it. Raises `UsageError` where nothing is
-    asked."""
+    asked, or compared."""
     if prompts < 1:
         raise UsageError(f"prompts={prompts}: expected 1 or more")
+    if random < 1:
+        raise UsageError(f"controls={random}: expected 1 or more, 20 to tell whether an effect is the axis' own")
     # 1) Every cap on the same prompts, and on the same half of the held-out replies.
     existing_caps = space.caps
     tried_caps = dict(named_cap(space, kind, p, layers) for layers in ranges for kind, p in CHOICES)

@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from personaspace.engines.thoughts import THOUGHT_MARKERS
+
 ALONE = "Answer with the number alone."
 """How a rubric ends that asks for nothing but the score."""
 LONGEST_REASON = 500
@@ -40,10 +42,15 @@ def json_ending(top: int) -> str:
 
 # -- thoughts ----------------------------------------------------------------------------------------------------------
 
-_NAMES = r"(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad|seed:think)"
+_NAMES = r"(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad)"
+_OPENINGS, _CLOSINGS = (
+    "|".join(re.escape(marker) for marker in markers)
+    for markers in zip(*((m.opening, m.closing) for m in THOUGHT_MARKERS), strict=True)
+)
+# The models' own markers, and what else answers are seen to be written with.
 _MARKER = re.compile(
-    rf"(?P<opens><{_NAMES}(?:\s[^<>]{{0,80}})?>|\[THINK\]|◁think▷|<\|(?:begin_of_thought|thinking|think)\|>|<unused94>)"
-    rf"|</{_NAMES}>|\[/THINK\]|◁/think▷|<\|(?:end_of_thought|/thinking|/think)\|>|<unused95>",
+    rf"(?P<opens><{_NAMES}(?:\s[^<>]{{0,80}})?>|{_OPENINGS}|<\|(?:thinking|think)\|>|<unused94>)"
+    rf"|</{_NAMES}>|{_CLOSINGS}|<\|(?:/thinking|/think)\|>|<unused95>",
     re.IGNORECASE,
 )
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")

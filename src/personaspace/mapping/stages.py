@@ -125,7 +125,8 @@ class Stage:
         self.run.update(manifest)
         # Without an aim, everything that was asked counts; with one, it is looked at round by round. Sums hold all rounds.
         first = 0 if aim and not self.sums else len(rounds) - 1
-        history: list[dict[str, float]] = manifest.get(self.key("history"), [])[:first]
+        history: list[dict[str, float]] = manifest.get(self.key("history"), [])
+        history = history[:first] if aim else history
         if sums := self.sums:
             if fault := sums.fault():
                 self.watcher.note(f"{fault}; the sums are made again, and asked is what they alone were of")

@@ -23,7 +23,7 @@ from personaspace import json_text
 from personaspace.catalog import DEFAULT
 from personaspace.engines.prompts import row_seed
 from personaspace.errors import DesignError, RunError
-from personaspace.files import Place, load_tensors, write_whole
+from personaspace.files import Place, first_line, load_tensors, write_whole
 from personaspace.json_text import shown
 from personaspace.judges import KEPT
 from personaspace.runs import KeptScore, Shards, digests
@@ -227,7 +227,7 @@ class Sums:
                 elif digest != by_layer[layer]:
                     return f"{path} is not what was written"
         except (RunError, ValueError, KeyError, TypeError, IndexError) as e:
-            return str(e).splitlines()[0]
+            return first_line(e)
         return None
 
     def discard(self) -> None:

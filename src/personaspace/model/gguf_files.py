@@ -7,14 +7,13 @@ import hashlib
 import io
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from personaspace.errors import ModelError
+from personaspace.errors import ModelError, RunError
+from personaspace.files import first_line, whole_folder
 from personaspace.model.gguf_header import check_header
 from personaspace.model.weights import BROKEN, load_tokenizer, read_weights
 
@@ -91,19 +90,17 @@ def converted(gguf: Path, name: str) -> Path:
 
 def kept_folder(stem: str, key: object, write: Callable[[Path], None]) -> Path:
     """A model's folder in the cache, under a name that a key makes its own: written where it is not there, whole or not at
-    all."""
+    all. Raises `ModelError`."""
     digest = hashlib.sha256(f"{FORMAT} {key}".encode()).hexdigest()[:12]
     target = cache_folder() / "models" / f"{stem}-{digest}"
     if (target / "config.json").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
-        write(temporary)
-        if not target.exists():
-            temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with whole_folder(target) as new:
+            write(new)
+    except RunError as e:
+        if not (target / "config.json").is_file():  # else another process was faster
+            raise ModelError(str(e)) from None
     return target
 
 
@@ -168,5 +165,4 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except BROKEN as e:
-        reason = next(iter(str(e).splitlines()), "") or repr(e)
-        raise ModelError(f"{name}: cannot read the GGUF file: {reason[:200]}") from None
+        raise ModelError(f"{name}: cannot read the GGUF file: {first_line(e)}") from None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from personaspace.errors import ModelError, UsageError
+from personaspace.files import first_line
 from personaspace.model.adapters import merged
 from personaspace.model.dtypes import torch_name
 from personaspace.model.gguf_files import kept_folder
@@ -48,8 +49,9 @@ def pick_device(device: str | Mapping[str, Any] | None) -> Placement:
         where = torch.device(device)
         torch.empty(1, device=where)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise UsageError(f"device={device}: not a device of this machine's PyTorch, as cpu is ({reason})") from None
+        raise UsageError(
+            f"device={device}: not a device of this machine's PyTorch, as cpu is ({first_line(e)})"
+        ) from None
     return where
 
 

@@ -11,6 +11,7 @@ from textwrap import shorten
 
 from personaspace import json_text
 from personaspace.errors import ModelError
+from personaspace.files import fetching, first_line
 from personaspace.model.gguf_files import converted, models_among, part_names
 from personaspace.model.weights import log, near_names
 
@@ -141,7 +142,7 @@ def _hub_files(repository: str) -> tuple[str | None, list[str] | None]:
         try:
             folder = Path(snapshot_download(repository, local_files_only=True))
         except OSError:
-            reason = next(iter(str(e).splitlines()), "") or type(e).__name__
+            reason = first_line(e)
             raise ModelError(
                 f"cannot load the model {repository!r}{near_names(repository)} (the Hub cannot be reached, and it is not in "
                 f"the cache: {shorten(reason, 120, placeholder=' …')}); expected {MODELS}"
@@ -149,17 +150,24 @@ def _hub_files(repository: str) -> tuple[str | None, list[str] | None]:
         return str(folder), [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
 
 
+def from_root(name: str) -> str:
+    """A model's name with each folder or file in it, the base's and its adapters', named from the root.
+
+    >>> from_root("smollm2 + ./my-lora") == f"smollm2 + {Path('my-lora').absolute()}"
+    True
+    """
+    parts = [name] if Path(name).exists() else name.split(AND)
+    return AND.join(str(Path(part).absolute()) if Path(part).exists() else part for part in parts)
+
+
 def _hub_place(repository: str) -> str:
     """A Hub id, its folder in the cache where the Hub cannot be reached, or an adapter's folder, fetched."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError
 
     folder, files = _hub_files(repository)
     if folder is None and ADAPTER in (files or ()):
-        try:
+        with fetching(f"cannot load the adapter {repository!r}", ModelError):
             return str(snapshot_download(repository, allow_patterns=list(ADAPTER_FILES)))
-        except (HTTPError, OSError) as e:
-            raise ModelError(f"cannot load the adapter {repository!r} ({str(e).splitlines()[0][:200]})") from None
     models = models_among(files or ())
     if models and "config.json" not in (files or ()):
         example = f"{repository}:{_quantization(models[0])}"
@@ -170,7 +178,6 @@ def _hub_place(repository: str) -> str:
 def _hub_gguf(repository: str, quantization: str) -> Path:
     """The first file of a quantised model on the Hub, with all others that belong to it, fetched. Raises `ModelError`."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError
 
     _, files = _hub_files(repository)
     if files is None:
@@ -185,10 +192,8 @@ def _hub_gguf(repository: str, quantization: str) -> Path:
         names = ", ".join(chosen or sorted({_quantization(m) for m in models})) or "none"
         what = f"{len(chosen)} GGUF files of {quantization}" if chosen else f"no GGUF file of {quantization}"
         raise ModelError(f"{repository}: it has {what}; expected one of: {names}")
-    try:
+    with fetching(f"{repository}:{quantization}: cannot be fetched", ModelError):
         first, *_ = [Path(hf_hub_download(repository, part)) for part in part_names(chosen[0])]
-    except (HTTPError, OSError) as e:
-        raise ModelError(f"{repository}:{quantization}: cannot be fetched ({str(e).splitlines()[0][:200]})") from None
     return first
 
 

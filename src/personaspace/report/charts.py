@@ -3,6 +3,7 @@ stands across them. It knows nothing of what they show."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -31,13 +32,7 @@ def wrapped(text: str, width: int = 70, most: int = 280) -> str:
     'I am ‹b›a ghost‹/b›,<br>and I remember'
     """
     clean = " ".join(text.replace("<", "‹").replace(">", "›").split())[:most]
-    lines, line = [], ""
-    for word in clean.split():
-        if len(line) + len(word) > width:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    return "<br>".join([*lines, line])
+    return "<br>".join(textwrap.wrap(clean, width, break_long_words=False))
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:

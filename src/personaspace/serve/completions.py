@@ -185,13 +185,17 @@ class Requests:
             ids = await self.texts.tokens(
                 texts_of(messages, tools.offered),
                 lambda: chat.prompt_ids(messages, tools.offered, body.continued, body.thinking),
+                "messages",
             )
             return [tools.after(ids)], messages
         assert isinstance(body, TextCompletion)
         vocabulary = self._vocabulary
         prompts = []
         for prompt in body.prompts:
-            ids = await self.texts.tokens(prompt, partial(chat.text_ids, prompt)) if isinstance(prompt, str) else prompt
+            if isinstance(prompt, str):
+                ids = await self.texts.tokens(prompt, partial(chat.text_ids, prompt), "prompt")
+            else:
+                ids = prompt
             if not ids or any(not 0 <= t < vocabulary for t in ids):
                 raise BadRequest(
                     f"a prompt without tokens, or with one that is not from 0 to {vocabulary - 1}", "prompt"
@@ -226,7 +230,7 @@ class Requests:
         if room < 1:
             raise BadRequest(
                 f"This model's context is {self.context} tokens; the prompt has {length}",
-                "messages",
+                "prompt" if isinstance(body, TextCompletion) else "messages",
                 "context_length_exceeded",
             )
         # What does not fit is cut, as other servers do: clients ask for as much as a model of any size could say.

@@ -58,25 +58,25 @@ class Texts:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="personaspace-texts")
         self._waiting = 0
 
-    async def tokens(self, text: str, tokenise: Callable[[], T]) -> T:
-        """What `tokenise` gives for a text, in a thread where it is long. Raises `BadRequest` for one that is too long by far,
-        after looking at its beginning alone, and `QueueFull`."""
+    async def tokens(self, text: str, tokenise: Callable[[], T], field: str) -> T:
+        """What `tokenise` gives for the text of a field, in a thread where it is long. Raises `BadRequest` for one that is too
+        long by far, after looking at its beginning alone, and `QueueFull`."""
         if len(text) <= SHORT:
             return tokenise()
         if self._waiting >= self.queue:
             raise QueueFull
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._within, text, tokenise)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._within, text, tokenise, field)
         finally:
             self._waiting -= 1
 
-    def _within(self, text: str, tokenise: Callable[[], T]) -> T:
+    def _within(self, text: str, tokenise: Callable[[], T], field: str) -> T:
         most = CHARACTERS_A_TOKEN * self.context
         if len(text) > most and len(self.chat.text_ids(text[:most])) > self.context + MARGIN:
             raise BadRequest(
                 f"This model's context is {self.context} tokens; the prompt has far more, in {len(text):,} characters",
-                "messages",
+                field,
                 "context_length_exceeded",
             )
         return tokenise()

@@ -58,9 +58,12 @@ class Signer:
         if not secret.startswith("whsec_"):
             return cls(secret.encode())
         try:
-            return cls(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
         except binascii.Error:
-            raise UsageError(f"{SECRET} begins with whsec_: expected base64 behind it") from None
+            key = b""
+        if not key:
+            raise UsageError(f"{SECRET} begins with whsec_: expected base64 behind it")
+        return cls(key)
 
     def headers(self, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
         """A message's id, when it was signed, and the signature: a receiver tells it from others' and from old ones."""

@@ -104,6 +104,7 @@ class PersonaSpace(SpaceDirections):
 
     def project(self, activations: Tensor, layer: int | None = None) -> Tensor:
         """⟨activation, unit axis⟩ of `[…, layers, hidden]`, or of `[…, hidden]` at the layer: `[…]`. Nothing subtracted.
+        `[n, hidden]` of as many rows as the model has layers is taken for one activation at every layer.
 
         Raises `SpaceError` for another shape.
         """

@@ -11,7 +11,7 @@ from torch import nn
 from personaspace.engines.transformers.cache import CacheLayout
 from personaspace.engines.transformers.sampling import logprobs_after
 from personaspace.model.interventions import Intervention
-from personaspace.model.residual import Intervening
+from personaspace.model.residual import Intervening, input_device
 
 SCORED_TOKENS = 256
 
@@ -35,7 +35,7 @@ def scores_of(
     past = {layout.name: layout.empty(), "use_cache": True} if piecewise else {"use_cache": False}
     with torch.inference_mode(), applied.on(layers):
         for k in range(0, len(ids) - 1, size):
-            fed = torch.tensor([ids[k : min(k + size, len(ids) - 1)]], device=model.device)
+            fed = torch.tensor([ids[k : min(k + size, len(ids) - 1)]], device=input_device(model))
             logits = model(input_ids=fed, **past).logits
             scores.extend(logprobs_after(logits[0], ids[k + 1 :], top))
     return scores

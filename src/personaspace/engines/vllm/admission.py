@@ -121,9 +121,15 @@ class InFlight:
         with self._lock:
             self.shared.update(fields.get("shared", ()))
             client = fields.get("client", "")
-            for direction in fields["uses"]:
-                self._check(direction, client)
-            self.uses[id], self.clients[id] = tuple(fields["uses"]), client
+            self.uses[id], self.clients[id] = (), client
+            try:
+                # One by one: those of the same request count, too.
+                for direction in fields["uses"]:
+                    self._check(direction, client)
+                    self.uses[id] += (direction,)
+            except UsageError:
+                del self.uses[id], self.clients[id]
+                raise
 
     def _check(self, direction: str, client: str) -> None:
         layer = direction.partition(":")[0]

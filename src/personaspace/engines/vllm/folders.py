@@ -9,6 +9,7 @@ from typing import Any
 
 from personaspace.engines.base import end_ids
 from personaspace.errors import ModelError
+from personaspace.files import fetching
 from personaspace.model import loading
 
 
@@ -19,12 +20,10 @@ def folder_of(name: str) -> Path:
         return Path(location)
     from huggingface_hub import snapshot_download
 
-    try:
+    with fetching(f"cannot load the model {name!r}", ModelError):
         return Path(
             snapshot_download(location, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
         )
-    except OSError as e:
-        raise ModelError(f"cannot load the model {name!r} ({str(e).splitlines()[0][:200]})") from None
 
 
 def end_ids_of(folder: Path, tokenizer: Any, config: Any) -> frozenset[int]:

@@ -129,19 +129,6 @@ def _apply_clamps(layer: Any, hidden: Tensor, residual: Tensor | None) -> Tensor
     return after
 
 
-def find_decoder_layers(model: nn.Module, n: int) -> nn.ModuleList:
-    """The decoder layers of a vLLM model: its one outermost list of n modules. Raises `ModelError`."""
-    candidates = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n}
-    outermost = [
-        m
-        for name, m in candidates.items()
-        if not any(name.startswith(outer_name + ".") for outer_name in candidates if outer_name != name)
-    ]
-    if len(outermost) != 1:
-        raise ModelError(f"expected one list of {n} decoder layers in {type(model).__name__}, found {len(outermost)}")
-    return outermost[0]
-
-
 def install(layers: nn.ModuleList, rows: Rows, sums: DeviceSums) -> None:
     """Gives every layer its tables and sums, and the forward pass that uses them."""
     classes: dict[type[nn.Module], type[nn.Module]] = {}

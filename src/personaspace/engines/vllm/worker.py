@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from personaspace.engines.vllm.clamps import Rows
-from personaspace.engines.vllm.layers import DeviceSums, detect_residual_form, find_decoder_layers, install, running
+from personaspace.engines.vllm.layers import DeviceSums, detect_residual_form, install, running
 from personaspace.engines.vllm.limits import Limits, VllmModelShape
 from personaspace.engines.vllm.readout import Readout, TakeMode
 from personaspace.engines.vllm.request import FIELD, parse_request
 from personaspace.engines.vllm.wire import pack
 from personaspace.errors import ModelError
 from personaspace.model.interventions import Intervention, from_dict
+from personaspace.model.residual import outermost_list
 
 
 class RunnerState:
@@ -29,7 +30,7 @@ class RunnerState:
         self.device: torch.device = runner.device
         slots = int(config.scheduler_config.max_num_seqs)
         tokens = int(runner.max_num_tokens)
-        layers = find_decoder_layers(model, self.shape.layers)
+        layers = outermost_list(model, self.shape.layers)
         with torch.device("cpu"):  # vLLM may have set another default
             # A request has a row for its prompt's tokens and one for its reply's.
             rows = Rows(

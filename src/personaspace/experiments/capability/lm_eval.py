@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from personaspace.errors import RunError, UsageError
 from personaspace.experiments.kit.trials import PLAIN, Condition, Trials
-from personaspace.files import read_rows, write_table
+from personaspace.files import first_line, read_rows, write_table
 
 CHUNK = 64
 """Items asked at a time: what a killed experiment may have to ask again."""
@@ -105,7 +105,7 @@ class Harness:
                 )
         except (OSError, aiohttp.ClientError) as e:
             raise RunError(
-                f"--url {self.url}: {str(e).splitlines()[0] if str(e) else type(e).__name__}, while {name} was asked; what was "
+                f"--url {self.url}: {first_line(e)}, while {name} was asked; what was "
                 "answered is kept, and the same command goes on"
             ) from None
         return [row for s in evaluated["samples"][name] for row in _rows(name, s)]
@@ -150,7 +150,7 @@ def ready(tasks: Sequence[str], url: str, include_path: str, conditions: Sequenc
         try:
             loaded_tasks[name] = list(manager.load([name])["tasks"].values())
         except (OSError, ValueError) as e:
-            raise UsageError(f"--tasks {name}: cannot be loaded: {str(e).splitlines()[0][:200]}") from None
+            raise UsageError(f"--tasks {name}: cannot be loaded: {first_line(e)}") from None
     return Harness(manager, loaded_tasks, models, url.rstrip("/").removesuffix("/v1") + "/v1" if url else "")
 
 

