@@ -60,7 +60,7 @@ PUBLIC = {
     "Token": "personaspace.engines.protocol",
     "Turn": "personaspace.engines.protocol",
     "WatchCallback": "personaspace.experiments.watch.callback",
-    "attach": "personaspace.model.residual",
+    "attach": "personaspace.model.attach",
     "calibrate": "personaspace.api",
     "compare": "personaspace.api",
     "experiment": "personaspace.api",
