@@ -177,7 +177,7 @@ def test_a_marker_that_text_becomes_by_being_normalised_is_text_too():
     chat = Chat(tokenizer)
     (token,) = tokenizer("＜think＞", add_special_tokens=False)["input_ids"]
     assert token not in chat.prompt_ids([{"role": "user", "content": "a ＜think＞"}])
-    assert not chat.control.stand_in(chat.control.neutralise("a ＜think＞"))
+    assert not chat.control.gives_token(chat.control.neutralise("a ＜think＞"))
 
 
 def test_a_vocabulary_whose_text_becomes_a_marker_all_the_same_has_it_broken():

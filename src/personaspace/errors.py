@@ -73,9 +73,15 @@ _IN_WORDS = {"tuple_type": "Input should be a list", "extra_forbidden": "There i
 
 
 def invalid_reason(error: Mapping[str, Any]) -> str:
-    """What is wrong, of one of a `pydantic.ValidationError`'s errors, without what is put before a validator's own words.
+    """What is wrong, of one of a `pydantic.ValidationError`'s errors, without what is put before a validator's own words, and
+    as those begin: without a capital.
 
-    >>> invalid_reason({"msg": "Value error, expected a number"})
-    'expected a number'
+    >>> invalid_reason({"type": "value_error", "msg": "Value error, PC1 is none"})
+    'PC1 is none'
+    >>> invalid_reason({"type": "int_type", "msg": "Input should be a valid integer"})
+    'input should be a valid integer'
     """
-    return _IN_WORDS.get(error.get("type", "")) or str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return str(error["msg"]).removeprefix("Value error, ")
+    reason = _IN_WORDS.get(error["type"], str(error["msg"]))
+    return reason[:1].lower() + reason[1:]

@@ -164,7 +164,7 @@ def read_json(path: Path, kind: type[T], then: str = "run the same command") -> 
     try:
         return TypeAdapter(kind).validate_python(json_text.parse(path.read_text(encoding="utf-8")), strict=True)
     except ValidationError as e:
-        problem = f"{invalid_reason(e.errors()[0]).lower()}, found {json_text.shown(e.errors()[0]['input'])}"
+        problem = f"{invalid_reason(e.errors()[0])}, found {json_text.shown(e.errors()[0]['input'])}"
     except (OSError, ValueError) as e:
         problem = first_line(e)
     raise RunError(f"{path}: cannot be read ({problem}); delete it, and {then}")
@@ -328,7 +328,7 @@ def _filesystem(root: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path) -> Iterator[Path]:
     """A new folder that takes the target's place when all is written in it, and is gone where that fails. Raises `RunError`
     where it can't be written, as where the target is there and not empty."""
     try:

@@ -251,10 +251,7 @@ def _in_one_line(path: Path, line: int) -> Iterator[None]:
     except ValidationError as e:
         first = e.errors()[0]
         where = json_text.shown(".".join(map(str, first["loc"])), 80) or "the line"
-        # Pydantic's own sentences begin with a capital, as ours don't.
-        own = invalid_reason(first)
-        problem = own if first["type"] == "value_error" else own.lower()
-        raise CatalogError(f"{path}:{line or 1}: {where}: {json_text.shown(problem, 300)}") from None
+        raise CatalogError(f"{path}:{line or 1}: {where}: {json_text.shown(invalid_reason(first), 300)}") from None
     except ValueError as e:
         raise CatalogError(f"{path}{f':{line}' if line else ''}: {json_text.shown(e, 300)}") from None
 

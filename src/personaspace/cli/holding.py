@@ -162,7 +162,7 @@ def project(
 ) -> None:
     """Read where a conversation's assistant turns lie on the axis, and along other directions."""
     from personaspace import api
-    from personaspace.formats.transcript_folders import is_folder, read_transcript_folder
+    from personaspace.formats.transcript_folders import read_transcript_folder
     from personaspace.formats.transcripts import read_transcripts
     from personaspace.formats.vectors import directions_of
     from personaspace.holding.trajectories import along_cells, of_thoughts, write_trajectories
@@ -172,7 +172,7 @@ def project(
         raise UsageError(f"--span {span}: expected one of {', '.join(PARTS)}")
     if alert_turns < 1:
         raise UsageError(f"--alert-turns {alert_turns}: expected 1 or more")
-    if any(is_folder(path) for path in transcripts):
+    if any(Path(path).is_dir() for path in transcripts):
         if len(transcripts) > 1:
             raise UsageError(f"{len(transcripts)} files and folders: expected several files, or one folder by itself")
         if along:

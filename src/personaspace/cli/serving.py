@@ -24,6 +24,7 @@ from personaspace.cli.common import (
     space_and_engine,
 )
 from personaspace.errors import UsageError
+from personaspace.files import reason_of
 from personaspace.model.dtypes import torch_name
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _check_record(path: Path) -> None:
     try:
         append_private(path, "")
     except OSError as e:
-        raise UsageError(f"--record {path}: cannot be written: {e.strerror}") from None
+        raise UsageError(f"--record {path}: cannot be written: {reason_of(e)}") from None
 
 
 def _bind(host: str, port: int) -> socket.socket:

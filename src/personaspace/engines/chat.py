@@ -164,7 +164,7 @@ class Chat:
                     written["content"] = content[slice(*parts.answer)]
             for name, value in written.items():
                 hidden = self.control.hide_all(value, own) if name != "role" else value
-                if hidden != value or (isinstance(value, str) and self.control.stand_in(_without(value, own))):
+                if hidden != value or (isinstance(value, str) and self.control.gives_token(_without(value, own))):
                     written[name], is_guarded = hidden, True
             guarded.append(written)
         return guarded, is_guarded

@@ -59,10 +59,10 @@ class ControlTokens:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_copy": None}
 
-    def stand_in(self, text: str) -> bool:
+    def gives_token(self, text: str) -> bool:
         """Whether the text would give a control token.
 
-        >>> chat.control.stand_in("hi<|im_end|>")
+        >>> chat.control.gives_token("hi<|im_end|>")
         True
         """
         if self._pattern.search(text):
@@ -79,7 +79,7 @@ class ControlTokens:
 
     def hide_all(self, value: Any, keep: Iterable[str] = ()) -> Any:
         """The same of every text in a value of JSON: a tool's description, a call's arguments."""
-        return _in_texts(value, lambda text: self.hide(text, keep))
+        return in_texts(value, lambda text: self.hide(text, keep))
 
     def show(self, text: str) -> str:
         """What was hidden is seen again."""
@@ -92,7 +92,7 @@ class ControlTokens:
         'hi< |im_end|>'
         """
         for _ in range(4):
-            if not self.stand_in(text):
+            if not self.gives_token(text):
                 return text
             if not self._pattern.search(text):  # it becomes a marker by being normalised
                 text = self.tokenizer.backend_tokenizer.normalizer.normalize_str(text)
@@ -107,7 +107,7 @@ class ControlTokens:
             parts = re.split(f"({'|'.join(map(re.escape, kept_markers))})", text) if kept_markers else [text]
             return "".join(part if part in kept_markers else self.neutralise(part) for part in parts)
 
-        return _in_texts(value, neutralised)
+        return in_texts(value, neutralised)
 
     def encode(self, text: str, add_special_tokens: bool, ranges: Ranges = ()) -> tuple[list[int], Ranges, Ranges]:
         """Token ids of a rendered conversation in which messages' markers are hidden: those are written out, the others are
@@ -165,12 +165,13 @@ class ControlTokens:
         return ids, encoded.offsets
 
 
-def _in_texts(value: Any, change: Callable[[str], str]) -> Any:
+def in_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The same value, as JSON has them, with each text in it changed; names of fields are not."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: _in_texts(entry, change) for name, entry in value.items()}
-    return [_in_texts(entry, change) for entry in value] if isinstance(value, list | tuple) else value
+        return {name: in_texts(entry, change) for name, entry in value.items()}
+    return [in_texts(entry, change) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _is_marker(text: str) -> bool:

@@ -69,6 +69,11 @@ class ReplyParts:
         """How many tokens are thoughts, their markers not among them."""
         return sum(end - start for start, end in self.thinking)
 
+    def range_of(self, part: Part, length: int) -> tuple[int, int]:
+        """Where a part of a reply of that length is: its answer, its thoughts from the first to the last, or all of it."""
+        thoughts = self.thinking or ((0, 0),)
+        return {"answer": self.answer, "thinking": (thoughts[0][0], thoughts[-1][1]), "all": (0, length)}[part]
+
 
 def thought_markers(template: str, vocabulary: Any) -> ThoughtMarkers | None:
     """Those that a template mentions or a vocabulary has as tokens; None where a model knows none."""

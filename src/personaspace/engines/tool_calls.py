@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from personaspace.engines.control import in_texts
+
 Field = Mapping[str, Any]
 """A response template's `tool_calls`."""
 
@@ -106,7 +108,7 @@ class CallForm:
         self.markers = {k: token for token, k in added.items() if re.search(patterns[token], written)}
         longest_first = sorted(self.markers.values(), key=len, reverse=True)
         self._pattern = re.compile("|".join(patterns[token] for token in longest_first) or "(?!)")
-        self.field: Field = _in_strings(field, self._marked)
+        self.field: Field = in_texts(field, self._marked)
 
     @classmethod
     def of(cls, tokenizer: Any, plain: Callable[[Sequence[int]], str], template: str) -> CallForm | None:
@@ -139,7 +141,7 @@ class CallForm:
         """Who reads one reply. tools: those that are offered; begun: a call that the prompt has begun."""
         # Names are long before they are dear; a form without a marker is none where nothing is offered.
         names = "|".join(re.escape(tool["function"]["name"]) for tool in tools) or "(?!)"
-        field = _in_strings(self.field, lambda text: text.replace(NAMES, names))
+        field = in_texts(self.field, lambda text: text.replace(NAMES, names))
         return CallReader(field, tools, self._marked(begun))
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -227,11 +229,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(inner)
-
-
-def _in_strings(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _in_strings(inner, change) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_in_strings(inner, change) for inner in value]
-    return change(value) if isinstance(value, str) else value

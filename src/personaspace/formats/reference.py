@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, Validat
 from torch import Tensor
 
 from personaspace.errors import RunError, SpaceError, UsageError, invalid_reason
-from personaspace.files import whole_folder, write_whole
+from personaspace.files import new_folder, write_whole
 from personaspace.formats.tensor_files import load_tensor_file
 from personaspace.model.dtypes import DTYPES
 from personaspace.model.interventions import Cap
@@ -121,7 +121,7 @@ def write_reference(space: PersonaSpace, folder: str | Path) -> None:
     try:
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise SpaceError(f"{folder}: is there already, and not empty; expected a new folder")
-        with whole_folder(root) as new:
+        with new_folder(root) as new:
             for name, content in _contents(space):
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 _save(new / f"{name}.pt", content)

@@ -71,11 +71,6 @@ class TranscriptFolder:
         return pairs, shortened(alone, "are in no pair")
 
 
-def is_folder(path: str | Path) -> bool:
-    """Whether it is a folder of conversations rather than a file of them."""
-    return Path(path).is_dir()
-
-
 def read_transcript_folder(path: str | Path) -> TranscriptFolder:
     """All conversations in a folder and those in it, as `transcripts/case_studies/MODEL/jailbreak_capped.json` or
     `transcripts/MODEL/coding/3.json`. Two whose names differ by `unsteered` and `capped` or `steered` alone, in the file's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from tokenize import TokenError
@@ -121,7 +120,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
             header = (opened.metadata() or {}).get("personaspace", "null")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         about = json_text.parse(header)
-    except (OSError, SafetensorError, ValueError, json.JSONDecodeError) as e:
+    except (OSError, SafetensorError, ValueError) as e:
         raise SpaceError(f"{file}: not a whole safetensors file ({e})") from None
     names = about.get("traits") if isinstance(about, dict) else None
     if isinstance(names, list) and set(tensors) == {"vectors"} and tensors["vectors"].shape[:1] == (len(names),):

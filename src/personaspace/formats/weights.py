@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from personaspace.errors import UsageError
-from personaspace.files import whole_folder
+from personaspace.files import new_folder
 from personaspace.model import loading
 from personaspace.model.ablated import AblatedWeights, ablate_weights
 from personaspace.space import PersonaSpace
@@ -34,7 +34,7 @@ def export_weights(
     chosen = "auto" if dtype is None else loading.pick_dtype(dtype, torch.device("cpu"))
     network, tokenizer, _ = loading.load(name, torch.device("cpu"), chosen)  # type: ignore[arg-type]
     ablated = ablate_weights(network, vector)
-    with whole_folder(target) as new:
+    with new_folder(target) as new:
         network.save_pretrained(new)
         tokenizer.save_pretrained(new)
         about = {"model": name, "direction": direction, "layer": space.layer, **asdict(ablated)}

@@ -16,7 +16,7 @@ from torch import Tensor
 from personaspace.catalog import DEFAULT
 from personaspace.engines import Engine, Span, Turn
 from personaspace.engines.prompts import Message
-from personaspace.engines.thoughts import ReplySplitter
+from personaspace.engines.thoughts import Part, ReplySplitter
 from personaspace.errors import DesignError, UsageError
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
@@ -51,14 +51,12 @@ class RunReply:
     token_ids: tuple[int, ...]
     text: str
 
-    def span(self, prompt_ids: Sequence[int], splitter: ReplySplitter | None = None, part: str = "answer") -> Span:
+    def span(self, prompt_ids: Sequence[int], splitter: ReplySplitter | None = None, part: Part = "answer") -> Span:
         """The whole conversation as token ids, with a part of the reply marked, where a splitter tells answer from thoughts."""
         start = len(prompt_ids)
         a, b = 0, len(self.token_ids)
-        if splitter and part != "all":
-            parts = splitter.follow(self.token_ids)
-            thoughts = parts.thinking or ((0, 0),)
-            a, b = parts.answer if part == "answer" else (thoughts[0][0], thoughts[-1][1])
+        if splitter:
+            a, b = splitter.follow(self.token_ids).range_of(part, b)
         return Span((*prompt_ids, *self.token_ids), ((start + a, start + b),))
 
 
@@ -118,7 +116,7 @@ def _replies(run: Run, places: Collection[ReplyPlace]) -> dict[ReplyPlace, RunRe
     return replies
 
 
-def replayed(engine: Engine, replies: Sequence[RunReply], part: str = "answer", **options: Any) -> Iterator[Turn]:
+def replayed(engine: Engine, replies: Sequence[RunReply], part: Part = "answer", **options: Any) -> Iterator[Turn]:
     """Each reply's part as `Engine.replay` reads it, in order, so many at a time that every token's own may be asked for."""
     chat, size = engine.chat, CHUNK
     if options.get("each") and replies:

@@ -134,8 +134,8 @@ def read_verdict(text: str, top: int, *, cut: bool = False) -> Verdict:
         return Verdict(int(begun[1]))  # the score stands there whole, and was paid for; its reason does not
     scores = _of_lines(outside, top, cut)
     if len(set(scores)) != 1:
-        found = "scores that disagree" if scores else f"no score of 0–{top}"
-        return Verdict(None, problem=f"{found} in the answer {shortened(outside)}", cut=cut)
+        problem = "scores that disagree" if scores else f"no score of 0–{top}"
+        return Verdict(None, problem=f"{problem} in the answer {shortened(outside)}", cut=cut)
     return Verdict(scores[0])
 
 

@@ -152,8 +152,7 @@ def own_role_near(included: IncludedResponses, space: PersonaSpace, k: int = 5) 
 def layer_of_replies(included: IncludedResponses, axis: Tensor, seed: int) -> int:
     """The layer at which replies are told apart best along an axis `[layers, hidden]` that was found without them: the
     default's from roles', by folds of the questions as in `estimate`, and the first within a standard error of the best."""
-    folds = min(FOLDS, included.cells.blocks)
-    fold = np.random.default_rng(seed).permutation(np.arange(included.cells.blocks) % folds)
+    fold = vectors.blocks_of(included.cells.blocks, FOLDS, seed)
     return vectors.pick_layer(_separation(included, _project_by_layer(included, axis), fold))
 
 
@@ -280,7 +279,7 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
     for in_group, limit in zip((source.role == 0, source.role > 0), NOISE_FROM, strict=True):
         learnt_from[rng.permutation(np.flatnonzero(learnt_from & in_group))[limit:]] = False
     blocks = list(source.sample(learnt_from, slice(chosen, chosen + 1)))
-    activations = torch.cat(blocks)[:, 0].double().numpy() if blocks else np.zeros((0, source.norms.shape[1]))
+    activations = torch.cat(blocks)[:, 0].double().numpy()
     noise_sample = Sample(source.role[learnt_from], source.question[learnt_from], activations)
     without_noise, cosines = corrected.figures(fit, at_layer[:, 0], ratio, noise_sample, products, seed)
     is_default = source.role[included.sampled] == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from personaspace.errors import ModelError, RunError
-from personaspace.files import first_line, whole_folder
+from personaspace.files import first_line, new_folder
 from personaspace.model.gguf_header import check_header
 from personaspace.model.weights import BROKEN, load_tokenizer, read_weights
 
@@ -96,7 +96,7 @@ def kept_folder(stem: str, key: object, write: Callable[[Path], None]) -> Path:
     if (target / "config.json").is_file():
         return target
     try:
-        with whole_folder(target) as new:
+        with new_folder(target) as new:
             write(new)
     except RunError as e:
         if not (target / "config.json").is_file():  # else another process was faster

@@ -363,7 +363,7 @@ def from_dict(values: Mapping[str, Any]) -> Intervention:
 
 
 def _rounded(exact: Tensor, hidden: Tensor, unit: Tensor, floor: float, ceiling: float) -> Tensor:
-    """`held` in the dtype of `hidden`. Where rounding to nearest leaves the range by more than a rounding of the whole
+    """`exact` in the dtype of `hidden`. Where rounding to nearest leaves the range by more than a rounding of the whole
     vector should, each number is rounded towards the range instead."""
     near = exact.to(hidden.dtype)
     on = near.float() @ unit

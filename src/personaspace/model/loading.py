@@ -69,6 +69,10 @@ def load(name: str, device: Placement, dtype: torch.dtype) -> tuple[Any, Any, st
     known names, `UsageError`."""
     source = find(name)
     tokenizer = load_tokenizer(source.tokenizer, name)
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{name}: its tokenizer gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
+        )
     with in_one_line(name):
         quantized = quantization_of(source.where) is not None
     if len(source.adapters) > 1 and quantized:
@@ -81,10 +85,6 @@ def load(name: str, device: Placement, dtype: torch.dtype) -> tuple[Any, Any, st
     model = read_weights(source.where, name, dtype=dtype, **options)
     for adapter in source.adapters:
         model = merged(model, adapter, name)
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"{name}: its tokenizer gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
-        )
     if not placed_by_reader:
         model = model.to(device) if isinstance(device, torch.device) else _dispatched(model, device)
     return model.eval().requires_grad_(False), tokenizer, source.where

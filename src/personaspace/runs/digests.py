@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from personaspace.errors import RunError
-from personaspace.files import Place
+from personaspace.files import Place, reason_of
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
@@ -35,7 +35,7 @@ def digest_at(place: Place, name: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as e:
-        raise RunError(f"{place.local / name}: cannot be read: {e.strerror}") from None
+        raise RunError(f"{place.local / name}: cannot be read: {reason_of(e)}") from None
 
 
 def record(place: Place, list_name: str, digests: Recorded) -> None:

@@ -172,7 +172,7 @@ class Folder:
             first = e.errors()[0]
             where = json_text.shown(".".join(map(str, first["loc"])), 80)
             raise RunError(
-                f"{path}: {where}: {invalid_reason(first).lower()}, found {json_text.shown(first['input'])}; is it a run's "
+                f"{path}: {where}: {invalid_reason(first)}, found {json_text.shown(first['input'])}; is it a run's "
                 "folder?"
             ) from None
         return manifest

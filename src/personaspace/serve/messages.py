@@ -161,9 +161,12 @@ class ChatMessage(Nullable):
     def plain(self) -> dict[str, Any]:
         """The message as an engine takes it."""
         role = {"developer": "system", "function": "tool"}.get(self.role, self.role)
-        told: dict[str, Any] = {"role": role, "content": self.content or (self.refusal if role == "assistant" else "")}
+        message: dict[str, Any] = {
+            "role": role,
+            "content": self.content or (self.refusal if role == "assistant" else ""),
+        }
         if self.calls:
-            told["tool_calls"] = [call.model_dump() for call in self.calls]
+            message["tool_calls"] = [call.model_dump() for call in self.calls]
         if role == "tool":
-            told |= {k: v for k, v in (("tool_call_id", self.tool_call_id), ("name", self.name)) if v}
-        return told
+            message |= {k: v for k, v in (("tool_call_id", self.tool_call_id), ("name", self.name)) if v}
+        return message

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from personaspace.files import reason_of
+
 log = logging.getLogger("personaspace.serve")
 
 
@@ -31,5 +33,5 @@ class Record:
             append_private(self.path, json.dumps({"model": model, "messages": messages, "replies": replies}) + "\n")
         except OSError as e:
             if not self._failed:
-                log.error("%s: conversations are not written: %s", self.path, e.strerror)
+                log.error("%s: conversations are not written: %s", self.path, reason_of(e))
             self._failed = True

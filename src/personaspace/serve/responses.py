@@ -224,7 +224,7 @@ class ResponseFormat:
 
     def step(self, r: CompletedReply, step: ReplyStep) -> Iterator[str]:
         """What a step added to the thoughts, and to the text, with `persona` where tokens are told of."""
-        told = {"persona": step.persona} if step.persona and not r.finish else {}
+        persona = {"persona": step.persona} if step.persona and not r.finish else {}
         if r.finish and step.persona:  # tokens that were read since the last event; the whole response tells them
             self._last_tokens = {name: value for name, value in step.persona.items() if name == "tokens"}
         # Thoughts behind the first word of an answer, which Harmony might hold, stand in the whole response alone.
@@ -233,12 +233,12 @@ class ResponseFormat:
             self._told["reasoning"] += step.thinking
             place = self._place("reasoning")
             yield self._event("response.reasoning_text.delta", **place, delta=step.thinking)
-        if step.text or told:
+        if step.text or persona:
             yield from self._end("reasoning", "completed")
             yield from self._begin("message")
             self._told["message"] += step.text
             place = self._place("message")
-            yield self._event("response.output_text.delta", **place, delta=step.text, logprobs=[], **told)
+            yield self._event("response.output_text.delta", **place, delta=step.text, logprobs=[], **persona)
 
     def closing(self, replies: Sequence[CompletedReply], told_usage: bool) -> Iterator[str]:
         """What was not ended yet, part and item as a whole, and the whole response."""

@@ -107,8 +107,8 @@ def host_name(header: str) -> str:
 
 
 def names_of(host: str, allowed: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
-    """The names that a server goes by that listens on `host`: this machine's own, that one, and those that are allowed. None,
-    which is any, where a key is needed and none is allowed by name: a page under a foreign name has no key."""
+    """The names that a server goes by that listens on `host`: this machine's own, that one, and those that are allowed. None of
+    them, which stands for any, where a key is needed and none is allowed by name: a page under a foreign name has no key."""
     if keys and not allowed:
         return ()
     return tuple(

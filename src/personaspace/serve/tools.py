@@ -34,7 +34,7 @@ class OfferedTools:
         form = chat.call_form
         if name is None:
             return cls(chat, offered)
-        if form is None or form.beginning is None or chat.control.stand_in(name):
+        if form is None or form.beginning is None or chat.control.gives_token(name):
             raise _not_begun("how this model begins a call is not known")
         return cls(chat, offered, form.beginning.replace("NAME", name))
 

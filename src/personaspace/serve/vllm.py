@@ -142,13 +142,13 @@ async def text(raw_request: Request) -> Any:
 async def responses(raw_request: Request) -> Any:
     """A chat completion in the shape of the Responses API; vLLM's own route of it would neither read nor hold."""
     try:
-        asked = ResponseRequest.model_validate(await raw_request.json())
-    except (ValidationError, ValueError) as e:
+        request = ResponseRequest.model_validate(await raw_request.json())
+    except ValueError as e:  # a `ValidationError` is one
         return _invalid(e)
-    fields = asked.chat_body()
+    fields = request.chat_body()
     messages = [message.plain() for message in fields["messages"]]
-    more = {"stream_options": {"include_usage": True}} if asked.stream else {}  # a response always tells its usage
-    return await as_response(asked, await _answer(raw_request, True, {**fields, "messages": messages, **more}))
+    more = {"stream_options": {"include_usage": True}} if request.stream else {}  # a response always tells its usage
+    return await as_response(request, await _answer(raw_request, True, {**fields, "messages": messages, **more}))
 
 
 async def _answer(raw_request: Request, is_chat: bool, body: Any = None) -> Any:
@@ -175,7 +175,7 @@ async def _answer(raw_request: Request, is_chat: bool, body: Any = None) -> Any:
         request = request_type.model_validate({**body, "model": vllm_persona.reader.name})
     except BadRequest as e:
         return _refused(e)
-    except (ValidationError, ValueError, TypeError, PersonaSpaceError) as e:
+    except (ValueError, TypeError, PersonaSpaceError) as e:
         return _invalid(e)
     vllm_persona.metrics.act(model, act)
     if act == "stop":

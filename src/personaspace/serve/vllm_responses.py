@@ -22,12 +22,12 @@ async def as_response(asked: ResponseRequest, answer: Response) -> Response:
         return answer
     if answer.status_code != 200:
         return answer
-    told = bytes(answer.body)
+    body = bytes(answer.body)
     if asked.stream:  # a conversation that an alert ended comes as a whole
-        pieces = [piece + b"\n\n" for piece in told.split(b"\n\n") if piece]
+        pieces = [piece + b"\n\n" for piece in body.split(b"\n\n") if piece]
         lines = [line async for line in _events(_each(pieces), shape)]
         return Response("".join(lines), media_type="text/event-stream")
-    payload = json.loads(told)
+    payload = json.loads(body)
     reply = CompletedReply(0, [])
     _take(reply, payload)
     (choice,) = payload["choices"]
@@ -57,14 +57,14 @@ async def _events(chunks: Any, shape: ResponseFormat) -> AsyncGenerator[str, Non
             elif not line.startswith("data: "):
                 yield line
             continue
-        told = json.loads(line.removeprefix("data: "))
-        if error := told.get("error"):
+        completion = json.loads(line.removeprefix("data: "))
+        if error := completion.get("error"):
             yield shape.lost(error["message"], error.get("param"), str(error.get("code")))
             return
-        _take(reply, told)
-        for choice in told["choices"]:
+        _take(reply, completion)
+        for choice in completion["choices"]:
             delta = choice["delta"]
-            step = ReplyStep(delta.get("content") or "", _thoughts(delta), told.get("persona"), False, slice(0))
+            step = ReplyStep(delta.get("content") or "", _thoughts(delta), completion.get("persona"), False, slice(0))
             reply.text, reply.thinking = reply.text + step.text, reply.thinking + step.thinking
             for part in delta.get("tool_calls") or ():
                 call = calls.setdefault(part["index"], {"name": "", "arguments": "", "id": ""})
@@ -75,13 +75,13 @@ async def _events(chunks: Any, shape: ResponseFormat) -> AsyncGenerator[str, Non
                 yield event
 
 
-def _take(reply: CompletedReply, told: Mapping[str, Any]) -> None:
+def _take(reply: CompletedReply, completion: Mapping[str, Any]) -> None:
     """What an answer, or a chunk of it, says of the reply as a whole."""
-    if counts := told.get("usage"):
+    if counts := completion.get("usage"):
         reply.ids, reply.counted = [0] * counts["prompt_tokens"], counts["completion_tokens"]
         reply.thoughts_counted = (counts.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
-    reply.persona = told.get("persona") or reply.persona
-    for choice in told["choices"]:
+    reply.persona = completion.get("persona") or reply.persona
+    for choice in completion["choices"]:
         reply.finish = choice.get("finish_reason") or reply.finish
         reply.note = (choice.get("message") or choice.get("delta") or {}).get("refusal") or reply.note
 

@@ -24,6 +24,7 @@ from personaspace.space.layout import BUNDLED
 from personaspace.space.layout import FORMAT as FORMAT
 from personaspace.space.readings import REPLY, part
 from personaspace.stats.components import principal_components
+from personaspace.stats.forecast import spearman_brown
 
 if TYPE_CHECKING:
     import pandas
@@ -279,8 +280,8 @@ class PersonaSpace(SpaceDirections):
 
     def axis_reliability(self) -> list[float]:
         """The axis' reliability at every layer: cosine between halves of the questions, Spearman–Brown for the whole."""
-        half = self._tensor("axis_split_half").clamp(min=0)
-        return (2 * half / (1 + half)).tolist()
+        whole: list[float] = spearman_brown(self._tensor("axis_split_half").numpy()).tolist()
+        return whole
 
     def place_on_pc(self, component: int) -> float:
         """Where the default lies on a component, from the nearer end (PC1: the Assistant's), of a range of 1."""

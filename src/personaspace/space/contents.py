@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from personaspace.engines.thoughts import Part
 from personaspace.errors import SpaceError
 from personaspace.space.readings import REPLY
 
@@ -113,9 +114,10 @@ class SpaceContents:
         return {} if rule in ("off", "always") else {"thinking": rule if rule != "on" else True}
 
     @property
-    def span(self) -> str:
-        """What of replies was read while it was mapped: `answer`, `thinking` or `all`."""
-        return str(self.meta.get("span", "answer"))
+    def span(self) -> Part:
+        """What of replies was read while it was mapped."""
+        part: Part = self.meta.get("span", "answer")
+        return part
 
     def thinks_otherwise(self, model: str, rule: str | None) -> str | None:
         """A sentence where a model is used with thinking on and its space was mapped with thinking off, or the other way round.

@@ -209,7 +209,7 @@ def wrong(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
     except ValidationError as e:
         first = e.errors()[0]
         where = shown(".".join(map(str, first["loc"])), 80)
-        return f"its metadata: {where}: {invalid_reason(first).lower()}, found {shown(first['input'])}"
+        return f"its metadata: {where}: {invalid_reason(first)}, found {shown(first['input'])}"
     return next(
         (problem for start, of_part in parts.items() if (problem := _wrong_part(start, of_part, tensors))), None
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from personaspace.errors import DesignError
 from personaspace.stats.forecast import spearman_brown
-from personaspace.stats.vectors import Cells, Fit, Floats, Ints, cosine, first_component
+from personaspace.stats.vectors import Cells, Fit, Floats, Ints, blocks_of, cosine, first_component
 
 Pair = tuple[Fit, Fit]
 
@@ -66,7 +66,7 @@ def without_questions(pairs: Sequence[Pair], groups: int, seed: int) -> list[lis
     if not pairs:
         return []
     cells = pairs[0][0].cells
-    group = np.random.default_rng(seed).permutation(np.arange(cells.blocks) % groups)
+    group = blocks_of(cells.blocks, groups, seed)
     kept = [(group != k).astype(float) for k in range(min(groups, cells.blocks))]
     without = [[(Fit(cells, a.weight * keep), Fit(cells, b.weight * keep)) for a, b in pairs] for keep in kept]
     return [[pair for pair in remaining if all(_has_axis(fit) for fit in pair)] for remaining in without]

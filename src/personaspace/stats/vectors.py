@@ -301,10 +301,8 @@ def _largest(gram: Floats) -> Floats:
 
 def fold_axes(cells: Cells, sums: Tensor, folds: int, seed: int, ratios: Floats) -> tuple[Ints, Tensor]:
     """For each fold of the blocks the axis of all the others, `[folds, layers, hidden]`, and the blocks' folds."""
-    folds = min(folds, cells.blocks)
-    fold = np.random.default_rng(seed).permutation(np.arange(cells.blocks) % folds)
-    axes = []
-    for f in range(folds):
+    fold, axes = blocks_of(cells.blocks, folds, seed), []
+    for f in range(min(folds, cells.blocks)):
         # With a fold left out, a role may share no question with the default any more: the axis is that of the others.
         axes.append(Fit(cells, (fold != f).astype(float), partly=True).axis(sums, ratios))
     return fold, torch.stack(axes)

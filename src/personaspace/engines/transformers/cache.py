@@ -79,8 +79,10 @@ class CacheLayout:
         with torch.inference_mode():
             output = base_model(input_ids=ids, use_cache=True)
             if placed:  # some count their places from elsewhere, or in several dimensions
-                told = base_model(input_ids=ids, position_ids=torch.arange(4, device=ids.device)[None], use_cache=True)
-                placed = torch.allclose(hidden_of(output), hidden_of(told), rtol=1e-2, atol=1e-2)
+                with_positions = base_model(
+                    input_ids=ids, position_ids=torch.arange(4, device=ids.device)[None], use_cache=True
+                )
+                placed = torch.allclose(hidden_of(output), hidden_of(with_positions), rtol=1e-2, atol=1e-2)
         names = [n for n in ("past_key_values", *parameters(base_model)) if output.get(n) is not None]
         name, example = (names[0], output[names[0]]) if names else ("", None)
         layers = getattr(example, "layers", [])

@@ -245,9 +245,8 @@ class VllmEngine(BaseEngine):
         text, thinking = texts(self.chat.decode, ids, parts)
         response = Response(prompt, text, ids, finish, thinking=thinking)
         if self.chat.thinks:
-            thoughts = parts.thinking or ((0, 0),)
-            ranges = {"answer": parts.answer, "thinking": (thoughts[0][0], thoughts[-1][1]), "all": (0, len(ids))}
-            response = dataclasses.replace(response, answer=parts.answer, read=ranges[options.span])
+            read = parts.range_of(options.span, len(ids))
+            response = dataclasses.replace(response, answer=parts.answer, read=read)
         if not options.layers:
             return response
         means = _require_means(reading)

@@ -52,7 +52,7 @@ TOO_FEW = "not known: too few replies a role to halve them"
 
 
 @dataclass(frozen=True)
-class Found:
+class BaseModelFindings:
     """What the page tells. names: of the space's model and of the base; standin: whether the base is the same model without
     its template; layers: the two that are compared; pair, like: the likeness of the maps; ceiling: the correlation of roles'
     places that maps this noisy would show at most; places: roles' places on both, in standard deviations; shares, trends: of
@@ -83,7 +83,7 @@ class Found:
         return self.like.ceiling[self.layers[1]] if self.like.ceiling else None
 
 
-def page(findings: Found, rows: Sequence[Mapping[str, Any]]) -> Result:
+def page(findings: BaseModelFindings, rows: Sequence[Mapping[str, Any]]) -> Result:
     """The result: roles on both axes, the axes' cosines, the people in the completions."""
     (ours, base), pair, like = findings.names, findings.pair, findings.like
     lead = LEAD.format(base=base, ours=ours, layer=findings.layers[0], base_layer=findings.layers[1])
@@ -151,7 +151,7 @@ def _most(text: str, ceiling: float | None) -> str:
     return "" if ceiling is None or isnan(ceiling) else text.format(ceiling)
 
 
-def _headline(findings: Found) -> str:
+def _headline(findings: BaseModelFindings) -> str:
     (ours, base), pair, cosine = findings.names, findings.pair, findings.cosine
     most = _most(", where maps this noisy would show {:.2f} at most", findings.ceiling)
     sentence = f"The places of {pair.shared} roles on the two axes correlate {pair.axis}{most}; "
@@ -172,7 +172,7 @@ def _headline(findings: Found) -> str:
     return f"{STANDIN if findings.standin else ''}{sentence}{steering} {STUDY}"
 
 
-def _figures(result_page: Page, findings: Found) -> None:
+def _figures(result_page: Page, findings: BaseModelFindings) -> None:
     pair, cosine = findings.pair, findings.cosine
 
     most = _most("; at most {:.2f} for maps this noisy", findings.ceiling)
@@ -190,7 +190,7 @@ def _figures(result_page: Page, findings: Found) -> None:
         result_page.figure("roles", str(pair.shared), "that both have", interval=EXACT)
 
 
-def _scatter(findings: Found) -> Chart:
+def _scatter(findings: BaseModelFindings) -> Chart:
     places = findings.places
     order = sorted(places, key=lambda r: places[r][0])
     moved = sorted(places, key=lambda r: -abs(places[r][0] - places[r][1]))[:NAMED]
@@ -207,7 +207,7 @@ def _scatter(findings: Found) -> Chart:
     return chart([diagonal, roles], axes[0], axes[1], 560, showlegend=False, hovermode="closest")
 
 
-def _by_layer(findings: Found, cosines: Sequence[Estimate]) -> Chart:
+def _by_layer(findings: BaseModelFindings, cosines: Sequence[Estimate]) -> Chart:
     layers, ceiling = list(range(len(cosines))), findings.like.ceiling
     data = line("cosine of the axes", layers, cosines, NEAR)
     if not all(map(isnan, ceiling)):

@@ -19,7 +19,7 @@ from personaspace.engines.prompts import Design, Sampling
 from personaspace.errors import UsageError
 from personaspace.experiments import data
 from personaspace.experiments.base_model.axis import by_lot, likeness
-from personaspace.experiments.base_model.page import Found, page
+from personaspace.experiments.base_model.page import BaseModelFindings, page
 from personaspace.experiments.base_model.people import BY_WORDS, HELPING, PEOPLE, SPIRITUAL, WHOSE, Completed
 from personaspace.experiments.compare.findings import (
     FEWEST,
@@ -171,7 +171,7 @@ def run(trials: Trials[BaseModelOptions]) -> Result:
         for kind in (HELPING, SPIRITUAL):
             if effect := set_beside(judged, aside, lambda of, kind=kind: rank_correlation(of.alpha, of.kind == kind)):  # type: ignore[misc]
                 beside[f"steering, {kind}"] = effect
-    findings = Found(
+    findings = BaseModelFindings(
         names=names,
         standin=not options.base,
         layers=(space.layer, mapped.layer),

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,7 +26,7 @@ from personaspace.experiments.kit.experiment import Experiment
 from personaspace.experiments.kit.options import Cost, Names, Options, option
 from personaspace.experiments.kit.results import Result
 from personaspace.experiments.kit.trials import PLAIN, Condition, Reading, Trials, beside_axis, capped
-from personaspace.formats.transcript_folders import is_folder, read_transcript_folder
+from personaspace.formats.transcript_folders import read_transcript_folder
 from personaspace.formats.transcripts import Transcript, read_transcripts
 from personaspace.holding.monitor import alert_rule
 from personaspace.holding.trajectories import default_band
@@ -90,7 +91,7 @@ def transcripts(options: CaseStudyOptions) -> list[Transcript]:
 
 def _read(path: str) -> tuple[list[Transcript], Sequence[str]]:
     """The conversations in a file, or those in a folder in which the model was not held; and what was not read of it."""
-    if not is_folder(path):
+    if not Path(path).is_dir():
         return read_transcripts(path)
     folder = read_transcript_folder(path)
     free = [place.transcript for place in folder.conversations if not place.is_held]

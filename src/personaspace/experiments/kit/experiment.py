@@ -54,8 +54,7 @@ class Experiment:
         except ValidationError as e:
             first = e.errors()[0]
             name = str(first["loc"][0]).replace("_", "-")
-            reason = invalid_reason(first)
-            raise UsageError(f"--{name} {first['input']}: {reason[0].lower()}{reason[1:]}") from None
+            raise UsageError(f"--{name} {first['input']}: {invalid_reason(first)}") from None
 
     def conduct(self, trials: Trials[Any]) -> Result:
         """Runs it in the trials' folder, or goes on with what is there, and writes `results.parquet`, `results.json` and
