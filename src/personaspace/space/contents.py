@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from personaspace.engines.thoughts import Part
 from personaspace.errors import SpaceError
 from personaspace.space.readings import REPLY
+
+if TYPE_CHECKING:
+    from personaspace.engines.thoughts import Part
 
 
 @dataclass(frozen=True)
