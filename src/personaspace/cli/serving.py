@@ -24,7 +24,6 @@ from personaspace.cli.common import (
     space_and_engine,
 )
 from personaspace.errors import UsageError
-from personaspace.files import reason_of
 from personaspace.model.dtypes import torch_name
 
 if TYPE_CHECKING:
@@ -202,6 +201,7 @@ def _checked_watch(space: str, watched: dict[str, Any], vectors: list[str]) -> W
 
 def _check_record(path: Path) -> None:
     """That conversations can be written there, before the model is loaded."""
+    from personaspace.files import reason_of
     from personaspace.serve.record import append_private
 
     try:
