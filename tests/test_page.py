@@ -353,12 +353,16 @@ def test_a_page_says_what_its_space_knows_which_keys_there_are_and_that_a_server
     assert page.text_content("#scale-mid") == "middle: the mean role, −7; "
     hovers = page.evaluate("document.querySelector('#map').data[0].hovertext")
     read = {"prompt": "before the first word", "reply": "in replies"}[described["reading"]]
-    places = [re.search(rf", ([+−]?[0-9.]+) from the mean role, {read}", hover)[1] for hover in hovers]
+    places = [re.search(rf", ([+−]?[0-9.]+) from the mean role<br>{read}", hover)[1] for hover in hovers]
     assert sum(float(place.replace("−", "-")) for place in places) == pytest.approx(0, abs=0.05 * len(places))
     heights = page.evaluate("document.querySelector('#chart').layout.yaxis.range")
     assert heights[0] < -7 < heights[1] < 900
-    described["layer"] += 1
+    described["mean_role"] += 1e-6  # another start of the same server
     page.route("**/v1/chat/completions", lambda route: route.fulfill(**streamed(ends=False)))
+    send(page, "hello", 0)
+    page.wait_for_timeout(500)
+    notice(page, "The connection broke")
+    described["layer"] += 1
     page.fill("#message", "hello")
     page.press("#message", "Enter")
     notice(page, "The server has another space")

@@ -251,14 +251,18 @@ async function offline() {
   seeking = false;
   // Who answers now may be another: its replies would be read as if they were of the space that is drawn here.
   const now = await getSpace().catch(() => null);
-  if (now) replaced = JSON.stringify(now) !== JSON.stringify(space);
+  if (now) replaced = stored(now) !== stored(space);
   if (busy()) return;
   if (replaced) sayReplaced();
   else if (lost) say("ready", "Connected again");
 }
 
+// What is computed at the start may differ in its last digits between two starts of the same server.
+const COMPUTED = ["place", "projection", "above_mean", "mean_role"];
+const stored = described => JSON.stringify(described, (name, value) => COMPUTED.includes(name) ? undefined : value);
+
 function sayReplaced() {
-  say("alert", "The server has another space, or other settings, than this page. Export the conversation, then reload the page", [["Reload", () => location.reload()]]);
+  say("alert", "The server has another space or other settings now. Export the conversation, then reload", [["Reload", () => location.reload()]]);
 }
 
 async function loadSpace() {

@@ -42,7 +42,7 @@ function roleDots(space) {
     text: roles.map(r => shown.get(r)?.text ?? ""), textposition: roles.map(r => shown.get(r)?.position ?? "top center"), textfont: { size: 11, color: css("--soft") },
     marker: { size: 6, color: roles.map(r => r.above_mean), colorscale: STOPS.map((s, i) => [s, css(`--role-${i}`)]), cmin: -most, cmax: most, opacity: 0.8 },
     customdata: roles.map(r => r.name), hoverinfo: "text",
-    hovertext: roles.map(r => `<b>${escaped(label(r.name))}</b>, ${signed(r.above_mean)} from the mean role, ${READ[space.reading]}${r.instruction ? "<br>click: as the system prompt" : ""}`),
+    hovertext: roles.map(r => `<b>${escaped(label(r.name))}</b>, ${signed(r.above_mean)} from the mean role<br>${READ[space.reading]}${r.instruction ? "<br>click: as the system prompt" : ""}`),
   };
 }
 
