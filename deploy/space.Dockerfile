@@ -18,5 +18,5 @@ ENV PATH=/opt/personaspace/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=
 USER 1000:1000
 WORKDIR /home/user
 EXPOSE 7860
-# The Hub's proxy passes its own name on, SPACE_HOST.
-ENTRYPOINT ["/bin/sh", "-c", "exec personaspace serve smollm2 --host 0.0.0.0 --port 7860 --allowed-hosts \"$SPACE_HOST\""]
+# The Hub's proxy passes its own name on, SPACE_HOST; a Space's page on the Hub shows it in a frame.
+ENTRYPOINT ["/bin/sh", "-c", "exec personaspace serve smollm2 --host 0.0.0.0 --port 7860 --allowed-hosts \"$SPACE_HOST\" --framed-by https://huggingface.co"]

@@ -314,6 +314,7 @@ def test_mistakes_of_those_who_hold_get_one_line_too(calibrated, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
+        ("--framed-by", "https://a.example", "--framed-by is not there with --engine vllm"),
         ("--queue", "8", "--queue is not there with --engine vllm"),
         ("--grace", "0", "--grace is not there with --engine vllm"),
         ("--device", "cpu", "--device is not there with --engine vllm"),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from shown import arguments_of, check_arguments
+
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
 
@@ -35,6 +37,13 @@ def test_the_container_runs_as_nobody_in_particular_on_a_base_that_can_be_pinned
     assert [line for line in lines if line.startswith("FROM")] == ["FROM ${BASE} AS build", "FROM ${BASE}"]
     assert not [line for line in lines if line.startswith(("ENV", "ARG")) and "KEY" in line]
     assert "--read-only" in "\n".join(lines)
+
+
+def test_the_space_on_the_hub_starts_the_page_and_lets_the_hub_show_it_in_its_frame():
+    *_, entrypoint = (DEPLOY / "space.Dockerfile").read_text().splitlines()
+    (command,) = re.findall(r"exec (personaspace .*)\"\]$", entrypoint.replace('\\"', "'"))
+    check_arguments(arguments_of(command))
+    assert "--framed-by https://huggingface.co" in command
 
 
 def test_the_tests_that_the_security_page_names_are_there():

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import time
 from dataclasses import replace
+from urllib.parse import unquote
 
 import httpx
 import pytest
 
 from accessible import barriers
+from paged import ask, browser, choose, ended, notice, opened, replies, send, streamed
 from personaspace.engines.transformers.decode_loop import DecodeLoop
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.serve.settings import WatchSettings
 from served import engine, serving, space
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -26,41 +26,6 @@ def address(space, engine):
     talkative.info = replace(talkative.info, context=8192)  # bytes are its tokens
     with serving(space, talkative, rows=4, max_tokens=64) as (at, _):
         yield at
-
-
-@pytest.fixture
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    assert CHROMIUM, "Chromium is needed: apt-get install chromium"
-    with sync_playwright() as p:
-        started = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-def opened(browser, address, width, problems):
-    context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
-    page = context.new_page()
-    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.goto(address)
-    page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=20_000)
-    page.wait_for_selector("html[data-figures=yes]", state="attached", timeout=20_000)
-    return page
-
-
-def ask(page, text, turn):
-    page.fill("#message", text)
-    page.press("#message", "Enter")
-    for column in ("#standard", "#capped"):
-        page.wait_for_selector(f"{column} .reply[data-projection] >> nth={turn}", state="attached", timeout=60_000)
-    page.wait_for_selector("#stop", state="hidden", timeout=60_000)
-
-
-def replies(page, column):
-    found = page.locator(f"{column} .reply[data-projection]")
-    return [float(found.nth(k).get_attribute("data-projection")) for k in range(found.count())]
 
 
 @pytest.mark.long
@@ -185,11 +150,6 @@ def test_the_pages_files_come_compressed_and_once(address):
         assert "default-src 'self'" in plain.headers["content-security-policy"]
 
 
-def choose(page, name):
-    page.fill("#read", name)
-    page.dispatch_event("#read", "change")
-
-
 @pytest.fixture(scope="module")
 def watching(space, engine):
     """A server that reads along a role and alerts at once on another."""
@@ -247,6 +207,7 @@ def test_an_edited_reply_is_gone_on_from_and_the_file_that_is_shared_opens_witho
         page.click("#share")
     file = tmp_path / "shared.html"
     got.value.save_as(file)
+    assert file.read_text().split("<head>")[1].startswith('<meta charset="utf-8">')
     shared = browser.new_context(offline=True, viewport={"width": 390, "height": 800}).new_page()
     asked = []
     shared.on("request", lambda request: asked.append(request.url))
@@ -256,6 +217,9 @@ def test_an_edited_reply_is_gone_on_from_and_the_file_that_is_shared_opens_witho
     assert shared.locator("#capped .said").is_visible()
     assert "hello <b>you</b>" in shared.text_content("#standard")
     assert shared.locator("figure img").count() == 1
+    drawn = unquote(shared.locator("figure img").get_attribute("src"))
+    panel = page.evaluate("getComputedStyle(document.querySelector('figure.panel')).backgroundColor")
+    assert f"fill: {panel}; fill-opacity: 1" in re.search(r"<rect[^>]*>", drawn)[0]
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert shared.evaluate("document.documentElement.scrollWidth <= innerWidth")
     other = opened(browser, address, 1440, problems)
@@ -283,3 +247,123 @@ def test_thoughts_are_folded_and_a_conversation_that_was_stopped_says_why(browse
     assert "An alert was raised" in page.text_content("#capped .state")
     assert not page.locator("#capped .thoughts").is_visible()
     assert problems == []
+
+
+@pytest.mark.long
+def test_what_came_before_is_whole_replies_alone_and_one_that_was_empty_cut_or_broken_says_so(
+    browser, watching, space, tmp_path
+):
+    problems: list[str] = []
+    page = opened(browser, watching, 1440, problems)
+    bodies, answers = [], []
+
+    def answer(route):
+        bodies.append(route.request.post_data_json)
+        route.fulfill(**answers[-1]) if answers else route.continue_()
+
+    page.route("**/v1/chat/completions", answer)
+    send(page, "hello", 0)
+    answers.append(ended("stop"))
+    send(page, "and now?", 1)
+    empty = page.locator("#capped .reply").nth(1).locator(".state")
+    assert "no reply" in empty.text_content()
+    assert empty.get_by_text("Ask again").is_visible()
+    notice(page, "No reply from standard and capped")
+    answers.append(ended("length", "This is"))
+    send(page, "go on", 2)
+    assert "tokens are used up" in page.locator("#capped .reply").nth(2).locator(".state").text_content()
+    alerted = f"role:{space.roles[1]}"
+    far = {"projection": 1, "drift": 9.0, "along": {alerted: {"projection": 1, "shift": 9.0}}}
+    answers.append(streamed({"choices": [{"delta": {"content": "This"}}], "persona": far}, ends=False))
+    send(page, "and?", 3)
+    answers.clear()
+    send(page, "once more", 4)
+    persona = bodies[-1]["persona"]
+    assert len(persona["history"]) == 1, "the reply that broke has a drift, and is none to go by"
+    assert [len(shifts) for shifts in persona["histories"].values()] == [1]
+    assert list(persona["histories"]) == [alerted]
+
+    edited = {"text": "I am fa", "prefix": "I am", "state": "failed"}
+    talk = {"format": "personaspace-conversation-1", "turns": [{"ask": "hello", "standard": edited, "capped": edited}]}
+    (tmp_path / "talk.json").write_text(json.dumps(talk))
+    page.set_input_files("input[type=file]", tmp_path / "talk.json")
+    page.click("#confirm-yes")
+    reply = page.locator("#standard .reply").first
+    assert "stopped here" in reply.locator(".state").text_content()
+    reply.get_by_text("Ask again").click()
+    page.wait_for_selector("#standard .reply[data-state=done]")
+    assert bodies[-1]["messages"][-1] == {"role": "assistant", "content": "I am"}
+    assert reply.locator(".said").text_content().startswith("I am")
+    assert problems == []
+
+
+@pytest.mark.long
+def test_while_a_file_is_imported_nothing_is_asked_and_what_was_imported_is_gone_on_with(browser, address, tmp_path):
+    said = [("system", "You are\r\na pirate.\n"), ("user", "hello"), ("assistant", "arr")]
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps([{"role": role, "content": content} for role, content in said]))
+    problems: list[str] = []
+    page = opened(browser, address, 1440, problems)
+    waiting = []
+    page.route("**/v1/persona/project", lambda route: waiting.append(route))
+    page.set_input_files("input[type=file]", file)
+    notice(page, "Reading the file")
+    page.fill("#message", "meanwhile")
+    page.press("#message", "Enter")
+    assert page.input_value("#message") == "meanwhile"
+    page.click("#stop")
+    notice(page, "Stopped")
+    assert page.locator(".reply").count() == 0
+    page.set_input_files("input[type=file]", file)
+    notice(page, "Reading the file")
+    projected = waiting[-1].fetch().json()
+    waiting[-1].fulfill(json={**projected, "problem": "message 9 reaches token 8,193"})
+    notice(page, "Imported 1 turn. Message 9 reaches token 8,193.")
+    ask(page, "and again", 1)
+    assert page.locator(".ask p").nth(0).text_content() == "hello"
+    assert problems == []
+
+
+@pytest.mark.long
+def test_a_page_says_what_its_space_knows_which_keys_there_are_and_that_a_server_has_another_space(browser, address):
+    page = browser.new_context().new_page()
+    rule = {"threshold": 2.0, "turns": 2, "rate": 0.004, "rate_interval": [0.0016, 0.013], "detects": 0.5}
+    described = httpx.get(f"{address}/v1/persona/space").json()
+    # Without a drift the page's zero is the mean role's, in replies.
+    of_prompts = [{**role, "projection": role["projection"] + 1000} for role in described["roles"]]
+    default = {**described["default"], "mean": None, "std": None}
+    described |= {"alert": rule, "roles": of_prompts, "default": default, "mean_role": -7.0}
+    keys = []
+
+    def answer(route):
+        keys.append(route.request.headers.get("authorization"))
+        route.fulfill(json=described) if keys[-1] else route.fulfill(status=401, json={})
+
+    page.route("**/v1/persona/space", answer)
+    page.goto(address)
+    page.fill("#key-value", "key→")
+    page.click("#key-use")
+    notice(page, "No key has “→” in it")
+    page.click("#status button")
+    page.fill("#key-value", "clé")
+    page.click("#key-use")
+    page.wait_for_selector("html[data-figures=yes]", state="attached", timeout=20_000)
+    assert keys[-1] is not None
+    assert "0.4% (0.16 to 1.3%) of conversations false, finds 50%" in page.text_content("#chart-note")
+    assert page.text_content("#scale-mid") == "middle: the mean role, −7; "
+    hovers = page.evaluate("document.querySelector('#map').data[0].hovertext")
+    read = {"prompt": "before the first word", "reply": "in replies"}[described["reading"]]
+    places = [re.search(rf", ([+−]?[0-9.]+) from the mean role<br>{read}", hover)[1] for hover in hovers]
+    assert sum(float(place.replace("−", "-")) for place in places) == pytest.approx(0, abs=0.05 * len(places))
+    heights = page.evaluate("document.querySelector('#chart').layout.yaxis.range")
+    assert heights[0] < -7 < heights[1] < 900
+    described["mean_role"] += 1e-6  # another start of the same server
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**streamed(ends=False)))
+    send(page, "hello", 0)
+    page.wait_for_timeout(500)
+    notice(page, "The connection broke")
+    described["layer"] += 1
+    page.fill("#message", "hello")
+    page.press("#message", "Enter")
+    notice(page, "The server has another space")
+    assert page.get_by_role("button", name="Reload").is_visible()

@@ -178,11 +178,13 @@ def test_a_server_that_cannot_decode_any_more_says_so_and_ends_so_that_it_is_sta
 def test_another_address_of_this_machine_works_and_what_is_recorded_is_for_its_owner_alone(started, tmp_path):
     os.umask(0o022)
     record = tmp_path / "record.jsonl"
-    _, address, _ = started("--host", "127.0.0.2", "--record", record, "--allowed-hosts", "models.example")
+    names = ("--allowed-hosts", "models.example", "--framed-by", "https://frames.example")
+    _, address, _ = started("--host", "127.0.0.2", "--record", record, *names)
     assert address.startswith("http://127.0.0.2:")
     assert httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=60).status_code == 200
     assert httpx.get(f"{address}/v1/models", headers={"host": "models.example"}).status_code == 200
     assert httpx.get(f"{address}/v1/models", headers={"host": "evil.example"}).status_code == 400
+    assert "frame-ancestors https://frames.example" in httpx.get(address).headers["content-security-policy"]
     assert stat.S_IMODE(record.stat().st_mode) == 0o600
     assert len(record.read_text().splitlines()) == 1
 

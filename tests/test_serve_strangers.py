@@ -248,6 +248,20 @@ def test_nothing_that_a_stranger_writes_is_a_metrics_label_or_a_line_in_the_log(
     assert not logged
 
 
+def test_a_foreign_page_may_not_show_the_page_in_a_frame_unless_its_origin_was_named(server, space, engine):
+    def ancestors(address, path):
+        return httpx.get(address + path).headers["content-security-policy"].partition("frame-ancestors ")[2]
+
+    assert {ancestors(server, path) for path in ("/", "/page/app.js", "/page/plotly.js")} == {"'none'"}
+    origins = ("https://huggingface.co", "http://*.mine.example:8080")
+    settings = settings_of("127.0.0.1", None, None, (), (), origins)
+    with serving(space, engine, framed_by=settings.framed_by) as (address, _):
+        assert ancestors(address, "/") == " ".join(origins)
+    for other in ("*", "'self'", "https:", "https://a; script-src *", "https://a https://b", "https://a/b", ""):
+        with pytest.raises(UsageError, match=r"--framed-by .*expected an origin"):
+            settings_of("127.0.0.1", None, None, (), (), (other,))
+
+
 # -- silence -------------------------------------------------------------------------------------------------------------
 
 

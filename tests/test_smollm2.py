@@ -10,6 +10,7 @@ from personaspace.catalog import load_catalog
 from personaspace.engines import Span
 from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.holding.monitor import project
+from personaspace.serve.persona import Reader
 from personaspace.space import BUNDLED, PersonaSpace
 
 NEAR = ["evaluator", "consultant", "analyst", "generalist", "reviewer", "coach"]
@@ -128,6 +129,14 @@ def test_the_space_that_comes_along_is_of_this_very_model_and_small(smollm2):
 
 
 @pytest.mark.long
+def test_the_servers_page_is_told_roles_from_the_mean_of_their_own_reading_and_where_replies_have_theirs():
+    described = Reader.of(PersonaSpace.load("smollm2"), "smollm2").describe({}, {})
+    projections = [role["projection"] for role in described["roles"]]
+    assert described["reading"] == "prompt"
+    assert np.mean([role["above_mean"] for role in described["roles"]]) == pytest.approx(0, abs=1e-3)
+    assert np.mean(projections) > described["default"]["mean"] > described["mean_role"]  # prompts have another zero
+
+
 def test_steering_moves_replies_along_the_axis_and_the_cap_moves_roles_towards_the_default(smollm2):
     space = PersonaSpace.load("smollm2")
     ways = {"away": [space.steer(-0.3)], "none": [], "towards": [space.steer(0.3)], "capped": [space.cap()]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -489,6 +490,7 @@ def test_project_reads_answers_with_thoughts_beside_them_or_either_alone(thinkin
     assert by_span["all"][0].tokens == 7  # the closing marker stands between
     page = write_trajectories(tmp_path / "talk.html", thinking_space, [("talk", by_span["answer"])])
     assert "drift of thoughts" in page.read_text()
+    assert re.findall(r"<tr>\s*<td[^>]*>(\d+)</td>", page.read_text()) == ["1", "2"]  # turns, as in the chart
     with pytest.raises(UsageError, match="span=x: expected one of answer, thinking, all"):
         ps.project(thinking_space, talk, engine=engine, span="x")
 

@@ -45,6 +45,9 @@ def serve(
     allowed_hosts: Annotated[
         list[str] | None, typer.Option(help="Another name that the server goes by; several times.")
     ] = None,
+    framed_by: Annotated[
+        list[str] | None, typer.Option(help="An origin whose pages may show the page in a frame; several times.")
+    ] = None,
     rows: Annotated[int, typer.Option(help="Replies decoded together.")] = 16,
     queue: Annotated[int | None, typer.Option(help="Replies that may wait; more are answered 429; 64.")] = None,
     max_tokens: Annotated[int, typer.Option(help="At most that many tokens a reply.")] = 1024,
@@ -85,7 +88,7 @@ def serve(
     """Serve an OpenAI-compatible API that shows and holds the persona, and the page to try it on."""
     watched = {"read": _listed(read), "alerts": _listed(alert), "on_alert": on_alert, "webhook": webhook}
     if engine == "vllm":
-        unsupported = {"record": record, "queue": queue, "grace": grace, "device": device}
+        unsupported = {"framed-by": framed_by, "record": record, "queue": queue, "grace": grace, "device": device}
         for option, value in unsupported.items():
             if value is not None:
                 raise UsageError(f"--{option} is not there with --engine vllm: its server is vLLM's own")
@@ -113,7 +116,7 @@ def serve(
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: expected 1 or more")
     settings = replace(
-        settings_of(host, api_key, api_keys, cors or (), allowed_hosts or ()),
+        settings_of(host, api_key, api_keys, cors or (), allowed_hosts or (), framed_by or ()),
         rows=rows,
         queue=queue,
         max_tokens=max_tokens,

@@ -90,7 +90,7 @@ def write_trajectories(
     for name, readings in conversations:
         rows = [
             [
-                str(r.index),
+                str(turn),
                 str(r.tokens),
                 f"{r.projection:.1f}",
                 "" if r.drift is None else f"{r.drift:+.2f}",
@@ -100,7 +100,7 @@ def write_trajectories(
                 "" if r.fell is None else f"{r.fell[0]}–{r.fell[1]}: {r.fell_text}",
                 "alert" if r.alert else "",
             ]
-            for r in readings
+            for turn, r in enumerate(readings, 1)
         ]
         blocks.append(Block(name, head=head, rows=rows))
     model = space.meta["model"]["id"]

@@ -83,7 +83,7 @@ def create_app(space: PersonaSpace, engine: TransformersEngine, settings: Settin
     _errors(app, worker, metrics)
     _outside(app, settings, metrics)
     _states(app, worker)
-    add_pages(app)
+    add_pages(app, settings.framed_by)
     _api(app, requests, reader)
 
     prometheus: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

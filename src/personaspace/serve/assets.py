@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import hashlib
 import mimetypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,10 +19,9 @@ from starlette.exceptions import HTTPException
 PAGE = Path(__file__).parent / "page"
 POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; object-src 'none'; "
-    "base-uri 'none'; frame-ancestors 'none'"
+    "base-uri 'none'"
 )
 HEADERS = {
-    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Vary": "Accept-Encoding",
@@ -61,11 +61,13 @@ def plotly() -> Asset:
     return Asset(get_plotlyjs().encode(), "text/javascript")
 
 
-def add_pages(app: FastAPI) -> None:
-    """The page at `/`, and its parts."""
+def add_pages(app: FastAPI, framed_by: Sequence[str] = ()) -> None:
+    """The page at `/`, and its parts. framed_by: origins whose pages may show it in a frame."""
+    ancestors = " ".join(framed_by) or "'none'"
+    policy = {"Content-Security-Policy": f"{POLICY}; frame-ancestors {ancestors}"}
     kinds = {p: mimetypes.guess_type(p.name)[0] or "application/octet-stream" for p in PAGE.iterdir() if p.is_file()}
     files = {p.name: Asset(p.read_bytes(), kind) for p, kind in kinds.items()}
-    fresh = {"Cache-Control": "no-cache"}
+    fresh = {**policy, "Cache-Control": "no-cache"}
 
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
@@ -73,7 +75,7 @@ def add_pages(app: FastAPI) -> None:
 
     @app.get("/page/plotly.js", include_in_schema=False)
     async def script(request: Request) -> Response:
-        return await asyncio.to_thread(lambda: plotly().answer(request, KEEP))
+        return await asyncio.to_thread(lambda: plotly().answer(request, {**policy, **KEEP}))
 
     @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str, request: Request) -> Response:

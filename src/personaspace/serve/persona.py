@@ -124,8 +124,9 @@ class Reader:
         """What the page draws the map, the band and the choices from."""
         space, summary = self.space, self.space.summary()
         replies = space.of(REPLY) if REPLY in space.readings else space
-        centred, _, components = self._map
+        centred, centre, components = self._map
         places = (centred @ components.T).tolist()
+        above_mean = (centred @ space.axis_at()).tolist()
         by_name = {r["name"]: r["projection"] for r in summary["roles"]}
         default = summary["default_projection"] or {"mean": None, "std": None}
         caps = {
@@ -147,9 +148,19 @@ class Reader:
                 "place": self.place(replies.tensors["default_vector"][space.layer]),
             },
             "caps": caps,
+            # Roles are of the space's own reading, whose zero may be another than replies' have: each is told from the mean of
+            # its own reading, and `mean_role` is where that of replies lies.
+            "reading": space.reading,
+            "mean_role": float(centre @ space.axis_at()),
             "alert": vars(self.rule) if self.rule else None,
             "roles": [
-                {"name": n, "projection": by_name[n], "place": places[i], "instruction": instructions.get(n, "")}
+                {
+                    "name": n,
+                    "projection": by_name[n],
+                    "above_mean": above_mean[i],
+                    "place": places[i],
+                    "instruction": instructions.get(n, ""),
+                }
                 for i, n in enumerate(space.roles)
             ],
             "nearest": words.nearest(summary),

@@ -18,6 +18,7 @@ LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """The names of this machine for itself."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ORIGIN = re.compile(r"https?://[\w.*-]+(:\d+)?", re.ASCII)
 
 
 SECRET = "PERSONASPACE_WEBHOOK_SECRET"  # noqa: S105 - its name
@@ -52,9 +53,9 @@ class Settings:
     """rows: replies decoded together; queue: requests' replies that may wait for a place; max_tokens, max_messages, max_n,
     max_body: a request's limits, the last in bytes; max_values: members of all lists and objects of a body; context: tokens of
     a prompt and its reply, None for as many as the model and its memory have room for; keys: SHA-256 digests of who may use it,
-    none for everybody; origins: who may call from another page; hosts: the names that the server goes by, an empty tuple for
-    any (unless given, this machine's own, and any where there are keys); record: a file that conversations are written to, None
-    for none.
+    none for everybody; origins: who may call from another page; framed_by: whose pages may show the server's own in a frame;
+    hosts: the names that the server goes by, an empty tuple for any (unless given, this machine's own, and any where there are
+    keys); record: a file that conversations are written to, None for none.
 
     head_seconds: how long a connection may be open without a whole request's head; body_seconds: how long a body may take;
     unread_seconds: how long a client may leave what it is sent unread; keep_alive_seconds: after so many without an event a
@@ -71,6 +72,7 @@ class Settings:
     context: int | None = None
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    framed_by: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = None
     record: Path | None = None
     watch: WatchSettings = WatchSettings()
@@ -164,13 +166,23 @@ EMPTY = frozenset(map(hash_key, ("", "\n", "\r\n", " ")))
 
 
 def settings_of(
-    host: str, api_key: str | None, api_keys: Path | None, origins: Sequence[str], allowed_hosts: Sequence[str]
+    host: str,
+    api_key: str | None,
+    api_keys: Path | None,
+    origins: Sequence[str],
+    allowed_hosts: Sequence[str],
+    framed_by: Sequence[str] = (),
 ) -> Settings:
     """Who may use a server that listens on `host`, as the command line says it. Raises `UsageError` for a key that is empty, as
-    from a variable that was not set, and where anybody on the network could use the server."""
+    from a variable that was not set, where anybody on the network could use the server, and for a `framed_by` that is no
+    origin."""
     for name, key in (("--api-key", api_key), ("PERSONASPACE_API_KEY", os.environ.get("PERSONASPACE_API_KEY"))):
         if key is not None and not key.strip():
             raise UsageError(f"{name} is empty: expected a key; leave it out to serve this machine without one")
     keys = (*((hash_key(api_key),) if api_key else ()), *(read_keys(api_keys) if api_keys else ()))
     check_exposure(host, keys)
-    return Settings(keys=keys, origins=tuple(origins), hosts=names_of(host, allowed_hosts, keys))
+    for origin in framed_by:
+        if not _ORIGIN.fullmatch(origin):  # it stands in a header, where anything else could mean more
+            raise UsageError(f"--framed-by {origin}: expected an origin, as https://huggingface.co")
+    hosts = names_of(host, allowed_hosts, keys)
+    return Settings(keys=keys, origins=tuple(origins), framed_by=tuple(framed_by), hosts=hosts)

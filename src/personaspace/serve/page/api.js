@@ -43,8 +43,8 @@ function seconds(value, now = Date.now()) {
 
 export const getSpace = async () => (await request("v1/persona/space")).json();
 
-export async function project(messages) {
-  return (await request("v1/persona/project", { method: "POST", body: JSON.stringify({ messages }) })).json();
+export async function project(messages, signal) {
+  return (await request("v1/persona/project", { method: "POST", body: JSON.stringify({ messages }), signal })).json();
 }
 
 /** Whether the model is loaded. An answer of another kind (a key is missing, say) means that somebody is there. */

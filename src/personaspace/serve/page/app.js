@@ -1,7 +1,7 @@
 // The page itself: holds the conversation, asks both columns, and keeps figures and status up with what comes.
 import { $, label, painted, plain, sideName, signed, throttled } from "./dom.js";
 import { getSpace, ready } from "./api.js";
-import { SIDES, goOn, newTurn, reset } from "./conversation.js";
+import { SIDES, goOn, isEmpty, newTurn, reset } from "./conversation.js";
 import { answer, unlock } from "./asking.js";
 import { applySettings, fillControls, fillReady, instructionOf, onlyRole, presetOf, settings } from "./controls.js";
 import { copyCurl, exportTalk, importTalk } from "./files.js";
@@ -16,9 +16,9 @@ import { atEnd, composer, tabs, toEnd } from "./frame.js";
 import { hideTip, readTokens, scaleOf } from "./tokens.js";
 
 const talk = { system: "", turns: [] };
-let space = null, conversations = [], columns = null, running = null, playing = null, figures = false, look = null, seeking = false;
+let space = null, conversations = [], columns = null, running = null, playing = null, importing = null, figures = false, look = null, seeking = false, replaced = false;
 
-const busy = () => running !== null || playing !== null;
+const busy = () => [running, playing, importing].some(Boolean);
 
 // ---- figures
 
@@ -112,11 +112,15 @@ function doneNotice(at, errors, stopped) {
   if (errors.length) say("error", errors[0].message);
   if (errors.some(e => e.kind === "offline" || e.kind === "cut")) offline();
   if (errors.length) return;
+  if (replaced) return sayReplaced();
   if (stopped) return say("ready", "Stopped");
   const turn = talk.turns[at];
   const drifts = SIDES.filter(side => turn[side].drift != null).map(side => `${sideName(side).toLowerCase()} ${signed(turn[side].drift)}`);
   const alerts = SIDES.flatMap(side => standing(turn[side], space).map(words => `${sideName(side).toLowerCase()}: ${words}`));
-  say(alerts.length ? "alert" : "ready", alerts.length ? `Alert. ${alerts.join("; ")}` : drifts.length ? `Drift: ${drifts.join(", ")} sd` : "Both have answered");
+  const silent = SIDES.filter(side => turn[side].state === "done" && isEmpty(turn[side])).map(side => sideName(side).toLowerCase());
+  if (alerts.length) return say("alert", `Alert. ${alerts.join("; ")}`);
+  const parts = [silent.length ? `No reply from ${silent.join(" and ")}` : "", drifts.length ? `Drift: ${drifts.join(", ")} sd` : ""].filter(Boolean);
+  say("ready", parts.join(". ") || "Both have answered");
 }
 
 async function ask(text, taken = () => {}) {
@@ -140,6 +144,7 @@ async function again(at, side, text = "") {
 function stop() {
   playing = null;
   running?.abort();
+  importing?.abort();
 }
 
 async function play() {
@@ -164,9 +169,10 @@ async function newTalk(system, why) {
 }
 
 function show({ system, turns }) {
-  Object.assign(talk, { system, turns });
   $("system").value = system;
-  $("preset").value = presetOf(system);
+  // As the box has it, with its line ends and none around it: what is asked later is compared with that.
+  Object.assign(talk, { system: $("system").value.trim(), turns });
+  $("preset").value = presetOf(talk.system);
   look = null;
   hideTip();
   columns.clear();
@@ -197,15 +203,25 @@ function useRole(name) {
 }
 
 async function takeFile(file) {
+  importing = new AbortController();
+  busyChanged();
+  say("busy", "Reading the file");
   try {
-    const found = await importTalk(file);
-    if (!await newTalk(found.system, "The file is another conversation.")) return;
-    applySettings(found.settings);
-    show(found);
-    const other = found.model && found.model !== space.model ? ` It was made with ${found.model}.` : "";
-    say("ready", `Imported ${found.turns.length} ${found.turns.length === 1 ? "turn" : "turns"}.${other}`);
+    const imported = await importTalk(file, importing.signal), { model, problem, turns } = imported;
+    if (!await newTalk(imported.system, "The file is another conversation.")) return say("ready", "Nothing was imported");
+    applySettings(imported.settings);
+    show(imported);
+    const parts = [`Imported ${turns.length} ${turns.length === 1 ? "turn" : "turns"}`];
+    if (model && model !== space.model) parts.push(`It was made with ${model}`);
+    if (problem) parts.push(problem[0].toUpperCase() + problem.slice(1));
+    say("ready", `${parts.join(". ")}.`);
   } catch (e) {
-    say("error", `${file.name}: ${e.message}`);
+    if (e.name === "AbortError") say("ready", "Stopped");
+    else say("error", `${file.name}: ${e.message}`);
+  } finally {
+    importing = null;
+    busyChanged();
+    if (document.activeElement === document.body) $("import").focus();
   }
 }
 
@@ -233,7 +249,20 @@ async function offline() {
     say("offline", "No connection to the server. Looking for it every three seconds");
   }
   seeking = false;
-  if (lost && !busy()) say("ready", "Connected again");
+  // Who answers now may be another: its replies would be read as if they were of the space that is drawn here.
+  const now = await getSpace().catch(() => null);
+  if (now) replaced = stored(now) !== stored(space);
+  if (busy()) return;
+  if (replaced) sayReplaced();
+  else if (lost) say("ready", "Connected again");
+}
+
+// What is computed at the start may differ in its last digits between two starts of the same server.
+const COMPUTED = ["place", "projection", "above_mean", "mean_role"];
+const stored = described => JSON.stringify(described, (name, value) => COMPUTED.includes(name) ? undefined : value);
+
+function sayReplaced() {
+  say("alert", "The server has another space or other settings now. Export the conversation, then reload", [["Reload", () => location.reload()]]);
 }
 
 async function loadSpace() {
@@ -261,7 +290,7 @@ async function start() {
   conversations = await fetched;
   fillReady(conversations, play);
   const scale = scaleOf(space);
-  columns = new Columns({ space, scale, busy, onAgain: (at, side) => again(at, side), onGoOn: again, onLook: (at, side) => { look = at === null ? null : { at, side }; lookSoon(); } });
+  columns = new Columns({ space, scale, busy, onAgain: (at, side) => again(at, side, talk.turns[at][side].prefix), onGoOn: again, onLook: (at, side) => { look = at === null ? null : { at, side }; lookSoon(); } });
   readTokens($("columns"), () => scale);
   $("scale-low").textContent = `away ${plain(scale.mid - scale.span, 0)}`;
   $("scale-high").textContent = `${plain(scale.mid + scale.span, 0)} Assistant`;

@@ -18,6 +18,9 @@ function pause(seconds, signal) {
 export async function unlock() {
   const key = await askKey(hasKey() ? "The key that was given is refused. Is it complete?" : "Give the key that the server was started with.");
   if (!key) throw new ServerError("key", "The server wants an API key");
+  // A header takes Latin-1 alone: with anything else a request fails as if nobody answered.
+  const odd = key.match(/[^\x20-\xff]/u);
+  if (odd) throw new ServerError("key", `No key has “${odd[0]}” in it. Was it copied whole?`);
   setKey(key);
 }
 
@@ -27,7 +30,7 @@ export async function unlock() {
  */
 export async function answer({ talk, settings, space, side, at, signal, on }) {
   const reply = talk.turns[at][side];
-  const body = request(talk, settings, space.model, side, at);
+  const body = request(talk, settings, space, side, at);
   Object.assign(reply, { cap: body.persona.cap, steer: body.persona.steer });
   try {
     for (let tries = 1; ; tries++) {

@@ -40,7 +40,7 @@ function trace(turns, side) {
 function range(turns, space, floor) {
   const { mean, std } = space.default;
   const seen = turns.flatMap(t => SIDES.map(side => t[side].projection)).filter(Number.isFinite);
-  const home = mean == null ? space.roles.map(r => r.projection) : [mean - 2.4 * std, mean + 1.6 * std];
+  const home = mean == null ? space.roles.map(r => space.mean_role + r.above_mean) : [mean - 2.4 * std, mean + 1.6 * std];
   const all = [...seen, ...home, ...(floor == null ? [] : [floor])];
   const low = Math.min(...all), high = Math.max(...all), room = 0.06 * (high - low || 1);
   return [low - room, high + room];
@@ -92,8 +92,9 @@ function unseenCap(space, name) {
 /** An alert says how often it is wrong, and how much it finds. */
 function ruleInWords(rule) {
   if (!rule) return "";
-  const share = value => `${Math.round(100 * value)}%`;
-  const worth = [rule.rate == null ? "" : `${share(rule.rate)} of conversations false`, rule.detects == null ? "" : `finds ${share(rule.detects)} of role play`].filter(Boolean).join(", ");
+  const percent = value => Number((100 * value).toPrecision(2));
+  const within = rule.rate_interval ? ` (${rule.rate_interval.map(percent).join(" to ")}%)` : "";
+  const worth = [rule.rate == null ? "" : `${percent(rule.rate)}%${within} of conversations false`, rule.detects == null ? "" : `finds ${percent(rule.detects)}% of role play`].filter(Boolean).join(", ");
   return `Alert: ${drifts(rule)} over ${rule.threshold.toFixed(1)} sd${worth ? `; ${worth}` : ""}.`;
 }
 

@@ -7,8 +7,11 @@ const FORMAT = "personaspace-conversation-1";
 const newReply = () => ({
   text: "", tokens: [], projection: null, drift: null, nearest: [], place: null, alert: false, cappedTokens: 0,
   thinking: "", along: {}, alerts: {}, acted: "", refusal: "", prefix: "",
-  cap: null, steer: [], state: "waiting", error: "", wait: 0,
+  cap: null, steer: [], state: "waiting", finish: "", error: "", wait: 0,
 });
+
+/** Whether a reply that ended said nothing, or nothing beyond what it went on from. */
+export const isEmpty = reply => reply.text === reply.prefix && !reply.refusal;
 
 export function newTurn(ask) {
   return { ask, standard: newReply(), capped: newReply() };
@@ -44,20 +47,21 @@ function steerOf(settings, side) {
 }
 
 /** The request for one column's reply in the turn numbered `at`. */
-export function request(talk, settings, model, side, at) {
-  const before = talk.turns.slice(0, at).map(t => t[side]), { prefix } = talk.turns[at][side];
+export function request(talk, settings, space, side, at) {
+  // Whole replies alone: one that was stopped, or broke, is a beginning, and beginnings spread further.
+  const before = talk.turns.slice(0, at).map(t => t[side]).filter(r => r.state === "done"), { prefix } = talk.turns[at][side];
   const messages = history(talk, side, at);
   return {
-    model, messages: prefix ? [...messages, { role: "assistant", content: prefix }] : messages, ...(prefix && { continue_final_message: true }), temperature: settings.temperature, top_p: 0.9,
+    model: space.model, messages: prefix ? [...messages, { role: "assistant", content: prefix }] : messages, ...(prefix && { continue_final_message: true }), temperature: settings.temperature, top_p: 0.9,
     max_tokens: settings.tokens, seed: settings.seed + at, stream: true,
-    persona: { cap: capOf(settings, side), steer: steerOf(settings, side), report: "token", ...(settings.read && { read: settings.read }), history: before.map(r => r.drift).filter(Number.isFinite), histories: shiftsOf(before), on_alert: "tell" },
+    persona: { cap: capOf(settings, side), steer: steerOf(settings, side), report: "token", ...(settings.read && { read: settings.read }), history: before.map(r => r.drift).filter(Number.isFinite), histories: shiftsOf(before, space), on_alert: "tell" },
   };
 }
 
-/** The shifts of earlier replies by direction, of those directions that all of them were read along. */
-function shiftsOf(replies) {
-  const names = Object.keys(replies[0]?.along || {}).filter(name => replies.every(r => Number.isFinite(r.along[name]?.shift)));
-  return Object.fromEntries(names.slice(0, 32).map(name => [name, replies.map(r => r.along[name].shift)]));
+/** The shifts that the server's alerts look at, by direction: of those earlier replies that were read along it. */
+function shiftsOf(replies, space) {
+  const names = space.alerts.map(a => a.name).filter(name => name !== "axis");
+  return Object.fromEntries(names.map(name => [name, replies.map(r => r.along[name]?.shift).filter(Number.isFinite)]));
 }
 
 /** Puts what a chunk brings into a reply. Until the server says the mean, it is taken over the tokens so far. */
@@ -65,6 +69,7 @@ export function take(reply, chunk, home) {
   const delta = chunk.choices?.[0]?.delta, content = delta?.content || "";
   reply.thinking += delta?.reasoning_content || "";
   reply.refusal = delta?.refusal || reply.refusal;
+  reply.finish = chunk.choices?.[0]?.finish_reason || reply.finish;
   reply.state = "streaming";
   reply.text += content;
   const said = chunk.persona;
@@ -84,7 +89,7 @@ function drift(projection, home) {
   return projection == null || !home?.std ? null : (home.mean - projection) / home.std;
 }
 
-const KEPT = ["text", "projection", "drift", "nearest", "place", "alert", "cappedTokens", "state", "cap", "steer", "thinking", "along", "alerts", "acted", "refusal", "prefix"];
+const KEPT = ["text", "projection", "drift", "nearest", "place", "alert", "cappedTokens", "state", "cap", "steer", "thinking", "along", "alerts", "acted", "refusal", "prefix", "finish"];
 
 function replyToFile(reply) {
   const kept = Object.fromEntries(KEPT.map(name => [name, reply[name]]));
@@ -116,12 +121,12 @@ function replyFromFile(raw) {
     alert: raw?.alert === true, cappedTokens: number(raw?.cappedTokens) || 0, cap: text(raw?.cap) || null,
     nearest: list(raw?.nearest).filter(n => Array.isArray(n) && typeof n[0] === "string" && Number.isFinite(n[1])),
     steer: list(raw?.steer).filter(s => typeof s?.direction === "string" && Number.isFinite(s?.alpha)),
-    ...Object.fromEntries(["thinking", "acted", "refusal", "prefix"].map(name => [name, text(raw?.[name])])),
+    ...Object.fromEntries(["thinking", "acted", "refusal", "prefix", "finish"].map(name => [name, text(raw?.[name])])),
     along: entries(raw?.along, place => Number.isFinite(place?.projection), place => ({ projection: place.projection, shift: number(place.shift) })),
     alerts: entries(raw?.alerts, stands => typeof stands === "boolean"),
     tokens: list(raw?.tokens).filter(t => Array.isArray(t) && typeof t[0] === "string").map(tokenFromFile),
   };
-  return { ...reply, state: reply.text || reply.refusal ? (raw?.state === "stopped" ? "stopped" : "done") : "stopped" };
+  return { ...reply, state: raw?.state === "done" && (reply.text || reply.refusal) ? "done" : "stopped" };
 }
 
 /** A conversation from a file of this page's, or from anybody's list of messages (`plain`: both columns get its replies). */

@@ -21,8 +21,8 @@ export function download(text, type, model, ending) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-/** The conversation in a file; one without readings gets them from the server. Raises an error that says what is wrong. */
-export async function importTalk(file) {
+/** The conversation in a file; one without readings gets them from the server, which says as `problem` what it left unread. Raises an error that says what is wrong. */
+export async function importTalk(file, signal) {
   if (file.size > LARGEST) throw new Error("the file is larger than 20 MB");
   let value;
   try {
@@ -33,26 +33,26 @@ export async function importTalk(file) {
   } catch {
     throw new Error("it is not JSON");
   }
-  const found = fromFile(value);
-  if (found.plain) await readTurns(found, value);
-  return found;
+  const talk = fromFile(value);
+  return talk.plain ? { ...talk, problem: await readTurns(talk, value, signal) } : talk;
 }
 
-async function readTurns(found, value) {
+async function readTurns(talk, value, signal) {
   const messages = (Array.isArray(value) ? value : value.messages).map(({ role, content }) => ({ role, content }));
-  const { turns } = await project(messages);
+  const { turns, problem } = await project(messages, signal);
   for (const read of turns) {
-    const turn = found.turns[messages.slice(0, read.index).filter(m => m.role === "user").length - 1];
+    const turn = talk.turns[messages.slice(0, read.index).filter(m => m.role === "user").length - 1];
     if (!turn) continue;
     for (const side of SIDES) Object.assign(turn[side], { projection: read.projection, drift: read.drift, nearest: read.nearest || [], alert: Boolean(read.alert) });
   }
+  return problem;
 }
 
 /** Copies the last message's requests, or what is in the box where nothing was asked yet. */
 export async function copyCurl(talk, settings, space) {
   const draft = { ...talk, turns: talk.turns.length ? talk.turns : [newTurn($("message").value.trim() || "Who are you?")] };
   const at = draft.turns.length - 1;
-  const text = curl(Object.fromEntries(SIDES.map(side => [side, request(draft, settings, space.model, side, at)])), chatUrl(), hasKey());
+  const text = curl(Object.fromEntries(SIDES.map(side => [side, request(draft, settings, space, side, at)])), chatUrl(), hasKey());
   try {
     await navigator.clipboard.writeText(text);
     say("ready", "Copied: one curl command for each column.");

@@ -1,11 +1,12 @@
 // The map of the roles, with both columns' positions moving on it.
-import { $, calm, css, label, plain, sideName } from "./dom.js";
+import { $, calm, css, label, sideName, signed } from "./dom.js";
 import { SIDES } from "./conversation.js";
 import { markBox, placeNames } from "./labels.js";
 import { colours, config, escaped, layout, symbols } from "./plots.js";
 
 const STOPS = [0, 0.25, 0.5, 0.75, 1];
 const NAMED = 4;
+const READ = { prompt: "before the first word", reply: "in replies" };
 let names = []; // the boxes of the names that are always there
 let reached = []; // places of the conversation's replies: they may lie beyond all roles
 
@@ -33,16 +34,15 @@ function area(space) {
 const at = (roles, k) => roles.map(r => r.place[k]);
 
 function roleDots(space) {
-  const roles = [...space.roles].sort((a, b) => a.projection - b.projection);
-  const mid = roles.reduce((sum, r) => sum + r.projection, 0) / (roles.length || 1);
-  const most = Math.max(1e-9, ...roles.map(r => Math.abs(r.projection - mid)));
+  const roles = [...space.roles].sort((a, b) => a.above_mean - b.above_mean);
+  const most = Math.max(1e-9, ...roles.map(r => Math.abs(r.above_mean)));
   const shown = nameEnds(roles, space);
   return {
     type: "scatter", mode: "markers+text", name: "roles", x: at(roles, 0), y: at(roles, 1), cliponaxis: false,
     text: roles.map(r => shown.get(r)?.text ?? ""), textposition: roles.map(r => shown.get(r)?.position ?? "top center"), textfont: { size: 11, color: css("--soft") },
-    marker: { size: 6, color: roles.map(r => r.projection), colorscale: STOPS.map((s, i) => [s, css(`--role-${i}`)]), cmin: mid - most, cmax: mid + most, opacity: 0.8 },
+    marker: { size: 6, color: roles.map(r => r.above_mean), colorscale: STOPS.map((s, i) => [s, css(`--role-${i}`)]), cmin: -most, cmax: most, opacity: 0.8 },
     customdata: roles.map(r => r.name), hoverinfo: "text",
-    hovertext: roles.map(r => `<b>${escaped(label(r.name))}</b>, ${plain(r.projection)}${r.instruction ? "<br>click: as the system prompt" : ""}`),
+    hovertext: roles.map(r => `<b>${escaped(label(r.name))}</b>, ${signed(r.above_mean)} from the mean role<br>${READ[space.reading]}${r.instruction ? "<br>click: as the system prompt" : ""}`),
   };
 }
 

@@ -1,6 +1,6 @@
 // Draws the turns of a conversation into the two columns: what was asked, and each reply with its readings.
 import { $, button, label, make, plain, sideName, signed } from "./dom.js";
-import { SIDES } from "./conversation.js";
+import { SIDES, isEmpty } from "./conversation.js";
 import { places, standing } from "./along.js";
 import { Pieces } from "./tokens.js";
 
@@ -68,9 +68,12 @@ class ReplyView {
       full: [make("span", "", "waiting for a place in the queue")],
       stopped: [make("span", "", reply.text ? "stopped here" : "no reply"), again()],
       failed: [make("span", "bad", reply.error), again()],
-      done: reply.refusal ? [make("span", "bad", reply.refusal)] : [button("Edit and go on", () => this.edit(), "plain")],
+      done: reply.refusal ? [make("span", "bad", reply.refusal)] : [
+        ...(isEmpty(reply) || reply.finish === "length" ? [make("span", "", ending(reply))] : []), ...(isEmpty(reply) ? [again()] : []),
+        ...(reply.text ? [button("Edit and go on", () => this.edit(), "plain")] : []),
+      ],
     }[reply.state] || [];
-    const wanted = `${reply.state}${reply.wait}${reply.error}${reply.refusal}`;
+    const wanted = `${reply.state}${reply.wait}${reply.error}${reply.refusal}${reply.finish}`;
     if (this.drawn === wanted) return;
     this.drawn = wanted;
     this.note.replaceChildren(...said);
@@ -138,6 +141,13 @@ class ReplyView {
     for (const s of reply.steer) said.push(["steered", `${signed(s.alpha, 2)} along ${s.direction === "axis" ? "the axis" : label(s.direction)}`]);
     return said;
   }
+}
+
+/** How a reply ended that came to nothing, or was cut by its number of tokens. */
+function ending(reply) {
+  const cut = reply.finish === "length";
+  if (isEmpty(reply)) return cut ? "no reply before its tokens were used up" : "no reply";
+  return "cut here: its tokens are used up";
 }
 
 function nearestRole(name, cosine) {

@@ -1,5 +1,5 @@
 // A conversation as one file that opens without a server: its columns as they stand, the chart, and what import takes. No script runs in it.
-import { $, make } from "./dom.js";
+import { $, css, make } from "./dom.js";
 import { download } from "./files.js";
 import { toFile } from "./conversation.js";
 import { say } from "./notice.js";
@@ -20,6 +20,9 @@ export async function shareTalk(talk, settings, space) {
   const meta = fields => Object.assign(page.head.appendChild(page.createElement("meta")), fields);
   page.documentElement.lang = "en";
   page.head.prepend(Object.assign(page.createElement("meta"), { httpEquiv: "Content-Security-Policy", content: POLICY }));
+  // First of all, since a file comes without a header that would say it.
+  page.head.prepend(page.createElement("meta"));
+  page.head.firstChild.setAttribute("charset", "utf-8");
   meta({ name: "viewport", content: "width=device-width, initial-scale=1" });
   meta({ name: "color-scheme", content: "light dark" });
   page.head.append(Object.assign(page.createElement("style"), { textContent: [...styles, STYLE].join("\n") }));
@@ -50,8 +53,10 @@ function columns() {
 
 async function chart() {
   if (!window.Plotly || !$("chart").data) return [];
-  const figure = make("figure", "panel");
-  const image = Object.assign(make("img"), { alt: $("chart").getAttribute("aria-label") || "", src: await window.Plotly.toImage($("chart"), { format: "svg", width: 900, height: 320 }) });
+  const figure = make("figure", "panel"), { data, layout } = $("chart");
+  // On a ground of its own: whoever opens the file may have the other theme, in which its colours would be lost.
+  const src = await window.Plotly.toImage({ data, layout: { ...layout, paper_bgcolor: css("--panel") } }, { format: "svg", width: 900, height: 320 });
+  const image = Object.assign(make("img"), { alt: $("chart").getAttribute("aria-label") || "", src });
   figure.append(image, make("p", "note", $("chart-note").textContent));
   return [figure];
 }

@@ -4,13 +4,11 @@ import { $, make, plain, signed } from "./dom.js";
 // A character of several tokens, or a space that was taken off, may stand between a token's place and where its text is found.
 const SLACK = 12;
 
-/** The diverging scale of projections: `mid` is the default's mean, `span` what lies from it to either end. */
+/** The diverging scale of projections: `mid` is the default's mean, or else the mean role's, `span` what lies from it to either end. */
 export function scaleOf(space) {
   const { mean, std } = space.default;
   if (mean != null && std) return { mid: mean, span: 3 * std, std };
-  const all = space.roles.map(r => r.projection);
-  const mid = all.reduce((sum, p) => sum + p, 0) / (all.length || 1);
-  return { mid, span: Math.max(1, ...all.map(p => Math.abs(p - mid))), std: null };
+  return { mid: space.mean_role, span: Math.max(1, ...space.roles.map(r => Math.abs(r.above_mean))), std: null };
 }
 
 /** Text that grows, and is cut into spans as its tokens become known. */
