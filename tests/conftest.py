@@ -6,7 +6,6 @@ import gc
 import importlib.util
 import json
 import os
-import signal
 import threading
 from collections import Counter
 from collections.abc import Generator
@@ -111,11 +110,6 @@ def make_model(family: str, seed: int = 0):
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
 
 
-def heeds_signals() -> None:
-    """In a process about to be started: Ctrl-C is heeded, though a shell that runs tests in the background had it ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()
@@ -169,6 +163,6 @@ def small_catalog(tmp_path_factory) -> Path:
 def endpoint():
     Endpoint.plan, Endpoint.asked = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
