@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import json
 import os
-import signal
 import threading
 from collections import Counter
 from collections.abc import Generator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -21,6 +22,8 @@ from transformers import models as families
 
 from endpoint import Endpoint
 
+# Each client makes a context of TLS, which takes 40 ms, though servers here speak plain HTTP.
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 # Those tests have an environment of their own: `make test-vllm`.
 # The folder of that name here is found as well, but has no origin.
@@ -28,10 +31,32 @@ VLLM = importlib.util.find_spec("vllm")
 collect_ignore = [] if VLLM and VLLM.origin else ["vllm"]
 
 
+SECONDS = {
+    "test_experiments": 190,
+    "test_serve_fuzz": 140,
+    "test_pages": 90,
+    "test_readings": 90,
+    "test_sums": 85,
+    "test_drift": 80,
+    "test_smollm2": 70,
+    "test_map": 70,
+    "test_serve_process": 65,
+    "test_serve_load": 60,
+    "test_docs": 60,
+    "test_serve_compat": 55,
+    "test_torture": 40,
+    "test_faults": 35,
+    "test_jailbreak": 25,
+    "test_traits": 18,
+}
+"""What files with long tests took where they were measured, on a core that others used as well; others are counted at five
+seconds for each long test."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with long tests come first: at the end no process is left with a file that takes minutes while another has none."""
+    """Files that take long come first: at the end no process is left with one that takes minutes while another has none."""
     long = Counter(item.path for item in items if item.get_closest_marker("long"))
-    items.sort(key=lambda item: -long[item.path])
+    items.sort(key=lambda item: -SECONDS.get(item.path.stem, 5 * long[item.path]))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -111,11 +136,6 @@ def make_model(family: str, seed: int = 0):
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
 
 
-def heeds_signals() -> None:
-    """In a process about to be started: Ctrl-C is heeded, though a shell that runs tests in the background had it ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()
@@ -169,6 +189,6 @@ def small_catalog(tmp_path_factory) -> Path:
 def endpoint():
     Endpoint.plan, Endpoint.asked = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -21,6 +19,7 @@ from typing import Any
 
 # Most of these are for the server alone: what work would import at its start, seconds of it in each process.
 import pandas  # noqa: F401
+import pyarrow.parquet as pq
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -32,6 +31,7 @@ import personaspace.judges.score
 import personaspace.mapping.stages
 import personaspace.report.map
 from conftest import make_model, make_tokenizer
+from forked import finish, forked
 from personaspace.catalog import load_catalog
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.judges.local import LocalJudge
@@ -85,21 +85,8 @@ def work(call: Callable[[Path, Path], None], folder: str, catalog: str) -> None:
 
 
 def begin(call: Callable[[Path, Path], None], folder: Path, catalog: Path) -> Any:
-    """A process that does it. Its server has no threads, so that those it forks are real ones."""
-    tests = str(Path(__file__).parent)
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join([tests, *(path for path in paths if path not in ("", tests))])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kills"])
-    process = context.Process(target=work, args=(call, str(folder), str(catalog)))
-    process.start()
-    return process
-
-
-def finish(process: Any) -> None:
-    """Waits for its end, which must be a good one."""
-    process.join()
-    assert process.exitcode == 0, f"the same command ended with exit code {process.exitcode}"
+    """A process that does it."""
+    return forked(work, call, str(folder), str(catalog))
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -132,9 +119,17 @@ def _timeless(value: Any) -> Any:
     return [_timeless(inner) for inner in value] if isinstance(value, list) else value
 
 
-def kept(folder: Path) -> dict[str, bytes]:
-    """Replies that are safe, as bytes: whatever is killed next must leave them as they are."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("responses/*.parquet")}
+def safe_replies(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Replies that are safe, as when they were written and their bytes: whatever is killed next must leave them as they are,
+    and not write the same again."""
+    paths = folder.rglob("responses/*.parquet")
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in paths}
+
+
+def safe_scores(folder: Path) -> set[str]:
+    """Scores that are safe, each with its judge and its reply: their file is written anew with others, they stay in it."""
+    paths = folder.glob("scores/*.parquet")
+    return {json.dumps([path.stem, row], sort_keys=True) for path in paths for row in pq.read_table(path).to_pylist()}
 
 
 class Torture:
@@ -166,13 +161,14 @@ class Torture:
             self.lasts[name], self.alone[name] = time.monotonic() - began, contents(folder)
         folder = self._fresh(name)
         for _ in range(most):
-            safe, process = kept(folder), begin(call, folder, self.catalog)
+            replies, scores = safe_replies(folder), safe_scores(folder)
+            process = begin(call, folder, self.catalog)
             process.join(self.random.random() * self.lasts[name])
             if process.is_alive():
                 process.kill()
             process.join()
-            after = kept(folder)
-            assert all(after.get(path) == content for path, content in safe.items()), f"{name}: replies were lost"
+            assert replies.items() <= safe_replies(folder).items(), f"{name}: replies were lost, or written again"
+            assert scores <= safe_scores(folder), f"{name}: scores were lost"
             if process.exitcode == 0:
                 break
             assert process.exitcode == -signal.SIGKILL, f"{name} ended with exit code {process.exitcode}"

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from bounded import in_bounded_time
 from personaspace.api import catalog_of, options_of
 from personaspace.catalog import load_catalog
 from personaspace.errors import DesignError, PersonaSpaceError, UsageError
@@ -546,13 +547,14 @@ def _changed_safetensors(content: bytes, rng: random.Random) -> bytes:
 
 @contextlib.contextmanager
 def limited(extra: int = MEMORY) -> Iterator[None]:
-    """While it lasts, the process may take so many bytes more than it has."""
+    """While it lasts, the process may take so many bytes more than it has, and as long as `in_bounded_time` allows."""
     with open("/proc/self/statm") as statm:
         used = int(statm.read().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + extra, before[1]))
     try:
-        yield
+        with in_bounded_time():
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 

@@ -53,10 +53,10 @@ def serving(space, engine, **options):
         assert not thread.is_alive()
 
 
-def until(true):
-    """Waits for it, some seconds at most."""
-    for _ in range(500):
+def until(true, seconds=5, every=0.01):
+    """Waits for it, so many seconds at most; looks so often."""
+    for _ in range(int(seconds / every)):
         if true():
             return
-        time.sleep(0.01)
+        time.sleep(every)
     raise AssertionError("it never came true")

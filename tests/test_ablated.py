@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from personaspace.model.attach import attach
 from personaspace.model.interventions import Ablate
 from personaspace.model.residual import find_layers
 from personaspace.space import FORMAT, PersonaSpace
+from test_cli import run
 
 IDS = torch.arange(4, 24)[None]
 BEHIND_A_NORM = ("gemma2", "gemma3", "olmo2")
@@ -131,10 +130,8 @@ def space_file(tmp_path):
 
 def test_the_command_writes_a_folder_that_transformers_loads_and_says_what_it_did(space_file, tiny_folder, tmp_path):
     out = tmp_path / "without"
-    command = [sys.executable, "-m", "personaspace", "export", str(space_file), "--format", "weights"]
-    line = [*command, "--ablate", "axis", "--model", str(tiny_folder), "--out", str(out)]
-    made = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert f"weights: {out}" in made.stdout
+    line = ["export", space_file, "--format", "weights", "--ablate", "axis", "--model", tiny_folder, "--out", out]
+    assert f"weights: {out}" in run(*line).stdout
     about = json.loads((out / "ablated.json").read_text())
     assert about["direction"] == "axis"
     assert about["after"] < 1e-4 < about["before"]
@@ -143,9 +140,7 @@ def test_the_command_writes_a_folder_that_transformers_loads_and_says_what_it_di
     expected = AutoModelForCausalLM.from_pretrained(tiny_folder)
     ablate_weights(expected, space.direction("axis"))
     assert torch.equal(model(IDS).logits, expected(IDS).logits)
-    again = subprocess.run(line, capture_output=True, text=True)
-    assert (again.returncode, again.stderr.strip().count("\n")) == (2, 0)
-    assert "is there already" in again.stderr
+    assert "is there already" in run(*line, expect=2).stderr
 
 
 def test_a_direction_that_the_space_lacks_leaves_nothing_behind(space_file, tiny_folder, tmp_path):

@@ -256,6 +256,7 @@ def test_on_a_real_base_model_of_another_shape_the_roles_are_set_side_by_side(tm
         load=TransformersEngine.load,
     )
     result = EXPERIMENT.conduct(made)
-    assert result.figures["layers"] == (21, 12)
+    layer = PersonaSpace.load("smollm2").layer
+    assert result.figures["layers"] == (layer, same_depth(layer, 30, 18))
     assert result.figures["shared"] == 5
     assert "is not the base of smollm2" in result.headline

@@ -151,11 +151,6 @@ def test_a_wrong_option_is_named_as_it_was_typed_and_as_python_does_where_it_was
     assert as_typed("alert_turns=0: expected 1 or more", ["project", *typed]) == shown
 
 
-def test_every_command_has_help_with_an_example():
-    for command in ("map", "show", "report", "bench"):
-        assert "Example: personaspace" in run(command, "--help").stdout
-
-
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory, tiny_folder, small_catalog) -> Path:
     folder = tmp_path_factory.mktemp("calibrated") / "run"

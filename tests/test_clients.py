@@ -193,11 +193,15 @@ def log_likelihood(engine, space, model, asked, choice):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-    ("provider", "own"),
-    [("openai", {"responses_api": False}), ("openai", {}), ("openai-api/personaspace", {})],
-    ids=["chat", "responses", "any"],
+    ("provider", "own", "model"),
+    [
+        ("openai", {"responses_api": False}, "smollm2"),
+        ("openai", {"responses_api": False}, "smollm2:capped"),
+        ("openai", {}, "smollm2"),
+        ("openai-api/personaspace", {}, "smollm2"),
+    ],
+    ids=["chat", "chat, capped", "responses", "any"],
 )
 def test_inspect_ai_asks_a_task_through_its_openai_providers(address, tmp_path, provider, own, model):
     from inspect_ai import Task

@@ -181,22 +181,27 @@ def test_a_trait_from_a_description_stays_when_the_map_is_gone_on_with(tmp_path)
     assert "by templates" in lines(described)[0]
 
 
-def test_the_command_keeps_what_tells_and_refuses_what_does_not(tmp_path, tiny_folder, monkeypatch):
+@pytest.mark.parametrize(("cosine", "reach", "code"), [(0.5, 6.0, 0), (0.0, 0.0, 1)], ids=["tells", "tells nothing"])
+def test_the_command_keeps_what_tells_and_refuses_what_does_not(tmp_path, monkeypatch, cosine, reach, code):
     from typer.testing import CliRunner
 
     from personaspace.cli import app
 
     path = tmp_path / "space.safetensors"
-    tiny = ps.map(
-        str(tiny_folder), tmp_path / "run", read="prompt", roles="4", questions=8, prompts_per_role=2, layer=1
+    planted_space().save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(
+        "personaspace.cli.traits.space_and_engine", lambda *_: (PersonaSpace.load(path), planted(cosine, reach=reach))
     )
-    tiny.save(path)
-    command = ["trait", "pedantic", "--describe", "Corrects.", "--space", str(path), "--writer", "templates", "--json"]
-    refused = CliRunner().invoke(app, command)
-    result = json.loads(refused.stdout)
-    kept = result["telling"]["auc"]["low"] >= 0.8
-    assert (refused.exit_code, result["kept"]) == ((0, str(path)) if kept else (1, None))
-    assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
+    command = ["trait", "pedantic", "--describe", "Corrects what does not matter.", "--space", str(path)]
+    command += ["--writer", "templates", "--json"]
+    ended = CliRunner().invoke(app, command)
+    result = json.loads(ended.stdout)
+    assert (ended.exit_code, result["kept"]) == (code, None if code else str(path))
+    assert (result["telling"]["auc"]["low"] >= 0.8) == (code == 0)
+    if code:
+        assert path.read_bytes() == before
+        assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
     assert PersonaSpace.load(path).traits == ["pedantic"]
     with pytest.raises(UsageError, match="a trait of that name is in the space already"):
         CliRunner().invoke(app, command, catch_exceptions=False, standalone_mode=False)

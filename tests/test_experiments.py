@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import personaspace as ps
+from forked import begin_program, finish
 from personaspace.catalog import load_catalog
 from personaspace.cli import app
 from personaspace.errors import RunMismatch, SpaceError, UsageError
@@ -391,30 +389,25 @@ def test_options_that_make_no_sense_are_said_by_their_names():
 @pytest.mark.long
 def test_an_experiment_that_is_killed_and_started_again_ends_as_one_that_was_not(tmp_path, smollm2):
     """On the embedded model: `smollm2` is only asked for so that its weights are converted before the clock runs."""
-    line = [
-        Path(sys.executable).with_name("personaspace"),
-        "experiment",
-        "susceptibility",
-        "smollm2",
-        "--alphas=-0.3,0,0.3",
-    ]
-    line += ["--roles", "5", "--probes", "2", "--max-new-tokens", "4"]
-    subprocess.run([*line, "--out", tmp_path / "whole"], check=True, capture_output=True)
+    line = ["experiment", "susceptibility", "smollm2", "--alphas=-0.3,0,0.3"]
+    line += ["--roles", "5", "--probes", "2", "--max-new-tokens", "4", "--controls", "1", "--out"]
+    finish(begin_program(tmp_path / "log", *line, tmp_path / "whole"))
     rng, parts = np.random.default_rng(0), lambda: len(list((tmp_path / "cut" / "responses").glob("part-*.parquet")))
     kills = 0
     for _ in range(10):
         before, waited = parts(), rng.uniform(0, 0.3)
-        started = subprocess.Popen([*line, "--out", tmp_path / "cut"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        while started.poll() is None and parts() == before:
+        process = begin_program(tmp_path / "log", *line, tmp_path / "cut")
+        while process.is_alive() and parts() == before:
             time.sleep(0.05)
         time.sleep(waited)
-        if started.poll() is not None:
+        if not process.is_alive():
+            assert process.exitcode == 0
             break
-        started.send_signal(signal.SIGKILL)
-        started.wait()
+        process.kill()
+        process.join()
         kills += 1
     assert kills > 0
-    assert started.returncode == 0
+    finish(begin_program(tmp_path / "log", *line, tmp_path / "cut"))
     a, b = ((tmp_path / n / "results.json") for n in ("whole", "cut"))
     assert json.loads(a.read_text()) == json.loads(b.read_text())
     assert pq.read_table(a.with_suffix(".parquet")).equals(pq.read_table(b.with_suffix(".parquet")))

@@ -61,6 +61,9 @@ def test_replies_readings_and_caps_of_a_family_are_those_of_plain_passes(kind):
     answers = {r.prompt.index: r for r in engine.respond(prompts(), GREEDY, read=read)}
     assert len(answers) == 5
     onsets = {r.prompt.index: r for r in engine.onsets(prompts(), read=read)}
+    # All in one call, so that they are read several at once.
+    conversations = [[*r.prompt.messages, {"role": "assistant", "content": "It is so."}] for r in answers.values()]
+    replayed = dict(zip(answers, engine.replay(conversations, read=read), strict=True))
     for k, reply in answers.items():
         ids = engine.chat.prompt_ids(reply.prompt.messages)
         plain, logits = streams(engine, [*ids, *reply.token_ids])
@@ -72,9 +75,8 @@ def test_replies_readings_and_caps_of_a_family_are_those_of_plain_passes(kind):
         assert close(onsets[k].activation, plain[:, len(ids) - 1])
         conversation = [*reply.prompt.messages, {"role": "assistant", "content": "It is so."}]
         span, _ = engine.chat.spans(conversation)
-        (turns,) = engine.replay([conversation], read=read)
         ((a, b),) = span.spans
-        assert close(turns[0].activation, streams(engine, list(span.token_ids))[0][:, a:b].mean(1))
+        assert close(replayed[k][0].activation, streams(engine, list(span.token_ids))[0][:, a:b].mean(1))
     # A cap far above where replies lie: every token is held at its floor.
     axis = torch.nn.functional.normalize(
         torch.randn(engine.info.hidden, generator=torch.Generator().manual_seed(1)), dim=0

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import heeds_signals
+import personaspace as ps
+from conftest import make_model, make_tokenizer
+from forked import begin_program, finish, small_shards
 from personaspace import cli
 from personaspace.cli import main
-from personaspace.engines.base import not_finite
-from personaspace.engines.prompts import Prompt
-from personaspace.errors import UsageError
+from personaspace.engines.transformers.engine import TransformersEngine
+from personaspace.errors import ActivationError, RunMismatch, UsageError
 from personaspace.files import Place, without_secrets
-
-ENTRY = [sys.executable, "-c", "from personaspace.cli import main; main()"]
-
+from personaspace.space import PersonaSpace
 
 # -- signals ---------------------------------------------------------------------------------------------------------
 
@@ -30,18 +32,28 @@ ENTRY = [sys.executable, "-c", "from personaspace.cli import main; main()"]
 def test_a_signal_ends_a_map_in_one_line_and_the_same_command_goes_on(
     tmp_path, tiny_folder, small_catalog, number, code
 ):
-    out = tmp_path / "run"
-    arguments = ["map", tiny_folder, "--out", out, "--catalog", small_catalog, "--per-role", "400", "--rows", "8"]
-    command = [*ENTRY, *map(str, arguments), "--read", "reply", "--max-new-tokens", "16"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_signals)
-    while not list(out.glob("responses/part-*.parquet")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    lines = process.communicate(timeout=60)[1].splitlines()
-    assert process.returncode == code
+    out, log = tmp_path / "run", tmp_path / "log"
+    command = ["map", tiny_folder, "--out", out, "--catalog", small_catalog, "--per-role", "40", "--rows", "8"]
+    command += ["--read", "reply", "--max-new-tokens", "16"]
+
+    def stamps() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in out.glob("responses/part-*.parquet")}
+
+    process = begin_program(log, *command, before=small_shards)
+    while not stamps():
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    process.join(60)
+    lines = log.read_text().splitlines()
+    assert process.exitcode == code
     assert lines[-1] == "personaspace: stopped; what was finished is kept, the same command goes on from there"
     assert not any("Traceback" in line for line in lines)
+    before = stamps()
+    assert not (out / "space.safetensors").exists()
+    finish(begin_program(log, *command, before=small_shards))
+    assert stamps().items() > before.items()
+    assert PersonaSpace.load(out).summary()["n_responses"] > 6 * 40
 
 
 def test_a_command_that_keeps_nothing_does_not_say_that_it_does(monkeypatch, capsys):
@@ -137,8 +149,14 @@ def test_no_key_and_secret_before_a_bucket_are_shown(key, secret):
 # -- advice ----------------------------------------------------------------------------------------------------------
 
 
-def test_after_nan_the_advice_can_be_taken():
-    told = str(not_finite("layer 3", Prompt(({"role": "user", "content": "?"},))))
-    assert "dtype=fp32" in told
-    assert "new folder" in told
-    assert len(told.splitlines()) == 1
+def test_after_nan_the_advice_can_be_taken(tmp_path, small_catalog):
+    rough = TransformersEngine(make_model("llama").to(torch.bfloat16), make_tokenizer(), id="tiny", rows=16)
+    rough.layers[2].register_forward_hook(lambda _, __, hidden: hidden * float("nan"))
+    options = {"catalog": small_catalog, "read": "prompt", "prompts_per_role": 2, "default_prompts": 6}
+    with pytest.raises(ActivationError, match=r"NaN or Inf .*dtype=fp32 \(a map: into a new folder") as problem:
+        ps.map(rough, tmp_path / "run", **options)
+    assert len(str(problem.value).splitlines()) == 1
+    sound = TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
+    with pytest.raises(RunMismatch, match=r"model\.dtype: bfloat16 → float32"):
+        ps.map(sound, tmp_path / "run", **options)
+    assert ps.map(sound, tmp_path / "new", **options).summary()["n_responses"] == 6 * 2 + 6

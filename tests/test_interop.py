@@ -464,7 +464,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     handler = type("Server", (Hub,), {"repos": {}, "files": {}, "objects": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield server
     server.shutdown()

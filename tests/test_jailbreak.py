@@ -360,10 +360,15 @@ def test_another_text_in_the_file_is_not_taken_for_the_same(tmp_path):
 
 @pytest.mark.long
 def test_on_the_embedded_model_personas_lower_the_projection_and_the_cap_raises_it(tmp_path, smollm2):
-    options = JailbreakOptions(size=4, items=1, alphas=(), controls=1, control_prompts=2, max_new_tokens=8)
-    result = conducted(tmp_path, smollm2, options, space=PersonaSpace.load("smollm2"))
+    cap = "default-p50@12:27"  # on the layer that is read, too
+    options = JailbreakOptions(size=4, items=1, alphas=(), caps=(cap,), controls=1, control_prompts=2, max_new_tokens=8)
+    space = PersonaSpace.load("smollm2")
+    result = conducted(tmp_path, smollm2, options, space=space)
     place = result.figures["projection"]
     assert place[PERSONA]["plain"].value < place[ALONE]["plain"].value - 10
-    # The cap that comes along is a gentle one: most of a deviation of the default's, which is 4.4.
-    assert place[PERSONA]["capped"].value > place[PERSONA]["plain"].value + 2
+    assert place[PERSONA][cap].value > place[PERSONA]["plain"].value + 2
+    floor = dict(zip(space.cap(cap).layers, space.cap(cap).floor, strict=True))[space.layer]
+    under = {name: [r["projection"] for r in result.rows if r["condition"] == name] for name in ("plain", cap)}
+    assert min(under["plain"]) < floor
+    assert min(under[cap]) >= floor - 0.05
     assert sum(r["part"] == "tasks" for r in result.rows) == 2 * len(solving.CATEGORIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from endpoint import Endpoint
 from personaspace.catalog import Role, load_catalog
@@ -46,9 +47,17 @@ def test_rules_let_a_role_that_is_an_ai_speak_as_one():
 
 
 def test_the_local_judge_keeps_most_probable_and_expected_score(tiny):
-    for found in LocalJudge(tiny).score([item("Boo."), item("I can help you with that.")]):
-        assert found.score in range(4)
-        assert 0 <= found.expected <= 3
+    items = [item(f"{text} number {k}.") for k in range(4) for text in ("Boo", "I can help you with thing")]
+    judge = LocalJudge(tiny)
+    scores = list(judge.score(items))
+    for asked, score in zip(items, scores, strict=True):
+        ids = tiny.chat.prompt_ids([{"role": "user", "content": judge.rubric.text(asked)}])
+        with torch.inference_mode():
+            logits = tiny.model(torch.tensor([ids])).logits[0, -1]
+        probabilities = logits[[tiny.tokenizer.convert_tokens_to_ids(digit) for digit in "0123"]].softmax(-1).tolist()
+        assert score.score == max(range(4), key=lambda k: probabilities[k])
+        assert score.expected == pytest.approx(sum(k * p for k, p in enumerate(probabilities)), abs=1e-4)
+    assert len({score.expected for score in scores}) == len(items), "no constant would pass"
 
 
 def test_the_local_judge_scores_alike_on_an_engine_that_thinks_and_on_one_that_does_not():

@@ -6,16 +6,13 @@ import gzip
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from conftest import heeds_signals
+from forked import begin_program
 from personaspace.catalog import Role, load_catalog
 from personaspace.errors import JudgeError, RunMismatch, UsageError
 from personaspace.judges import Item, OpenAIJudge, make_judge, read_options, score_all
@@ -330,28 +327,21 @@ def test_ctrl_c_stops_what_is_under_way_and_keeps_what_was_scored(tiny_folder, s
     def says(handler, body):
         (content("3") if len(type(handler).asked) <= 5 else hang)(handler, body)
 
-    command = "from personaspace.cli import main; main()"
+    log = tmp_path / "log"
     options = ["--catalog", str(small_catalog), "--read", "reply", "--per-role", "2", "--max-new-tokens", "4"]
     with answering(says) as (url, kind):
         judge = ["--judge", "openai", "--judge-model", "m", "--judge-url", url]
-        process = subprocess.Popen(
-            [sys.executable, "-c", command, "map", str(tiny_folder), "--out", str(tmp_path), *options, *judge],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            preexec_fn=heeds_signals,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        process = begin_program(log, "map", tiny_folder, "--out", tmp_path / "run", *options, *judge)
         while len(kind.asked) < 12:
-            assert process.poll() is None, process.stderr.read()
+            assert process.is_alive(), log.read_text()
             time.sleep(0.05)
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        _, wrong = process.communicate(timeout=30)  # the endpoint would have been waited for for minutes
-    assert process.returncode == 130
-    assert "Traceback" not in wrong
-    (name,) = [p.stem for p in (Path(tmp_path) / "scores").glob("*.parquet")]
-    assert len(Run(tmp_path).scores_of(name)) == 5
+        os.kill(process.pid, signal.SIGINT)
+        process.join(30)  # the endpoint would have been waited for for minutes
+    assert process.exitcode == 130
+    assert "Traceback" not in log.read_text()
+    (name,) = [p.stem for p in (tmp_path / "run" / "scores").glob("*.parquet")]
+    assert len(Run(tmp_path / "run").scores_of(name)) == 5
 
 
 # -- a score is known by judge and rubric ------------------------------------------------------------------------------

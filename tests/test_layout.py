@@ -42,12 +42,17 @@ def imported(path: Path) -> set[str]:
     """The package's modules that a file imports."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "personaspace":
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import, which this test does not follow"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
             continue
-        package = (node.module or "").removeprefix("personaspace").removeprefix(".")
-        for name in node.names:
-            deeper = f"{package}.{name.name}".removeprefix(".")
-            modules.add(deeper if deeper in MODULES else package)
+        for name in names:
+            if name.split(".")[0] == "personaspace":
+                inside = name.removeprefix("personaspace").removeprefix(".")
+                modules.add(inside if inside in MODULES else inside.rpartition(".")[0])
     return modules
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import io
 import json
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from personaspace.errors import ModelError
 from personaspace.mapping.plan import model_of
 from personaspace.model.interventions import Cap
 from personaspace.model.loading import context_of, pick_device, pick_dtype
-from test_cli import run
+from test_cli import checked, run
 
 ASK = Prompt(({"role": "user", "content": "Who are you?"},))
 
@@ -71,23 +72,20 @@ def test_a_family_that_is_known_loads_without_the_code_that_its_folder_names(tmp
 
 @pytest.mark.long
 @pytest.mark.parametrize("answers", ["1\n1\n1\n", "y\ny\ny\n", "yes\n"])
-def test_nothing_piped_into_chat_is_taken_for_leave_to_run_it(tmp_path, tiny_folder, answers):
+def test_nothing_piped_into_chat_is_taken_for_leave_to_run_it(tmp_path, tiny_folder, answers, monkeypatch):
     mark = strangers_folder(tmp_path / "model", tiny_folder, "strange")
     space = PersonaSpace.load("smollm2")
     meta = {**space.meta, "model": {**space.meta["model"], "id": str(tmp_path / "model")}}
     PersonaSpace(meta, space.tensors).save(tmp_path / "space.safetensors")
-    command = [
-        sys.executable,
-        "-c",
-        "from personaspace.cli import main; main()",
-        "chat",
-        str(tmp_path / "space.safetensors"),
-    ]
-    ended = subprocess.run(command, input=answers, capture_output=True, text=True, timeout=120, check=False)
+    command = ["chat", str(tmp_path / "space.safetensors")]
+    if answers.startswith("1"):  # of a pipe
+        program = [sys.executable, "-c", "from personaspace.cli import main; main()", *command]
+        ended = subprocess.run(program, input=answers, capture_output=True, text=True, timeout=120, check=False)
+        assert checked(ended, 1).stderr.count("Python code of their own") == 1
+    else:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(answers.encode()), encoding="utf-8"))
+        assert "Python code of their own" in run(*command, expect=1).stderr
     assert not mark.exists()
-    assert ended.returncode == 1
-    assert "Python code of their own" in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
 
 
 def test_every_loader_is_told_to_run_no_code():

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -18,12 +16,14 @@ import torch
 
 import personaspace as ps
 from conftest import make_model, make_tokenizer
-from kills import begin, engine, finish, map_with
+from forked import finish, forked
+from kills import begin, engine, map_with
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import DesignError, RunError, RunLocked, RunMismatch, SpaceError
 from personaspace.mapping.estimate import included_responses
 from personaspace.mapping.sums import FromActivations, Responses
 from personaspace.runs import Run
+from wide import RESPONSE, map_and_measure
 
 OPTIONS = {"read": "reply", "per_role": 20, "max_new_tokens": 8, "default_responses": 40}
 
@@ -230,12 +230,16 @@ def test_a_role_whose_every_response_is_rejected_is_left_out_and_listed(mapped):
 def test_a_full_disk_leaves_what_was_finished_whole(tmp_path, small_catalog, monkeypatch):
     import personaspace.files as store
 
-    written, real = [], os.fsync
+    flushed, real = [], os.fsync
+
+    def whole_shards() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "responses").glob("part-*.parquet")}
 
     def full(handle: int) -> None:
-        if len(written) >= 8:
+        # So many are enough for some shards and too few for all.
+        if len(flushed) >= 24:
             raise OSError(28, "No space left on device")
-        written.append(handle)
+        flushed.append(handle)
         real(handle)
 
     monkeypatch.setattr(store.os, "fsync", full)
@@ -244,7 +248,11 @@ def test_a_full_disk_leaves_what_was_finished_whole(tmp_path, small_catalog, mon
         ps.map(engine(), tmp_path, catalog=small_catalog, **OPTIONS)
     monkeypatch.setattr(store.os, "fsync", real)
     assert not list(tmp_path.rglob("*.tmp"))
+    whole = whole_shards()
+    assert 1 <= len(whole) < 8
     assert ps.map(engine(), tmp_path, catalog=small_catalog, **OPTIONS).summary()["n_responses"] == 160
+    assert {path: stamp for path, stamp in whole_shards().items() if path in whole} == whole
+    assert len(whole_shards()) == 8
 
 
 def test_truncated_and_foreign_files_are_refused_in_one_line(mapped, tmp_path):
@@ -275,34 +283,21 @@ def test_a_saved_space_loads_as_it_was(mapped, tmp_path):
         loaded.project(torch.zeros(7))
 
 
-MEMORY = """
-import resource, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-import personaspace as ps
-from kills import engine
-ps.map(engine(), {folder!r}, catalog={catalog!r}, read="reply", per_role={n}, default_responses={n}, max_new_tokens=8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
 @pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_responses(tmp_path, small_catalog):
-    peaks = []
-    for n in (29, 286):  # 203 and 2,002 responses
-        code = MEMORY.format(
-            tests=str(Path(__file__).parent), folder=str(tmp_path / str(n)), catalog=str(small_catalog), n=n
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout.split()[-1]) / 1024)
-    assert (
-        sum(p.metadata.num_rows for p in map(pq.ParquetFile, (tmp_path / "286" / "responses").glob("*.parquet")))
-        == 2002
-    )
-    assert peaks[1] - peaks[0] < 40, (
-        peaks
-    )  # MB; the responses' activations alone would be some megabytes, the process 600
+    peaks, counts = [], []
+    for per_role in (
+        60,
+        257,
+    ):  # the fewer are enough for every question under every instruction: so many sums there are
+        folder = tmp_path / f"run{per_role}"
+        finish(forked(map_and_measure, str(folder), str(small_catalog), per_role))
+        peaks.append(int((tmp_path / f"run{per_role}.peak").read_text()))
+        counts.append(sum(pq.read_metadata(path).num_rows for path in (folder / "responses").glob("*.parquet")))
+    assert counts == [480, 1799]
+    more = (counts[1] - counts[0]) * RESPONSE
+    assert more > 125e6
+    assert peaks[1] - peaks[0] < 0.3 * more, peaks
 
 
 def test_roles_asked_one_question_alone_have_no_reliability_and_the_map_is_drawn(tmp_path, small_catalog):

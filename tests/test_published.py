@@ -114,7 +114,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[type[Hub]]:
         publish(tmp_path / "hub" / folder)
     (tmp_path / "hub" / "README.md").write_text("not read")
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)

@@ -180,13 +180,16 @@ def test_killed_at_ten_random_moments_both_readings_end_as_ones_left_alone(tmp_p
         while process.is_alive() and len(list(killed.rglob("part-*.parquet"))) == before:
             time.sleep(0.01)
         time.sleep(rng.random() * 0.1)
-        if not process.is_alive():
-            break
-        process.kill()
-        process.join()
-        kills += 1
+        if process.is_alive():
+            process.kill()
+            process.join()
+            kills += 1
+        else:
+            # It came to its end before ten kills: take the end away, and go on killing what follows.
+            finish(process)
+            for path in [*sorted((killed / "responses").glob("part-*"))[-6:], killed / "space.safetensors"]:
+                path.unlink()
     finish(start(killed, small_catalog, KILLED))
-    assert kills >= 5
     assert texts(killed) == texts(alone)
     assert prompts_of(killed) == prompts_of(alone)
     a, b = (ps.PersonaSpace.load(f) for f in (alone, killed))
@@ -266,6 +269,8 @@ def test_an_aim_of_several_reliabilities_goes_on_until_all_are_reached_or_the_bu
     last = space.meta["history"][-1]
     assert {"responses", "reliability", "order", "map"} <= set(last)
     assert 18 < last["responses"] <= 60
+    # A round is so many prompts, one of each role and three of the default: none more would have fitted.
+    assert last["responses"] > 60 - 9 or min(last["order"], last["map"]) >= 0.9999
 
 
 @pytest.mark.parametrize("until", ["axis", "axis:2", "axes:0.9", "axis:0.9;map:0.8", 1.5, ""])
@@ -316,12 +321,15 @@ def test_a_replys_nearest_roles_are_seen_from_the_middle_of_replies(mapped):
     assert space.nearest(space.role_vectors_at()[2], 1, reading="prompt")[0][0] == space.roles[2]
 
 
+QUESTIONS = 40
+
+
 class Planted:
     """A source of activations `[responses, 1, hidden]` made up for this test."""
 
     def __init__(self, role, question, activations) -> None:
         self.role, self.question, self.activations = role, question, activations
-        self.n = np.zeros((int(role.max()) + 1, int(question.max()) + 1), dtype=np.int64)
+        self.n = np.zeros((int(role.max()) + 1, QUESTIONS), dtype=np.int64)
         np.add.at(self.n, (role, question), 1)
         self.block_of = None
         self.norms = np.ones((len(self.n), 1))
@@ -342,8 +350,8 @@ def planted(rng, vectors, each: int, noise: float) -> IncludedResponses:
     roles, hidden = vectors.shape
     role = np.repeat(np.arange(roles), each)
     role = np.concatenate([role, np.zeros(40, dtype=np.int64)])
-    question = rng.integers(0, 40, len(role))
-    effects = rng.normal(size=(40, hidden))
+    question = rng.integers(0, QUESTIONS, len(role))
+    effects = rng.normal(size=(QUESTIONS, hidden))
     x = vectors[role] + effects[question] + noise * rng.normal(size=(len(role), hidden))
     source = Planted(role, question, torch.from_numpy(x)[:, None])
     names = [DEFAULT, *(f"r{k}" for k in range(1, roles))]
@@ -369,10 +377,12 @@ def test_readings_agree_where_the_same_order_was_planted_and_not_where_another_w
 
 
 def test_noise_alone_has_no_agreement_to_tell():
-    rng = np.random.default_rng(0)
-    flat = np.zeros((31, 8))
-    agree = agreement.of_orders(planted(rng, flat, 4, 1.0), planted(rng, flat, 4, 1.0), 0, 0)
-    assert agree is None or agree["interval"][0] < 0.9
+    flat, above = np.zeros((31, 8)), 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        agree = agreement.of_orders(planted(rng, flat, 4, 1.0), planted(rng, flat, 4, 1.0), 0, 0)
+        above += agree is not None and agree["interval"][0] > 0
+    assert above <= 3
 
 
 def test_a_runs_file_says_what_was_asked_of_each_reading(mapped):

@@ -158,7 +158,7 @@ def test_the_forecast_is_spearman_browns():
 
 def test_neighbours_that_stand_out_are_truly_alike_and_noise_has_none():
     rng = np.random.default_rng(0)
-    found = {}
+    clear = {}
     for signal in (0.0, 1.5):
         role, question, instruction = design(rng)
         a = effects(rng, signal)
@@ -168,10 +168,14 @@ def test_neighbours_that_stand_out_are_truly_alike_and_noise_has_none():
         pairs = reliability.split_fits(cells, 10, 0)
         error = reliability.Products.of(pairs, vectors.cell_sums(cells, [y]), 2.0).cosine_error()
         alike = Alike.of(torch.from_numpy(whole(cells, y)[1]), torch.from_numpy(error))
-        found[signal] = alike.clear.sum(1).mean()
+        clear[signal] = alike.clear.sum(1).mean()
         if signal:
             other = np.arange(ROLES) ^ 1
             assert alike.clear[np.arange(ROLES), other].mean() > 0.7
             raw = vectors.cosine(whole(cells, y)[1], whole(cells, y)[1][other])
             assert (alike.cosine[np.arange(ROLES), other] < raw).all()
-    assert found[0.0] < 0.05
+            true = a[1:] - a[1:].mean(0)
+            true /= np.linalg.norm(true, axis=1, keepdims=True)
+            assert ((true @ true.T)[alike.clear] > 0).mean() > 0.98
+            assert clear[signal] < ROLES / 4
+    assert clear[0.0] < 0.05

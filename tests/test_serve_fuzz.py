@@ -101,8 +101,11 @@ def test_answers_are_what_the_document_says_they_are(operations, label, mode):
         case.validate_response(answer, excluded_checks=[positive_data_acceptance])
 
     check()
-    if label in POSTS[:1] and mode == GenerationMode.POSITIVE:
-        assert seen[200] > 5
+    if label in POSTS:
+        refused = sum(count for status, count in seen.items() if 400 <= status < 500)
+        # Of sound conversations few end so that a reply in them can be read.
+        least = 1 if "project" in label else 6
+        assert (seen[200] if mode == GenerationMode.POSITIVE else refused) >= least, seen
 
 
 def test_the_document_names_every_route_and_each_answers_as_it_says(operations):

@@ -8,15 +8,16 @@ import os
 import re
 import socket
 import stat
-import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
+from forked import begin_program, small_server
 from personaspace.serve.connections import FULL
 from served import engine, space, until
 
@@ -26,61 +27,43 @@ sys.modules["soak"] = soak  # its dataclasses look for their module
 spec.loader.exec_module(soak)
 
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
-PROGRAM = """
-import sys
-from dataclasses import replace
-sys.path.insert(0, sys.argv.pop(1))
-overrides, breaking = eval(sys.argv.pop(1)), sys.argv.pop(1)
-from conftest import make_model, make_tokenizer
-from personaspace.cli import main, serving
-from personaspace.engines.transformers.decode_loop import DecodeLoop
-from personaspace.engines.transformers.engine import TransformersEngine
-from personaspace.serve import settings
-from personaspace.space import PersonaSpace
-engine = TransformersEngine(make_model("llama"), make_tokenizer(), id="me/tiny", rows=4)
-serving.space_and_engine = lambda source, *_: (PersonaSpace.load(source), engine)
-whole = settings.settings_of
-settings.settings_of = lambda *options: replace(whole(*options), **overrides)
-if breaking:
-    def fail(*_, **__):
-        raise RuntimeError("the device is gone")
-    DecodeLoop.step = fail
-    engine.open_loop = (lambda loops: lambda *a, **k: loops.pop()(*a, **k))([fail, engine.open_loop])
-main()
-"""
-"""`personaspace serve` with a small random model in place of the space's own."""
 
 
-@pytest.fixture
-def started(space, tmp_path):
+@pytest.fixture(scope="module")
+def starts(space, tmp_path_factory):
     """Starts the server; yields how: its process, its address and what it writes to stderr."""
     processes = []
-    space.save(tmp_path / "space.safetensors")
+    folder = tmp_path_factory.mktemp("started")
+    space.save(folder / "space.safetensors")
 
-    def start(*options, files=None, breaking="", **overrides):
-        command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), repr(overrides), breaking, "serve"]
-        command += [str(tmp_path / "space.safetensors"), "--port", "0", "--grace", "1", *map(str, options)]
-        if files:
-            command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "limited", *command]
-        log = tmp_path / "log"
-        process = subprocess.Popen(command, stderr=log.open("w"), stdout=subprocess.DEVNULL)
+    def start(*options, files=None, breaking=False, **overrides):
+        log = folder / f"log{len(processes)}"
+        arguments = ["serve", folder / "space.safetensors", "--port", "0", "--grace", "1", *options]
+        process = begin_program(log, *arguments, before=partial(small_server, overrides, files, breaking))
         processes.append(process)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            assert process.poll() is None, log.read_text()
-            if address := re.search(r"http://[\d.]+:\d+", log.read_text()):
+            said = log.read_text() if log.exists() else ""
+            assert process.is_alive(), said
+            if address := re.search(r"http://[\d.]+:\d+", said):
                 try:
                     if httpx.get(f"{address.group()}/readyz").status_code == 200:
                         return process, address.group(), log
                 except httpx.TransportError:
                     pass
-            time.sleep(0.1)
+            time.sleep(0.05)
         raise AssertionError("it did not start")
 
     yield start
     for process in processes:
         process.kill()
-        process.wait()
+        process.join()
+
+
+@pytest.fixture(scope="module")
+def narrow(starts):
+    """A server that may open few files, for tests that leave it running."""
+    return starts(files=96, head_seconds=2.0, body_seconds=2.0)
 
 
 def connections(address, count):
@@ -103,8 +86,8 @@ def is_closed(client):
 
 
 @pytest.mark.long
-def test_more_silent_connections_than_it_has_files_leave_a_server_that_answers_and_one_line_in_its_log(started):
-    process, address, log = started(files=96, head_seconds=2.0)
+def test_more_silent_connections_than_it_has_files_leave_a_server_that_answers_and_one_line_in_its_log(narrow):
+    process, address, log = narrow
     before = log.read_text()
     silent = connections(address, 120)
     for _ in range(5):
@@ -113,13 +96,12 @@ def test_more_silent_connections_than_it_has_files_leave_a_server_that_answers_a
     assert all(is_closed(client) for client in silent)
     (line,) = log.read_text().removeprefix(before).splitlines()
     assert "connections are open, as many as there is room for" in line
-    process.terminate()
-    assert process.wait(30) == 0
+    assert process.is_alive()
 
 
 @pytest.mark.long
-def test_bodies_that_come_a_byte_at_a_time_keep_nobody_out(started):
-    process, address, log = started(files=96, body_seconds=2.0)
+def test_bodies_that_come_a_byte_at_a_time_keep_nobody_out(narrow):
+    process, address, log = narrow
     before = log.read_text()
     done = threading.Event()
 
@@ -152,34 +134,38 @@ def test_bodies_that_come_a_byte_at_a_time_keep_nobody_out(started):
         done.set()
         for stranger in strangers:
             stranger.join()
-    assert process.poll() is None
+    assert process.is_alive()
     assert len(log.read_text().removeprefix(before).splitlines()) <= 1
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 0
 
 
 @pytest.mark.long
-def test_a_server_that_cannot_decode_any_more_says_so_and_ends_so_that_it_is_started_again(started):
-    process, address, log = started(breaking="yes")
+def test_a_server_that_cannot_decode_any_more_says_so_and_ends_so_that_it_is_started_again(starts):
+    process, address, log = starts(breaking=True)
     assert httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=60).status_code == 500
 
     def unhealthy():  # the reply is given up before it is known that no other can be decoded
         try:
             return httpx.get(f"{address}/healthz").status_code == 503
         except httpx.TransportError:
-            return process.poll() is not None
+            return not process.is_alive()
 
     until(unhealthy)
-    assert process.wait(30) == 1
+    process.join(30)
+    assert process.exitcode == 1
     assert log.read_text().splitlines()[-1] == (
         "personaspace: decoding ended and cannot go on; the log says why: start the server again"
     )
 
 
 @pytest.mark.long
-def test_another_address_of_this_machine_works_and_what_is_recorded_is_for_its_owner_alone(started, tmp_path):
+def test_another_address_of_this_machine_works_and_what_is_recorded_is_for_its_owner_alone(starts, tmp_path):
     os.umask(0o022)
     record = tmp_path / "record.jsonl"
     names = ("--allowed-hosts", "models.example", "--framed-by", "https://frames.example")
-    _, address, _ = started("--host", "127.0.0.2", "--record", record, *names)
+    _, address, _ = starts("--host", "127.0.0.2", "--record", record, *names)
     assert address.startswith("http://127.0.0.2:")
     assert httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=60).status_code == 200
     assert httpx.get(f"{address}/v1/models", headers={"host": "models.example"}).status_code == 200
@@ -190,9 +176,9 @@ def test_another_address_of_this_machine_works_and_what_is_recorded_is_for_its_o
 
 
 @pytest.mark.long
-def test_a_short_soak_finds_nothing_wrong(started):
+def test_a_short_soak_finds_nothing_wrong(starts):
     """64 clients for ten seconds; `make soak` is the same for ten minutes, against the model that comes along."""
-    process, address, log = started()
+    process, address, log = starts()
     wrong, figures = asyncio.run(soak.soak(address, process.pid, 10, 64))
     assert wrong == []
     assert figures["replies that such a gap may explain"] <= 2

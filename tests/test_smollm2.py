@@ -149,6 +149,22 @@ def test_steering_moves_replies_along_the_axis_and_the_cap_moves_roles_towards_t
     assert mean["capped"] > mean["none"]
 
 
+@pytest.mark.long
+def test_under_a_cap_on_the_layer_that_is_read_no_reply_lies_below_its_floor(smollm2):
+    space = PersonaSpace.load("smollm2")
+    cap = space.cap("default-p50@12:27")
+    floor = dict(zip(cap.layers, cap.floor, strict=True))[space.layer]
+
+    def places(*interventions) -> list[float]:
+        """Of each reply's tokens, their mean on the axis, as they are made."""
+        prompts = [played(role, interventions=interventions) for role in ROLES[:4]]
+        replies = smollm2.respond(prompts, Sampling(max_new_tokens=8), read=[space.layer])
+        return [float(reply.activation[0] @ space.axis_at()) for reply in replies]
+
+    assert min(places()) < floor - 1
+    assert min(places(cap)) >= floor - 0.05
+
+
 def test_a_pirates_tale_drifts_further_than_a_helpful_answer(smollm2):
     space = PersonaSpace.load("smollm2")
     tales = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -49,19 +51,32 @@ def engine() -> TransformersEngine:
     return TransformersEngine(make_model("llama"), make_tokenizer(), id="tiny", rows=16)
 
 
-@pytest.fixture
-def mapped(engine, small_catalog, monkeypatch):
+@pytest.fixture(scope="module")
+def map_in_small_shards(engine, small_catalog):
     """Maps in small shards, summed as they come."""
-    monkeypatch.setattr("personaspace.mapping.stages.SHARD", 16)
-    monkeypatch.setattr("personaspace.mapping.stages.FOLD", 1)
-    monkeypatch.setattr("personaspace.mapping.sums.SAMPLE", 30)
 
     def map_(folder, judge=None, **options) -> PersonaSpace:
-        return Mapper(engine, load_catalog(small_catalog), folder, options_of(**{**OPTIONS, **options})).map(
-            judge or Uneven()
-        )
+        chosen = options_of(**{**OPTIONS, **options})
+        return Mapper(engine, load_catalog(small_catalog), folder, chosen).map(judge or Uneven())
 
-    return map_
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("personaspace.mapping.stages.SHARD", 16)
+        patch.setattr("personaspace.mapping.stages.FOLD", 1)
+        patch.setattr("personaspace.mapping.sums.SAMPLE", 30)
+        yield map_
+
+
+@pytest.fixture
+def mapped(map_in_small_shards):
+    """See `map_in_small_shards`."""
+    return map_in_small_shards
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, map_in_small_shards) -> dict[str, tuple[Path, PersonaSpace]]:
+    """A finished run that keeps all, and one that keeps sums, for tests that only read them: folders and spaces."""
+    folder = tmp_path_factory.mktemp("finished")
+    return {keep: (folder / keep, map_in_small_shards(folder / keep, keep=keep)) for keep in ("all", "sums")}
 
 
 def same(a: PersonaSpace, b: PersonaSpace, within: float = 1e-5) -> None:
@@ -74,17 +89,17 @@ def same(a: PersonaSpace, b: PersonaSpace, within: float = 1e-5) -> None:
 
 
 @pytest.mark.long
-def test_the_space_from_sums_is_that_from_activations_under_the_same_blocks(tmp_path, mapped):
-    kept, summed = mapped(tmp_path / "all"), mapped(tmp_path / "sums", keep="sums")
+def test_the_space_from_sums_is_that_from_activations_under_the_same_blocks(finished):
+    (_, kept), (folder, summed) = finished["all"], finished["sums"]
     same(kept, summed)
     assert list(summed.meta["left_out"]) == ["hermit"]
-    assert PersonaSpace.load(tmp_path / "sums").summary()["left_out"] == summed.meta["left_out"]  # it can be read again
+    assert PersonaSpace.load(folder).summary()["left_out"] == summed.meta["left_out"]  # it can be read again
     assert np.allclose(kept.meta["axis_pc1_interval"], summed.meta["axis_pc1_interval"], atol=1e-5)
     assert kept.meta["histogram"]["default"] == summed.meta["histogram"]["default"]
     assert sum(summed.meta["histogram"]["default"]) == 30  # the sample, of 40 responses
-    assert Run(tmp_path / "sums").whole() == []
-    assert len(Run(tmp_path / "sums").done()) == 7
-    generations = {p.name.split("-")[0] for p in (tmp_path / "sums" / "sums").glob("*-*")}
+    assert Run(folder).whole() == []
+    assert len(Run(folder).done()) == 7
+    generations = {p.name.split("-")[0] for p in (folder / "sums").glob("*-*")}
     assert len(generations) == 1
     assert generations != {"00001"}  # summed some shards at a time
 
@@ -107,9 +122,8 @@ def test_without_a_judge_all_responses_are_one_class(tmp_path, engine, mapped, s
     ).tolist() == [4]
 
 
-def test_shards_are_added_in_any_order_and_by_many_hands(tmp_path, mapped):
-    run_folder = tmp_path / "all"
-    mapped(run_folder)
+def test_shards_are_added_in_any_order_and_by_many_hands(tmp_path, finished):
+    run_folder, _ = finished["all"]
     run = Run(run_folder)
     scores = run.scores_of("uneven")
     found = []
@@ -135,17 +149,16 @@ def test_shards_are_added_in_any_order_and_by_many_hands(tmp_path, mapped):
 
 
 @pytest.mark.long
-def test_sums_are_those_of_a_plain_loop(tmp_path, mapped):
-    mapped(tmp_path / "all")
-    mapped(tmp_path / "sums", keep="sums")
-    run, block_of = Run(tmp_path / "all"), blocks_of(12, 5, 0)
+def test_sums_are_those_of_a_plain_loop(finished):
+    (folder, _), (summed, _) = finished["all"], finished["sums"]
+    run, block_of = Run(folder), blocks_of(12, 5, 0)
     responses = Responses.read(run, run.done(), ROLES, run.scores_of("uneven"), 0)
     plain: dict[tuple[int, int], torch.Tensor] = {}
     for k in np.flatnonzero(responses.score >= 3):
         h = run.tensors(int(responses.shard[k]), "activations")[int(responses.row[k])].double()
         for key in ((int(responses.role[k]), int(block_of[responses.question[k]])), (-1, int(responses.question[k]))):
             plain[key] = plain.get(key, torch.zeros_like(h)) + h
-    source = FromSums(Sums(Run(tmp_path / "sums"), tmp_path / "sums" / "sums", 7, block_of))
+    source = FromSums(Sums(Run(summed), summed / "sums", 7, block_of))
     from personaspace.stats.vectors import Cells
 
     cells = Cells.counted((), source.n, block_of)
@@ -162,8 +175,10 @@ class Killed(BaseException):
 
 
 @pytest.mark.long
-def test_stopped_before_any_file_is_put_in_place_a_run_of_sums_ends_as_one_left_alone(tmp_path, mapped, monkeypatch):
-    alone = mapped(tmp_path / "alone", keep="sums")
+def test_stopped_before_any_file_is_put_in_place_a_run_of_sums_ends_as_one_left_alone(
+    tmp_path, mapped, finished, monkeypatch
+):
+    _, alone = finished["sums"]
     real, left = os.replace, [0]
 
     def replace(a, b):
@@ -187,11 +202,11 @@ def test_stopped_before_any_file_is_put_in_place_a_run_of_sums_ends_as_one_left_
 
 
 @pytest.mark.long
-def test_kept_layers_stay_beside_the_sums(tmp_path, mapped):
-    sums, layers = mapped(tmp_path / "sums", keep="sums"), mapped(tmp_path / "layers", keep="layers:1:3")
+def test_kept_layers_stay_beside_the_sums(tmp_path, mapped, finished):
+    (folder, whole), (_, sums) = finished["all"], finished["sums"]
+    layers = mapped(tmp_path / "layers", keep="layers:1:3")
     same(sums, layers)
-    whole = mapped(tmp_path / "all")
-    run, all_run = Run(tmp_path / "layers"), Run(tmp_path / "all")
+    run, all_run = Run(tmp_path / "layers"), Run(folder)
     assert whole.meta["n_kept"] == layers.meta["n_kept"]
     assert run.whole() == run.done()
     for shard in run.done():
@@ -248,9 +263,10 @@ def s3() -> Iterator[None]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("address", ["file://{folder}", "memory://{name}", "s3://bucket/{name}"])
-def test_shards_lie_at_an_address_and_are_gone_on_with_from_another_folder(tmp_path, mapped, s3, address):
+def test_shards_lie_at_an_address_and_are_gone_on_with_from_another_folder(tmp_path, mapped, finished, s3, address):
     address = address.format(folder=tmp_path / "far", name=tmp_path.name)
-    here = mapped(tmp_path / "here")
+    folder, here = finished["all"]
+    shutil.copytree(folder, tmp_path / "here")
     for keep in ("all", "sums"):
         there = mapped(tmp_path / keep, keep=keep, shards=address)
         same(here, there)

@@ -13,4 +13,6 @@ def test_killed_at_random_instants_every_kind_of_work_ends_as_one_left_alone(tmp
     torture = Torture(tmp_path, small_catalog)
     for name in WORK:
         torture.once(name, 3)
-    assert sum(torture.kills.values()) >= 6
+        if not torture.kills[name]:  # the first instant came after its end
+            torture.once(name, 3)
+    assert min(torture.kills.values()) >= 1, torture.kills

@@ -231,4 +231,6 @@ def test_on_the_embedded_model_a_few_traits_are_ranked(tmp_path, smollm2):
     trials = Trials(smollm2, PersonaSpace.load("smollm2"), tmp_path, "traits", options, catalog=CATALOG)
     cosines = EXPERIMENT.conduct(trials).figures["cosines"]
     assert len(cosines) == 3
-    assert all(-1 < c["value"] < 1 for c in cosines.values())
+    values = [c["value"] for c in cosines.values()]
+    assert values == sorted(values, reverse=True)
+    assert -1 < values[-1] < values[0] < 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -162,11 +163,12 @@ def test_a_file_that_is_not_what_was_written_is_named_and_done_again_by_the_same
     assert figures(folder) == before
     assert replies(folder) == texts
     assert (folder / name).is_file()
-    assert mapped(folder, judge=RulesJudge()) == []
+    if harm is flipped:  # a file of each kind that was done again is well, whatever had harmed it
+        assert mapped(folder, judge=RulesJudge()) == []
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_no_flipped_bit_of_a_shard_changes_a_figure(tmp_path, well, mapped, seed):
     folder = tmp_path / "run"
     shutil.copytree(well, folder)
@@ -634,7 +636,12 @@ def test_another_process_is_told_who_works_in_a_place_and_a_killed_one_holds_nob
 
 def test_every_promise_names_tests_that_are_there():
     folder = Path(__file__).parent
-    table = (folder.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
-    files = set(re.findall(r"`(test_\w+)`", table))
-    assert len(files) > 8
-    assert [name for name in files if not (folder / f"{name}.py").is_file()] == []
+    lines = (folder.parent / "docs" / "reliability.md").read_text(encoding="utf-8").splitlines()
+    first = lines.index("| fault | promise | held by |") + 2
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[first:]))
+    assert len(rows) > 20
+    for row in rows:
+        names = re.findall(r"`(test_\w+)::(test_\w+)`", row)
+        assert names, row
+        for file, name in names:
+            assert f"def {name}(" in (folder / f"{file}.py").read_text(encoding="utf-8"), f"{file}::{name}"
