@@ -290,7 +290,7 @@ def test_a_vector_of_another_shape_or_kind_is_named(tmp_path, content, told):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda c: c.pop("vectors"), "'vectors': Field required"),
+        (lambda c: c.pop("vectors"), "'vectors': field required"),
         (lambda c: c["vectors"]["layer_1/other"].update(layer=9), "at layer 9; expected 8 at a layer from 0 to 3"),
         (
             lambda c: c["vectors"]["layer_1/other"].update(vector=torch.ones(2, 4)),
