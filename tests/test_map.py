@@ -285,18 +285,24 @@ def test_a_saved_space_loads_as_it_was(mapped, tmp_path):
 
 @pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_responses(tmp_path, small_catalog):
-    peaks, counts = [], []
-    # The fewer are enough for every question under every instruction: so many sums there are.
-    for per_role in (60, 257):
-        folder = tmp_path / f"run{per_role}"
+    def peak_of(per_role: int, attempt: int) -> tuple[int, int]:
+        folder = tmp_path / f"run{per_role}-{attempt}"
         finish(forked(map_and_measure, str(folder), str(small_catalog), per_role))
-        peaks.append(int((tmp_path / f"run{per_role}.peak").read_text()))
-        counts.append(sum(pq.read_metadata(path).num_rows for path in (folder / "responses").glob("*.parquet")))
-    assert counts == [480, 1799]
-    more = (counts[1] - counts[0]) * RESPONSE
-    assert more > 125e6
-    # Where the allocator leaves off differs by some 40 MB; who kept the replies would have all of it more.
-    assert peaks[1] - peaks[0] < 0.6 * more, peaks
+        count = sum(pq.read_metadata(path).num_rows for path in (folder / "responses").glob("*.parquet"))
+        return int(Path(f"{folder}.peak").read_text()), count
+
+    # The fewer are enough for every question under every instruction: so many sums there are.
+    peak_of_few, few = peak_of(60, 0)
+    growths = []
+    for attempt in range(3):
+        peak_of_many, many = peak_of(257, attempt)
+        growths.append(peak_of_many - peak_of_few)
+        kept_all = (many - few) * RESPONSE
+        assert kept_all > 125e6
+        # The allocator leaves off up to 80 MB further at times; replies that were kept would be there each time.
+        if growths[-1] < 0.5 * kept_all:
+            return
+    pytest.fail(f"grew by {growths} bytes, where all replies would be {kept_all}")
 
 
 def test_roles_asked_one_question_alone_have_no_reliability_and_the_map_is_drawn(tmp_path, small_catalog):
