@@ -99,13 +99,12 @@ def export_command(
     from personaspace.formats import export_space
     from personaspace.space import PersonaSpace
 
-    if to == "weights":
+    if to != "gguf":
         check_unused("--format gguf", direction=direction, scale=scale)
+    if to == "weights":
         _export_weights(space, out_path, ablate, model, dtype, as_json)
         return
     check_unused("--format weights", ablate=ablate, model=model, dtype=dtype)
-    if to != "gguf":
-        check_unused("--format gguf", direction=direction, scale=scale)
     export_space(PersonaSpace.load(space), to, out_path, direction or "axis", 1.0 if scale is None else scale)
     out.print(json.dumps({"out": str(out_path)}) if as_json else f"{to}: {out_path}")
 

@@ -119,9 +119,9 @@ def write_reference(space: PersonaSpace, folder: str | Path) -> None:
     """
     root = Path(folder)
     try:
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise SpaceError(f"{folder}: is there already, and not empty; expected a new folder")
         with new_folder(root) as new:
+            if root.exists() and (not root.is_dir() or any(root.iterdir())):
+                raise SpaceError(f"{folder}: is there already, and not empty; expected a new folder")
             for name, content in _contents(space):
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 _save(new / f"{name}.pt", content)

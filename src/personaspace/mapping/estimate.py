@@ -279,7 +279,7 @@ def estimate(included: IncludedResponses, layer: int | None, seed: int, meta: di
     for in_group, limit in zip((source.role == 0, source.role > 0), NOISE_FROM, strict=True):
         learnt_from[rng.permutation(np.flatnonzero(learnt_from & in_group))[limit:]] = False
     blocks = list(source.sample(learnt_from, slice(chosen, chosen + 1)))
-    activations = torch.cat(blocks)[:, 0].double().numpy()
+    activations = torch.cat(blocks)[:, 0].double().numpy() if blocks else np.zeros((0, axis.shape[1]))
     noise_sample = Sample(source.role[learnt_from], source.question[learnt_from], activations)
     without_noise, cosines = corrected.figures(fit, at_layer[:, 0], ratio, noise_sample, products, seed)
     is_default = source.role[included.sampled] == 0
