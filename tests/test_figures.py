@@ -34,7 +34,6 @@ BESIDE = re.compile(
 COMMAND = re.compile(r"personaspace [a-z]|\bmake [a-z]|python scripts/|`tests/|results/")
 GENERATED = ("commands.md", "licences.md")
 LACKING = {
-    ("README.md", "How fast it is"): "interval",
     ("judges.md", "How they go about it, and what else was tried"): "command and interval",
     ("judges.md", "Mending the rules once more, which brought nothing"): "command",
     ("judges.md", "Before: the rules by expressions alone, on the same sets"): "command",

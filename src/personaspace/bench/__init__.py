@@ -160,9 +160,9 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
                 torch.stack([h[row, start:end].mean(0) for h in states[1:]])
         return token_count / (time.monotonic() - began)
 
-    our_speeds, peer_speeds = in_turn(repeats, replay_speed, peer_speed)
-    # Two operations a parameter and token, over what the machine's own matrix product reaches.
-    per_speed = _flops_per_token(engine) / _gemm_peak(engine)
+    # The machine's own matrix product is measured in each round too: its speed is not one number from minute to minute.
+    our_speeds, peer_speeds, peaks = in_turn(repeats, replay_speed, peer_speed, lambda: _gemm_peak(engine))
+    flops_per_token = _flops_per_token(engine)
     memory = [_memory_of(engine, call) for call in (replay_speed, peer_speed)]
     name = "forward pass with all hidden states"
     return {
@@ -171,7 +171,7 @@ def _extract(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
         **ratios(
             {
                 name: rounds(our_speeds, peer_speeds),
-                "share of the GEMM peak": [speed * per_speed for speed in our_speeds],
+                "share of the GEMM peak": rounds([speed * flops_per_token for speed in our_speeds], peaks),
             },
             {"memory": (memory[1] / max(memory[0], 1), ONCE)},
         ),
@@ -215,13 +215,13 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
             torch.stack([h[:, -1] for h in states[1:]])
         return len(ids) / (time.monotonic() - began)
 
-    our_speeds, peer_speeds = in_turn(repeats, onset_speed, peer_speed)
+    our_speeds, peer_speeds, peaks = in_turn(repeats, onset_speed, peer_speed, lambda: _gemm_peak(engine))
     # A beginning that prompts of a shard share is computed once; anything else that was computed is padding.
     needed_tokens = 0
     for k in range(0, len(prompts), ONSET_SHARD):
         rows = [engine.chat.prompt_ids(p.messages) for p in prompts[k : k + ONSET_SHARD]]
         needed_tokens += sum(p.length + sum(len(rows[m]) - p.length for m in p.members) for p in shared_prefixes(rows))
-    per_speed = needed_tokens / len(prompts) * _flops_per_token(engine) / _gemm_peak(engine)
+    flops_per_prompt = needed_tokens / len(prompts) * _flops_per_token(engine)
     name = "output_hidden_states"
     return {
         "ours": summary(our_speeds, "prompts/s"),
@@ -229,7 +229,7 @@ def _prefill(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int 
         **ratios(
             {
                 name: rounds(our_speeds, peer_speeds),
-                "share of the GEMM peak": [speed * per_speed for speed in our_speeds],
+                "share of the GEMM peak": rounds([speed * flops_per_prompt for speed in our_speeds], peaks),
             },
             {
                 "computed tokens that are real": (needed_tokens / sum(computed), EXACT),
@@ -283,6 +283,7 @@ def _scale(engine: TransformersEngine, prompts: Sequence[Prompt], tokens: int | 
 
 
 def _flops_per_token(engine: TransformersEngine) -> float:
+    # Two operations a parameter and token.
     return 2.0 * sum(p.numel() for layer in engine.layers for p in layer.parameters())
 
 
