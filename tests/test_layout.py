@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from pathlib import Path
+
+import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "personaspace"
 ORDER = [
-    ["_lazy", "errors", "json_text", "watcher"],
+    ["_lazy", "_version", "errors", "json_text", "watcher"],
     ["files"],
     ["stats", "catalog"],
     ["model"],
@@ -25,6 +28,24 @@ ORDER = [
     ["__main__"],
 ]
 """Rooms from the ground up. Whatever stands in a row knows nothing of its neighbours there, nor of what stands above."""
+OF_THE_ROOT = {
+    *(
+        ".ci",
+        ".github",
+        ".gitignore",
+        ".pre-commit-config.yaml",
+        "deploy",
+        "docs",
+        "scripts",
+        "src",
+        "tests",
+        "Makefile",
+    ),
+    *("README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "SECURITY.md", "mkdocs.yml"),
+    *("pyproject.toml", "constraints.txt", "constraints-vllm.txt"),
+}
+LARGE = ["docs/results/plotly.min.js"]
+"""Files of more than a MiB, in the order git names them."""
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(p for p in SOURCE.rglob("*.py"))
 
@@ -87,3 +108,18 @@ def test_no_files_import_each_other_in_a_circle():
 
 def test_no_file_is_longer_than_400_lines():
     assert [p.name for p in FILES if len(p.read_text(encoding="utf-8").splitlines()) > 400] == []
+
+
+def test_nothing_lies_at_the_repository_s_root_that_has_no_business_there():
+    # What an example or a run leaves behind is committed in a moment, and cloned by everybody ever after.
+    tracked = subprocess.run(["git", "ls-files"], cwd=SOURCE.parent.parent, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a repository: an unpacked archive has what its maker put there")
+    at_root = {name.split("/")[0] for name in tracked.stdout.splitlines()}
+    assert at_root - OF_THE_ROOT == set()
+    large = [
+        name
+        for name in tracked.stdout.splitlines()
+        if (file := SOURCE.parent.parent / name).is_file() and file.stat().st_size > 2**20
+    ]
+    assert large == LARGE

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from personaspace._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from personaspace._version import __version__ as __version__
     from personaspace.api import calibrate as calibrate
     from personaspace.api import compare as compare
     from personaspace.api import experiment as experiment
@@ -60,6 +61,7 @@ PUBLIC = {
     "Token": "personaspace.engines.protocol",
     "Turn": "personaspace.engines.protocol",
     "WatchCallback": "personaspace.experiments.watch.callback",
+    "__version__": "personaspace._version",
     "attach": "personaspace.model.attach",
     "calibrate": "personaspace.api",
     "compare": "personaspace.api",

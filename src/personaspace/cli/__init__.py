@@ -50,9 +50,9 @@ def root(
 ) -> None:
     """Map the characters inside a chat model, and find its Assistant Axis."""
     if version:
-        from importlib.metadata import version as installed
+        from personaspace._version import __version__
 
-        out.print(f"personaspace {installed('personaspace')}")
+        out.print(f"personaspace {__version__}")
     elif context.invoked_subcommand is None:
         out.print(context.get_help())
 

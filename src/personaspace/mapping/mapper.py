@@ -6,12 +6,12 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from personaspace._version import __version__
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine
 from personaspace.engines.prompts import assign
@@ -153,7 +153,7 @@ class Mapper:
             "device": str(getattr(self.engine, "device", "")),
             "threads": torch.get_num_threads(),
         }
-        metadata = {"model": model, "version": version("personaspace"), "engine": timed_on}
+        metadata = {"model": model, "version": __version__, "engine": timed_on}
         manifest = self.run.begin(config, metadata)
         self.run.lies(manifest, self.options.shards)
         for note in self.run.notes:
@@ -178,7 +178,7 @@ class Mapper:
             },
             "layer": self.options.layer,
             "judge": metas[REPLY]["judge"] if REPLY in metas else None,
-            "version": version("personaspace"),
+            "version": __version__,
             **({"blocks": self.options.blocks} if self.options.blocks else {}),
             # Of shards that were broken once, nobody knows what was made from them meanwhile.
             **({"done_again": manifest["done_again"]} if "done_again" in manifest else {}),

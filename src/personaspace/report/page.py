@@ -9,13 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from plotly.offline import get_plotlyjs
 
+from personaspace._version import __version__
 from personaspace.files import plain, write_whole
 from personaspace.report import words
 from personaspace.stats.intervals import Estimate
@@ -173,7 +173,7 @@ def write_figures(
         figures=embedded({name: _as_text(figure) for name, figure in figures.items()}),
         plotly=get_plotlyjs(),
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-        made=f"Made by personaspace {version('personaspace')}.",
+        made=f"Made by personaspace {__version__}.",
     )
     path = Path(path)
     write_whole(path, page.encode())

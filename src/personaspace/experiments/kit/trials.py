@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,6 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from personaspace._version import __version__
 from personaspace.catalog import Catalog
 from personaspace.engines import Engine, Response, Turn
 from personaspace.engines.prompts import Message, Prompt, Sampling, row_seed
@@ -159,7 +159,7 @@ class Trials(Folder, Generic[Chosen]):
             "options": self.options.determining(),
         }
         with self.locked():
-            manifest = self.begin(config, {"version": version("personaspace"), "seconds": 0.0})
+            manifest = self.begin(config, {"version": __version__, "seconds": 0.0})
             for note in self.notes:
                 self.watcher.note(note)
             self.total, self.count = replies, 0
