@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 import personaspace as ps
 from personaspace.cli import app
 from personaspace.errors import SpaceError, UsageError
-from personaspace.experiments.compare.findings import agreement, aligned, compare, correlation, pearson, spearman
+from personaspace.experiments.compare.findings import agreement, aligned, compare, correlation
 from personaspace.experiments.compare.page import headline, write_comparison
 from personaspace.runs import Run
 from personaspace.space import PersonaSpace
 from personaspace.space.layout import FORMAT
+from personaspace.stats.correlation import pearson, spearman
 from test_cli import run
 
 NAMES = [f"role{k}" for k in range(60)]

@@ -15,7 +15,7 @@ import torch
 from in_memory import InMemory
 from personaspace.experiments.base_model.axis import _cosines
 from personaspace.experiments.capability.run import surprise
-from personaspace.experiments.compare.findings import correlation, pearson, spearman
+from personaspace.experiments.compare.findings import correlation
 from personaspace.experiments.jailbreak.findings import PERSONA, effect
 from personaspace.experiments.kit.trials import Reading
 from personaspace.experiments.traits import findings as trait_findings
@@ -28,6 +28,7 @@ from personaspace.space import PersonaSpace
 from personaspace.space.certainty import Alike
 from personaspace.stats import intervals, reliability, vectors
 from personaspace.stats.contrasts import tells
+from personaspace.stats.correlation import pearson, spearman
 from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.intervals import Estimate
 from personaspace.stats.vectors import Cells
@@ -100,8 +101,8 @@ def answers(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, n
 def true_answers() -> tuple[float, float, float]:
     """Trend, how much larger it is on one side, how much oftener it is so there: of very many groups."""
     strength, is_so, _, side = answers(np.random.default_rng(99), 100_000)
-    on = [intervals._rank_correlation(strength[side == s], is_so[side == s].astype(float)) for s in (1, -1)]
-    whole_trend = intervals._rank_correlation(strength, is_so.astype(float))
+    on = [spearman(strength[side == s], is_so[side == s].astype(float), constant=0.0) for s in (1, -1)]
+    whole_trend = spearman(strength, is_so, constant=0.0)
     return whole_trend, on[0] - on[1], float(is_so[side > 0].mean() - is_so[side < 0].mean())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -112,7 +113,9 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_nothing_lies_at_the_repository_s_root_that_has_no_business_there():
     # What an example or a run leaves behind is committed in a moment, and cloned by everybody ever after.
-    tracked = subprocess.run(["git", "ls-files"], cwd=SOURCE.parent.parent, capture_output=True, text=True, check=False)
+    tracked = subprocess.run(
+        [str(shutil.which("git")), "ls-files"], cwd=SOURCE.parent.parent, capture_output=True, text=True, check=False
+    )
     if tracked.returncode:
         pytest.skip("not a repository: an unpacked archive has what its maker put there")
     at_root = {name.split("/")[0] for name in tracked.stdout.splitlines()}

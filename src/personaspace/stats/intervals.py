@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from personaspace.stats.correlation import spearman
+
 LEVEL = 0.95
 DRAWS = 2000
 FEWEST, FEW = 3, 20
@@ -268,7 +270,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 def trend(strength: Sequence[float], is_so: Sequence[bool], groups: Sequence[Hashable]) -> Estimate:
     """The rank correlation of a strength with something being so, by group; 0 where one of the two never varies."""
     x, y = np.asarray(strength, dtype=float), np.asarray(is_so, dtype=float)
-    return estimate(groups, lambda draw: _rank_correlation(x[draw], y[draw]), draws=500, within=(-1, 1))
+    return estimate(groups, lambda draw: spearman(x[draw], y[draw], constant=0.0), draws=500, within=(-1, 1))
 
 
 def trend_difference(
@@ -279,7 +281,7 @@ def trend_difference(
 
     def difference(draw: np.ndarray) -> float:
         first, second = draw[sides[draw] > 0], draw[sides[draw] < 0]
-        return _rank_correlation(x[first], y[first]) - _rank_correlation(x[second], y[second])
+        return spearman(x[first], y[first], constant=0.0) - spearman(x[second], y[second], constant=0.0)
 
     return estimate(groups, difference, draws=500, within=(-2, 2))
 
@@ -293,11 +295,3 @@ def mean_difference(is_so: Sequence[bool], groups: Sequence[Hashable], side: Seq
         return float(first.mean() - second.mean()) if len(first) and len(second) else math.nan
 
     return estimate(groups, difference, draws=500, within=(-1, 1))
-
-
-def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    from scipy.stats import rankdata
-
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])

@@ -10,6 +10,7 @@ import numpy as np
 
 from personaspace.mapping.estimate import IncludedResponses, variance_ratios
 from personaspace.space import PersonaSpace
+from personaspace.stats.correlation import pearson
 from personaspace.stats.forecast import spearman_brown
 from personaspace.stats.intervals import Estimate
 from personaspace.stats.reliability import split_fits
@@ -74,5 +75,5 @@ def _again(included: IncludedResponses, mapped: PersonaSpace, seed: int) -> floa
         a, b = ((fit.effects(sums, ratio)[1:, 0] @ axis).numpy() for fit in pair)
         both = ~np.isnan(a) & ~np.isnan(b)
         if both.sum() > 2:
-            halves.append(np.corrcoef(a[both], b[both])[0, 1])
+            halves.append(pearson(a[both], b[both]))
     return float(spearman_brown(float(np.mean(halves)))) if halves else math.nan

@@ -12,6 +12,7 @@ import torch
 from personaspace.errors import UsageError
 from personaspace.report import tables
 from personaspace.space import PersonaSpace
+from personaspace.stats.correlation import pearson, spearman
 from personaspace.stats.forecast import KNOWN
 from personaspace.stats.intervals import Estimate, bootstrap
 
@@ -163,20 +164,6 @@ def correlation(
 ) -> Estimate:
     """A correlation over roles, with its interval by drawing roles."""
     return bootstrap(list(roles), lambda draw: of(x[draw], y[draw]), seed, draws=1000)
-
-
-def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation; NaN where one of the two does not vary."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation."""
-    from scipy.stats import rankdata
-
-    return pearson(rankdata(x), rankdata(y))
 
 
 def standardised(x: np.ndarray) -> np.ndarray:

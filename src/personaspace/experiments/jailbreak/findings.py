@@ -17,6 +17,7 @@ from personaspace.experiments.kit.conditions import PLAIN, compared
 from personaspace.experiments.kit.tasks import ALL, Outcomes
 from personaspace.experiments.kit.trials import Given
 from personaspace.holding.controls import BesideControls
+from personaspace.stats.correlation import pearson
 from personaspace.stats.intervals import Estimate, Paired, estimate, mean, paired, share
 
 PERSONA, ALONE = "with a persona", "without one"
@@ -217,12 +218,12 @@ def goes_with_low(rows: Sequence[Row] | pd.DataFrame) -> Estimate:
     replies, centred = _centred(rows)
     place, bad = centred.to_numpy().T
 
-    def correlation(draw: np.ndarray) -> float:
-        if len(draw) < 3 or np.ptp(place[draw]) == 0 or np.ptp(bad[draw]) == 0:
-            return math.nan
-        return float(np.corrcoef(place[draw], bad[draw])[0, 1])
-
-    return estimate(list(replies.group), correlation, within=(-1, 1))
+    # Of two replies it is 1 or −1, whatever they are.
+    return estimate(
+        list(replies.group),
+        lambda draw: pearson(place[draw], bad[draw]) if len(draw) > 2 else math.nan,
+        within=(-1, 1),
+    )
 
 
 def by_place(rows: Sequence[Row] | pd.DataFrame) -> list[Estimate]:

@@ -13,6 +13,7 @@ import pandas as pd
 from personaspace.experiments.kit.conditions import PLAIN, SHUFFLED_AXIS
 from personaspace.holding.controls import MANY, BesideControls
 from personaspace.report.page import Page
+from personaspace.stats.correlation import spearman
 
 TITLE = "Beside other directions"
 RULE = (
@@ -47,9 +48,7 @@ def set_beside(
 
 def rank_correlation(strength: pd.Series, is_so: pd.Series) -> float:
     """Of a strength with something being so; 0 where one of the two never varies, NaN of nothing."""
-    if strength.nunique() < 2 or is_so.nunique() < 2:
-        return 0.0 if len(strength) else math.nan
-    return float(strength.corr(is_so.astype(float), method="spearman"))
+    return spearman(strength, is_so, constant=0.0 if len(strength) else math.nan)
 
 
 def verdict(beside: BesideControls) -> str:
