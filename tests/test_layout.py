@@ -113,16 +113,13 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_nothing_lies_at_the_repository_s_root_that_has_no_business_there():
     # What an example or a run leaves behind is committed in a moment, and cloned by everybody ever after.
-    tracked = subprocess.run(
-        [str(shutil.which("git")), "ls-files"], cwd=SOURCE.parent.parent, capture_output=True, text=True, check=False
-    )
-    if tracked.returncode:
+    root, git = SOURCE.parent.parent, shutil.which("git")
+    if git is None or not (root / ".git").exists():
         pytest.skip("not a repository: an unpacked archive has what its maker put there")
-    at_root = {name.split("/")[0] for name in tracked.stdout.splitlines()}
+    tracked = subprocess.run(
+        [git, "ls-files"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    at_root = {name.split("/")[0] for name in tracked}
     assert at_root - OF_THE_ROOT == set()
-    large = [
-        name
-        for name in tracked.stdout.splitlines()
-        if (file := SOURCE.parent.parent / name).is_file() and file.stat().st_size > 2**20
-    ]
+    large = [name for name in tracked if (file := root / name).is_file() and file.stat().st_size > 2**20]
     assert large == LARGE

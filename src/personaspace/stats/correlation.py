@@ -9,7 +9,7 @@ import numpy as np
 
 
 def pearson(x: Any, y: Any, constant: float = math.nan) -> float:
-    """Pearson's correlation of two columns, `[values]`. constant: what it is where one of the two never varies, or where there are
+    """Pearson's correlation of two columns, `[values]`. constant: what it is where one of the two never varies, or there are
     fewer than two values. Not known, as a rule; 0 where the one was set and the other was free to follow, and did not.
 
     >>> round(pearson([1, 2, 4], [1, 3, 2]), 2), pearson([1, 2, 4], [1, 1, 1]), pearson([1, 2, 4], [1, 1, 1], constant=0.0)
