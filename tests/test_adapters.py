@@ -174,6 +174,9 @@ def test_without_peft_an_adapter_is_one_line_that_says_what_to_install(adapter, 
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match=r"pip install 'personaspace\[adapters\]'"):
         TransformersEngine.load(str(adapter))
+    # What watch asks of each variant before it reads any.
+    with pytest.raises(UsageError, match="an adapter needs peft"):
+        sources.resolve(str(adapter))
 
 
 def test_an_adapter_of_the_hub_is_fetched_and_laid_on_its_model(tmp_path, tiny_folder, monkeypatch):

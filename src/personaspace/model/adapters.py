@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from personaspace.errors import ModelError, UsageError
+from personaspace.model.sources import needs_peft
 from personaspace.model.weights import in_one_line
 
 
@@ -20,7 +21,7 @@ def merged(model: Any, adapter: Path, name: str) -> Any:
         from peft import PeftModel
         from peft.utils import get_peft_model_state_dict, load_peft_weights
     except ImportError as e:
-        raise UsageError(f"{name}: an adapter needs {e.name}: pip install 'personaspace[adapters]'") from None
+        raise UsageError(needs_peft(name, e.name or "peft")) from None
     with in_one_line(name), warnings.catch_warnings(action="ignore"):  # what it would warn of is an error here
         tensors = load_peft_weights(str(adapter), device="cpu")
         _make_room(model, tensors)

@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from personaspace import json_text
-from personaspace.errors import ModelError
+from personaspace.errors import ModelError, UsageError
 from personaspace.files import fetching, first_line
 from personaspace.model.gguf_files import converted, models_among, part_names
 from personaspace.model.weights import log, near_names
@@ -68,9 +68,18 @@ def find(name: str, *, ask_hub: bool = True) -> ModelSource:
 
 
 def resolve(name: str) -> str:
-    """The folder or Hub id of a model's weights, of those below where adapters are laid on it; no Hub id is looked up.
-    Raises `ModelError`."""
-    return find(name, ask_hub=False).where
+    """The folder or Hub id of a model's weights, of those below where adapters are laid on it; no Hub id is looked up. Asked
+    before long work, so that what cannot be loaded later is told now. Raises `ModelError`, `UsageError` for an adapter without
+    `peft`."""
+    source = find(name, ask_hub=False)
+    if source.adapters and importlib.util.find_spec("peft") is None:
+        raise UsageError(needs_peft(name))
+    return source.where
+
+
+def needs_peft(name: str, missing: str = "peft") -> str:
+    """What is said where an adapter is to be laid on a model and the package for it is missing. name: the model's."""
+    return f"{name}: an adapter needs {missing}: pip install 'personaspace[adapters]'"
 
 
 def _place(name: str, ask_hub: bool) -> str:
