@@ -17,7 +17,7 @@ from personaspace.cli.chat import ChatSession, converse
 from personaspace.engines.prompts import Sampling
 from personaspace.engines.transformers.engine import TransformersEngine
 from personaspace.errors import DesignError, ModelError, SpaceError, UsageError
-from personaspace.holding import calibrate, controls, monitor, outcomes, sweep, tradeoff
+from personaspace.holding import calibrate, controls, kept, monitor, outcomes, sweep, tradeoff
 from personaspace.holding.monitor import AlertRule, Monitor
 from personaspace.judges import make_judge
 from personaspace.runs import Run
@@ -237,6 +237,72 @@ def test_a_space_calibrated_from_too_few_has_no_alert_rule(space):
     calibration = {**space.meta["calibration"], "roles": ["one"] * len(space.meta["calibration"]["roles"])}
     few = ps.PersonaSpace({**space.meta, "calibration": calibration}, space.tensors)
     assert monitor.alert_rule(few) is None
+
+
+class StopsAfter:
+    """An engine that is stopped once it has given so many replies, and counts them."""
+
+    def __init__(self, engine, replies):
+        self.engine, self.left, self.given = engine, replies, 0
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def respond(self, *args, **options):
+        for response in self.engine.respond(*args, **options):
+            if self.given == self.left:
+                raise KeyboardInterrupt
+            self.given += 1
+            yield response
+
+
+def test_a_sweep_that_was_stopped_goes_on_and_ends_as_one_left_alone(engine, space, sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "BLOCK", 16)
+    options = {"judge": make_judge("rules"), "prompts": 4, "tasks": [sweep.CapabilityTask("say something", ".")]}
+
+    def swept(of, folder):
+        return sweep.sweep(of, space, sample, [range(1, 3)], **options, folder=folder)
+
+    alone = StopsAfter(engine, 10**6)
+    whole, outcomes_alone = swept(alone, None)
+    first = StopsAfter(engine, 36)
+    with pytest.raises(KeyboardInterrupt):
+        swept(first, tmp_path / "sweep")
+    # Two blocks are whole. Of one of them a bit is flipped, which leaves its JSON as it was.
+    files = sorted((tmp_path / "sweep").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    assert len(files) == 2
+    content = bytearray(files[0].read_bytes())
+    digit = next(k for k, byte in enumerate(content) if chr(byte).isdigit())
+    content[digit] ^= 1
+    files[0].write_bytes(content)
+    second = StopsAfter(engine, 10**6)
+    gone_on, outcomes_gone_on = swept(second, tmp_path / "sweep")
+    assert second.given == alone.given - 16
+    assert gone_on.meta == whole.meta
+    assert outcomes_gone_on == outcomes_alone
+    # With all of it there nothing is asked but what the cap displaces is measured on; what is asked otherwise is asked.
+    third = StopsAfter(engine, 10**6)
+    assert swept(third, tmp_path / "sweep")[1] == outcomes_alone
+    assert third.given == 3 * options["prompts"]
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(StopsAfter(engine, 0), space, sample, [range(2, 3)], **options, folder=tmp_path / "sweep")
+    kept.forget(tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"replies": [{"token_ids": [-1], "text": ""}]}', '{"replies": 1e9}', "[" * 9**5]
+)
+def test_a_block_of_replies_that_is_none_is_asked_for_again(content, engine, tmp_path):
+    answers = kept.KeptReplies(engine, tmp_path)
+    ask = ps.Prompt(({"role": "user", "content": "Who are you?"},), seed=1)
+    replies = list(answers.respond([ask], ps.Sampling(max_new_tokens=4)))
+    (file,) = tmp_path.glob("*.json")
+    file.with_suffix(".sha256").unlink()
+    file.write_text(content)
+    assert list(answers.respond([ask], ps.Sampling(max_new_tokens=4))) == replies
+    assert list(answers.respond([ask], ps.Sampling(max_new_tokens=4))) == replies
+    assert list(answers.respond([ask], ps.Sampling(max_new_tokens=3))) != replies
 
 
 def test_a_sweep_measures_each_cap_names_the_best_and_draws_the_front(engine, space, sample, tmp_path):

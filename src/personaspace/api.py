@@ -24,11 +24,10 @@ from personaspace.experiments.registry import find
 from personaspace.experiments.watch import run as watching
 from personaspace.formats.transcripts import Transcript, read_transcripts
 from personaspace.holding import calibrate as calibration
-from personaspace.holding import monitor, sweep, tradeoff
+from personaspace.holding import kept, monitor, sweep, tradeoff
 from personaspace.holding.monitor import AlertRule, TurnReading
 from personaspace.holding.outcomes import CapOutcome
-from personaspace.judges import KEPT, Agreement, agreement_of, make_judge
-from personaspace.judges.score import Judge
+from personaspace.judges import KEPT, Agreement, Judge, agreement_of, make_judge
 from personaspace.mapping.ask import score_replies
 from personaspace.mapping.mapper import Mapper
 from personaspace.mapping.options import MapOptions
@@ -111,16 +110,15 @@ def calibrate(
     activation capping).
 
     of, percentile: whose tokens, and which floor is recommended as `capped`; why: what is noted beside it. layers: from 60% to
-    87% of the depth unless given. try_caps: tries ranges and percentiles on so many role prompts, and takes the best; judge:
-    made from the engine, it says whether replies are in role. engine: loads the model, which is only done where replies are
-    replayed. Raises `UsageError`, `DesignError`, `RunError` where the run is not what was written, `RunLocked`.
+    87% of the depth unless given. try_caps: tries ranges and percentiles on so many role prompts, and takes the best; stopped,
+    it goes on from there; judge: made from the engine, it says whether replies are in role. engine: loads the model, where
+    replies are replayed. Raises `UsageError`, `DesignError`, `RunError` where the run is not what was written, `RunLocked`.
 
     >>> ps.calibrate("runs/smollm2").space.cap("capped").layers
     (18, 19, 20, 21, 22, 23, 24, 25)
     """
     folder, watcher = Path(run), watcher or Watcher()
-    run_folder = Run(folder)
-    if not run_folder.exists:
+    if not (run_folder := Run(folder)).exists:
         raise UsageError(f"{run}: calibration replays a run's replies; give the folder of a map (it holds run.json)")
     calibration.check_kind(of, percentile)
     for shard in run_folder.lost():
@@ -161,12 +159,14 @@ def calibrate(
                 tasks=tasks,
                 seed=seed,
                 random=controls,
+                folder=folder / "sweep",
                 watcher=watcher,
             )
         else:
             calibrated = calibration.recommended(calibrated, name, {"because": why})
         calibrated.save(run_folder.space_file)
         page = tradeoff.write_tradeoff(folder / "calibration.html", calibrated, outcomes) if try_caps else None
+        kept.forget(folder / "sweep")
     return Calibration(calibrated, outcomes, page)
 
 

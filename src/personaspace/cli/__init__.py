@@ -60,7 +60,7 @@ def root(
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of what Ctrl-C and SIGTERM ended, as a shell has them: 128 and the signal's number."""
 
-GO_ON = ("map", "judge", "experiment", "compare")
+GO_ON = ("map", "judge", "experiment", "compare", "calibrate")
 """Commands that keep what they have finished, and go on from there."""
 
 

@@ -20,6 +20,7 @@ from personaspace.engines.prompts import Prompt, Sampling
 from personaspace.errors import UsageError
 from personaspace.holding.calibrate import ReplySample, RunReply, default_range, named_cap, recommended, replayed
 from personaspace.holding.controls import directions, displaced, displacement
+from personaspace.holding.kept import KeptReplies
 from personaspace.holding.outcomes import CapOutcome, Losses, choose, effects, pareto, pooled, priced, ranked
 from personaspace.holding.tradeoff import compared
 from personaspace.judges import KEPT, Item, Judge, score_all
@@ -96,12 +97,14 @@ def sweep(
     tasks: Sequence[CapabilityTask] = (),
     seed: int = 0,
     random: int = CONTROLS,
+    folder: Path | None = None,
     watcher: Watcher | None = None,
 ) -> tuple[PersonaSpace, list[CapOutcome]]:
     """Tries every range with every percentile; returns the space with those on the front as caps, the best as
     `capped`, and what each that was tried does, no cap (`none`) first. random: along how many random directions the
-    model is displaced as far as by the cap that is taken, which is noted beside it. Raises `UsageError` where nothing is
-    asked, or compared."""
+    model is displaced as far as by the cap that is taken, which is noted beside it. folder: where replies are kept while it
+    lasts, so that one that was stopped goes on; whoever has written what it found takes them away (`kept.forget`). Raises
+    `UsageError` where nothing is asked, or compared, `RunError` where replies can't be kept."""
     if prompts < 1:
         raise UsageError(f"prompts={prompts}: expected 1 or more")
     if random < 1:
@@ -119,7 +122,8 @@ def sweep(
     total = (1 + len(tried_caps)) * len(source_replies) + (retried_count + len(control_directions)) * len(
         fresh_replies or source_replies
     )
-    trial = Trial(engine, space, judge, tasks, seed, Overall(watcher or Watcher(), total))
+    answers = KeptReplies(engine, folder)
+    trial = Trial(engine, answers, space, judge, tasks, seed, Overall(watcher or Watcher(), total))
     interventions = {"none": (), **{name: (space.cap(name),) for name in tried_caps}}
     replies = trial.role_replies(interventions, source_replies)
     outcomes = pareto(trial.outcomes(interventions, replies, source_replies, sample.held_out[:half]))
@@ -171,6 +175,7 @@ class Trial:
     """Tries caps, and what they are compared with, on the prompts of a run's role replies (`source_replies`)."""
 
     engine: Engine
+    answers: KeptReplies
     space: PersonaSpace
     judge: Judge | None
     tasks: Sequence[CapabilityTask]
@@ -198,7 +203,7 @@ class Trial:
                 for k, t in enumerate(self.tasks)
             ]
             right = np.zeros((len(interventions), len(self.tasks)))
-            for r in self.engine.respond(task_prompts, Sampling(temperature=0, max_new_tokens=LONGEST)):
+            for r in self.answers.respond(task_prompts, Sampling(temperature=0, max_new_tokens=LONGEST)):
                 right[r.prompt.question, r.prompt.index] = bool(re.search(self.tasks[r.prompt.index].answer, r.text))
             solved = {name: float(right[c].mean()) for c, name in enumerate(interventions)}
         outcomes = []
@@ -225,7 +230,7 @@ class Trial:
             for k, r in enumerate(source_replies)
         ]
         responses = []
-        for response in self.engine.respond(prompts, sampling):
+        for response in self.answers.respond(prompts, sampling):
             responses.append(response)
             self.watcher.progress(len(responses), len(prompts))
         responses.sort(key=lambda r: (r.prompt.question, r.prompt.index))
