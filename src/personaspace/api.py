@@ -129,9 +129,8 @@ def calibrate(
     calibration.check_range(layer_range, len(axis))
     unit = axis / axis.norm(dim=-1, keepdim=True)
     default_projections, role_projections, role_names = calibration.projections_while_mapping(run_folder, unit)
-    replay = try_caps or min(len(default_projections), len(role_projections)) < calibration.LEAST
     model = None
-    if replay:
+    if try_caps or min(len(default_projections), len(role_projections)) < calibration.LEAST:
         model = engine() if engine else load_engine("transformers", space.meta["model"]["id"], **space.thinking_options)
         space.check_model(model.info)
     with run_folder.locked():
@@ -166,7 +165,8 @@ def calibrate(
             calibrated = calibration.recommended(calibrated, name, {"because": why})
         calibrated.save(run_folder.space_file)
         page = tradeoff.write_tradeoff(folder / "calibration.html", calibrated, outcomes) if try_caps else None
-        kept.forget(folder / "sweep")
+        if try_caps:
+            kept.forget(folder / "sweep")
     return Calibration(calibrated, outcomes, page)
 
 
